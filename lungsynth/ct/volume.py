@@ -1,0 +1,90 @@
+"""`Volume`: a CT in HU with the geometry that places it in the patient.
+
+Arrays are (depth, height, width): slices run inferior to superior, rows anterior to posterior, columns from the
+patient's right to left. The affine is nibabel's: it maps voxel indices (column, row, slice) to RAS millimetres, so the
+file that nibabel would write holds the transposed array. LUNA16's world is LPS: x and y have the other sign.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lungsynth.errors import InputError
+from lungsynth.types import Affine, HuPlane, HuVolume
+
+__all__ = ["Volume", "axial_affine", "lps_to_voxel", "voxel_to_lps"]
+
+_LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def axial_affine(*, spacing_mm: tuple[float, float, float], origin_lps_mm: tuple[float, float, float]) -> Affine:
+    """RAS affine of an axial grid of this module's orientation.
+
+    Args:
+        spacing_mm: (slice, row, column), all positive.
+        origin_lps_mm: LPS position of the centre of voxel (0, 0, 0), as in DICOM and MetaImage.
+    """
+    affine = np.diag([spacing_mm[2], spacing_mm[1], spacing_mm[0], 1.0])
+    affine[:3, 3] = origin_lps_mm
+    return _LPS_FROM_RAS @ affine
+
+
+def voxel_to_lps(affine: Affine, slice_row_column: np.ndarray) -> np.ndarray:
+    """LPS millimetres (..., 3) as (x, y, z) of voxel indices (..., 3) as (slice, row, column)."""
+    points = np.asarray(slice_row_column, dtype=np.float64)[..., ::-1]
+    return points @ (_LPS_FROM_RAS @ affine)[:3, :3].T + (_LPS_FROM_RAS @ affine)[:3, 3]
+
+
+def lps_to_voxel(affine: Affine, xyz_mm: np.ndarray) -> np.ndarray:
+    """Voxel indices (..., 3) as fractional (slice, row, column) of LPS millimetres (..., 3)."""
+    lps = _LPS_FROM_RAS @ affine
+    points = (np.asarray(xyz_mm, dtype=np.float64) - lps[:3, 3]) @ np.linalg.inv(lps[:3, :3]).T
+    return points[..., ::-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Volume:
+    """A CT series in HU.
+
+    Args:
+        hu: int16 (depth, height, width), within `CT_RANGE_HU`.
+        affine: (4, 4), (column, row, slice) -> RAS mm; axial in this module's orientation.
+        series_id: SeriesInstanceUID, or the file's stem where there is none.
+        patient_id: PatientID; the series itself where none is known (see `patient_known`).
+        patient_known: False when `patient_id` is only the series.
+        modality_info: kernel, manufacturer and the like, where the files tell.
+
+    Raises:
+        InputError: when the affine is not axial in the stated orientation.
+    """
+
+    hu: HuVolume
+    affine: Affine
+    series_id: str
+    patient_id: str
+    patient_known: bool = True
+    modality_info: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        linear = self.affine[:3, :3]
+        if np.abs(linear - np.diag(np.diag(linear))).max() > 1e-3 or not (np.sign(np.diag(linear)) == [-1, -1, 1]).all():
+            raise InputError(
+                f"{self.series_id}: a Volume's affine must be axial (columns to the patient's left, rows to posterior, "
+                f"slices to superior), got {linear.round(4).tolist()}. Read files with lungsynth.ct.read_volume."
+            )
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """(slice, row, column) in mm."""
+        column, row, depth = np.abs(np.diag(self.affine)[:3])
+        return float(depth), float(row), float(column)
+
+    def plane(self, index: int) -> HuPlane:
+        """Axial slice `index`, (height, width)."""
+        return self.hu[index]
+
+    def plane_affine(self, index: int) -> Affine:
+        """Affine of axial slice `index` as a volume of depth one."""
+        shifted = self.affine.copy()
+        shifted[:3, 3] = (self.affine @ [0.0, 0.0, float(index), 1.0])[:3]
+        return shifted
