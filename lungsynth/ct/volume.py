@@ -67,7 +67,8 @@ class Volume:
 
     def __post_init__(self) -> None:
         linear = self.affine[:3, :3]
-        if np.abs(linear - np.diag(np.diag(linear))).max() > 1e-3 or not (np.sign(np.diag(linear)) == [-1, -1, 1]).all():
+        tilt = np.abs(linear - np.diag(np.diag(linear))).max()
+        if tilt > 1e-3 or not (np.sign(np.diag(linear)) == [-1, -1, 1]).all():
             raise InputError(
                 f"{self.series_id}: a Volume's affine must be axial (columns to the patient's left, rows to posterior, "
                 f"slices to superior), got {linear.round(4).tolist()}. Read files with lungsynth.ct.read_volume."

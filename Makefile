@@ -1,0 +1,42 @@
+# make demo: 64 synthetic slices from the weights in the repository.   make test, make check: what CI runs.
+# make tour: the whole life of a cohort on the procedural phantom, training included, at tiny sizes.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+INSTALLED_TEST := $(VENV)/.installed-test
+TOUR := runs/tour
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: demo test check tour bundles clean
+
+demo: $(INSTALLED)
+	$(PY) scripts/synthesize.py --out demo --count 64 --seed 0
+
+test: $(INSTALLED_TEST)
+	$(PY) -m pytest
+
+check: $(INSTALLED_TEST)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+tour: $(INSTALLED_TEST)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash scripts/tour.sh $(TOUR)
+
+bundles: $(INSTALLED)
+	$(PY) scripts/package_bundles.py --out dist --zip
+
+# torch first and alone: a pinned torch keeps pip from choosing another build for the packages that depend on it.
+$(INSTALLED): pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(INSTALLED_TEST): $(INSTALLED)
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf demo dist runs

@@ -1,0 +1,135 @@
+"""What preparing one piece of a source leaves behind: the rows that the cohort's tables are made of.
+
+A `Part` is a series, or a folder of crops. It is written as JSON when all of its files are there, and last: a part that
+can be read back is finished, and a run that was stopped goes on from the parts it finds.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+__all__ = ["RATINGS", "NoduleRow", "Part", "SeriesRow", "SliceRow", "write_text"]
+
+RATINGS = (
+    "malignancy",
+    "texture",
+    "spiculation",
+    "lobulation",
+    "margin",
+    "sphericity",
+    "calcification",
+    "subtlety",
+    "internal_structure",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesRow:
+    """One row of `series.csv`. Spacings are None for crops.
+
+    Not columns: `family` (see `sources.Collection`), `folder` (the name of the source's folder), and `labelled`
+    (what an expert drew, contract C4.2).
+    """
+
+    series_id: str
+    patient_id: str
+    patient_known: bool
+    source: str
+    family: str
+    folder: str
+    slices: int
+    spacing_slice_mm: float | None = None
+    spacing_row_mm: float | None = None
+    spacing_column_mm: float | None = None
+    lung_mask: str
+    nodule_mask: str
+    labelled: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceRow:
+    """One axial slice: `shows_nodule` when a pixel is a labelled nodule, `normal` when it is in `lungs/`."""
+
+    slice_id: str
+    series_id: str
+    shows_nodule: bool
+    normal: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoduleRow:
+    """One row of `nodules.csv`; `has_patch` is False for tumours that do not fit into a patch,
+    `expert_mask` False where only centre and diameter were given."""
+
+    nodule_id: str
+    patient_id: str
+    series_id: str
+    source: str
+    texture_class: str
+    diameter_mm: float
+    votes: int
+    mean_hu: float
+    solid_fraction: float
+    attributes: dict[str, float] = field(default_factory=dict)
+    centre_lps_mm: tuple[float, float, float] | None = None
+    has_patch: bool = True
+    expert_mask: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The rows of one series or one folder of crops.
+
+    Args:
+        notes: what was left out and why, for the report.
+        figures: what was measured on the way, for the report (Markdown).
+    """
+
+    part_id: str
+    fingerprint: str
+    series: tuple[SeriesRow, ...] = ()
+    slices: tuple[SliceRow, ...] = ()
+    nodules: tuple[NoduleRow, ...] = ()
+    notes: tuple[str, ...] = ()
+    figures: str = ""
+
+    def save(self, folder: Path) -> Path:
+        """Writes `<part_id>.json`, whole or not at all."""
+        path = folder / f"{self.part_id}.json"
+        write_text(path, json.dumps(asdict(self), indent=1))
+        return path
+
+    @classmethod
+    def load(cls, folder: Path, part_id: str, *, fingerprint: str) -> "Part | None":
+        """The finished part, or None when there is none or when its files have changed since."""
+        path = folder / f"{part_id}.json"
+        if not path.exists():
+            return None
+        stored = json.loads(path.read_text())
+        if stored["fingerprint"] != fingerprint:
+            return None
+        rows = {
+            "series": [SeriesRow(**{**row, "labelled": tuple(row["labelled"])}) for row in stored["series"]],
+            "slices": [SliceRow(**row) for row in stored["slices"]],
+            "nodules": [NoduleRow(**{**row, "centre_lps_mm": _point(row)}) for row in stored["nodules"]],
+            "notes": stored["notes"],
+        }
+        return cls(
+            part_id=part_id,
+            fingerprint=fingerprint,
+            figures=stored["figures"],
+            **{name: tuple(values) for name, values in rows.items()},
+        )
+
+
+def _point(row: dict) -> tuple[float, float, float] | None:
+    return None if row["centre_lps_mm"] is None else tuple(row["centre_lps_mm"])
+
+
+def write_text(path: Path, text: str | Iterable[str]) -> None:
+    """Writes a text file under a temporary name in the same folder, then renames it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(text if isinstance(text, str) else "".join(text))
+    temporary.replace(path)

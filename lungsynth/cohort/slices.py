@@ -1,0 +1,80 @@
+"""Axial slices of a scan: their label maps, which of them are normal, and lungs on the generator's grid.
+
+The generator's grid (contract C3) covers 358.4 mm, centred on the lungs: 256 pixels of 1.4 mm or 512 of 0.7 mm.
+"""
+
+import numpy as np
+from einops import reduce
+from jaxtyping import Bool, Float, Int16, UInt8
+from scipy import ndimage
+
+from lungsynth.errors import InputError
+from lungsynth.hounsfield import AIR_HU, Label, to_int16
+from lungsynth.types import HuPlane, LabelVolume, MaskPlane
+
+__all__ = ["GRID_MM", "LUNG_SIZES_PX", "label_volume", "lung_area_cm2", "lung_on_grid", "normal_slices"]
+
+GRID_MM = 358.4  # width of the generator's field of view
+LUNG_SIZES_PX = (256, 512)
+
+_MaskVolume = Bool[np.ndarray, "depth height width"]
+_BySlice = Bool[np.ndarray, " depth"]
+
+
+def label_volume(*, lung: _MaskVolume, nodule: _MaskVolume, unlabelled: _MaskVolume) -> LabelVolume:
+    """Label map (contract C4.1): a nodule is nodule wherever it lies, and what nobody agreed on is unlabelled."""
+    labels = np.where(lung, np.uint8(Label.LUNG), np.uint8(Label.BACKGROUND))
+    labels[unlabelled] = Label.UNLABELLED
+    labels[nodule] = Label.NODULE
+    return labels
+
+
+def lung_area_cm2(lung: _MaskVolume, *, spacing_mm: tuple[float, float, float]) -> Float[np.ndarray, " depth"]:
+    """Area of lung in each slice."""
+    return lung.sum(axis=(1, 2)) * spacing_mm[1] * spacing_mm[2] / 100
+
+
+def normal_slices(
+    diseased: _BySlice, area_cm2: Float[np.ndarray, " depth"], *, slice_mm: float, gap_mm: float, min_cm2: float
+) -> _BySlice:
+    """Slices that show enough lung and lie farther than `gap_mm` from every slice with a nodule."""
+    if not diseased.any():
+        return area_cm2 >= min_cm2
+    distance_mm = ndimage.distance_transform_edt(~diseased) * slice_mm
+    return (distance_mm > gap_mm) & (area_cm2 >= min_cm2)
+
+
+def lung_on_grid(
+    hu: HuPlane, lung: MaskPlane, *, spacing_mm: tuple[float, float], size_px: int
+) -> tuple[Int16[np.ndarray, "size size"], UInt8[np.ndarray, "size size"]]:
+    """Resamples a slice to the generator's grid, centred on the bounding box of its lungs.
+
+    HU are interpolated linearly at half the grid's spacing and averaged by 2 x 2, so that scans of any pixel size
+    arrive with about the same noise; outside the scan is air.
+
+    Args:
+        hu: the slice.
+        lung: its lungs, not empty.
+        spacing_mm: (row, column) of the slice.
+        size_px: of the grid, which always covers `GRID_MM`.
+
+    Returns:
+        HU and lung mask (1 in lung).
+    """
+    if not lung.any():
+        raise InputError("A lung can only be centred on the grid when its mask is not empty.")
+    used = [np.flatnonzero(lung.any(axis=axis)) for axis in (1, 0)]
+    centre = [(float(line[0]) + float(line[-1])) / 2 for line in used]
+    fine = _sample(hu.astype(np.float32), centre, spacing_mm, 2 * size_px, order=1, outside=AIR_HU)
+    grid_hu = reduce(fine, "(h 2) (w 2) -> h w", "mean")
+    mask = _sample(lung.astype(np.uint8), centre, spacing_mm, size_px, order=0, outside=0)
+    return to_int16(grid_hu), mask.astype(np.uint8)
+
+
+def _sample(
+    image: np.ndarray, centre: list[float], spacing_mm: tuple[float, float], size_px: int, *, order: int, outside: int
+) -> np.ndarray:
+    scale = GRID_MM / size_px / np.asarray(spacing_mm)
+    offset = np.asarray(centre) - scale * (size_px - 1) / 2
+    shape = (size_px, size_px)
+    return ndimage.affine_transform(image, scale, offset, output_shape=shape, order=order, cval=outside)

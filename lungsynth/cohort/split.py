@@ -1,0 +1,87 @@
+"""Patient-level split into training, validation and test (contract C5.3).
+
+Patients that occur in the same sources form a group, and each group is divided on its own, so that a collection with
+lung masks and one with nodules both stand in each part. Within a group the order of the patients is that of a hash of
+seed and patient id: stable, and independent of how the files were found.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Set
+
+from lungsynth.cohort.records import SeriesRow
+
+__all__ = ["EXCLUDED", "SPLITS", "assign_splits", "split_hash", "split_patients"]
+
+SPLITS = ("training", "validation", "test")
+EXCLUDED = "excluded"
+_TEST_SHARE = 0.2  # the paper's 4:1
+_VALIDATION_SHARE = 0.1
+_SMALLEST_GROUP = 4  # smaller groups only train
+
+
+def split_patients(sources_of: Mapping[str, Set[str]], *, seed: int) -> dict[str, str]:
+    """Divides patients.
+
+    Args:
+        sources_of: for each patient id, the sources that hold the patient.
+        seed: another seed, another order.
+
+    Returns:
+        `training`, `validation` or `test` for each patient id.
+    """
+    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for patient, sources in sources_of.items():
+        groups[tuple(sorted(sources))].append(patient)
+    split = {}
+    for patients in groups.values():
+        ordered = sorted(patients, key=lambda patient: _order(patient, seed))
+        tests, validations = _shares(len(ordered))
+        for rank, patient in enumerate(ordered):
+            split[patient] = "test" if rank < tests else "validation" if rank < tests + validations else "training"
+    return split
+
+
+def assign_splits(series: Iterable[SeriesRow], *, mode: str, seed: int) -> dict[str, str]:
+    """Split of each series id.
+
+    Series without a known patient are possible twins of the known patients of their family: they are excluded
+    when one of those validates or tests, and only train otherwise. In a family without any known patient each
+    series is its own patient.
+
+    Args:
+        mode: `auto`, or `test` for a cohort that only tests.
+        seed: see `split_patients`.
+    """
+    rows = list(series)
+    families_known = {row.family for row in rows if row.patient_known}
+    twins = {row.series_id for row in rows if not row.patient_known and row.family in families_known}
+    sources_of: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row.series_id not in twins:
+            sources_of[row.patient_id].add(row.folder)
+    patients = split_patients(sources_of, seed=seed) if mode == "auto" else dict.fromkeys(sources_of, "test")
+    held_out = {row.family for row in rows if row.patient_known and patients[row.patient_id] != "training"}
+    return {
+        row.series_id: (EXCLUDED if row.family in held_out else "training")
+        if row.series_id in twins
+        else patients[row.patient_id]
+        for row in rows
+    }
+
+
+def split_hash(series: Iterable[SeriesRow], splits: Mapping[str, str]) -> str:
+    """SHA-256 of the sorted `patient_id,split` lines."""
+    lines = sorted({f"{row.patient_id},{splits[row.series_id]}\n" for row in series})
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _order(patient: str, seed: int) -> str:
+    return hashlib.sha256(f"{seed}:{patient}".encode()).hexdigest()
+
+
+def _shares(patients: int) -> tuple[int, int]:
+    """(test, validation) patients of a group."""
+    if patients < _SMALLEST_GROUP:
+        return 0, 0
+    return max(1, round(_TEST_SHARE * patients)), max(1, round(_VALIDATION_SHARE * patients))

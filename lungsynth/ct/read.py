@@ -1,0 +1,105 @@
+"""One door to all formats: the files of a series become a `Volume`, a mask file becomes labels on that volume's grid."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+
+from lungsynth.ct.dicom import read_dicom
+from lungsynth.ct.metaimage import read_metaimage
+from lungsynth.ct.nifti import read_nifti
+from lungsynth.ct.series import SeriesFiles
+from lungsynth.ct.volume import Volume
+from lungsynth.errors import InputError
+from lungsynth.hounsfield import check_hu, to_int16
+from lungsynth.types import LabelVolume
+
+__all__ = ["is_metaimage", "is_nifti", "read_lung_mask", "read_mask", "read_volume"]
+
+_LUNA16_LUNGS = (3, 4)  # LUNA16's seg-lungs: 3 and 4 are the lungs, 5 the trachea
+_LUNA16_VALUES = {0, 3, 4, 5}
+_AFFINE_TOLERANCE_MM = 1e-3
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether the name is that of a NIfTI file."""
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def is_metaimage(path: Path) -> bool:
+    """Whether the name is that of a MetaImage header (its `.raw` or `.zraw` is not one)."""
+    return path.suffix.lower() in (".mhd", ".mha")
+
+
+def read_volume(files: SeriesFiles) -> Volume:
+    """Reads a series as int16 HU within `CT_RANGE_HU`, in the orientation of `Volume`.
+
+    Args:
+        files: as `find_series` gives them.
+
+    Raises:
+        InputError: one sentence with the file or series, what is wrong and the remedy.
+    """
+    info: dict[str, str] = {}
+    if files.kind == "dicom":
+        values, affine, info = read_dicom(files)
+    else:
+        values, affine = _read_file(files.files[0])
+    name = f"Series {files.series_id} in {files.files[0].parent}" if files.kind == "dicom" else str(files.files[0])
+    check_hu(values, name=name)
+    return Volume(
+        hu=to_int16(values),
+        affine=affine,
+        series_id=files.series_id,
+        patient_id=files.patient_id,
+        patient_known=files.patient_known,
+        modality_info=info,
+    )
+
+
+def read_mask(path: Path, like: Volume, *, values: Collection[int] | None = None) -> LabelVolume:
+    """Reads a mask volume that lies on the grid of its image.
+
+    Args:
+        path: NIfTI or MetaImage, integers 0..255.
+        like: the image.
+        values: which labels become 1, all others 0; without it the labels stay as they are.
+
+    Raises:
+        InputError: when the grids differ, or the values are no labels.
+    """
+    labels, affine = _read_file(path)
+    shape, wanted = labels.shape, like.hu.shape
+    if shape != wanted or np.abs(affine - like.affine).max() > _AFFINE_TOLERANCE_MM:
+        raise InputError(
+            f"{path}: the mask's grid differs from its image {like.series_id}: (depth, height, width) {shape} at "
+            f"{_grid(affine)} and {wanted} at {_grid(like.affine)}. Resample the mask to the image, nearest neighbour."
+        )
+    if not np.isfinite(labels).all() or (labels != np.rint(labels)).any() or labels.min() < 0 or labels.max() > 255:
+        raise InputError(f"{path}: a mask holds whole numbers 0..255, got other values; is it an image? Threshold it first.")
+    labels = labels.astype(np.uint8)
+    return labels if values is None else np.isin(labels, list(values)).astype(np.uint8)
+
+
+def read_lung_mask(path: Path, like: Volume) -> Bool[np.ndarray, "depth height width"]:
+    """Reads a lung mask: everything above 0, or values 3 and 4 of LUNA16's seg-lungs (5 is the trachea).
+
+    Raises:
+        InputError: as `read_mask`, and when the mask is empty.
+    """
+    labels = read_mask(path, like)
+    luna16 = set(np.unique(labels).tolist()) <= _LUNA16_VALUES and bool(np.isin(labels, _LUNA16_LUNGS).any())
+    lung = np.isin(labels, _LUNA16_LUNGS) if luna16 else labels > 0
+    if not lung.any():
+        raise InputError(f"{path}: the lung mask is empty; remove it to have the lungs found by threshold.")
+    return lung
+
+
+def _read_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    return read_nifti(path) if is_nifti(path) else read_metaimage(path)
+
+
+def _grid(affine: np.ndarray) -> str:
+    spacing, origin = np.abs(np.diag(affine)[:3]).round(4).tolist(), affine[:3, 3].round(3).tolist()
+    return f"spacing {spacing} mm and RAS origin {origin}"

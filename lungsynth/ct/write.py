@@ -1,0 +1,130 @@
+"""Files on disk: NIfTI volumes and slices, `annotations.csv`. Written whole or not at all, and the same bytes each time.
+
+Arrays here are (depth, height, width) and (height, width); the NIfTI array is their transpose, so that nibabel's
+affine of a `Volume` needs no change. A slice file holds (width, height, 1).
+"""
+
+import gzip
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from einops import rearrange
+
+from lungsynth.ct.series import NoduleSphere
+from lungsynth.ct.volume import Volume
+from lungsynth.errors import InputError
+from lungsynth.types import Affine, HuPlane, HuVolume, LabelPlane, LabelVolume
+
+__all__ = ["ANNOTATION_COLUMNS", "read_plane", "write_annotations", "write_atomically", "write_nifti", "write_plane"]
+
+ANNOTATION_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")
+_COMPRESSION = 6
+_DESCRIP_BYTES = 79  # the header's field has 80 bytes, the last one zero
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file that is whole or absent: a temporary name in the same folder, then a rename.
+
+    Args:
+        path: its parent folders are made.
+        content: the whole file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _nifti_bytes(array: np.ndarray, affine: Affine, *, descrip: str) -> bytes:
+    if array.dtype not in (np.int16, np.uint8):
+        raise InputError(f"A NIfTI of this project holds int16 HU or uint8 labels, got {array.dtype}; cast it first.")
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner")
+    image.header["descrip"] = descrip.encode("ascii", "replace")[:_DESCRIP_BYTES]
+    return image.to_bytes()
+
+
+def _write_image(path: Path, array: np.ndarray, affine: Affine, *, descrip: str) -> None:
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise InputError(f"{path}: a NIfTI file's name must end in .nii or .nii.gz; rename it.")
+    content = _nifti_bytes(array, affine, descrip=descrip)
+    if path.suffix == ".gz":
+        packed = io.BytesIO()
+        # Neither time nor name in the header: the same image gives the same bytes.
+        with gzip.GzipFile(filename="", mode="wb", compresslevel=_COMPRESSION, fileobj=packed, mtime=0) as stream:
+            stream.write(content)
+        content = packed.getvalue()
+    write_atomically(path, content)
+
+
+def write_nifti(
+    path: Path, image: Volume | HuVolume | LabelVolume, affine: Affine | None = None, *, descrip: str = ""
+) -> None:
+    """Writes a volume as NIfTI, bit-exact.
+
+    Args:
+        path: ends in `.nii.gz` or `.nii`.
+        image: a `Volume`, or int16 HU or uint8 labels (depth, height, width).
+        affine: RAS, of (column, row, slice); a `Volume` brings its own.
+        descrip: the header's field of this name, at most 79 ASCII characters.
+
+    Raises:
+        InputError: on another dtype or name, or an array without affine.
+    """
+    if isinstance(image, Volume):
+        image, affine = image.hu, image.affine if affine is None else affine
+    if affine is None:
+        raise InputError(f"{path}: an array needs its affine to be written; give one or pass a Volume.")
+    _write_image(path, rearrange(image, "depth height width -> width height depth"), affine, descrip=descrip)
+
+
+def write_plane(path: Path, plane: HuPlane | LabelPlane, affine: Affine, *, descrip: str = "") -> None:
+    """Writes one slice as a NIfTI of depth one, bit-exact; its array is (width, height, 1).
+
+    Args:
+        path: ends in `.nii.gz` or `.nii`.
+        plane: int16 HU or uint8 labels (height, width).
+        affine: RAS, of (column, row, 0), as `Volume.plane_affine` gives it.
+        descrip: the header's field of this name, at most 79 ASCII characters.
+
+    Raises:
+        InputError: on another dtype or name.
+    """
+    _write_image(path, rearrange(plane, "height width -> width height 1"), affine, descrip=descrip)
+
+
+def read_plane(path: Path) -> tuple[HuPlane | LabelPlane, Affine]:
+    """Reads what `write_plane` wrote: the plane (height, width) in its own dtype, and its affine.
+
+    Raises:
+        InputError: when the file is missing, damaged, or not a slice of int16 or uint8.
+    """
+    try:
+        image = nib.load(path)
+        array = np.asarray(image.dataobj)  # type: ignore[attr-defined]
+    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
+        raise InputError(f"{path}: could not be read as a slice ({error}); write the cohort again.") from error
+    if array.ndim != 3 or array.shape[2] != 1 or array.dtype not in (np.int16, np.uint8):
+        raise InputError(
+            f"{path}: a slice file holds int16 or uint8 (width, height, 1), got {array.dtype} {array.shape}. "
+            "Write it with lungsynth.ct.write_plane."
+        )
+    plane = np.ascontiguousarray(rearrange(array, "width height 1 -> height width"))
+    return plane, np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
+
+
+def write_annotations(path: Path, nodules: Iterable[NoduleSphere]) -> None:
+    """Writes nodules as LUNA16's `annotations.csv` (LPS millimetres, three decimals), in the order given."""
+    rows = [(nodule.series_id, *nodule.centre_lps_mm, nodule.diameter_mm) for nodule in nodules]
+    table = pd.DataFrame(rows, columns=list(ANNOTATION_COLUMNS))
+    write_atomically(path, table.to_csv(index=False, float_format="%.3f", lineterminator="\n").encode())

@@ -1,0 +1,238 @@
+"""MLflow: one parent run for a chain, a child run a stage. The only file that imports mlflow.
+
+mlflow is imported on first use: it takes seconds, and its telemetry has to be switched off before. Runs are made through
+`MlflowClient`, so there is no global active run, no host or user name in the tags, and a run ends when its block ends:
+FINISHED, FAILED after an exception, KILLED after Ctrl-C. What is logged are settings, counts, hashes and pictures, never
+patient ids or absolute paths.
+"""
+
+import logging
+import os
+import shlex
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from PIL import Image
+
+from lungsynth.errors import InputError
+
+__all__ = ["DEFAULT_URI", "EXPERIMENT", "Run", "Tracker", "open_tracker", "ui_command"]
+
+DEFAULT_URI = "sqlite:///runs/mlflow.db"
+EXPERIMENT = "lungsynth"
+_PARENT_TAG = "mlflow.parentRunId"
+_PROBE_SECONDS = 5
+_SQLITE = "sqlite:///"
+_DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run in progress; made by `Tracker.run`."""
+
+    client: Any
+    run_id: str
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Logs settings; values as text."""
+        from mlflow.entities import Param
+
+        self.client.log_batch(self.run_id, params=[Param(key, str(value)) for key, value in params.items()])
+
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Logs numbers of step 0 in one write."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self.client.log_batch(
+            self.run_id, metrics=[Metric(key, float(value), now, 0) for key, value in metrics.items()]
+        )
+
+    def log_json(self, content: Mapping[str, Any], name: str) -> None:
+        """Logs a JSON artifact at `name`, e.g. `configs/wcapsgan.json`."""
+        self.client.log_dict(self.run_id, dict(content), name)
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """Copies a file to the run's artifacts."""
+        self.client.log_artifact(self.run_id, str(path), folder)
+
+    def log_image(self, image: Image.Image, name: str) -> None:
+        """Logs a picture at `name`, e.g. `samples/000001.png`."""
+        self.client.log_image(self.run_id, image, name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracker:
+    """A reachable tracking store with its experiment; made by `open_tracker`."""
+
+    client: Any
+    uri: str
+    experiment_id: str
+    fresh: list[str] = field(default_factory=list)  # ids of the runs that this tracker has started
+
+    @contextmanager
+    def run(self, name: str, *, parent: Run | None = None, tags: Mapping[str, str] | None = None) -> Iterator[Run]:
+        """Starts a run, nested below `parent`, and ends it with the status of the block."""
+        nesting = {_PARENT_TAG: parent.run_id} if parent else {}
+        created = self.client.create_run(self.experiment_id, run_name=name, tags={**(tags or {}), **nesting})
+        run = Run(client=self.client, run_id=created.info.run_id)
+        self.fresh.append(run.run_id)
+        status = "KILLED"
+        try:
+            yield run
+            status = "FINISHED"
+        except Exception:
+            status = "FAILED"
+            raise
+        finally:
+            self.client.set_terminated(run.run_id, status)
+
+    def close_stale(self, run_id: str) -> None:
+        """Marks a run that a killed process left as RUNNING, and its children, as KILLED; unknown ids are ignored."""
+        query = f"attributes.status = 'RUNNING' and tags.`{_PARENT_TAG}` = '{run_id}'"
+        stale = [run.info.run_id for run in self.client.search_runs([self.experiment_id], query)]
+        own = self.client.search_runs(
+            [self.experiment_id], f"attributes.status = 'RUNNING' and attributes.run_id = '{run_id}'"
+        )
+        for identifier in stale + [run.info.run_id for run in own]:
+            self.client.set_terminated(identifier, "KILLED")
+
+
+def open_tracker(uri: str = DEFAULT_URI, *, experiment: str = EXPERIMENT) -> Tracker:
+    """Connects to a tracking store, creating a SQLite file and the experiment where they do not exist.
+
+    Args:
+        uri: `sqlite:///FILE`, `http(s)://HOST`, or a database URI that MLflow knows.
+        experiment: its name; a new one in SQLite keeps its artifacts in `mlartifacts` beside the file.
+
+    Raises:
+        InputError: when the store cannot be used, within a few seconds and before anything is written.
+    """
+    _check_uri(uri)
+    absolute = _absolute(uri)
+    had_mlruns = Path("mlruns").exists()
+    try:
+        with _short_patience():
+            client = _mlflow_client(absolute)
+            experiment_id = _experiment_id(client, absolute, experiment)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a store's driver raises, the user needs the address and the way out
+        raise InputError(
+            f"--tracking-uri {uri}: no MLflow store answers there ({str(error).splitlines()[0][:200]}). Start its server, or "
+            f"use a file such as {DEFAULT_URI}."
+        ) from error
+    if not had_mlruns:
+        _remove_empty(Path("mlruns"))  # MLflow makes it for an experiment that we do not use
+    return Tracker(client=client, uri=absolute, experiment_id=experiment_id)
+
+
+def ui_command(uri: str) -> str:
+    """The command that opens the UI on `uri`: `mlflow ui`, or a browser where a server runs already."""
+    if uri.startswith(("http://", "https://")):
+        return f"python -m webbrowser {shlex.quote(uri)}"
+    program = "mlflow"
+    beside = Path(sys.executable).parent / program
+    found = shutil.which(program)
+    if beside.is_file() and (found is None or not Path(found).samefile(beside)):
+        # The environment is not activated, as after `make demo`.
+        program = str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
+    return f"{shlex.quote(program)} ui --backend-store-uri {shlex.quote(_absolute(uri))}"
+
+
+def _mlflow_client(uri: str) -> Any:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read while mlflow is imported
+    import mlflow
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # the tables of a new store are no news
+    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _experiment_id(client: Any, uri: str, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        folder = _sqlite_file(uri).parent / "mlartifacts" if uri.startswith(_SQLITE) else None
+        return str(client.create_experiment(name, artifact_location=folder.as_uri() if folder else None))
+    if found.lifecycle_stage != "active":
+        raise InputError(
+            f"The MLflow experiment `{name}` of {uri} is deleted. Restore it with "
+            f"`mlflow experiments restore --experiment-id {found.experiment_id}`, or use another --tracking-uri."
+        )
+    return str(found.experiment_id)
+
+
+def _check_uri(uri: str) -> None:
+    parts = urlsplit(uri)
+    if parts.scheme in ("", "file"):
+        raise InputError(
+            f"--tracking-uri {uri}: MLflow 3.13 and later keep no runs in plain folders. Use a SQLite file, for example "
+            f"{_SQLITE}{Path(parts.path or 'runs') / 'mlflow.db'}."
+        )
+    if parts.scheme == "sqlite":
+        _check_sqlite(uri)
+    elif port := _DATABASE_PORTS.get(parts.scheme.split("+")[0]):
+        _check_port(uri, parts.hostname or "localhost", parts.port or port)
+
+
+def _check_sqlite(uri: str) -> None:
+    if not uri.startswith(_SQLITE) or uri == _SQLITE:
+        raise InputError(
+            f"--tracking-uri {uri}: a SQLite address needs three slashes and a file, for example {DEFAULT_URI}."
+        )
+    file = _sqlite_file(uri)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        head = file.open("rb").read(16) if file.exists() else b""
+    except OSError as error:
+        raise InputError(
+            f"--tracking-uri {uri}: {error.filename} cannot be used ({error.strerror}). Name another file."
+        ) from error
+    if head and not head.startswith(b"SQLite format 3"):
+        raise InputError(f"--tracking-uri {uri}: {file} is no SQLite database. Name another file.")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise InputError(f"--tracking-uri {uri}: {file} cannot be written. Name another file.")
+
+
+def _check_port(uri: str, host: str, port: int) -> None:
+    """MLflow tries a database ten times, for minutes; a refused port is known at once."""
+    try:
+        socket.create_connection((host, port), timeout=_PROBE_SECONDS).close()
+    except OSError as error:
+        raise InputError(
+            f"--tracking-uri {uri}: {host}:{port} does not answer ({error}). Start it, or use {DEFAULT_URI}."
+        ) from error
+
+
+def _sqlite_file(uri: str) -> Path:
+    return Path(uri.removeprefix(_SQLITE)).absolute()
+
+
+def _absolute(uri: str) -> str:
+    return f"{_SQLITE}{_sqlite_file(uri)}" if uri.startswith(_SQLITE) else uri
+
+
+@contextmanager
+def _short_patience() -> Iterator[None]:
+    """Lets the first contact with a server fail within seconds; later calls keep MLflow's own patience."""
+    wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(_PROBE_SECONDS)}
+    added = {key: value for key, value in wanted.items() if key not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for key in added:
+            os.environ.pop(key, None)
+
+
+def _remove_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

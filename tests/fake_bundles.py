@@ -1,0 +1,150 @@
+"""Tiny bundles with the calls of contract C6.5, written where a test asks for them: no training, no network to wait for."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+_SAMPLING = '''
+"""Samples that are made by arithmetic on the seed alone."""
+
+import numpy as np
+import torch
+
+CATEGORIES = ("ground_glass", "part_solid", "solid")
+LEVELS = {"ground_glass": -500, "part_solid": -250, "solid": 30}
+
+
+class Net(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.layer = torch.nn.Linear(width, 2)
+
+
+def _disc(size, spacing, radius_mm, centre=(0.0, 0.0)):
+    axis = (np.arange(size) - (size - 1) / 2) * spacing
+    return np.hypot(axis[:, None] - centre[0], axis[None, :] - centre[1]) <= radius_mm
+
+
+class NoduleSampler:
+    spacing_mm = 0.7
+    categories = CATEGORIES
+
+    def __init__(self, weights, network=None):
+        (network or Net(3)).load_state_dict(torch.load(weights, weights_only=True))
+
+    def __call__(self, seeds, categories, diameters_mm):
+        hu, alpha, diameters = [], [], []
+        for seed, category, wanted in zip(seeds, categories, diameters_mm):
+            rng = np.random.default_rng(seed)
+            diameter = wanted or 6 + 8 * rng.random()
+            mask = _disc(64, self.spacing_mm, diameter / 2)
+            hu.append(np.where(mask, LEVELS[category] + rng.integers(-40, 40, (64, 64)), -850).astype(np.int16))
+            alpha.append(mask.astype(np.float16))
+            diameters.append(2 * np.sqrt(mask.sum() / np.pi) * self.spacing_mm)
+        return {
+            "hu": np.stack(hu), "alpha": np.stack(alpha), "category": list(categories),
+            "diameter_mm": np.float32(diameters), "seed": np.int64(seeds),
+        }
+
+
+class LungSampler:
+    spacing_mm = 2.8
+    categories = ("normal",)
+
+    def __init__(self, weights, size=128):
+        torch.load(weights, weights_only=True)
+        self.size = size
+
+    def __call__(self, seeds, categories, diameters_mm):
+        hu, masks = [], []
+        for seed in seeds:
+            rng = np.random.default_rng(seed)
+            body = _disc(self.size, self.spacing_mm, 150)
+            lungs = _disc(self.size, self.spacing_mm, 55, (0, -70)) | _disc(self.size, self.spacing_mm, 55, (0, 70))
+            plane = np.where(lungs, -850, np.where(body, 40, -1000)) + rng.integers(-30, 30, lungs.shape)
+            hu.append(plane.astype(np.int16))
+            masks.append(lungs.astype(np.uint8))
+        return {
+            "hu": np.stack(hu), "mask": np.stack(masks), "category": list(categories),
+            "diameter_mm": np.full(len(seeds), np.nan, np.float32), "seed": np.int64(seeds),
+        }
+
+
+class Enhancer:
+    def __init__(self, weights):
+        torch.load(weights, weights_only=True)
+
+    def __call__(self, hu, nodule_mask):
+        return np.where(nodule_mask, hu, hu + 1).astype(np.int16)
+'''
+
+
+def write_bundle(bundles: Path, name: str, package: str, configs: dict[str, dict], weights: dict[str, dict]) -> Path:
+    """Writes `<name>_bundle` with a package that holds the samplers, configs and weights with their sidecars."""
+    root = bundles / f"{name}_bundle"
+    for folder in ("configs", "models", package):
+        (root / folder).mkdir(parents=True)
+    (root / package / "__init__.py").write_text('"""A fake."""\n')
+    (root / package / "sampling.py").write_text(_SAMPLING)
+    for file, config in configs.items():
+        (root / "configs" / file).write_text(json.dumps(config))
+    for file, state in weights.items():
+        write_weights(root / "models" / file, state)
+    return root
+
+
+def write_weights(path: Path, state: dict) -> None:
+    """Writes weights and the sidecar that names their hash."""
+    torch.save(state, path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_suffix(".json").write_text(json.dumps({"network": "fake", "sha256": sha256, "data": []}))
+
+
+def linear_state(width: int, fill: float = 0.0) -> dict:
+    """A state dict of the fakes' network."""
+    return {"layer.weight": torch.full((2, width), fill), "layer.bias": torch.zeros(2)}
+
+
+def write_fake_bundles(bundles: Path, prefix: str) -> Path:
+    """The two bundles that the chain opens; `prefix` keeps the packages of two folders apart."""
+    sampler, enhancer = f"{prefix}_wcapsgan", f"{prefix}_cyclegan"
+    at = "$str(@bundle_root) + "
+    write_bundle(
+        bundles,
+        "wcapsgan",
+        sampler,
+        {
+            "inference.json": {
+                "bundle_root": ".",
+                "network_def": {"_target_": f"{sampler}.sampling.Net", "width": 3},
+                "sampler": {
+                    "_target_": f"{sampler}.sampling.NoduleSampler",
+                    "weights": at + "'/models/model.pt'",
+                    "network": "@network_def",
+                },
+            },
+            "inference_lung.json": {
+                "network_def": {"_target_": f"{sampler}.sampling.Net", "width": 4},
+                "sampler": {
+                    "_target_": f"{sampler}.sampling.LungSampler",
+                    "weights": at + "'/models/model_lung.pt'",
+                },
+            },
+        },
+        {"model.pt": linear_state(3), "model_lung.pt": linear_state(4)},
+    )
+    write_bundle(
+        bundles,
+        "cyclegan",
+        enhancer,
+        {
+            "inference.json": {
+                "bundle_root": ".",
+                "enhancer": {"_target_": f"{enhancer}.sampling.Enhancer", "weights": at + "'/models/model.pt'"},
+            }
+        },
+        {"model.pt": linear_state(2)},
+    )
+    return bundles
