@@ -287,7 +287,9 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: expected a parquet table of assets, got a file that cannot be read ({error}).") from error
+        raise InputError(
+            f"{path}: expected a parquet table of assets, got a file that cannot be read ({error})."
+        ) from error
     if set(table.column_names) != set(_SCHEMA.names):
         raise InputError(
             f"{path}: expected the columns {_SCHEMA.names}, got {table.column_names}. Use a folder that synthesize.py wrote."
@@ -300,8 +302,12 @@ def _load_checked(path: Path) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: expected an int16 array, got a file that cannot be read ({error}). {remedy}") from error
+        raise InputError(
+            f"{path}: expected an int16 array, got a file that cannot be read ({error}). {remedy}"
+        ) from error
     found = content_hash(array)
     if found != path.stem:
-        raise InputError(f"{path}: expected content with the hash {path.stem}, got {found}: the file was changed. {remedy}")
+        raise InputError(
+            f"{path}: expected content with the hash {path.stem}, got {found}: the file was changed. {remedy}"
+        )
     return array

@@ -115,7 +115,9 @@ class GroupSettings:
     def __post_init__(self) -> None:
         weights, counts = self.count_probabilities.values(), self.count_probabilities.keys()
         if not counts or min(counts) < 1 or min(weights) < 0 or sum(weights) <= 0:
-            raise InputError(f"count_probabilities needs counts >= 1 with probabilities, got {dict(self.count_probabilities)}.")
+            raise InputError(
+                f"count_probabilities needs counts >= 1 with probabilities, got {dict(self.count_probabilities)}."
+            )
         if not 0 < self.scale_range[0] <= self.scale_range[1]:
             raise InputError(f"scale_range needs 0 < low <= high, got {self.scale_range}.")
 
@@ -149,8 +151,10 @@ def _draw_group(
     count = counts[int(rng.choice(len(counts), p=weights / weights.sum()))]
     positions = prior.sample(rng, count)
     members = []
-    for u, v in positions:
-        nodule = nodules[int(rng.integers(len(nodules)))]
+    for (u, v), index in zip(
+        positions, rng.choice(len(nodules), size=count, replace=count > len(nodules)), strict=True
+    ):
+        nodule = nodules[int(index)]
         # Rounded so that the text is short and says all there is.
         scale = round(float(rng.uniform(*settings.scale_range)), 3)
         rotation, flip = round(float(rng.uniform(0, 360)), 1), bool(rng.integers(2))

@@ -70,7 +70,12 @@ def analytic_presence(*, cells: int = 64, posterior: float = 2.0, peripheral: fl
 
 
 def fit_presence(
-    points: Positions, *, cells: int = 64, bandwidth: float = 0.06, prior: PresencePrior | None = None, prior_points: float = 50
+    points: Positions,
+    *,
+    cells: int = 64,
+    bandwidth: float = 0.06,
+    prior: PresencePrior | None = None,
+    prior_points: float = 50,
 ) -> PresencePrior:
     """Kernel density of measured positions, mixed with a prior that counts as `prior_points` positions.
 

@@ -1,0 +1,127 @@
+"""What the chain borrows from a COHORT: nodules and normal slices of its training patients, nobody else's (contract C5)."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lungsynth.ct.write import read_plane
+from lungsynth.errors import InputError
+from lungsynth.hounsfield import Label
+from lungsynth.types import Affine, HuPlane, LabelPlane, MaskPlane
+
+__all__ = ["CohortSource", "RealLung", "RealNodule", "open_cohort"]
+
+_LOG = logging.getLogger(__name__)
+_REMEDY = "Give --cohort a folder that scripts/prepare.py wrote."
+
+
+class RealNodule(NamedTuple):
+    """The largest slice of a nodule: HU and alpha, both (64, 64) at 0.7 mm."""
+
+    origin: str
+    hu: np.ndarray
+    alpha: np.ndarray
+
+
+class RealLung(NamedTuple):
+    """A normal slice on its own grid, with the mask of its lungs."""
+
+    origin: str
+    hu: HuPlane
+    mask: MaskPlane
+    affine: Affine
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortSource:
+    """The training part of a cohort; made by `open_cohort`.
+
+    Args:
+        folder: the cohort.
+        identity: split hash and hash of the datalists; equal for equal cohorts.
+        nodules: entries of `nodules.json`.
+        lungs: entries of `lungs.json`.
+        diseased: entries of `enhancement.json`.
+    """
+
+    folder: Path
+    identity: dict[str, str]
+    nodules: Sequence[dict[str, Any]]
+    lungs: Sequence[dict[str, Any]]
+    diseased: Sequence[dict[str, Any]]
+
+    def read_nodules(self, category: str, *, seed: int) -> Iterator[RealNodule]:
+        """The nodules of a category in an order that depends on the seed; files that cannot be read are reported and left out."""
+        entries = [entry for entry in self.nodules if entry["category"] == category]
+        for index in np.random.default_rng(seed).permutation(len(entries)):
+            path = self.folder / entries[index]["nodule"]
+            try:
+                with np.load(path, allow_pickle=False) as patch:
+                    largest = int(patch["largest"])
+                    yield RealNodule(str(entries[index]["nodule_id"]), patch["hu"][largest], patch["alpha"][largest])
+            except (OSError, KeyError, ValueError, IndexError, EOFError) as error:
+                _LOG.warning("%s: left out, not a nodule of a cohort (%s)", path, error)
+
+    def read_lungs(self, *, seed: int) -> Iterator[RealLung]:
+        """The normal slices, in an order that depends on the seed; files that cannot be read are reported and left out."""
+        for index in np.random.default_rng(seed).permutation(len(self.lungs)):
+            entry = self.lungs[index]
+            try:
+                hu, label, affine = self.read_pair(entry)
+            except InputError as error:
+                _LOG.warning("left out: %s", error)
+                continue
+            yield RealLung(Path(entry["image"]).name.removesuffix(".nii.gz"), hu, label == Label.LUNG, affine)
+
+    def read_pair(self, entry: dict[str, Any]) -> tuple[HuPlane, LabelPlane, Affine]:
+        """Image and label of a datalist entry.
+
+        Raises:
+            InputError: when a file cannot be read or their grids differ.
+        """
+        hu, affine = read_plane(self.folder / entry["image"])
+        label, label_affine = read_plane(self.folder / entry["label"])
+        if hu.shape != label.shape or not np.allclose(affine, label_affine, atol=1e-3):
+            raise InputError(f"{self.folder / entry['label']}: its grid differs from that of {entry['image']}. Prepare the cohort again.")
+        return hu, label, affine
+
+
+def open_cohort(folder: Path) -> CohortSource:
+    """Reads the datalists of a cohort.
+
+    Raises:
+        InputError: when a file of contract C5 is missing or damaged, or the training part is empty.
+    """
+    split_hash = str(_read_json(folder / "cohort.json").get("split_hash"))
+    digest, entries = hashlib.sha256(), {}
+    for name in ("nodules", "lungs", "enhancement"):
+        content = _read_json(folder / f"{name}.json")
+        entries[name] = list(content.get("training", []))
+        digest.update(json.dumps(content, sort_keys=True).encode())
+    if not entries["nodules"] and not entries["lungs"]:
+        raise InputError(f"{folder}: its training part has neither nodules nor normal slices. Prepare it with --split auto.")
+    return CohortSource(
+        folder=folder,
+        identity={"split_hash": split_hash, "datalists": digest.hexdigest()},
+        nodules=entries["nodules"],
+        lungs=entries["lungs"],
+        diseased=entries["enhancement"],
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: expected this file of a cohort, found none. {_REMEDY}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected JSON, got {error}. {_REMEDY}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(content).__name__}. {_REMEDY}")
+    return content

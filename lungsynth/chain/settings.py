@@ -1,0 +1,143 @@
+"""What a run of the chain is: its settings, its sizes, its seeds, and the folder that belongs to it alone.
+
+Every random number follows from the run's seed S: seed i of a purpose is word i of `numpy.random.SeedSequence(S,
+spawn_key=(purpose, *keys))`, shortened to 63 bits. Asking for more seeds never changes the first ones.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from math import ceil, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lungsynth.ct.write import write_atomically
+from lungsynth.errors import InputError
+
+__all__ = ["ChainSettings", "Purpose", "Sizes", "check_folder", "seeds", "share", "write_run_file"]
+
+_PAIRS_PER_SAMPLE = 2.5  # the paper plans 2,500,000 pairs and keeps 1,000,000
+_MAX_LUNGS = 500  # the paper: 50 real and 450 generated
+_MAX_NODULES = 1200  # the paper: 200 real and 1,000 generated
+_NODULES_PER_GROUP = 2  # a group has 1.4 on average, so that few nodules are drawn twice in a small run
+
+
+class Purpose(IntEnum):
+    """What seeds are for; the first key of their `SeedSequence`."""
+
+    GENERATED_NODULES = 0
+    GENERATED_LUNGS = 1
+    REAL_NODULES = 2
+    REAL_LUNGS = 3
+    GROUPS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainSettings:
+    """The command line of `scripts/synthesize.py`.
+
+    Args:
+        out: folder of the run.
+        count: samples to end with.
+        seed: of everything random, not negative.
+        bundles: folder of the three bundles.
+        cohort: folder written by `scripts/prepare.py`, whose training part lends real nodules and lungs.
+        enhance: send the composites through the CycleGAN.
+        batch_size: samples between two reports of progress; no byte depends on it.
+        lungs: distinct lungs; None for the paper's rule.
+        groups: nodule groups; None for the paper's rule.
+
+    Raises:
+        InputError: when a number is out of its range.
+    """
+
+    out: Path
+    count: int
+    seed: int
+    bundles: Path
+    cohort: Path | None = None
+    enhance: bool = True
+    batch_size: int = 16
+    lungs: int | None = None
+    groups: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, low in (("count", 1), ("seed", 0), ("batch_size", 1), ("lungs", 1), ("groups", 1)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise InputError(f"--{name.replace('_', '-')} must be at least {low}, got {value}.")
+
+    @property
+    def sizes(self) -> "Sizes":
+        """How many lungs, groups and nodules these settings ask for."""
+        pairs = ceil(_PAIRS_PER_SAMPLE * self.count)
+        lungs = self.lungs or min(_MAX_LUNGS, ceil(sqrt(pairs)))
+        groups = self.groups or ceil(pairs / lungs)
+        return Sizes(lungs=lungs, groups=groups, nodules=min(_MAX_NODULES, _NODULES_PER_GROUP * groups))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Numbers to begin with; `groups` grows while too few pairs are accepted, unless the user fixed it."""
+
+    lungs: int
+    groups: int
+    nodules: int
+
+
+def seeds(seed: int, purpose: Purpose, *keys: int, n: int) -> list[int]:
+    """The first n seeds of a purpose, each below 2**63."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(int(purpose), *keys))
+    return [int(word) >> 1 for word in sequence.generate_state(n, np.uint64)]
+
+
+def share(total: int, parts: int) -> list[int]:
+    """Splits a total as evenly as integers allow; the first parts get the rest."""
+    return [total // parts + (index < total % parts) for index in range(parts)]
+
+
+def check_folder(out: Path, settings: Mapping[str, Any]) -> None:
+    """Makes sure that `out` is free, or holds a run with these settings.
+
+    Raises:
+        InputError: naming what is different there.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise InputError(f"{out}: expected a folder for --out, found a file. Name another one.")
+    run_file = out / "run.json"
+    if not run_file.is_file():
+        if any(not path.name.startswith(".") for path in out.iterdir()):
+            raise InputError(f"{out}: the folder holds other files and no run.json. Give a new or empty folder to --out.")
+        return
+    try:
+        found = json.loads(run_file.read_text())
+    except ValueError as error:
+        raise InputError(f"{run_file}: expected the settings of a run, got {error}. Give another --out.") from error
+    if differences := _differences(found, settings):
+        raise InputError(
+            f"{out}: holds another run ({'; '.join(differences)}). Repeat its settings to go on with it, or give another --out."
+        )
+
+
+def write_run_file(out: Path, settings: Mapping[str, Any]) -> Path:
+    """Writes `run.json`."""
+    path = out / "run.json"
+    write_atomically(path, (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
+    return path
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    keys = sorted({*found, *wanted}, key=str)
+    return [
+        f"{key} is {_short(found.get(key))} there and {_short(wanted.get(key))} here" for key in keys if found.get(key) != wanted.get(key)
+    ]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 24 else f"{text[:16]}...{text[-1]}"

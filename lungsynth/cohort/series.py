@@ -1,0 +1,159 @@
+"""One series of a cohort: read, labelled, and written as slices, lungs and nodules."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+
+from lungsynth.cohort.findings import Findings, read_findings
+from lungsynth.cohort.lung_mask import threshold_lung_mask
+from lungsynth.cohort.records import NoduleRow, Part, SeriesRow, SliceRow
+from lungsynth.cohort.slices import label_volume, lung_area_cm2, lung_on_grid, normal_slices
+from lungsynth.cohort.sources import Collection
+from lungsynth.cohort.volume_nodules import cut_nodule, nodule_row
+from lungsynth.ct.read import read_lung_mask, read_volume
+from lungsynth.ct.series import SeriesFiles
+from lungsynth.ct.volume import Volume
+from lungsynth.ct.write import write_plane
+from lungsynth.errors import InputError
+from lungsynth.types import LabelVolume
+
+__all__ = ["SeriesTask", "SliceSettings", "prepare_series"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceSettings:
+    """Which slices are kept, and the generator's grid.
+
+    Args:
+        lung_size_px: 256 (1.4 mm) or 512 (0.7 mm).
+        min_slice_cm2: slices with less lung are not written.
+        min_normal_cm2: slices with less lung do not train the lung generator.
+        nodule_gap_mm: a normal slice is farther than this from each nodule of its patient.
+    """
+
+    lung_size_px: int = 256
+    min_slice_cm2: float = 15.0
+    min_normal_cm2: float = 60.0
+    nodule_gap_mm: float = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesTask:
+    """A series to prepare; `folder` is the name of the source's folder."""
+
+    files: SeriesFiles
+    collection: Collection
+    folder: str
+    part_id: str
+    fingerprint: str
+
+
+def prepare_series(task: SeriesTask, out: Path, settings: SliceSettings) -> Part:
+    """Prepares one series; its part is written last.
+
+    Args:
+        task: the series.
+        out: the cohort, with its folders.
+        settings: see `SliceSettings`.
+
+    Raises:
+        InputError: when the series cannot be used, naming the file.
+    """
+    volume = read_volume(task.files)
+    findings = read_findings(task.files, volume)
+    lung = _lungs(task.files, volume) | findings.nodule
+    labels = label_volume(lung=lung, nodule=findings.nodule, unlabelled=findings.unlabelled)
+    slices = _write_slices(volume, labels, lung, findings, out, settings)
+    nodules, notes = _write_nodules(volume, findings, task.collection.name, out)
+    spacing = volume.spacing_mm
+    row = SeriesRow(
+        series_id=volume.series_id,
+        patient_id=volume.patient_id,
+        patient_known=volume.patient_known,
+        source=task.collection.name,
+        family=task.collection.family,
+        folder=task.folder,
+        slices=len(slices),
+        spacing_slice_mm=spacing[0],
+        spacing_row_mm=spacing[1],
+        spacing_column_mm=spacing[2],
+        lung_mask="data" if task.files.lung_mask else "threshold",
+        nodule_mask="data" if findings.expert else "none",
+        labelled=("lung",) * bool(task.files.lung_mask) + ("nodule",) * bool(findings.expert),
+    )
+    part = Part(
+        part_id=task.part_id,
+        fingerprint=task.fingerprint,
+        series=(row,),
+        slices=tuple(slices),
+        nodules=tuple(nodules),
+        notes=(*findings.notes, *notes),
+    )
+    part.save(out / ".parts")
+    return part
+
+
+def _lungs(files: SeriesFiles, volume: Volume) -> Bool[np.ndarray, "depth height width"]:
+    if files.lung_mask is not None:
+        return read_lung_mask(files.lung_mask, volume)
+    lung = threshold_lung_mask(volume.hu, spacing_mm=volume.spacing_mm)
+    if not lung.any():
+        raise InputError(
+            f"{files.files[0]}: no lung was found in series {volume.series_id} (no air inside the body); "
+            "give a chest CT, or put a lung mask beside it."
+        )
+    return lung
+
+
+def _write_slices(
+    volume: Volume,
+    labels: LabelVolume,
+    lung: Bool[np.ndarray, "depth height width"],
+    findings: Findings,
+    out: Path,
+    settings: SliceSettings,
+) -> list[SliceRow]:
+    area = lung_area_cm2(lung, spacing_mm=volume.spacing_mm)
+    normal = normal_slices(
+        findings.diseased,
+        area,
+        slice_mm=volume.spacing_mm[0],
+        gap_mm=settings.nodule_gap_mm,
+        min_cm2=settings.min_normal_cm2,
+    )
+    rows = []
+    for index in np.flatnonzero(area >= settings.min_slice_cm2).tolist():
+        slice_id, affine = f"{volume.series_id}_{index:04d}", volume.plane_affine(index)
+        write_plane(out / "slices" / f"{slice_id}.nii.gz", volume.plane(index), affine)
+        write_plane(out / "labels" / f"{slice_id}.nii.gz", labels[index], affine)
+        if normal[index]:
+            _write_lung(out / "lungs" / f"{slice_id}.npz", volume, lung, index, settings.lung_size_px)
+        shows = bool(findings.nodule[index].any())
+        rows.append(
+            SliceRow(slice_id=slice_id, series_id=volume.series_id, shows_nodule=shows, normal=bool(normal[index]))
+        )
+    return rows
+
+
+def _write_lung(path: Path, volume: Volume, lung: np.ndarray, index: int, size_px: int) -> None:
+    hu, mask = lung_on_grid(volume.plane(index), lung[index], spacing_mm=volume.spacing_mm[1:], size_px=size_px)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    np.savez_compressed(temporary, hu=hu, mask=mask)
+    temporary.replace(path)
+
+
+def _write_nodules(volume: Volume, findings: Findings, source: str, out: Path) -> tuple[list[NoduleRow], list[str]]:
+    rows, notes = [], []
+    for number, nodule in enumerate(findings.nodules):
+        nodule_id = f"{volume.series_id}_n{number:02d}"
+        row = nodule_row(volume, nodule, nodule_id=nodule_id, source=source, expert=bool(findings.expert))
+        patches = cut_nodule(volume, nodule, nodule_id=nodule_id, source=source)
+        if patches is None:
+            notes.append(f"{nodule_id}: {row.diameter_mm:.1f} mm, larger than a patch of 44.8 mm: a row, but no patch")
+        else:
+            patches.save(out / "nodules")
+        rows.append(replace(row, has_patch=patches is not None))
+    return rows, notes

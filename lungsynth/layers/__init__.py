@@ -1,0 +1,47 @@
+"""Layer on layer: nodules placed and overlaid on lungs, as recipes of a catalogue and a small library of assets.
+
+`assets` (what is stored) -> `presence`, `groups` (what is drawn) -> `lung_shape`, `placement`, `plan` (what fits, and what is
+kept) -> `catalogue` (recipes) -> `composite`, `render` (images), `dataset` (PyTorch; the only module that imports torch).
+"""
+
+from lungsynth.layers.assets import Asset, AssetLibrary
+from lungsynth.layers.catalogue import Catalogue, Recipe, make_recipe, read_catalogue, write_catalogue
+from lungsynth.layers.composite import NodulePatch, Overlay, overlay
+from lungsynth.layers.groups import GroupSettings, Member, NoduleGroup, draw_groups
+from lungsynth.layers.lung_shape import Box, LungShape
+from lungsynth.layers.placement import NodulePlacement, PlacementRules, Resolution, Verdict, resolve
+from lungsynth.layers.plan import Plan, plan
+from lungsynth.layers.presence import PresencePrior, analytic_presence, fit_presence
+from lungsynth.layers.render import Annotation, Rendered, render
+
+__all__ = [
+    "Annotation",
+    "Asset",
+    "AssetLibrary",
+    "Box",
+    "Catalogue",
+    "GroupSettings",
+    "LungShape",
+    "Member",
+    "NoduleGroup",
+    "NodulePatch",
+    "NodulePlacement",
+    "Overlay",
+    "PlacementRules",
+    "Plan",
+    "PresencePrior",
+    "Recipe",
+    "Rendered",
+    "Resolution",
+    "Verdict",
+    "analytic_presence",
+    "draw_groups",
+    "fit_presence",
+    "make_recipe",
+    "overlay",
+    "plan",
+    "read_catalogue",
+    "render",
+    "resolve",
+    "write_catalogue",
+]
