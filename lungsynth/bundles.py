@@ -1,8 +1,8 @@
 """Opens MONAI bundles: the one place where `lungsynth` meets their code, through MONAI's `ConfigParser` alone.
 
-A bundle is the folder `<bundles_dir>/<name>_bundle`. Its package is found through its absolute root on `sys.path`, which
-`ConfigParser` needs for `_target_`. Python keeps one package a name for the whole process, so a second folder that brings
-the same package is refused here; it would silently get the classes of the first.
+A bundle is the folder `<bundles_dir>/<name>_bundle`. Its package is found through its absolute root on `sys.path`,
+which `ConfigParser` needs for `_target_`. Python keeps one package a name for the whole process, so a second folder
+that brings the same package is refused here; it would silently get the classes of the first.
 """
 
 import hashlib
@@ -69,8 +69,8 @@ def read_weights(bundles_dir: Path, name: str, *, file: str = "model.pt") -> Wei
     sidecar = _read_sidecar(path.with_suffix(".json"))
     if sidecar.get("sha256", sha256) != sha256:
         raise InputError(
-            f"{path}: its SHA-256 is {sha256[:16]}, but its sidecar {path.with_suffix('.json').name} describes weights with "
-            f"{str(sidecar['sha256'])[:16]}. Copy both files from the same training."
+            f"{path}: its SHA-256 is {sha256[:16]}, but its sidecar {path.with_suffix('.json').name} describes weights "
+            f"with {str(sidecar['sha256'])[:16]}. Copy both files from the same training."
         )
     return Weights(path=path, sha256=sha256, sidecar=sidecar)
 
@@ -162,8 +162,8 @@ def _expose_packages(root: Path) -> None:
         places = [Path(place).resolve() for place in (spec.submodule_search_locations or [])] if spec else []
         if places != [(root / package).resolve()]:
             raise InputError(
-                f"{root / package}: the package `{package}` is already taken by {[str(place) for place in places]} in this "
-                "process. Open the two bundles in processes of their own, or rename one package."
+                f"{root / package}: the package `{package}` is already taken by {[str(place) for place in places]} in "
+                "this process. Open the two bundles in processes of their own, or rename one package."
             )
 
 

@@ -17,7 +17,7 @@ from lungsynth.errors import InputError
 from lungsynth.hounsfield import DISPLAY_WINDOW, Label
 from lungsynth.types import HuPlane, LabelPlane
 
-__all__ = ["MAX_TILES", "Tile", "contact_sheet", "draw_tile", "pick_tiles"]
+__all__ = ["MAX_TILES", "Tile", "contact_sheet", "draw_tile", "pick_tiles", "save_sheet"]
 
 MAX_TILES = 64
 _TILE_PX = 192
@@ -51,10 +51,9 @@ class Tile:
 
 
 def pick_tiles(ids: Sequence[str]) -> list[str]:
-    """At most `MAX_TILES` of the ids, evenly spread, in their order."""
-    if len(ids) <= MAX_TILES:
-        return list(ids)
-    return [ids[index] for index in np.linspace(0, len(ids) - 1, MAX_TILES).round().astype(int)]
+    """At most `MAX_TILES` of the ids, in their order; drawn at random, always the same, because ids may come in turns."""
+    chosen = np.random.default_rng(0).permutation(len(ids))[:MAX_TILES]
+    return [ids[index] for index in np.sort(chosen)]
 
 
 def draw_tile(tile: Tile, *, colour: tuple[int, int, int] | None) -> Image.Image:

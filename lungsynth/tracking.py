@@ -1,9 +1,9 @@
 """MLflow: one parent run for a chain, a child run a stage. The only file that imports mlflow.
 
-mlflow is imported on first use: it takes seconds, and its telemetry has to be switched off before. Runs are made through
-`MlflowClient`, so there is no global active run, no host or user name in the tags, and a run ends when its block ends:
-FINISHED, FAILED after an exception, KILLED after Ctrl-C. What is logged are settings, counts, hashes and pictures, never
-patient ids or absolute paths.
+mlflow is imported on first use: it takes seconds, and its telemetry has to be switched off before. Runs are made
+through `MlflowClient`, so there is no global active run, no host or user name in the tags, and a run ends when its
+block ends: FINISHED, FAILED after an exception, KILLED after Ctrl-C. What is logged are settings, counts, hashes and
+pictures, never patient ids or absolute paths.
 """
 
 import logging
@@ -127,8 +127,8 @@ def open_tracker(uri: str = DEFAULT_URI, *, experiment: str = EXPERIMENT) -> Tra
         raise
     except Exception as error:  # whatever a store's driver raises, the user needs the address and the way out
         raise InputError(
-            f"--tracking-uri {uri}: no MLflow store answers there ({str(error).splitlines()[0][:200]}). Start its server, or "
-            f"use a file such as {DEFAULT_URI}."
+            f"--tracking-uri {uri}: no MLflow store answers there ({str(error).splitlines()[0][:200]}). "
+            f"Start its server, or use a file such as {DEFAULT_URI}."
         ) from error
     if not had_mlruns:
         _remove_empty(Path("mlruns"))  # MLflow makes it for an experiment that we do not use
@@ -174,8 +174,8 @@ def _check_uri(uri: str) -> None:
     parts = urlsplit(uri)
     if parts.scheme in ("", "file"):
         raise InputError(
-            f"--tracking-uri {uri}: MLflow 3.13 and later keep no runs in plain folders. Use a SQLite file, for example "
-            f"{_SQLITE}{Path(parts.path or 'runs') / 'mlflow.db'}."
+            f"--tracking-uri {uri}: MLflow 3.13 and later keep no runs in plain folders. Use a SQLite file, for "
+            f"example {_SQLITE}{Path(parts.path or 'runs') / 'mlflow.db'}."
         )
     if parts.scheme == "sqlite":
         _check_sqlite(uri)

@@ -1,4 +1,4 @@
-"""Tiny bundles with the calls of contract C6.5, written where a test asks for them: no training, no network to wait for."""
+"""Tiny bundles with the calls of contract C6.5, written where a test asks for them."""
 
 import hashlib
 import json

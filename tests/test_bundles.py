@@ -28,13 +28,15 @@ def test_each_component_comes_from_its_own_bundle(bundles):
 
 def test_a_config_on_top_turns_the_sampler_into_one_of_lungs(bundles):
     configs = ("inference.json", "inference_lung.json")
-    sampler = open_bundle(bundles, "wcapsgan", configs=configs, weights="model_lung.pt", overrides={"sampler::size": 32})
+    sampler = open_bundle(
+        bundles, "wcapsgan", configs=configs, weights="model_lung.pt", overrides={"sampler::size": 32}
+    )
     assert sampler([1, 2], ["normal"] * 2, [None] * 2)["mask"].shape == (2, 32, 32)
 
 
 def test_a_bundle_opens_from_a_relative_folder_after_a_chdir(bundles, monkeypatch):
     monkeypatch.chdir(bundles)
-    assert open_bundle(Path("."), "wcapsgan")([3], ["solid"], [8.0])["category"] == ["solid"]
+    assert open_bundle(Path(), "wcapsgan")([3], ["solid"], [8.0])["category"] == ["solid"]
 
 
 def test_resolved_config_holds_no_path_of_this_machine(bundles):

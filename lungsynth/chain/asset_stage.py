@@ -1,15 +1,14 @@
 """Stage 1: the nodules and lungs of a run, real and generated, into its `AssetLibrary`.
 
-The shares are the paper's: of 1,200 nodules 200 are real, of 500 lungs 50. Categories get equal numbers; where a cohort has too
-few real ones of a category, generated ones fill up. Candidate i of a category has a seed of its own, and what cannot be used (an
-empty mask) is passed over, so the assets follow from the run's seed alone.
+The shares are the paper's: of 1,200 nodules 200 are real, of 500 lungs 50. Categories get equal numbers; where a cohort
+has too few real ones of a category, generated ones fill up. Candidate i of a category has a seed of its own, and what
+cannot be used (an empty mask) is passed over, so the assets follow from the run's seed alone.
 """
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from lungsynth.chain.settings import Purpose, Sizes, seeds, share
 from lungsynth.ct.volume import axial_affine
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import to_int16
-from lungsynth.layers.assets import Asset, AssetLibrary
+from lungsynth.layers import Asset, AssetLibrary
 from lungsynth.types import Affine
 
 __all__ = ["LUNG_CONFIGS", "LUNG_WEIGHTS", "Samplers", "centred_affine", "make_assets", "open_samplers"]
@@ -64,7 +63,7 @@ def open_samplers(bundles: Path) -> Samplers:
 
 def make_assets(
     library: AssetLibrary, samplers: Samplers, sizes: Sizes, *, seed: int, cohort: CohortSource | None = None
-) -> dict[str, int]:
+) -> None:
     """Fills the library and writes its table.
 
     Args:
@@ -74,20 +73,12 @@ def make_assets(
         seed: of the run.
         cohort: lends real ones; without it all are generated.
 
-    Returns:
-        Counts by kind and source, e.g. `nodules_real`.
-
     Raises:
         InputError: when a sampler gives too few usable samples.
     """
-    nodules = _mix_nodules(library, samplers, sizes.nodules, seed=seed, cohort=cohort)
-    lungs = _mix_lungs(library, samplers, sizes.lungs, seed=seed, cohort=cohort)
+    _mix_nodules(library, samplers, sizes.nodules, seed=seed, cohort=cohort)
+    _mix_lungs(library, samplers, sizes.lungs, seed=seed, cohort=cohort)
     library.save_table()
-    return {
-        f"{kind}s_{source}": sum(asset.source == source for asset in assets)
-        for kind, assets in (("nodule", nodules), ("lung", lungs))
-        for source in ("real", "generated")
-    }
 
 
 def centred_affine(shape: tuple[int, int], spacing_mm: tuple[float, float]) -> Affine:
@@ -97,63 +88,99 @@ def centred_affine(shape: tuple[int, int], spacing_mm: tuple[float, float]) -> A
     return axial_affine(spacing_mm=(_SLICE_MM, row_mm, column_mm), origin_lps_mm=origin)
 
 
-def _mix_nodules(library: AssetLibrary, samplers: Samplers, n: int, *, seed: int, cohort: CohortSource | None) -> list[Asset]:
-    categories = list(samplers.nodules.categories)
+def _mix_nodules(
+    library: AssetLibrary, samplers: Samplers, n: int, *, seed: int, cohort: CohortSource | None
+) -> list[Asset]:
     found: list[Asset] = []
+    categories = list(samplers.nodules.categories)
+    reals = share(round(n * REAL_NODULES), len(categories))
     for index, (category, wanted) in enumerate(zip(categories, share(n, len(categories)), strict=True)):
-        real: list[Asset] = []
-        if cohort:
-            order = seeds(seed, Purpose.REAL_NODULES, index, n=1)[0]
-            adders = (
-                lambda nodule=nodule: library.add_nodule(
-                    nodule.hu, nodule.alpha, category=category, source="real", origin=nodule.origin
-                )
-                for nodule in cohort.read_nodules(category, seed=order)
-            )
-            real = _first(adders, round(wanted * REAL_NODULES))
+        order = seeds(seed, Purpose.REAL_NODULES, index, n=1)[0]
+        real = _distinct(_real_nodules(library, cohort, category, seed=order), reals[index])
         missing = wanted - len(real)
         candidates = seeds(seed, Purpose.GENERATED_NODULES, index, n=_TRIES * missing)
-        samples = _samples(samplers.nodules, candidates, category)
-        adders = (
-            lambda sample=sample: library.add_nodule(
-                to_int16(sample["hu"]),
-                sample["alpha"],
-                category=category,
-                source="generated",
-                origin=str(int(sample["seed"])),
-                weights=samplers.nodule_weights,
-            )
-            for sample in samples
-        )
-        found += real + _all_of(adders, missing, what=f"nodules of category {category}")
+        generated = _distinct(_generated_nodules(library, samplers, candidates, category), missing)
+        found += real + _complete(generated, missing, what=f"nodules of category {category}")
     return found
 
 
-def _mix_lungs(library: AssetLibrary, samplers: Samplers, n: int, *, seed: int, cohort: CohortSource | None) -> list[Asset]:
-    real: list[Asset] = []
-    if cohort:
-        order = seeds(seed, Purpose.REAL_LUNGS, n=1)[0]
-        adders = (
-            lambda lung=lung: library.add_lung(lung.hu, lung.mask, affine=lung.affine, source="real", origin=lung.origin)
-            for lung in cohort.read_lungs(seed=order)
-        )
-        real = _first(adders, round(n * REAL_LUNGS))
+def _mix_lungs(
+    library: AssetLibrary, samplers: Samplers, n: int, *, seed: int, cohort: CohortSource | None
+) -> list[Asset]:
+    order = seeds(seed, Purpose.REAL_LUNGS, n=1)[0]
+    found = _distinct(_real_lungs(library, cohort, seed=order), round(n * REAL_LUNGS))
     categories = list(samplers.lungs.categories)
-    found = real
-    for index, (category, missing) in enumerate(zip(categories, share(n - len(real), len(categories)), strict=True)):
+    for index, (category, missing) in enumerate(zip(categories, share(n - len(found), len(categories)), strict=True)):
         candidates = seeds(seed, Purpose.GENERATED_LUNGS, index, n=_TRIES * missing)
-        row_mm, column_mm = (float(value) for value in np.broadcast_to(samplers.lungs.spacing_mm, 2))
-        adders = (
-            lambda sample=sample: library.add_lung(
-                to_int16(sample["hu"]),
-                sample["mask"],
-                affine=centred_affine(sample["hu"].shape, (row_mm, column_mm)),
-                source="generated",
-                origin=str(int(sample["seed"])),
-                category=category,
-                weights=samplers.lung_weights,
-            )
-            for sample in _samples(samplers.lungs, candidates, category)
-        )
-        found = found + _all_of(adders, missing, what=f"lungs of category {category}")
+        generated = _distinct(_generated_lungs(library, samplers, candidates, category), missing)
+        found = found + _complete(generated, missing, what=f"lungs of category {category}")
     return found
+
+
+def _real_nodules(library: AssetLibrary, cohort: CohortSource | None, category: str, *, seed: int) -> Iterator[Asset]:
+    for nodule in cohort.read_nodules(category, seed=seed) if cohort else ():
+        facts = {"category": category, "source": "real", "origin": nodule.origin}
+        yield from _usable(library.add_nodule, nodule.hu, nodule.alpha, **facts)
+
+
+def _real_lungs(library: AssetLibrary, cohort: CohortSource | None, *, seed: int) -> Iterator[Asset]:
+    for lung in cohort.read_lungs(seed=seed) if cohort else ():
+        yield from _usable(library.add_lung, lung.hu, lung.mask, affine=lung.affine, source="real", origin=lung.origin)
+
+
+def _generated_nodules(
+    library: AssetLibrary, samplers: Samplers, candidates: Sequence[int], category: str
+) -> Iterator[Asset]:
+    for sample in _samples(samplers.nodules, candidates, category):
+        facts = {"category": category, "source": "generated", "origin": str(int(sample["seed"]))}
+        hu, alpha = to_int16(sample["hu"]), sample["alpha"]
+        yield from _usable(library.add_nodule, hu, alpha, weights=samplers.nodule_weights, **facts)
+
+
+def _generated_lungs(
+    library: AssetLibrary, samplers: Samplers, candidates: Sequence[int], category: str
+) -> Iterator[Asset]:
+    row_mm, column_mm = (float(value) for value in np.broadcast_to(samplers.lungs.spacing_mm, 2))
+    for sample in _samples(samplers.lungs, candidates, category):
+        hu, mask = to_int16(sample["hu"]), np.asarray(sample["mask"])
+        facts = {"category": category, "source": "generated", "origin": str(int(sample["seed"]))}
+        affine = centred_affine(hu.shape, (row_mm, column_mm))
+        yield from _usable(library.add_lung, hu, mask, affine=affine, weights=samplers.lung_weights, **facts)
+
+
+def _samples(sampler: Any, candidates: Sequence[int], category: str) -> Iterator[dict[str, Any]]:
+    """Asks the sampler for a few seeds at a time; yields one dictionary a seed."""
+    step = max(1, min(_CHUNK, len(candidates) // _TRIES))
+    for begin in range(0, len(candidates), step):
+        chunk = list(candidates[begin : begin + step])
+        batch = sampler(chunk, [category] * len(chunk), [None] * len(chunk))
+        for index in range(len(chunk)):
+            yield {key: values[index] for key, values in batch.items()}
+
+
+def _usable(add: Callable[..., Asset], *arrays: np.ndarray, **facts: Any) -> Iterator[Asset]:
+    """The stored asset, or nothing when the library refuses it: one bad sample must not end a long run."""
+    try:
+        yield add(*arrays, **facts)
+    except InputError as error:
+        _LOG.warning("passed over: %s", error)
+
+
+def _distinct(assets: Iterable[Asset], n: int) -> list[Asset]:
+    """The first n assets that differ from each other; takes no more from the iterator than it needs."""
+    found: dict[str, Asset] = {}
+    iterator = iter(assets)
+    with tqdm(total=n, desc="assets", leave=False, disable=n < _CHUNK) as progress:
+        while len(found) < n and (asset := next(iterator, None)) is not None:
+            progress.update(asset.hash not in found)
+            found[asset.hash] = asset
+    return list(found.values())
+
+
+def _complete(assets: list[Asset], n: int, *, what: str) -> list[Asset]:
+    if len(assets) < n:
+        raise InputError(
+            f"wcapsgan_bundle gave {len(assets)} distinct usable {what} in {_TRIES * n} attempts, {n} are needed. "
+            "Use better trained weights (--bundles), or ask for fewer with --count, --lungs or --groups."
+        )
+    return assets

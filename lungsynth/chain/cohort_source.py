@@ -1,8 +1,9 @@
-"""What the chain borrows from a COHORT: nodules and normal slices of its training patients, nobody else's (contract C5)."""
+"""What the chain borrows from a COHORT (contract C5): nodules and normal slices of its training patients alone."""
 
 import hashlib
 import json
 import logging
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ class CohortSource:
     diseased: Sequence[dict[str, Any]]
 
     def read_nodules(self, category: str, *, seed: int) -> Iterator[RealNodule]:
-        """The nodules of a category in an order that depends on the seed; files that cannot be read are reported and left out."""
+        """The nodules of a category in an order that the seed gives; unreadable files are reported and left out."""
         entries = [entry for entry in self.nodules if entry["category"] == category]
         for index in np.random.default_rng(seed).permutation(len(entries)):
             path = self.folder / entries[index]["nodule"]
@@ -65,11 +66,11 @@ class CohortSource:
                 with np.load(path, allow_pickle=False) as patch:
                     largest = int(patch["largest"])
                     yield RealNodule(str(entries[index]["nodule_id"]), patch["hu"][largest], patch["alpha"][largest])
-            except (OSError, KeyError, ValueError, IndexError, EOFError) as error:
+            except (OSError, KeyError, ValueError, IndexError, EOFError, zipfile.BadZipFile) as error:
                 _LOG.warning("%s: left out, not a nodule of a cohort (%s)", path, error)
 
     def read_lungs(self, *, seed: int) -> Iterator[RealLung]:
-        """The normal slices, in an order that depends on the seed; files that cannot be read are reported and left out."""
+        """The normal slices, in an order that the seed gives; unreadable files are reported and left out."""
         for index in np.random.default_rng(seed).permutation(len(self.lungs)):
             entry = self.lungs[index]
             try:
@@ -88,7 +89,10 @@ class CohortSource:
         hu, affine = read_plane(self.folder / entry["image"])
         label, label_affine = read_plane(self.folder / entry["label"])
         if hu.shape != label.shape or not np.allclose(affine, label_affine, atol=1e-3):
-            raise InputError(f"{self.folder / entry['label']}: its grid differs from that of {entry['image']}. Prepare the cohort again.")
+            raise InputError(
+                f"{self.folder / entry['label']}: its grid differs from that of {entry['image']}. "
+                "Prepare the cohort again."
+            )
         return hu, label, affine
 
 
@@ -105,7 +109,9 @@ def open_cohort(folder: Path) -> CohortSource:
         entries[name] = list(content.get("training", []))
         digest.update(json.dumps(content, sort_keys=True).encode())
     if not entries["nodules"] and not entries["lungs"]:
-        raise InputError(f"{folder}: its training part has neither nodules nor normal slices. Prepare it with --split auto.")
+        raise InputError(
+            f"{folder}: its training part has neither nodules nor normal slices. Prepare it with --split auto."
+        )
     return CohortSource(
         folder=folder,
         identity={"split_hash": split_hash, "datalists": digest.hexdigest()},

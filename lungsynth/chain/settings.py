@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     REAL_NODULES = 2
     REAL_LUNGS = 3
     GROUPS = 4
+    SAMPLES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,9 @@ def check_folder(out: Path, settings: Mapping[str, Any]) -> None:
     run_file = out / "run.json"
     if not run_file.is_file():
         if any(not path.name.startswith(".") for path in out.iterdir()):
-            raise InputError(f"{out}: the folder holds other files and no run.json. Give a new or empty folder to --out.")
+            raise InputError(
+                f"{out}: the folder holds other files and no run.json. Give a new or empty folder to --out."
+            )
         return
     try:
         found = json.loads(run_file.read_text())
@@ -120,7 +123,8 @@ def check_folder(out: Path, settings: Mapping[str, Any]) -> None:
         raise InputError(f"{run_file}: expected the settings of a run, got {error}. Give another --out.") from error
     if differences := _differences(found, settings):
         raise InputError(
-            f"{out}: holds another run ({'; '.join(differences)}). Repeat its settings to go on with it, or give another --out."
+            f"{out}: holds another run ({'; '.join(differences)}). Repeat its settings to go on with it, or give "
+            "another --out."
         )
 
 
@@ -134,7 +138,9 @@ def write_run_file(out: Path, settings: Mapping[str, Any]) -> Path:
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     keys = sorted({*found, *wanted}, key=str)
     return [
-        f"{key} is {_short(found.get(key))} there and {_short(wanted.get(key))} here" for key in keys if found.get(key) != wanted.get(key)
+        f"{key} is {_short(found.get(key))} there and {_short(wanted.get(key))} here"
+        for key in keys
+        if found.get(key) != wanted.get(key)
     ]
 
 

@@ -1,4 +1,4 @@
-"""MONAI datalists of a cohort (contract C5.2): what the trainings of the bundles read. Paths are relative to the cohort."""
+"""MONAI datalists of a cohort (contract C5.2), which the trainings of the bundles read; paths are relative to it."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool
 
-from lungsynth.ct.nodule import ReadNodule, mask_centre_lps, nodules_from_mask
-from lungsynth.ct.read import read_mask
+from lungsynth.ct.annotations import read_boxes, read_nodules
+from lungsynth.ct.nodule import ReadNodule, mask_centre_lps
 from lungsynth.ct.series import NoduleSphere, SeriesFiles
+from lungsynth.ct.voc import SliceBox
 from lungsynth.ct.volume import Volume, lps_to_voxel
 
 __all__ = ["Findings", "read_findings", "sphere_nodule"]
@@ -37,14 +38,14 @@ class Findings:
         nodules: with the readers' votes.
         nodule: their consensus, on the scan's grid.
         unlabelled: neither nodule nor free of it.
-        expert: whether the masks are an expert's; None when nobody looked for nodules.
+        expert: whether an expert drew the masks of all nodules.
         notes: what was not understood.
     """
 
     nodules: tuple[ReadNodule, ...]
     nodule: _Mask
     unlabelled: _Mask
-    expert: bool | None
+    expert: bool
     notes: tuple[str, ...] = ()
 
     @property
@@ -59,15 +60,16 @@ def read_findings(files: SeriesFiles, volume: Volume) -> Findings:
     Raises:
         InputError: when a mask's grid differs from the scan's, or an annotation file is damaged.
     """
+    if files.annotations.lidc_xml is not None:
+        return _findings(volume, read_nodules(files, volume), min_votes=2, expert=True)
     if files.nodule_mask is not None:
-        mask = read_mask(files.nodule_mask, volume)
-        return _findings(volume, nodules_from_mask(mask, volume.affine), min_votes=1, expert=True)
+        return _findings(volume, read_nodules(files, volume), min_votes=1, expert=True)
     if files.annotations.spheres:
         return _from_spheres(volume, files.annotations.spheres)
-    return _findings(volume, (), min_votes=1, expert=None)
+    return _from_boxes(volume, read_boxes(files, volume))
 
 
-def _findings(volume: Volume, nodules: tuple[ReadNodule, ...], *, min_votes: int, expert: bool | None) -> Findings:
+def _findings(volume: Volume, nodules: tuple[ReadNodule, ...], *, min_votes: int, expert: bool) -> Findings:
     """Voxels with `min_votes` are nodule, those with fewer are unlabelled."""
     votes = np.zeros(volume.hu.shape, np.uint8)
     for nodule in nodules:
@@ -94,6 +96,13 @@ def _from_spheres(volume: Volume, spheres: tuple[NoduleSphere, ...]) -> Findings
     )
 
 
+def _from_boxes(volume: Volume, boxes: tuple[SliceBox, ...]) -> Findings:
+    unlabelled = np.zeros(volume.hu.shape, bool)
+    for box in boxes:
+        unlabelled[box.slice_index, box.row0 : box.row1, box.column0 : box.column1] = True
+    return Findings(nodules=(), nodule=np.zeros_like(unlabelled), unlabelled=unlabelled, expert=False)
+
+
 def sphere_nodule(volume: Volume, sphere: NoduleSphere) -> tuple[ReadNodule | None, _Mask]:
     """Guesses the mask of a nodule that is given by centre and diameter: what is dense inside the sphere.
 
@@ -101,9 +110,7 @@ def sphere_nodule(volume: Volume, sphere: NoduleSphere) -> tuple[ReadNodule | No
         The nodule, or None when less than a fifth of the sphere is dense; and the sphere with a margin.
     """
     centre = lps_to_voxel(volume.affine, np.asarray(sphere.centre_lps_mm))
-    steps = [
-        (np.arange(size) - c) * mm for size, c, mm in zip(volume.hu.shape, centre, volume.spacing_mm, strict=True)
-    ]
+    steps = [(np.arange(size) - c) * mm for size, c, mm in zip(volume.hu.shape, centre, volume.spacing_mm, strict=True)]
     z, y, x = np.meshgrid(*steps, indexing="ij", sparse=True)
     distance_mm = np.sqrt(z**2 + y**2 + x**2)
     # Thick slices can lie on both sides of a small nodule: half a slice is added along the axis' worst case.

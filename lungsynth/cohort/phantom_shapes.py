@@ -5,6 +5,7 @@ Positions are anatomical millimetres (x to the patient's left, y to posterior, z
 of the thorax. A smooth random warp between the grid and anatomy makes every body a little irregular.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,14 +61,19 @@ class Canvas:
         hu: float32 (depth, height, width), painted upon.
         x_mm, y_mm, z_mm: anatomical position of each voxel, float32, shapes (depth, height, width) twice and
             (depth, 1, 1).
-        pixel_mm: pixel size in the plane, both ways.
+        spacing_mm: (slice, row, column); rows and columns alike.
     """
 
     hu: np.ndarray
     x_mm: np.ndarray
     y_mm: np.ndarray
     z_mm: np.ndarray
-    pixel_mm: float
+    spacing_mm: Point
+
+    @property
+    def pixel_mm(self) -> float:
+        """Size of a pixel."""
+        return self.spacing_mm[2]
 
     @classmethod
     def blank(cls, *, shape: tuple[int, int, int], spacing_mm: Point, fill_hu: float) -> "Canvas":
@@ -79,17 +85,16 @@ class Canvas:
         columns, rows = np.meshgrid(x, y)
         full = np.ones((shape[0], 1, 1), np.float32)
         hu = np.full(shape, fill_hu, np.float32)
-        return cls(hu=hu, x_mm=full * columns, y_mm=full * rows, z_mm=z[:, None, None], pixel_mm=spacing_mm[2])
+        return cls(hu=hu, x_mm=full * columns, y_mm=full * rows, z_mm=z[:, None, None], spacing_mm=spacing_mm)
 
     def warp(self, rng: np.random.Generator, *, knot_mm: float, amplitude_mm: float, turn_degrees: float) -> None:
         """Turns the anatomy about the body's axis and moves it smoothly, by `amplitude_mm` as standard deviation."""
-        shape, angle = self.hu.shape, np.deg2rad(turn_degrees)
-        depth_mm = abs(float(self.z_mm[-1, 0, 0] - self.z_mm[0, 0, 0])) / max(shape[0] - 1, 1) or knot_mm
-        knot_px = (knot_mm / depth_mm, knot_mm / self.pixel_mm, knot_mm / self.pixel_mm)
+        shape, angle = self.hu.shape, math.radians(turn_degrees)
+        knot_px = (knot_mm / self.spacing_mm[0], knot_mm / self.pixel_mm, knot_mm / self.pixel_mm)
         shift_x, shift_y = (np.clip(smooth_field(rng, shape, knot_px=knot_px), -2, 2) * amplitude_mm for _ in range(2))
         x, y = self.x_mm, self.y_mm
-        self.x_mm = (x * np.cos(angle) - y * np.sin(angle) + shift_x).astype(np.float32)
-        self.y_mm = (x * np.sin(angle) + y * np.cos(angle) + shift_y).astype(np.float32)
+        self.x_mm = (x * math.cos(angle) - y * math.sin(angle) + shift_x).astype(np.float32)
+        self.y_mm = (x * math.sin(angle) + y * math.cos(angle) + shift_y).astype(np.float32)
 
     def cover(self, distance_mm: np.ndarray) -> np.ndarray:
         """How much of each voxel a shape covers, 0..1, from its signed distance."""
@@ -114,13 +119,13 @@ class Canvas:
         if box is None:
             return
         distance, radius = _tube_mm(self.x_mm[box], self.y_mm[box], self.z_mm[box[0]], (start, end), radii_mm)
-        cover = self.cover(distance) * np.minimum(1, 2 * radius / self.pixel_mm)
+        cover = self.cover(distance) * np.minimum(1, 2.4 * radius / self.pixel_mm)
         if within is not None:
             cover *= within[box]
         self.hu[box] += cover * (hu - self.hu[box])
 
     def _box(self, start: Point, end: Point, *, margin_mm: float) -> tuple[slice, slice, slice] | None:
-        depth, height, width = self.hu.shape
+        _, height, width = self.hu.shape
         planes = np.flatnonzero(
             (self.z_mm[:, 0, 0] > min(start[2], end[2]) - margin_mm)
             & (self.z_mm[:, 0, 0] < max(start[2], end[2]) + margin_mm)

@@ -2,7 +2,7 @@
 
 A tree reaches randomly scattered points by short wiring and short paths to the root at once, which looks like
 vessels (Cuntz et al. 2010, "One rule to grow them all", doi:10.1371/journal.pcbi.1000877, equation 1); its radii follow
-Murray's law, r_parent^p = sum of r_child^p (Murray 1926, doi:10.1073/pnas.12.3.207; p = 3 there, a little less in lungs).
+Murray's law, r_parent^p = sum of r_child^p (Murray 1926, doi:10.1073/pnas.12.3.207; p = 3 there, here a little less).
 """
 
 from dataclasses import dataclass

@@ -61,7 +61,8 @@ class SliceRow:
 @dataclass(frozen=True, kw_only=True)
 class NoduleRow:
     """One row of `nodules.csv`; `has_patch` is False for tumours that do not fit into a patch,
-    `expert_mask` False where only centre and diameter were given."""
+    `expert_mask` False where only centre and diameter were given.
+    """
 
     nodule_id: str
     patient_id: str

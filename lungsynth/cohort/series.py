@@ -152,7 +152,10 @@ def _write_nodules(volume: Volume, findings: Findings, source: str, out: Path) -
         row = nodule_row(volume, nodule, nodule_id=nodule_id, source=source, expert=bool(findings.expert))
         patches = cut_nodule(volume, nodule, nodule_id=nodule_id, source=source)
         if patches is None:
-            notes.append(f"{nodule_id}: {row.diameter_mm:.1f} mm, larger than a patch of 44.8 mm: a row, but no patch")
+            notes.append(
+                f"{nodule_id} ({row.diameter_mm:.1f} mm, sphere of equal volume) reaches beyond a patch of 44.8 mm: "
+                "it has a row, but no patch"
+            )
         else:
             patches.save(out / "nodules")
         rows.append(replace(row, has_patch=patches is not None))

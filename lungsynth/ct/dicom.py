@@ -25,11 +25,31 @@ __all__ = ["is_ct", "looks_like_dicom", "read_dicom", "read_header", "read_slice
 
 _LOGGER = logging.getLogger(__name__)
 _CT_CLASSES = {uid.CTImageStorage, uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage}
-_HEADER_TAGS = (
-    "SOPClassUID SOPInstanceUID SeriesInstanceUID PatientID Modality ImageType Rows Columns NumberOfFrames "
-    "ImagePositionPatient ImageOrientationPatient PixelSpacing SliceThickness SpacingBetweenSlices GantryDetectorTilt"
-).split()
-_INFO_TAGS = ("Manufacturer", "ManufacturerModelName", "ConvolutionKernel", "SliceThickness", "KVP", "ContrastBolusAgent")
+_HEADER_TAGS = [
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "PatientID",
+    "Modality",
+    "ImageType",
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "GantryDetectorTilt",
+]
+_INFO_TAGS = (
+    "Manufacturer",
+    "ManufacturerModelName",
+    "ConvolutionKernel",
+    "SliceThickness",
+    "KVP",
+    "ContrastBolusAgent",
+)
 _DICOM_SUFFIXES = {".dcm", ".dicom", ".ima"}
 # What pydicom raises on a damaged file or value.
 _DAMAGED = (InvalidDicomError, OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError)
@@ -57,9 +77,10 @@ def read_header(path: Path) -> pydicom.Dataset | None:
         raise InputError(f"{path}: not a readable DICOM file ({error}); copy it again from its source.") from error
     if "Rows" in header:
         return header
-    if len(header) == 0 and "MediaStorageSOPClassUID" not in header.file_meta:
+    sop_class = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or ""
+    if len(header) == 0 and not sop_class:
         raise InputError(f"{path}: not a DICOM file, or one that ends in its header; copy it again or remove it.")
-    if header.get("Modality", "CT") == "CT" and header.get("SOPClassUID", "") in _CT_CLASSES:
+    if header.get("Modality", "CT") == "CT" and sop_class in _CT_CLASSES:
         raise InputError(f"{path}: truncated DICOM file, it ends before its image; copy it again from its source.")
     return None
 
@@ -122,8 +143,8 @@ def _frame(path: Path) -> SliceFrame:
         orientation /= np.linalg.norm(orientation, axis=1, keepdims=True)
     except _DAMAGED as error:
         raise InputError(
-            f"{path}: a CT slice needs ImagePositionPatient, ImageOrientationPatient and PixelSpacing, and one is missing "
-            "or unreadable. Export the series again with its geometry, or convert it to NIfTI."
+            f"{path}: a CT slice needs ImagePositionPatient, ImageOrientationPatient and PixelSpacing, and one is "
+            "missing or unreadable. Export the series again with its geometry, or convert it to NIfTI."
         ) from error
     return SliceFrame(
         path=path,
@@ -173,5 +194,7 @@ def _decode(slice_: pydicom.Dataset, *, path: Path) -> np.ndarray:
                 f"{path}: compressed as {syntax.name}, which needs a decoder that is not installed. Run `pip install "
                 "pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg`, or decompress the series (`gdcmconv --raw`)."
             ) from error
-        raise InputError(f"{path}: truncated or damaged DICOM pixels ({error}); copy it again from its source.") from error
+        raise InputError(
+            f"{path}: truncated or damaged DICOM pixels ({error}); copy it again from its source."
+        ) from error
     return np.asarray(stored, dtype=np.float64)

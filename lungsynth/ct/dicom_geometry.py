@@ -107,8 +107,8 @@ def _check_uniform(frames: Sequence[SliceFrame], *, name: str) -> None:
 
 def _refuse_mixture(one: SliceFrame, other: SliceFrame, what: str, *, name: str) -> None:
     raise InputError(
-        f"{name}: one volume needs slices of one shape and orientation, got {what} ({one.path.name}, {other.path.name}). "
-        "Keep the axial slices and move the others (localizers, reformats) to a folder of their own series."
+        f"{name}: one volume needs slices of one shape and orientation, got {what} ({one.path.name}, "
+        f"{other.path.name}). Keep the axial slices and move the others (localizers, reformats) to another series."
     )
 
 
@@ -119,7 +119,8 @@ def _slice_spacing(ordered: Sequence[SliceFrame], *, name: str) -> float:
     heights = np.array([frame.height_mm for frame in ordered])
     gaps = np.diff(heights)
     spacing = float(np.median(gaps))
-    if (index := int(gaps.argmin())) is not None and gaps[index] < _SAME_POSITION_MM:
+    index = int(gaps.argmin())
+    if gaps[index] < _SAME_POSITION_MM:
         raise InputError(
             f"{name}: {int((gaps < _SAME_POSITION_MM).sum())} duplicate slices, first {ordered[index].path.name} and "
             f"{ordered[index + 1].path.name} at {heights[index]:g} mm. Keep one of each (separate reconstructions or "
@@ -136,8 +137,8 @@ def _slice_spacing(ordered: Sequence[SliceFrame], *, name: str) -> float:
     uneven = float(np.abs(gaps / spacing - 1).max())
     if uneven > _GAP_UNEVEN:
         raise InputError(
-            f"{name}: uneven slice spacing, {gaps.min():g} to {gaps.max():g} mm. Resample it to an even one, or split it "
-            "where the spacing changes."
+            f"{name}: uneven slice spacing, {gaps.min():g} to {gaps.max():g} mm. Resample it to an even one, or "
+            "split it where the spacing changes."
         )
     if uneven > _GAP_ROUNDING:
         _LOGGER.warning("%s: slice spacing varies by %.1f %%; taken as even.", name, 100 * uneven)
@@ -153,7 +154,7 @@ def _check_drift(ordered: Sequence[SliceFrame], *, name: str) -> None:
         height = float(np.abs(positions @ normal).max())
         raise InputError(
             f"{name}: slices shift sideways by {sideways.max():.2f} mm over {height:.1f} mm (gantry tilt, "
-            f"{np.degrees(np.arctan2(sideways.max(), height)):.1f} degrees). Correct the tilt by resampling to an axial grid first."
+            f"{np.degrees(np.arctan2(sideways.max(), height)):.1f} degrees). Correct it by resampling to an axial grid."
         )
     if sideways.max() > _DRIFT_ROUNDING_MM:
         _LOGGER.warning("%s: slices shift sideways by up to %.3f mm; taken as straight.", name, sideways.max())

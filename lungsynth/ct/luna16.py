@@ -1,4 +1,4 @@
-"""LUNA16's tables: `annotations.csv` (nodules as spheres, LPS mm), and tables that name the patient of a series.
+"""LUNA16's `annotations.csv`: nodules as spheres, in LPS mm.
 
 Tables are known by their columns, not by their names. `candidates.csv` has no diameter and is no annotation;
 `annotations_excluded.csv` holds findings that do not count and is left alone.
@@ -13,37 +13,13 @@ from lungsynth.ct.series import NoduleSphere
 from lungsynth.ct.write import ANNOTATION_COLUMNS
 from lungsynth.errors import InputError
 
-__all__ = ["is_annotations", "is_patient_map", "read_luna16_annotations", "read_patient_map"]
-
-_SERIES_COLUMNS = ("seriesuid", "series_uid")
-_PATIENT_COLUMNS = ("patient", "patient_id")
+__all__ = ["is_annotations", "read_luna16_annotations"]
 
 
 def is_annotations(path: Path) -> bool:
     """Whether a CSV holds annotations, by its columns or by being called `annotations.csv`."""
     name = path.name.lower()
     return "excluded" not in name and (name == "annotations.csv" or set(ANNOTATION_COLUMNS) <= set(_columns(path)))
-
-
-def is_patient_map(path: Path) -> bool:
-    """Whether a CSV has a column of series and one of patients."""
-    columns = _columns(path)
-    return any(name in columns for name in _SERIES_COLUMNS) and any(name in columns for name in _PATIENT_COLUMNS)
-
-
-def read_patient_map(path: Path) -> dict[str, str]:
-    """Patients by series id, from a CSV with `series_uid` or `seriesuid`, and `patient` or `patient_id`.
-
-    Raises:
-        InputError: when it is unreadable or gives a series two patients.
-    """
-    table = _read_table(path)
-    series = next(name for name in _SERIES_COLUMNS if name in table)
-    patient = next(name for name in _PATIENT_COLUMNS if name in table)
-    pairs = table[[series, patient]].dropna().drop_duplicates()
-    if (twice := pairs[series].duplicated()).any():
-        raise InputError(f"{path}: series {pairs[series][twice].iloc[0]} has two patients; keep one row of them.")
-    return dict(zip(pairs[series], pairs[patient], strict=True))
 
 
 def read_luna16_annotations(path: Path, known_series: Collection[str] | None = None) -> tuple[NoduleSphere, ...]:
@@ -70,7 +46,9 @@ def read_luna16_annotations(path: Path, known_series: Collection[str] | None = N
         )
     numbers = table[list(ANNOTATION_COLUMNS[1:])].apply(pd.to_numeric, errors="coerce")
     if (bad := numbers.isna().any(axis=1)).any():
-        raise InputError(f"{path}: row {int(bad.idxmax()) + 2} has a coordinate or diameter that is no number; mend it.")
+        raise InputError(
+            f"{path}: row {int(bad.idxmax()) + 2} has a coordinate or diameter that is no number; mend it."
+        )
     return tuple(
         NoduleSphere(series_id=series, centre_lps_mm=(x, y, z), diameter_mm=diameter)
         for series, (x, y, z, diameter) in zip(table["seriesuid"], numbers.to_numpy(float).tolist(), strict=True)
@@ -87,5 +65,7 @@ def _read_table(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", skipinitialspace=True)
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise InputError(f"{path}: could not be read as CSV ({error}); write it again as comma-separated UTF-8.") from error
+        raise InputError(
+            f"{path}: could not be read as CSV ({error}); write it again as comma-separated UTF-8."
+        ) from error
     return table.rename(columns=lambda name: str(name).strip())

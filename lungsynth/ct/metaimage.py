@@ -49,7 +49,9 @@ def read_metaimage(path: Path) -> tuple[np.ndarray, Affine]:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise InputError(f"{path}: could not be read as MetaImage ({reason}); copy it again from its source.") from error
+        raise InputError(
+            f"{path}: could not be read as MetaImage ({reason}); copy it again from its source."
+        ) from error
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(
             f"{path}: expected one CT of 3 dimensions and one channel, got {image.GetDimension()} dimensions with "
@@ -83,7 +85,9 @@ def _read_header(path: Path) -> tuple[dict[str, str], int]:
             fields[key.strip().lower()] = value.strip()
         if key.strip().lower() == "elementdatafile":
             return fields, position
-    raise InputError(f"{path}: no ElementDataFile in its header, so it is no MetaImage or a damaged one; copy it again.")
+    raise InputError(
+        f"{path}: no ElementDataFile in its header, so it is no MetaImage or a damaged one; copy it again."
+    )
 
 
 def _check_files(path: Path) -> None:

@@ -30,6 +30,8 @@ def read_nifti(path: Path) -> tuple[np.ndarray, Affine]:
         array = np.asanyarray(image.dataobj)  # type: ignore[attr-defined]
     except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
         raise InputError(f"{path}: could not be read as NIfTI ({error}); copy it again from its source.") from error
+    if not isinstance(image, nib.Nifti1Pair):
+        raise InputError(f"{path}: not a NIfTI file in spite of its name; convert it to NIfTI.")
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim != 3 or array.dtype.fields is not None:
@@ -37,11 +39,6 @@ def read_nifti(path: Path) -> tuple[np.ndarray, Affine]:
             f"{path}: expected one CT of 3 dimensions, got {array.ndim} dimensions {array.shape}. "
             "Split it into volumes and keep one."
         )
-    if not _has_affine(image):
+    if not (image.header["sform_code"] or image.header["qform_code"]):
         raise InputError(f"{path}: neither sform nor qform is set, so left and right are unknown; set one of them.")
-    return to_volume_axes(array, image.affine, name=str(path))  # type: ignore[attr-defined]
-
-
-def _has_affine(image: nib.filebasedimages.FileBasedImage) -> bool:
-    header = image.header
-    return "sform_code" not in header or bool(header["sform_code"] or header["qform_code"])
+    return to_volume_axes(array, image.affine, name=str(path))

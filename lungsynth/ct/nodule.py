@@ -73,9 +73,7 @@ def nodules_from_mask(mask: LabelVolume, affine: Affine) -> tuple[ReadNodule, ..
     return tuple(sorted(found, key=lambda nodule: -int(nodule.votes.sum())))
 
 
-def mask_centre_lps(
-    inside: np.ndarray, offset: tuple[int, int, int], affine: Affine
-) -> tuple[float, float, float]:
+def mask_centre_lps(inside: np.ndarray, offset: tuple[int, int, int], affine: Affine) -> tuple[float, float, float]:
     """LPS millimetres of the centre of mass of a bool mask (depth, height, width) whose box starts at `offset`."""
     x, y, z = voxel_to_lps(affine, np.argwhere(inside).mean(axis=0) + offset).tolist()
     return x, y, z

@@ -1,4 +1,4 @@
-"""From any axis-aligned grid to the orientation of `Volume`, by flips and permutations alone: no value is interpolated."""
+"""From any axis-aligned grid to the orientation of `Volume`, by flips and permutations: no value is interpolated."""
 
 import logging
 
@@ -44,14 +44,17 @@ def to_volume_axes(array: np.ndarray, affine: np.ndarray, *, name: str) -> tuple
 def _check_axis_aligned(affine: np.ndarray, *, name: str) -> None:
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or not (lengths > 0).all():
-        raise InputError(f"{name}: its affine has no voxel size ({affine.round(3).tolist()}); write the file again with one.")
+        raise InputError(
+            f"{name}: its affine has no voxel size ({affine.round(3).tolist()}); write the file again with one."
+        )
     directions = np.abs(affine[:3, :3] / lengths)
     off_axis = float(np.sort(directions, axis=0)[:2].max())
     aligned = len(set(directions.argmax(axis=0))) == 3
     if off_axis > _OBLIQUE or not aligned:
         raise InputError(
             f"{name}: the grid is oblique (gantry tilt or a rotated reconstruction), its axes are up to "
-            f"{np.degrees(np.arcsin(min(off_axis, 1.0))):.2f} degrees from the patient's. Resample it to an axial grid first."
+            f"{np.degrees(np.arcsin(min(off_axis, 1.0))):.2f} degrees from the patient's. Resample it to an axial grid "
+            "first."
         )
     if off_axis > _ROUNDING:
         _LOGGER.warning("%s: axes are %.4f degrees off the patient's; taken as axial.", name, np.degrees(off_axis))

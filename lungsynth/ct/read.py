@@ -1,4 +1,4 @@
-"""One door to all formats: the files of a series become a `Volume`, a mask file becomes labels on that volume's grid."""
+"""One door to all formats: the files of a series become a `Volume`, a mask file labels on that volume's grid."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -77,7 +77,9 @@ def read_mask(path: Path, like: Volume, *, values: Collection[int] | None = None
             f"{_grid(affine)} and {wanted} at {_grid(like.affine)}. Resample the mask to the image, nearest neighbour."
         )
     if not np.isfinite(labels).all() or (labels != np.rint(labels)).any() or labels.min() < 0 or labels.max() > 255:
-        raise InputError(f"{path}: a mask holds whole numbers 0..255, got other values; is it an image? Threshold it first.")
+        raise InputError(
+            f"{path}: a mask holds whole numbers 0..255, got other values; is it an image? Threshold it first."
+        )
     labels = labels.astype(np.uint8)
     return labels if values is None else np.isin(labels, list(values)).astype(np.uint8)
 

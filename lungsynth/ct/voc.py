@@ -36,9 +36,7 @@ class SliceBox:
             )
 
 
-def read_voc_boxes(
-    paths: Iterable[Path], like: Volume, frames: Mapping[str, SliceFrame]
-) -> tuple[SliceBox, ...]:
+def read_voc_boxes(paths: Iterable[Path], like: Volume, frames: Mapping[str, SliceFrame]) -> tuple[SliceBox, ...]:
     """Reads the boxes of a series, in the order of its slices.
 
     Args:
@@ -55,10 +53,14 @@ def read_voc_boxes(
 
 def _read_file(path: Path, like: Volume, frames: Mapping[str, SliceFrame]) -> list[SliceBox]:
     if path.stem not in frames:
-        raise InputError(f"{path}: no slice of series {like.series_id} has this SOPInstanceUID; move it to its own series.")
+        raise InputError(
+            f"{path}: no slice of series {like.series_id} has this SOPInstanceUID; move it to its own series."
+        )
     try:
         objects = ET.parse(path).getroot().findall("object")
-        edges = [[float(_text(found, f"bndbox/{edge}")) for edge in ("xmin", "ymin", "xmax", "ymax")] for found in objects]
+        edges = [
+            [float(_text(found, f"bndbox/{edge}")) for edge in ("xmin", "ymin", "xmax", "ymax")] for found in objects
+        ]
     except (ET.ParseError, ValueError, OSError) as error:
         raise InputError(f"{path}: not readable as Pascal-VOC XML ({error}); copy it again from its source.") from error
     return [
@@ -77,6 +79,4 @@ def _text(element: ET.Element, tag: str) -> str:
 def _to_box(edges: np.ndarray, like: Volume, frame: SliceFrame, *, name: str) -> SliceBox:
     corners = lps_to_voxel(like.affine, frame.to_lps(edges[[0, 2]], edges[[1, 3]]))
     low, high = np.rint(corners.min(axis=0)).astype(int).tolist(), np.rint(corners.max(axis=0)).astype(int).tolist()
-    return SliceBox(
-        slice_index=low[0], row0=low[1], column0=low[2], row1=high[1] + 1, column1=high[2] + 1, name=name
-    )
+    return SliceBox(slice_index=low[0], row0=low[1], column0=low[2], row1=high[1] + 1, column1=high[2] + 1, name=name)

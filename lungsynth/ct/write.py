@@ -1,4 +1,4 @@
-"""Files on disk: NIfTI volumes and slices, `annotations.csv`. Written whole or not at all, and the same bytes each time.
+"""Files on disk: NIfTI volumes and slices, `annotations.csv`. Whole or absent, and the same bytes each time.
 
 Arrays here are (depth, height, width) and (height, width); the NIfTI array is their transpose, so that nibabel's
 affine of a `Volume` needs no change. A slice file holds (width, height, 1).
@@ -82,10 +82,12 @@ def write_nifti(
         InputError: on another dtype or name, or an array without affine.
     """
     if isinstance(image, Volume):
-        image, affine = image.hu, image.affine if affine is None else affine
+        array, affine = image.hu, image.affine if affine is None else affine
+    else:
+        array = image
     if affine is None:
         raise InputError(f"{path}: an array needs its affine to be written; give one or pass a Volume.")
-    _write_image(path, rearrange(image, "depth height width -> width height depth"), affine, descrip=descrip)
+    _write_image(path, rearrange(array, "depth height width -> width height depth"), affine, descrip=descrip)
 
 
 def write_plane(path: Path, plane: HuPlane | LabelPlane, affine: Affine, *, descrip: str = "") -> None:

@@ -1,13 +1,15 @@
 """Layer on layer: nodules placed and overlaid on lungs, as recipes of a catalogue and a small library of assets.
 
-`assets` (what is stored) -> `presence`, `groups` (what is drawn) -> `lung_shape`, `placement`, `plan` (what fits, and what is
-kept) -> `catalogue` (recipes) -> `composite`, `render` (images), `dataset` (PyTorch; the only module that imports torch).
+`assets` (what is stored) -> `presence`, `groups` (what is drawn) -> `lung_shape`, `placement`, `plan` (what fits, and
+what is kept) -> `catalogue` (recipes) -> `composite`, `render` (images), `dataset` (PyTorch; the only module that
+imports torch).
 """
 
-from lungsynth.layers.assets import Asset, AssetLibrary
+from lungsynth.layers.assets import Asset
 from lungsynth.layers.catalogue import Catalogue, Recipe, make_recipe, read_catalogue, write_catalogue
 from lungsynth.layers.composite import NodulePatch, Overlay, overlay
 from lungsynth.layers.groups import GroupSettings, Member, NoduleGroup, draw_groups
+from lungsynth.layers.library import AssetLibrary
 from lungsynth.layers.lung_shape import Box, LungShape
 from lungsynth.layers.placement import NodulePlacement, PlacementRules, Resolution, Verdict, resolve
 from lungsynth.layers.plan import Plan, plan

@@ -1,11 +1,11 @@
-"""The catalogue: a row a sample, from which image, label and annotations are made again, bit for bit, without the networks.
+"""The catalogue: a row a sample, from which its image, label map and annotations are made again, bit for bit.
 
-A `Recipe` names a lung and nodules by the hashes of their assets and says where the nodules lie. `catalogue.parquet` holds
-recipes; positions and distances are float32 and exact, all else is text or float64.
+A `Recipe` names a lung and nodules by the hashes of their assets and says where the nodules lie. `catalogue.parquet`
+holds recipes; positions and distances are float32 and exact, all else is text or float64.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import overload
@@ -139,7 +139,7 @@ def make_recipe(
     )
 
 
-class Catalogue(Sequence[Recipe]):
+class Catalogue:
     """Recipes of a table, read one at a time.
 
     Args:
@@ -153,6 +153,9 @@ class Catalogue(Sequence[Recipe]):
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
+
+    def __iter__(self) -> Iterator[Recipe]:
+        return (self._recipe(index) for index in range(len(self)))
 
     @overload
     def __getitem__(self, index: int) -> Recipe: ...
@@ -218,9 +221,7 @@ def read_catalogue(path: Path) -> Catalogue:
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"{path}: expected a catalogue in parquet, got a file that cannot be read ({error})."
-        ) from error
+        raise InputError(f"{path}: expected a catalogue, got what cannot be read: {error}.") from error
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
         raise InputError(f"{path}: expected the columns of a catalogue, {missing} are missing. Plan it again.")

@@ -1,8 +1,9 @@
 """Overlaying nodules on a lung, in HU, on the lung's own grid.
 
 The patch (0.7 mm) is mirrored, turned and scaled, and averaged over each pixel of the lung where that is coarser:
-`image = alpha * nodule + (1 - alpha) * lung`, for ground glass too: what a nodule shows through stands in its own HU. Colour
-travels premultiplied, so the patch's surroundings do not leak in. Where alpha is 0 the lung is untouched, bit for bit.
+`image = alpha * nodule + (1 - alpha) * lung`, for ground glass too: what a nodule shows through stands in its own HU.
+Colour travels premultiplied, so the patch's surroundings do not leak in. Where alpha is 0 the lung is untouched, bit
+for bit.
 """
 
 import math

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from lungsynth.layers.assets import AssetLibrary
 from lungsynth.layers.catalogue import read_catalogue
+from lungsynth.layers.library import AssetLibrary
 from lungsynth.layers.render import Enhancer, render
 
 __all__ = ["LayeredLungDataset"]
@@ -24,8 +24,8 @@ class LayeredLungDataset(torch.utils.data.Dataset):
     - `labels`: int64 (n,), indices into `categories`;
     - `meta`: `id`, `affine` (4, 4) RAS, `spacing_mm` (row, column), `centres_lps_mm` (n, 3), `diameters_mm` (n,).
 
-    Lungs keep their own grids, so a batch of samples needs a transform that brings them to one size. Nodules differ in number:
-    collate `boxes` and `labels` as lists (`monai.data.utils.no_collation`).
+    Lungs keep their own grids, so a batch of samples needs a transform that brings them to one size. Nodules differ in
+    number: collate `boxes` and `labels` as lists (`monai.data.utils.no_collation`).
 
     Args:
         catalogue: `catalogue.parquet`.

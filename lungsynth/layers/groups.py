@@ -1,7 +1,7 @@
 """Nodule groups: nodules that appear together on one slice, with their transforms, not yet on any lung.
 
-A group knows positions in the frame of `presence` (u, v) and how each patch is turned, mirrored and scaled. It is resolved on
-a lung by `placement`. Its canonical JSON is its identity: equal groups have equal text and an equal id.
+A group knows positions in the frame of `presence` (u, v) and how each patch is turned, mirrored and scaled. It is
+resolved on a lung by `placement`. Its canonical JSON is its identity: equal groups have equal text and an equal id.
 """
 
 import hashlib
@@ -128,7 +128,7 @@ def draw_groups(
     """Draws n groups; group i depends on the seed and i alone, so a longer list begins with the shorter one.
 
     Args:
-        nodules: to choose from, with equal probability; real and generated in the proportion wanted (the paper: 200 : 1000).
+        nodules: to choose from, all equally likely (the paper: 200 real and 1,000 generated ones).
         n: number of groups (the paper: 5,000 a category).
         seed: not negative.
         prior: presence probability.

@@ -1,7 +1,8 @@
 """The shape of the lungs on one slice: their bounding box, and the signed distance to the edge of the parenchyma.
 
-Pixels are (row, column), fractional, with the centre of the first pixel at (0, 0). Distances are in mm, positive in the lung
-and negative outside; the edge lies half a pixel from the centres of its pixels. Holes no larger than a vessel are no edge.
+Pixels are (row, column), fractional, with the centre of the first pixel at (0, 0). Distances are in mm, positive in
+the lung and negative outside; the edge lies half a pixel from the centres of its pixels. Holes no larger than a
+vessel are no edge.
 """
 
 from dataclasses import dataclass
@@ -61,8 +62,8 @@ class LungShape:
         """
         if not mask.any() or (hu is not None and hu.shape != mask.shape):
             raise InputError(
-                f"Expected a lung mask with lung in it on the grid of its slice, got {int(mask.sum())} lung pixels, shape "
-                f"{mask.shape} and slice {None if hu is None else hu.shape}. Leave this slice out or mend its mask."
+                f"Expected a lung mask with lung in it on the grid of its slice, got {int(mask.sum())} lung pixels, "
+                f"shape {mask.shape} and slice {None if hu is None else hu.shape}. Leave it out or mend its mask."
             )
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         box = Box(int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)

@@ -1,9 +1,10 @@
 """Placement: resolving nodule groups on a lung, by a rule that is the same for one pair and for all.
 
-A member's (u, v) gives a pixel in the bounding box of the lungs. Its disc needs `clearance * diameter / 2` to the edge of the
-lung. Where it has less, it is moved straight away from the nearest edge, in at most `_STEPS` steps and by at most
-`max_shift_mm` in all; if that does not clear it, the pair is rejected. Members that come too close to each other, or lie on a
-vessel, reject the pair too. Nothing is random here, and no trigonometry is used, so one pair gives the same numbers as many.
+A member's (u, v) gives a pixel in the bounding box of the lungs. Its disc needs `clearance * diameter / 2` to the
+edge of the lung. Where it has less, it is moved straight away from the nearest edge, in at most `_STEPS` steps and by
+at most `max_shift_mm` in all; if that does not clear it, the pair is rejected. Members that come too close to each
+other, or lie on a vessel, reject the pair too. Nothing is random here, and no trigonometry is used, so one pair gives
+the same numbers as many.
 """
 
 from collections.abc import Sequence
@@ -196,12 +197,14 @@ def resolve(shape: LungShape, group: NoduleGroup, rules: PlacementRules) -> Reso
 
 
 def _settle(shape: LungShape, row: np.ndarray, col: np.ndarray, needed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    row, col = row.copy(), col.copy()
     for _ in range(_STEPS):
         lack = needed - shape.distance_mm(row, col)
-        step = np.where(lack > 0, lack + _OVERSHOOT_MM, 0.0)
-        along_row, along_col = shape.inward(row, col)
-        row = row + step * along_row / shape.spacing_mm[0]
-        col = col + step * along_col / shape.spacing_mm[1]
+        near = lack > 0
+        along_row, along_col = shape.inward(row[near], col[near])
+        step = lack[near] + _OVERSHOOT_MM
+        row[near] += step * along_row / shape.spacing_mm[0]
+        col[near] += step * along_col / shape.spacing_mm[1]
     return np.rint(row * _FRACTIONS_PX) / _FRACTIONS_PX, np.rint(col * _FRACTIONS_PX) / _FRACTIONS_PX
 
 

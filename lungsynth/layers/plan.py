@@ -1,8 +1,9 @@
 """Planning: which pairs of a lung and a nodule group become samples, without rendering any.
 
-The paper overlays 5,000 groups on 500 lungs and keeps, of 2,500,000 pairs, the 1,000,000 farthest from the edge of the lung
-parenchyma (Chi et al., 2023). A pair's distance is that of its nodule nearest to the edge. Lungs are seen once, one after the
-other; only the best pairs so far are in memory. Equal distances: the earlier lung first, then the earlier group.
+The paper overlays 5,000 groups on 500 lungs and keeps, of 2,500,000 pairs, the 1,000,000 farthest from the edge of
+the lung parenchyma (Chi et al., 2023). A pair's distance is that of its nodule nearest to the edge. Lungs are seen
+once, one after the other; only the best pairs so far are in memory. Equal distances: the earlier lung first, then the
+earlier group.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -74,7 +75,8 @@ def plan(
     """
     if policy not in get_args(Policy) or keep < 1 or (max_per_lung is not None and max_per_lung < 1):
         raise InputError(
-            f"A plan needs a policy of {get_args(Policy)}, keep >= 1 and max_per_lung >= 1, got {policy!r}, {keep}, {max_per_lung}."
+            f"A plan needs a policy of {get_args(Policy)}, keep >= 1 and max_per_lung >= 1, "
+            f"got {policy!r}, {keep} and {max_per_lung}."
         )
     arrays, best = GroupArrays.of(groups), np.empty(0, dtype=np.uint64)
     counts, seen = np.zeros(len(Verdict), dtype=np.int64), 0

@@ -1,7 +1,8 @@
 """Presence probability: where in the lungs nodules are found.
 
-Positions are (u, v) in the bounding box of both lungs: u from the patient's right (0) to the left (1), v from anterior (0) to
-posterior (1). The prior knows no single lung; that a nodule lies inside one is the business of `placement`.
+Positions are (u, v) in the bounding box of both lungs: u from the patient's right (0) to the left (1), v from
+anterior (0) to posterior (1). The prior knows no single lung; that a nodule lies inside one is the business of
+`placement`.
 """
 
 from dataclasses import dataclass

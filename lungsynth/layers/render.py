@@ -9,9 +9,9 @@ import numpy as np
 from lungsynth.ct.volume import voxel_to_lps
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label
-from lungsynth.layers.assets import AssetLibrary
 from lungsynth.layers.catalogue import Recipe
 from lungsynth.layers.composite import NodulePatch, overlay
+from lungsynth.layers.library import AssetLibrary
 from lungsynth.layers.lung_shape import Box
 from lungsynth.types import Affine, HuPlane, LabelPlane
 
@@ -73,7 +73,8 @@ def render(recipe: Recipe, library: AssetLibrary, *, enhance: Enhancer | None = 
         affine=lung.affine_matrix,
         boxes=tuple(finding.box for finding in result.findings),
         annotations=tuple(
-            Annotation(*xyz, finding.diameter_mm) for xyz, finding in zip(lps.tolist(), result.findings, strict=True)
+            Annotation(float(x), float(y), float(z), finding.diameter_mm)
+            for (x, y, z), finding in zip(lps, result.findings, strict=True)
         ),
     )
 

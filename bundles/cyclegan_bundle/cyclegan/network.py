@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The networks of the CycleGAN (Zhu et al., 2017): G: X -> Y, F: Y -> X, D_X, D_Y.
+
+X are composites, Y real slices. Images are (B, 1, H, W) in units (`hounsfield.py`), of any H and W.
+
+Both kinds of network are local: no layer depends on statistics of the image or the batch, so an output pixel depends on the
+input within `receptive_field_px` only, and an enhanced region equals the same region of an enhanced slice.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from .hounsfield import HU_PER_UNIT
+
+__all__ = ["PatchDiscriminator", "ResidualEnhancer"]
+
+
+class DilatedResidual(nn.Module):
+    """x + conv(relu(conv_dilated(relu(x)))), same shape (B, C, H, W)."""
+
+    def __init__(self, channels: int, *, dilation: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, kernel_size=3, padding=dilation, dilation=dilation),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, kernel_size=3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class ResidualEnhancer(nn.Module):
+    """Adds a bounded residual to an image: G(x) = x + b tanh(r(x)), where r sees x clamped to the window.
+
+    r works on cells of 2 x 2 px, four values each (Shi et al., 2016), a quarter of the work of full resolution without loss
+    of detail; a region therefore starts at even rows and columns (`alignment_px`). The last layer starts at zero, so that
+    training starts from the identity.
+
+    Args:
+        channels: feature maps of the hidden layers.
+        max_residual_hu: bound b of the change of a pixel, in HU.
+        dilations: of the residual blocks, one number a block.
+
+    Raises:
+        ValueError: when an argument is not positive.
+    """
+
+    alignment_px = 2
+
+    def __init__(
+        self, *, channels: int = 32, max_residual_hu: float = 150.0, dilations: tuple[int, ...] | list[int] = (1, 2, 2, 1)
+    ) -> None:
+        super().__init__()
+        if channels < 1 or not max_residual_hu > 0 or min(dilations, default=0) < 1:
+            raise ValueError(
+                "ResidualEnhancer needs channels >= 1, max_residual_hu > 0 and dilations >= 1, "
+                f"got {channels}, {max_residual_hu:g} and {list(dilations)}."
+            )
+        self.max_residual_unit = max_residual_hu / HU_PER_UNIT
+        # In cells to each side: one for the first and the last layer, one more than its dilation for each block.
+        reach = 2 + sum(dilation + 1 for dilation in dilations)
+        self.receptive_field_px = 1 + 2 * (self.alignment_px * reach + self.alignment_px - 1)
+        self.head = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4, channels, kernel_size=3, padding=1))
+        self.blocks = nn.Sequential(*(DilatedResidual(channels, dilation=dilation) for dilation in dilations))
+        last = nn.Conv2d(channels, 4, kernel_size=3, padding=1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.tail = nn.Sequential(nn.ReLU(), last, nn.PixelShuffle(2))
+
+    def residual(self, unit: Tensor) -> Tensor:
+        """Change of each pixel (B, 1, H, W), in units, within +-`max_residual_unit`."""
+        height, width = unit.shape[-2], unit.shape[-1]
+        # Shifted so that air is 0: then the padding of odd sizes and of the convolutions continues the image with air.
+        seen = pad(unit.clamp(-1.0, 1.0) + 1.0, [0, width % 2, 0, height % 2])
+        change = torch.tanh(self.tail(self.blocks(self.head(seen))))
+        return self.max_residual_unit * change[..., :height, :width]
+
+    def forward(self, unit: Tensor) -> Tensor:
+        """Enhanced image (B, 1, H, W) in units; HU outside the window stay outside."""
+        return unit + self.residual(unit)
+
+
+class PatchDiscriminator(nn.Module):
+    """Scores patches of 34 x 34 px: (B, 1, H, W) -> (B, 1, H / 4 - 2, W / 4 - 2), LSGAN (1 real, 0 fake).
+
+    A smaller sibling of the 70 x 70 one of Isola et al. (2017), with spectral norm (Miyato et al., 2018) in place of
+    statistics over image or batch. It sees the window only, as the generators do.
+
+    Args:
+        channels: feature maps of the first layer; doubled in each of the two that follow.
+    """
+
+    receptive_field_px = 34
+
+    def __init__(self, *, channels: int = 32) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            _spectral_conv(1, channels, stride=2),
+            nn.LeakyReLU(0.2),
+            _spectral_conv(channels, 2 * channels, stride=2),
+            nn.LeakyReLU(0.2),
+            _spectral_conv(2 * channels, 4 * channels, stride=1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(4 * channels, 1, kernel_size=4, padding=1),
+        )
+
+    def forward(self, unit: Tensor) -> Tensor:
+        """Scores of overlapping patches."""
+        return self.layers(unit.clamp(-1.0, 1.0) + 1.0)
+
+
+def _spectral_conv(in_channels: int, out_channels: int, *, stride: int) -> nn.Module:
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size=4, stride=stride, padding=1)
+    return nn.utils.parametrizations.spectral_norm(conv)

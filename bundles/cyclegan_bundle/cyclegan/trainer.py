@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of the CycleGAN: per batch one step of both generators, then one of both discriminators.
+
+A batch holds, unpaired, `x` and `y` (B, 1, H, W) in units and `x_nodule`, `y_nodule` (B, 1, H, W) bool; the sizes of x and y
+may differ.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from monai.engines import Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .history import ImageHistory
+from .losses import Translation, discriminator_loss, generator_terms
+
+__all__ = ["CycleGANTrainer", "LossWeights", "Networks"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """Weights of the generators' terms; that of the adversarial term is 1."""
+
+    cycle_weight: float = 10.0
+    identity_weight: float = 5.0
+    nodule_weight: float = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Networks:
+    """G: X -> Y, F: Y -> X, and the discriminators of X and of Y; each may be wrapped for distributed training."""
+
+    G: nn.Module
+    F: nn.Module
+    D_X: nn.Module
+    D_Y: nn.Module
+
+
+class CycleGANTrainer(Trainer):
+    """CycleGAN (Zhu et al., 2017) as a MONAI trainer; its output is a dict of floats, `loss` the generators' total.
+
+    Args:
+        device: where the networks are.
+        max_epochs: epochs to train.
+        train_data_loader: of the batches described above.
+        networks: the four networks, on `device`.
+        g_optimizer: one optimiser for G and F.
+        d_optimizer: one optimiser for D_X and D_Y.
+        x_history: pool of fakes of X, made by F.
+        y_history: pool of fakes of Y, made by G.
+        weights: of the terms of the loss.
+        inferer: called as `inferer(image, generator)`.
+        amp: mixed precision, bfloat16 by autocast on `device`'s type; bfloat16 needs no scaling of the loss.
+        train_handlers: attached to this engine, in this order.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: torch.device | str,
+        max_epochs: int,
+        train_data_loader: Iterable[dict[str, Tensor]],
+        networks: Networks,
+        g_optimizer: Optimizer,
+        d_optimizer: Optimizer,
+        x_history: ImageHistory,
+        y_history: ImageHistory,
+        weights: LossWeights,
+        inferer: Any,
+        amp: bool = False,
+        train_handlers: Sequence[Any] | None = None,
+    ) -> None:
+        # `amp` stays here: with it, the base class makes a loss scaler for CUDA.
+        super().__init__(
+            device=device, max_epochs=max_epochs, data_loader=train_data_loader, handlers=train_handlers, decollate=False
+        )
+        self.networks = networks
+        self.g_optimizer, self.d_optimizer = g_optimizer, d_optimizer
+        self.x_history, self.y_history = x_history, y_history
+        self.weights = weights
+        self.inferer = inferer
+        self.autocast = torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=amp)
+
+    def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> dict[str, float]:
+        batch = {key: batchdata[key].to(self.state.device, non_blocking=True) for key in ("x", "x_nodule", "y", "y_nodule")}
+        g_losses, fake_y, fake_x = self._step_generators(batch)
+        d_losses = self._step_discriminators(batch["x"], batch["y"], fake_x=fake_x, fake_y=fake_y)
+        return {name: value.item() for name, value in (g_losses | d_losses).items()}
+
+    def _step_generators(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        nets = self.networks
+        self.g_optimizer.zero_grad()
+        with _frozen(nets.D_X) as D_X, _frozen(nets.D_Y) as D_Y:
+            with self.autocast:
+                to_y = self._translate(nets.G, nets.F, D_Y, batch["x"], batch["x_nodule"])
+                to_x = self._translate(nets.F, nets.G, D_X, batch["y"], batch["y_nodule"])
+            terms = generator_terms(to_y), generator_terms(to_x)
+            weights = vars(self.weights)
+            loss = terms[0].total(**weights) + terms[1].total(**weights)
+            loss.backward()
+        self.g_optimizer.step()
+        named = {
+            f"{name}_{domain}": value.detach()
+            for domain, part in zip(("x", "y"), terms, strict=True)
+            for name, value in part._asdict().items()
+        }
+        return {"loss": loss.detach()} | named, to_y.fake.detach(), to_x.fake.detach()
+
+    def _translate(self, A: nn.Module, B: nn.Module, D: nn.Module, source: Tensor, nodule: Tensor) -> Translation:
+        fake = self.inferer(source, A)
+        return Translation(
+            source=source,
+            nodule=nodule,
+            fake=fake,
+            back=self.inferer(fake, B),
+            same=self.inferer(source, B),
+            score=D(fake),
+        )
+
+    def _step_discriminators(self, x: Tensor, y: Tensor, *, fake_x: Tensor, fake_y: Tensor) -> dict[str, Tensor]:
+        D_X, D_Y = self.networks.D_X, self.networks.D_Y
+        self.d_optimizer.zero_grad()
+        with self.autocast:
+            scores = D_X(x), D_X(self.x_history(fake_x)), D_Y(y), D_Y(self.y_history(fake_y))
+        d_x, d_y = discriminator_loss(scores[0], scores[1]), discriminator_loss(scores[2], scores[3])
+        (d_x + d_y).backward()
+        self.d_optimizer.step()
+        return {"d_x": d_x.detach(), "d_y": d_y.detach()}
+
+
+class _frozen:
+    """The network itself, out of its distributed wrapping, without gradients of its weights inside a `with`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+
+    def __enter__(self) -> nn.Module:
+        return self.network.requires_grad_(False)
+
+    def __exit__(self, *_: object) -> None:
+        self.network.requires_grad_(True)

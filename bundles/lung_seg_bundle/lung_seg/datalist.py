@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to read: the parts of a COHORT's `segmentation.json`, and the volumes of a folder.
+
+An entry of kind `slice` is an axial slice with its label map; entries of kind `nodule` (npz files of 64 x 64 crops) are
+gathered, since a crop is small: one sample shows several nodules side by side (see `transforms.py`).
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+
+from . import CHANNELS
+
+__all__ = ["list_volumes", "name_of", "read_datalist"]
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "segmentation.json"
+VOLUME_SUFFIXES = (".nii.gz", ".nii")
+
+
+def read_datalist(
+    dataset_dir: str | Path | None, part: str, *, nodules_per_sample: int = 9, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """Samples of one part of a COHORT.
+
+    Args:
+        dataset_dir: the COHORT.
+        part: `training`, `validation` or `test`.
+        nodules_per_sample: how many nodules stand side by side in a sample of kind `nodule`.
+        limit: keep at most so many samples, evenly spread over the part.
+
+    Returns:
+        One dict a sample: `kind`, `labelled` (two numbers, lung and nodule: 1 where an expert drew it), and `image` and
+        `label` (kind `slice`) or `nodules` (kind `nodule`, paths of npz files).
+
+    Raises:
+        ValueError: when the COHORT or the part is not there, or files of it are missing.
+    """
+    entries = _read_part(dataset_dir, part)
+    root = Path(str(dataset_dir))
+    slices = [
+        {
+            "kind": "slice",
+            "image": root / entry["image"],
+            "label": root / entry["label"],
+            "labelled": _channels(entry["labelled"]),
+        }
+        for entry in entries
+        if entry["kind"] == "slice"
+    ]
+    nodules = [root / entry["image"] for entry in entries if entry["kind"] == "nodule"]
+    _check_files(root, [sample[key] for sample in slices for key in ("image", "label")] + nodules)
+    gathered = [
+        {"kind": "nodule", "nodules": nodules[start::step], "labelled": _channels(["nodule"])}
+        for step in [max(1, -(-len(nodules) // nodules_per_sample))]
+        for start in range(step if nodules else 0)
+    ]
+    samples = slices + gathered
+    if limit is not None and len(samples) > limit:
+        samples = [samples[index * len(samples) // limit] for index in range(limit)]
+    return samples
+
+
+def _read_part(dataset_dir: str | Path | None, part: str) -> list[dict[str, Any]]:
+    path = Path(str(dataset_dir)) / FILE_NAME
+    if dataset_dir is None or not path.is_file():
+        raise ValueError(
+            f"This needs a COHORT with {FILE_NAME}, got dataset_dir={dataset_dir}. Give --dataset_dir COHORT, "
+            "a folder written by scripts/prepare.py."
+        )
+    entries = json.loads(path.read_text()).get(part) or []
+    if not entries:
+        raise ValueError(
+            f"{path}: the part '{part}' is empty. Prepare a cohort of more patients, or name another part with --part."
+        )
+    return entries
+
+
+def _channels(labelled: Sequence[str]) -> list[float]:
+    return [float(channel in labelled) for channel in CHANNELS]
+
+
+def _check_files(root: Path, files: Sequence[Path]) -> None:
+    missing = [path for path in files if not path.is_file()]
+    if missing:
+        raise ValueError(
+            f"{root / FILE_NAME} names {len(missing)} files that are not there, the first is {missing[0]}. "
+            "Prepare the cohort again, or move it as a whole."
+        )
+
+
+def list_volumes(dataset_dir: str | Path | None, datalist: Sequence[str | Path] | None = None) -> list[dict[str, str]]:
+    """NIfTI volumes and slices to segment; files that cannot be read are reported and left out.
+
+    Args:
+        dataset_dir: folder of `.nii` or `.nii.gz` files.
+        datalist: the files themselves, relative to `dataset_dir` or absolute; instead of all files of the folder.
+
+    Returns:
+        One dict a file: `image` (path) and `name` (the file's stem).
+
+    Raises:
+        ValueError: when nothing readable is found.
+    """
+    root = Path(str(dataset_dir or "."))
+    if datalist is not None:
+        chosen = [datalist] if isinstance(datalist, str) else datalist
+        paths = [root / path for path in chosen]
+    else:
+        found = root.iterdir() if dataset_dir is not None and root.is_dir() else []
+        paths = sorted(path for path in found if path.name.endswith(VOLUME_SUFFIXES))
+    readable = [path for path in paths if _is_volume(path)]
+    if not readable:
+        raise ValueError(
+            f"Expected .nii or .nii.gz files of CT in dataset_dir={dataset_dir}, found {len(paths)} and could read none. "
+            "Give --dataset_dir FOLDER or --datalist with the files."
+        )
+    return [{"image": str(path), "name": name_of(path)} for path in readable]
+
+
+def name_of(path: str | Path) -> str:
+    """A file's name without `.nii` or `.nii.gz`."""
+    name = Path(path).name
+    for suffix in VOLUME_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name
+
+
+def _is_volume(path: Path) -> bool:
+    try:
+        shape = nibabel.load(path).shape
+    except (OSError, nibabel.filebasedimages.ImageFileError) as error:
+        logger.error("%s is left out: it cannot be read as NIfTI (%s).", path, error)
+        return False
+    if len(shape) != 3:
+        logger.error("%s is left out: expected a volume of 3 dimensions, got %s. Give one series a file.", path, shape)
+        return False
+    return True

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which samples an epoch shows: each kind of data equally often, however many of it there are."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed
+from torch.utils.data.distributed import DistributedSampler
+
+__all__ = ["EpochSampler"]
+
+
+class EpochSampler(DistributedSampler):
+    """Draws an epoch's samples from the seed and the epoch's number, so that a resumed training sees the same ones.
+
+    It is a DistributedSampler because MONAI's engines tell those which epoch begins; each process draws its own.
+
+    Args:
+        data: the samples (`read_datalist`); those of equal `kind` and `labelled` form a group, and groups share alike.
+        samples: how many an epoch shows in this process, with replacement.
+        seed: of the draw.
+    """
+
+    def __init__(self, data: Sequence[Mapping[str, Any]], *, samples: int, seed: int = 0) -> None:
+        ready = distributed.is_available() and distributed.is_initialized()
+        replicas, rank = (distributed.get_world_size(), distributed.get_rank()) if ready else (1, 0)
+        super().__init__(data, num_replicas=replicas, rank=rank, seed=seed)
+        self.num_samples = samples
+        groups = [(sample["kind"], *sample["labelled"]) for sample in data]
+        sizes = Counter(groups)
+        self.weights = torch.tensor([1 / sizes[group] for group in groups], dtype=torch.float64)
+
+    def __iter__(self) -> Iterator[int]:
+        state = np.random.SeedSequence([self.seed, self.epoch, self.rank]).generate_state(1)[0]
+        generator = torch.Generator().manual_seed(int(state))
+        return iter(torch.multinomial(self.weights, self.num_samples, replacement=True, generator=generator).tolist())

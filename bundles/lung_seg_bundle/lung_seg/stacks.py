@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a sample's slices from disk, as the datalist names them.
+
+A `Stack` is one source's slices with their label maps, on their own grid. A sample of kind `slice` has one stack of one
+slice; a sample of kind `nodule` has a stack a nodule.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, Transform
+from torch import Tensor
+
+from . import IGNORED
+from .losses import NODULE
+
+__all__ = ["LoadStacks", "Stack", "read_nodule"]
+
+NODULE_SPACING_MM = (0.7, 0.7)
+
+
+class Stack(NamedTuple):
+    """Slices of one source: HU int16 (n, H, W), label uint8 (n, H, W), spacing (row, column) in mm, the main slice."""
+
+    hu: Tensor
+    label: Tensor
+    spacing_mm: tuple[float, float]
+    main: int
+
+
+def read_nodule(path: str | Path) -> Stack:
+    """Crops of one nodule: two readers' agreement is nodule, one reader alone is ignored, as is what was not covered.
+
+    Raises:
+        ValueError: when the file has not the arrays of a COHORT's nodule.
+    """
+    try:
+        with np.load(path) as arrays:
+            context, votes, valid = (arrays[name] for name in ("context", "votes", "valid"))
+            largest = int(arrays["largest"])
+    except (KeyError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected a nodule's npz with context, votes, valid and largest ({error}). Prepare the cohort again."
+        ) from error
+    label = np.where(votes >= 2, NODULE, 0).astype(np.uint8)
+    label[(votes == 1) | ~valid] = IGNORED
+    return Stack(torch.from_numpy(context), torch.from_numpy(label), NODULE_SPACING_MM, largest)
+
+
+class LoadStacks(Transform):
+    """Reads a sample of `read_datalist`: adds `stacks`, keeps `kind` and `labelled`."""
+
+    def __init__(self) -> None:
+        keys = ["image", "label"]
+        self.read_slice = Compose(
+            [
+                LoadImaged(keys, dtype=np.int16),
+                EnsureChannelFirstd(keys, channel_dim="no_channel"),
+                Orientationd(keys, axcodes="PLS", labels=(("L", "R"), ("P", "A"), ("I", "S"))),
+            ]
+        )
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        stacks = [self._slice(data)] if data["kind"] == "slice" else [read_nodule(path) for path in data["nodules"]]
+        return {"kind": data["kind"], "labelled": torch.tensor(data["labelled"]), "stacks": stacks}
+
+    def _slice(self, data: Mapping[str, Any]) -> Stack:
+        loaded = self.read_slice({key: data[key] for key in ("image", "label")})
+        image, label = loaded["image"], loaded["label"]
+        if image.shape != label.shape or image.shape[-1] != 1:
+            raise ValueError(
+                f"{data['image']}: expected a slice and a label map of the same shape (W, H, 1), got "
+                f"{tuple(image.shape[1:])} and {tuple(label.shape[1:])}. Prepare the cohort again."
+            )
+        row, column = (float(spacing) for spacing in image.pixdim[:2])
+        return Stack(image.as_tensor()[..., 0], label.as_tensor()[..., 0].to(torch.uint8), (row, column), 0)

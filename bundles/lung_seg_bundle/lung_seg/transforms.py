@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From stacks of slices to what the network is trained and validated on, on the grid of `spacing_mm`.
+
+A slice gives one square (training) or its whole frame (validation). Nodule crops are much smaller than the square, so
+`tiles` x `tiles` of them stand side by side in it, each from another nodule; between them the label is 255. Slices are
+turned and scaled a little but never mirrored, since left and right lung differ; nodules are turned and mirrored freely.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import RandomizableTransform, Transform
+from torch import Tensor
+
+from . import IGNORED
+from .grid import Frame, cut, resample, resampled_shape
+from .losses import NODULE
+from .stacks import Stack
+
+__all__ = ["AIR_HU", "CheckHu", "FixedFrame", "RandFrame"]
+
+AIR_HU = -1000
+
+
+def _whole(stack: Stack, *, spacing_mm: float) -> tuple[Tensor, Tensor]:
+    """The first slice of a stack on the grid of `spacing_mm`: HU and label, (H, W)."""
+    height, width = stack.label.shape[-2:]
+    shape = resampled_shape((height, width), spacing_mm=stack.spacing_mm, target_mm=spacing_mm)
+    hu = resample(stack.hu[:1, None].float(), shape)
+    return hu[0, 0], resample(stack.label[:1, None].float(), shape, mode="nearest-exact")[0, 0].to(torch.uint8)
+
+
+def _tile(planes: Sequence[tuple[Stack, int, Frame]], *, tiles: int, size_px: int) -> tuple[Tensor, Tensor]:
+    """Side by side: slice `index` of each stack through its frame, in a square of `tiles` x `tiles`."""
+    image = torch.full((size_px, size_px), float(AIR_HU))
+    label = torch.full((size_px, size_px), IGNORED, dtype=torch.uint8)
+    side = size_px // tiles
+    for place, (stack, index, frame) in enumerate(planes[: tiles * tiles]):
+        rows, columns = (slice(start * side, (start + 1) * side) for start in divmod(place, tiles))
+        image[rows, columns], label[rows, columns] = cut(stack.hu[index], stack.label[index], frame, size_px=side)
+    return image, label
+
+
+def _sample(data: Mapping[str, Any], image: Tensor, label: Tensor) -> dict[str, Any]:
+    return {"image": image[None], "label": label[None], "labelled": data["labelled"]}
+
+
+def _centred(stack: Stack, *, spacing_mm: float) -> Frame:
+    height, width = stack.label.shape[-2:]
+    row, column = stack.spacing_mm
+    step = (spacing_mm / row, spacing_mm / column)
+    return Frame(row_px=(height - 1) / 2, column_px=(width - 1) / 2, step_px=step)
+
+
+class FixedFrame(Transform):
+    """Whole slices, or each nodule's largest slice: `image` float32 HU (1, H, W), `label` (1, H, W), `labelled` (2,).
+
+    Args:
+        spacing_mm: of the network's grid.
+        size_px: side of the square with the nodules.
+        tiles: nodules in a row of that square.
+    """
+
+    def __init__(self, *, spacing_mm: float, size_px: int, tiles: int) -> None:
+        self.spacing_mm = spacing_mm
+        self.size_px = size_px
+        self.tiles = tiles
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        stacks = data["stacks"]
+        if data["kind"] == "slice":
+            return _sample(data, *_whole(stacks[0], spacing_mm=self.spacing_mm))
+        planes = [(stack, stack.main, _centred(stack, spacing_mm=self.spacing_mm)) for stack in stacks]
+        return _sample(data, *_tile(planes, tiles=self.tiles, size_px=self.size_px))
+
+
+class RandFrame(RandomizableTransform):
+    """A random square of a slice, or random slices of nodules: keys and types as from `FixedFrame`, (1, size, size).
+
+    Half of the squares are centred on the rarest thing that the slice shows (nodule, else lung), half anywhere.
+
+    Args:
+        spacing_mm: of the network's grid.
+        size_px: side of the square.
+        tiles: nodules in a row of the square.
+        angle_degrees: slices are turned by at most this.
+        zoom: slices and nodules are scaled by a factor within [1 / zoom, zoom].
+        shift_px: nodules lie off the middle of their tile by at most this many pixels of the network's grid.
+    """
+
+    def __init__(
+        self,
+        *,
+        spacing_mm: float,
+        size_px: int,
+        tiles: int,
+        angle_degrees: float = 10.0,
+        zoom: float = 1.2,
+        shift_px: float = 6.0,
+    ) -> None:
+        super().__init__(prob=1.0)
+        self.spacing_mm = spacing_mm
+        self.size_px = size_px
+        self.tiles = tiles
+        self.angle_degrees = angle_degrees
+        self.zoom = zoom
+        self.shift_px = shift_px
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        stacks = data["stacks"]
+        if data["kind"] == "slice":
+            frame = self.draw_slice_frame(stacks[0])
+            return _sample(data, *cut(stacks[0].hu[0], stacks[0].label[0], frame, size_px=self.size_px))
+        planes = [(stack, self.draw_index(stack), self.draw_nodule_frame(stack)) for stack in stacks]
+        return _sample(data, *_tile(planes, tiles=self.tiles, size_px=self.size_px))
+
+    def draw_slice_frame(self, stack: Stack) -> Frame:
+        """Where on the slice the square lies."""
+        label = stack.label[0].numpy()
+        seen = np.where(label == IGNORED, 0, label)
+        candidates = np.flatnonzero(seen == seen.max()) if self.R.random() < 0.5 else np.arange(seen.size)
+        row, column = np.unravel_index(candidates[self.R.randint(candidates.size)], label.shape)
+        angle = math.radians(self.R.uniform(-self.angle_degrees, self.angle_degrees))
+        return Frame(
+            row_px=float(row), column_px=float(column), step_px=self._draw_step(stack.spacing_mm), angle_rad=angle
+        )
+
+    def draw_index(self, stack: Stack) -> int:
+        """Which slice of a nodule is shown: half the time one that two readers agree on, where there is one."""
+        agreed = np.flatnonzero((stack.label == NODULE).flatten(1).any(1).numpy())
+        pool = agreed if len(agreed) and self.R.random() < 0.5 else np.arange(len(stack.label))
+        return int(pool[self.R.randint(len(pool))])
+
+    def draw_nodule_frame(self, stack: Stack) -> Frame:
+        """Where in its tile a nodule lies."""
+        centre = _centred(stack, spacing_mm=self.spacing_mm)
+        step = self._draw_step(stack.spacing_mm)
+        shift = self.R.uniform(-self.shift_px, self.shift_px, size=2)
+        return Frame(
+            row_px=centre.row_px + float(shift[0]) * step[0],
+            column_px=centre.column_px + float(shift[1]) * step[1],
+            step_px=step,
+            angle_rad=self.R.uniform(0, 2 * math.pi),
+            mirrored=bool(self.R.random() < 0.5),
+        )
+
+    def _draw_step(self, spacing_mm: tuple[float, float]) -> tuple[float, float]:
+        zoom = math.exp(self.R.uniform(-1, 1) * math.log(self.zoom))
+        return self.spacing_mm * zoom / spacing_mm[0], self.spacing_mm * zoom / spacing_mm[1]
+
+
+class CheckHu(Transform):
+    """Refuses volumes that cannot be a CT in HU; passes the others on.
+
+    Args:
+        key: of the image, a MetaTensor that knows its file.
+    """
+
+    def __init__(self, key: str = "image") -> None:
+        self.key = key
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Checks one volume.
+
+        Raises:
+            ValueError: naming the file, the range found and the remedy.
+        """
+        image = data[self.key]
+        low, high = float(image.min()), float(image.max())
+        if not (math.isfinite(low) and math.isfinite(high)) or low > AIR_HU / 2 or high < 0:
+            name = Path(str(image.meta.get("filename_or_obj", "the image"))).name
+            raise ValueError(
+                f"{name}: expected CT in HU, reaching from air (about {AIR_HU}) to soft tissue (above 0), got "
+                f"[{low:g}, {high:g}]. Convert it back to HU (apply RescaleSlope and RescaleIntercept) first."
+            )
+        return dict(data)

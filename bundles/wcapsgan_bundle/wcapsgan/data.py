@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training samples of a COHORT (nodule slices or normal lungs), held in memory, drawn evenly over the categories.
+
+A sample is (2, S, S): the image in [-1, 1] (HU of the networks' window) and its soft mask in [0, 1].
+Its diameter is that of the disc of the same area as its mask (alpha >= 0.5), in mm; 0 for lungs.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .hounsfield import to_unit
+
+__all__ = ["Batch", "CohortSamples", "load_datalist"]
+
+LARGE_ENOUGH = 0.5  # slices of a nodule are used from this share of its largest area on
+
+
+class Batch(NamedTuple):
+    """Samples (B, 2, S, S), category indices (B,) int64, diameters in mm (B,) float32."""
+
+    samples: Tensor
+    category: Tensor
+    diameter_mm: Tensor
+
+
+def load_datalist(dataset_dir: str | Path, layer: str, section: str) -> list[dict[str, Any]]:
+    """Reads `nodules.json` or `lungs.json` of a COHORT.
+
+    Args:
+        dataset_dir: the COHORT, as written by `scripts/prepare.py`.
+        layer: "nodule" or "lung".
+        section: "training", "validation" or "test".
+
+    Returns:
+        The entries, with the path of their npz made absolute.
+
+    Raises:
+        FileNotFoundError: when `dataset_dir` is no COHORT.
+        ValueError: when the section is empty.
+    """
+    path = Path(dataset_dir) / f"{layer}s.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: expected the data list of a COHORT, found none. Prepare one with scripts/prepare.py and pass it "
+            "as --dataset_dir."
+        )
+    entries = json.loads(path.read_text()).get(section) or []
+    if not entries:
+        raise ValueError(f"{path}: expected entries in {section!r}, got none. Prepare the COHORT from more patients.")
+    return [{**entry, layer: str(path.parent.resolve() / entry[layer])} for entry in entries]
+
+
+class CohortSamples(Dataset):
+    """All usable samples of a data list.
+
+    Args:
+        data: entries of `load_datalist`.
+        layer: "nodule" or "lung", the entries' key of the npz file.
+        size: pixels of a sample's side.
+        categories: names in the order of their indices; entries of other categories are left out. Empty: one
+            category that takes all.
+        category_key: the entries' key of the category, such as "category" or "malignancy".
+        spacing_mm: of a pixel.
+        largest_only: take one slice a nodule instead of each one of at least half the largest area.
+
+    Raises:
+        ValueError: when a category has no entry, or a file another size.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        *,
+        layer: str,
+        size: int,
+        categories: Sequence[str] = (),
+        category_key: str = "category",
+        spacing_mm: float = 0.7,
+        largest_only: bool = False,
+    ) -> None:
+        self.layer, self.size, self.spacing_mm, self.largest_only = layer, size, spacing_mm, largest_only
+        self.data = [e for e in data if not categories or str(e.get(category_key)) in categories]
+        names = [str(e.get(category_key)) for e in self.data]
+        absent = sorted(set(categories) - set(names))
+        if absent or not self.data:
+            raise ValueError(
+                f"Expected {layer} entries of each of the categories {list(categories)}, got none of {absent}. "
+                f"The data list has {sorted({str(e.get(category_key)) for e in data})}; set `categories` to match."
+            )
+        stacks = [self._read(Path(entry[layer])) for entry in self.data]
+        self.hu = torch.from_numpy(np.concatenate([hu for hu, _ in stacks]))
+        self.mask = torch.from_numpy(np.concatenate([mask for _, mask in stacks]))
+        self.case_count = torch.tensor([len(hu) for hu, _ in stacks])
+        self.case_start = self.case_count.cumsum(0) - self.case_count
+        self.case_category = torch.tensor([categories.index(name) if categories else 0 for name in names])
+        self.category = self.case_category.repeat_interleave(self.case_count)
+        area = (self.mask >= 0.5).sum(dim=(1, 2)).float()
+        self.diameter_mm = 2 * (area / torch.pi).sqrt() * spacing_mm if layer == "nodule" else torch.zeros(len(area))
+
+    def _read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        """The usable slices of one file: HU int16 and mask float16, both (n, size, size)."""
+        with np.load(path) as file:
+            if self.layer == "lung":
+                hu, mask = file["hu"][None], file["mask"][None]
+            else:
+                hu, mask = file["hu"], file["alpha"]
+                area = (mask >= 0.5).sum(axis=(1, 2))
+                keep = area >= max(LARGE_ENOUGH * area.max(), 1)
+                largest = int(file["largest"])
+                hu, mask = (a[[largest]] if self.largest_only or not keep.any() else a[keep] for a in (hu, mask))
+        if hu.shape[1:] != (self.size, self.size):
+            raise ValueError(
+                f"{path}: expected slices of {self.size} x {self.size} pixels, got {hu.shape[1]} x {hu.shape[2]}. "
+                "Set `size`, or prepare the COHORT with the grid of this layer."
+            )
+        return np.clip(hu, -1024, 3071).astype(np.int16), mask.astype(np.float16)
+
+    def __len__(self) -> int:
+        return len(self.hu)
+
+    def take(self, indices: Tensor) -> Batch:
+        """The samples of these indices (B,)."""
+        image = to_unit(self.hu[indices].float())
+        samples = torch.stack([image, self.mask[indices].float()], dim=1)
+        return Batch(samples, self.category[indices], self.diameter_mm[indices])
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        batch = self.take(torch.tensor([index]))
+        return {
+            "index": torch.tensor(index),
+            "image": batch.samples[0],
+            "category": batch.category[0],
+            "diameter_mm": batch.diameter_mm[0],
+        }
+
+    def draw(self, generator: torch.Generator, count: int) -> Batch:
+        """Draws `count` samples: a category, one of its cases, one of the case's slices, each evenly."""
+        order = self.case_category.argsort(stable=True)
+        cases = self.case_category.bincount()
+        first = cases.cumsum(0) - cases
+        category = torch.randint(len(cases), (count,), generator=generator)
+        case = order[first[category] + _below(cases[category], generator)]
+        return self.take(self.case_start[case] + _below(self.case_count[case], generator))
+
+    def diameter_quantiles(self) -> Tensor:
+        """Percentiles 0 to 100 of the cases' largest diameters, a row a category, in mm."""
+        largest = torch.stack([d.max() for d in self.diameter_mm.split(self.case_count.tolist())])
+        steps = torch.linspace(0, 1, 101)
+        present = range(int(self.case_category.max()) + 1)
+        return torch.stack([largest[self.case_category == k].quantile(steps) for k in present])
+
+
+def _below(limits: Tensor, generator: torch.Generator) -> Tensor:
+    """Draws an integer in [0, limit) for each limit."""
+    uniform = torch.rand(limits.shape, generator=generator, dtype=torch.float64)
+    return (uniform * limits).long().clamp(max=limits - 1)

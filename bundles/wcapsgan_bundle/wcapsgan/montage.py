@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of samples: images in a lung window on the left, their masks on the right, one set below the other."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from .hounsfield import to_grey, to_hu
+
+__all__ = ["montage", "write_png"]
+
+GAP = 6  # pixels of white between sets
+
+
+def montage(sets: Sequence[Tensor], *, columns: int) -> np.ndarray:
+    """Lays out sets of samples (N, 2, S, S), such as real and generated ones, in rows of `columns`; uint8."""
+    blocks = []
+    for samples in sets:
+        image = to_grey(to_hu(samples[:, 0]).float().numpy())
+        mask = np.rint(samples[:, 1].float().numpy().clip(0, 1) * 255).astype(np.uint8)
+        left, right = (_grid(pictures, columns) for pictures in (image, mask))
+        gap = np.full((left.shape[0], GAP), 255, np.uint8)
+        blocks += [np.concatenate([left, gap, right], axis=1), np.full((GAP, 2 * left.shape[1] + GAP), 255, np.uint8)]
+    return np.concatenate(blocks[:-1])
+
+
+def _grid(pictures: np.ndarray, columns: int) -> np.ndarray:
+    missing = -len(pictures) % columns
+    filled = np.concatenate([pictures, np.zeros((missing, *pictures.shape[1:]), np.uint8)])
+    return rearrange(filled, "(rows columns) h w -> (rows h) (columns w)", columns=columns)
+
+
+def write_png(picture: np.ndarray | torch.Tensor, path: Path) -> None:
+    """Writes a uint8 picture; under a temporary name first, so that no half-written one stays."""
+    part = path.with_suffix(".part.png")
+    Image.fromarray(np.asarray(picture)).save(part)
+    part.rename(path)

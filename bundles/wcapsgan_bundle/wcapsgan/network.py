@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two networks of the W-CapsuleGAN: one definition for nodules (64 px) and for lungs (256 px).
+
+Samples are (B, 2, H, W): channel 0 the image, HU of the window [-1000, 400] mapped to [-1, 1]; channel 1 the soft mask in
+[0, 1] (alpha of a nodule, lung mask of a lung). `category` (B,) int64 counts the configured categories; `diameter_mm` (B,)
+is the disc diameter asked for, 0 where there is none (lungs). No network here has batch statistics: a sample never
+depends on the others of its batch.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops.layers.torch import Rearrange
+from torch import Tensor, nn
+
+from .capsules import PrimaryCapsules, RoutingCapsules
+
+__all__ = ["CapsuleCritic", "Generator", "UpBlock"]
+
+SLOPE = 0.2  # of LeakyReLU
+DIAMETER_SCALE_MM = 20.0  # brings nodule diameters (3 to 40 mm) to order 1
+
+
+def _levels(size: int, min_size: int) -> int:
+    """How often `min_size` doubles to reach `size`."""
+    levels = round(math.log2(size / min_size))
+    if min_size * 2**levels != size or levels < 1:
+        raise ValueError(f"size must be min_size ({min_size}) times a power of two, at least 2; got size {size}.")
+    return levels
+
+
+def _layers(spatial_dims: int) -> tuple[type[nn.Module], str]:
+    """Convolution of that many axes, and the singleton axes for einops."""
+    if spatial_dims not in (2, 3):
+        raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
+    return (nn.Conv2d, "() ()") if spatial_dims == 2 else (nn.Conv3d, "() () ()")
+
+
+class _DiameterFeatures(nn.Module):
+    """Embeds a diameter in mm, from its scaled value and its logarithm: (B,) to (B, dim)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, dim)
+
+    def forward(self, diameter_mm: Tensor) -> Tensor:
+        return self.linear(torch.stack([diameter_mm / DIAMETER_SCALE_MM, torch.log1p(diameter_mm)], dim=1))
+
+
+class _Upsample(nn.Module):
+    """Nearest-neighbour upsampling by two and a 3 x 3 convolution, as one transposed convolution at the low resolution.
+
+    Upsampling copies each pixel, so several taps of the kernel meet the same value. Their sums make a 4 x 4 kernel of
+    stride two with the same result: no checkerboard, as every output pixel sees each input pixel through the same
+    number of taps, and 2.25 times fewer multiplications than upsampling first (measured: 2.5 times faster).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, spatial_dims: int = 2) -> None:
+        super().__init__()
+        self.spatial_dims = spatial_dims
+        fan_in = in_channels * 3**spatial_dims
+        kernel = torch.randn(in_channels, out_channels, *[3] * spatial_dims) * (2 / (1 + SLOPE**2) / fan_in) ** 0.5
+        self.weight = nn.Parameter(kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.spatial_dims == 2:
+            kernel = 4 * F.avg_pool2d(F.pad(self.weight, [1, 1, 1, 1]), 2, stride=1)  # sums of 2 x 2 taps
+            return F.conv_transpose2d(x, kernel, stride=2, padding=1)
+        kernel = 8 * F.avg_pool3d(F.pad(self.weight, [1, 1, 1, 1, 1, 1]), 2, stride=1)
+        return F.conv_transpose3d(x, kernel, stride=2, padding=1)
+
+
+class UpBlock(nn.Module):
+    """One doubling of the resolution: upsample, normalise in groups within the sample, modulate by style, activate."""
+
+    def __init__(self, in_channels: int, out_channels: int, style_dim: int, *, spatial_dims: int = 2) -> None:
+        super().__init__()
+        self.upsample = _Upsample(in_channels, out_channels, spatial_dims=spatial_dims)
+        self.norm = nn.GroupNorm(max(out_channels // 8, 1), out_channels, affine=False)
+        singletons = _layers(spatial_dims)[1]
+        self.scale = nn.Sequential(nn.Linear(style_dim, out_channels), Rearrange(f"b c -> b c {singletons}"))
+        self.shift = nn.Sequential(nn.Linear(style_dim, out_channels), Rearrange(f"b c -> b c {singletons}"))
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        x = self.norm(self.upsample(x))
+        return F.leaky_relu(torch.addcmul(self.shift(style), x, 1 + self.scale(style)), SLOPE)
+
+
+class Generator(nn.Module):
+    """Makes images with their soft masks from latents, of the category and the diameter asked for.
+
+    A mapping network mixes latent, category and diameter into a style, from which the coarsest features start and
+    which modulates each resolution (after Karras et al., 2019), so that a condition reaches every scale.
+
+    Args:
+        latent_dim: of the standard normal prior.
+        n_categories: at least 1.
+        size: pixels of the square image, `min_size` times a power of two.
+        channels: features at full resolution; doubled at each coarser level up to `4 * channels`.
+        out_channels: 2, image and mask.
+        spatial_dims: 2, or 3 for cubes.
+        min_size: pixels of the coarsest features.
+
+    The buffer `diameter_quantiles` (n_categories, 101) holds the percentiles of the training diameters in mm; it
+    travels with the weights, so that a sampler can draw diameters as they were in training.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        n_categories: int,
+        size: int,
+        channels: int,
+        out_channels: int = 2,
+        spatial_dims: int = 2,
+        min_size: int = 4,
+    ) -> None:
+        super().__init__()
+        self.latent_dim, self.n_categories, self.size = latent_dim, n_categories, size
+        levels = _levels(size, min_size)
+        widths = [channels * min(2**level, 4) for level in range(levels, -1, -1)]  # coarse to fine
+        style_dim = 128
+        convolution, _ = _layers(spatial_dims)
+        axes = " ".join("hwd"[:spatial_dims])
+        self.category = nn.Embedding(n_categories, 32)
+        self.diameter = _DiameterFeatures(32)
+        self.mapping = nn.Sequential(
+            nn.Linear(latent_dim + 64, style_dim), nn.LeakyReLU(SLOPE), nn.Linear(style_dim, style_dim), nn.LeakyReLU(SLOPE)
+        )
+        self.start = nn.Sequential(
+            nn.Linear(style_dim, widths[0] * min_size**spatial_dims),
+            Rearrange(f"b (c {axes}) -> b c {axes}", **dict.fromkeys("hwd"[:spatial_dims], min_size)),
+            nn.LeakyReLU(SLOPE),
+        )
+        self.blocks = nn.ModuleList(
+            UpBlock(wide, narrow, style_dim, spatial_dims=spatial_dims)
+            for wide, narrow in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.head = convolution(widths[-1], out_channels, kernel_size=3, padding=1)
+        self.register_buffer("diameter_quantiles", torch.zeros(n_categories, 101))
+
+    def forward(self, latent: Tensor, category: Tensor, diameter_mm: Tensor) -> Tensor:
+        """Generates samples.
+
+        Args:
+            latent: standard normal, shape (B, latent_dim).
+            category: index, int64, shape (B,).
+            diameter_mm: disc diameter, shape (B,); 0 where it means nothing.
+
+        Returns:
+            Images in [-1, 1] and masks in [0, 1], float32, shape (B, 2, size, size).
+        """
+        conditions = torch.cat([latent, self.category(category), self.diameter(diameter_mm)], dim=1)
+        style = self.mapping(conditions)
+        x = self.start(style)
+        for block in self.blocks:
+            x = block(x, style)
+        x = self.head(x).float()
+        return torch.cat([torch.tanh(x[:, :1]), torch.sigmoid(x[:, 1:])], dim=1)
+
+
+class CapsuleCritic(nn.Module):
+    """Scores samples by routing capsules; a score is the Wasserstein critic's value, without bounds.
+
+    Strided convolutions, primary capsules, routing to one capsule a category and one more for features of no category
+    (Sabour 2017, section 7: "none of the above"), without which routing would have nothing to decide when there is a
+    single category. The score is read linearly from the capsule of the sample's category *before* squashing: the
+    Wasserstein distance (paper, Eq. 2) needs a critic that grows with the distance of its input at a bounded slope,
+    while a squashed length ends at 1, where its gradient dies. The direction of the read-out depends on the category
+    and on the diameter (a projection, after Miyato and Koyama, 2018); the diameter also shifts the first features.
+
+    No batch, instance or layer statistics: the gradient penalty is one of each sample (Gulrajani 2017, section 4).
+
+    Args:
+        n_categories: at least 1.
+        size: pixels of the square image, 8 times a power of two.
+        channels: of the first features; doubled at each coarser level up to `4 * channels`.
+        in_channels: 2, image and mask.
+        spatial_dims: 2, or 3 for cubes.
+        n_maps: primary capsules at each of the 4 x 4 positions.
+        capsule_dim: of a primary capsule.
+        category_dim: of an output capsule.
+        routing_iterations: of the routing by agreement.
+    """
+
+    def __init__(
+        self,
+        n_categories: int,
+        size: int,
+        channels: int,
+        in_channels: int = 2,
+        spatial_dims: int = 2,
+        n_maps: int = 16,
+        capsule_dim: int = 8,
+        category_dim: int = 16,
+        routing_iterations: int = 3,
+    ) -> None:
+        super().__init__()
+        levels = _levels(size, 8)
+        convolution, singletons = _layers(spatial_dims)
+        widths = [channels * min(2**level, 4) for level in range(levels)]  # fine to coarse
+        self.first = convolution(in_channels, channels, kernel_size=4, stride=2, padding=1)
+        self.diameter_shift = nn.Sequential(_DiameterFeatures(channels), Rearrange(f"b c -> b c {singletons}"))
+        stem: list[nn.Module] = [nn.LeakyReLU(SLOPE)]
+        for narrow, wide in zip(widths[:-1], widths[1:], strict=True):
+            stem += [convolution(narrow, wide, kernel_size=4, stride=2, padding=1), nn.LeakyReLU(SLOPE)]
+        self.stem = nn.Sequential(*stem)
+        self.primary = PrimaryCapsules(widths[-1], n_maps, capsule_dim, spatial_dims=spatial_dims)
+        n_primary = n_maps * 4**spatial_dims
+        self.routing = RoutingCapsules(
+            n_primary, capsule_dim, n_categories + 1, category_dim, n_iterations=routing_iterations
+        )
+        self.readout = nn.Embedding(n_categories, category_dim)
+        self.diameter_readout = _DiameterFeatures(category_dim)
+
+    def capsules(self, x: Tensor, diameter_mm: Tensor) -> Tensor:
+        """Output capsules before squashing, shape (B, n_categories + 1, category_dim); the last is of no category."""
+        return self.routing(self.primary(self.stem(self.first(x) + self.diameter_shift(diameter_mm))).float())
+
+    def forward(self, x: Tensor, category: Tensor, diameter_mm: Tensor) -> Tensor:
+        """Scores samples (B, 2, size, size) of categories (B,) and diameters (B,); higher is more real, shape (B,)."""
+        capsules = self.capsules(x, diameter_mm)
+        own = capsules[torch.arange(x.shape[0], device=x.device), category]
+        return (own * (self.readout(category) + self.diameter_readout(diameter_mm))).sum(dim=1)

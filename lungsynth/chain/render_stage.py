@@ -1,0 +1,65 @@
+"""Stage 3: recipes -> composites -> enhanced images and their label maps, each file whole or absent.
+
+A sample's label map is written before its image, so a sample whose image stands is finished, and a run that was stopped
+goes on behind it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lungsynth.ct.write import write_plane
+from lungsynth.layers import AssetLibrary, Recipe, render
+from lungsynth.layers.render import Enhancer
+
+__all__ = ["image_path", "mask_path", "remove_leftovers", "render_samples"]
+
+
+def image_path(out: Path, sample: str) -> Path:
+    """Where the image of a sample stands (contract C8)."""
+    return out / "images" / f"{sample}.nii.gz"
+
+
+def mask_path(out: Path, sample: str) -> Path:
+    """Where the label map of a sample stands (contract C8)."""
+    return out / "masks" / f"{sample}.nii.gz"
+
+
+def render_samples(
+    recipes: Sequence[Recipe], library: AssetLibrary, out: Path, *, enhance: Enhancer | None, batch_size: int
+) -> int:
+    """Writes what is missing of the samples' images and label maps.
+
+    Args:
+        recipes: all samples of the run.
+        library: their assets.
+        out: folder of the run.
+        enhance: the last stage, or None.
+        batch_size: samples between two reports of progress.
+
+    Returns:
+        Number of samples written now.
+    """
+    missing = [recipe for recipe in recipes if not image_path(out, recipe.id).exists()]
+    with tqdm(total=len(recipes), initial=len(recipes) - len(missing), desc="samples", unit="sample") as progress:
+        for begin in range(0, len(missing), batch_size):
+            batch = missing[begin : begin + batch_size]
+            for recipe in batch:
+                _write_sample(recipe, library, out, enhance)
+            progress.update(len(batch))
+    return len(missing)
+
+
+def remove_leftovers(out: Path) -> None:
+    """Removes the temporary files of a process that was killed while it wrote."""
+    for folder in (out, out / "images", out / "masks", out / "assets"):
+        for path in [*folder.glob(".*.tmp"), *folder.glob(".*.part")]:
+            path.unlink(missing_ok=True)
+
+
+def _write_sample(recipe: Recipe, library: AssetLibrary, out: Path, enhance: Enhancer | None) -> None:
+    sample = render(recipe, library, enhance=enhance)
+    descrip = f"synthetic: lungsynth {recipe.id}"
+    write_plane(mask_path(out, recipe.id), sample.label, sample.affine, descrip=descrip)
+    write_plane(image_path(out, recipe.id), sample.image, sample.affine, descrip=descrip)

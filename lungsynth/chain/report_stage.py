@@ -1,0 +1,50 @@
+"""Stage 4: what is said of the samples: `annotations.csv`, `datalist.json` and the contact sheet."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lungsynth.chain.render_stage import image_path, mask_path
+from lungsynth.contact_sheet import Tile, contact_sheet, pick_tiles, save_sheet
+from lungsynth.ct.series import NoduleSphere
+from lungsynth.ct.write import read_plane, write_annotations, write_atomically
+from lungsynth.layers import AssetLibrary, Recipe, render
+
+__all__ = ["read_tile", "write_reports"]
+
+
+def write_reports(recipes: Sequence[Recipe], library: AssetLibrary, out: Path) -> None:
+    """Writes the three files; all follow from the recipes and the samples.
+
+    Args:
+        recipes: all samples of the run.
+        library: their assets.
+        out: folder of the run, with its images and label maps.
+    """
+    write_annotations(out / "annotations.csv", _spheres(recipes, library))
+    write_atomically(out / "datalist.json", (json.dumps(_datalist(recipes, out), indent=1) + "\n").encode())
+    shown = set(pick_tiles([recipe.id for recipe in recipes]))
+    tiles = [read_tile(recipe, out) for recipe in recipes if recipe.id in shown]
+    save_sheet(contact_sheet(tiles), out / "contact_sheet.png")
+
+
+def read_tile(recipe: Recipe, out: Path) -> Tile:
+    """A finished sample as the contact sheet shows it."""
+    hu, _ = read_plane(image_path(out, recipe.id))
+    mask, _ = read_plane(mask_path(out, recipe.id))
+    return Tile(hu=hu, mask=mask, title=recipe.id, category=recipe.nodules[0].category)
+
+
+def _spheres(recipes: Sequence[Recipe], library: AssetLibrary) -> Iterator[NoduleSphere]:
+    for recipe in recipes:
+        # The enhancer moves no label, so the composite tells where the nodules are.
+        for x_mm, y_mm, z_mm, diameter_mm in render(recipe, library).annotations:
+            yield NoduleSphere(series_id=recipe.id, centre_lps_mm=(x_mm, y_mm, z_mm), diameter_mm=diameter_mm)
+
+
+def _datalist(recipes: Sequence[Recipe], out: Path) -> dict[str, list[dict[str, str]]]:
+    def relative(path: Path) -> str:
+        return path.relative_to(out).as_posix()
+
+    files = [(image_path(out, recipe.id), mask_path(out, recipe.id)) for recipe in recipes]
+    return {"training": [{"image": relative(image), "label": relative(mask)} for image, mask in files]}

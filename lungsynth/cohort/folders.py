@@ -1,0 +1,109 @@
+"""Folders of nodule crops and cubes: nodules without their scans, straight into a cohort."""
+
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from lungsynth.cohort.calibration_check import compare_with_cubes
+from lungsynth.cohort.lidc_crops import read_crops
+from lungsynth.cohort.lidc_cubes import read_cubes
+from lungsynth.cohort.patches import NodulePatches
+from lungsynth.cohort.plan import FolderTask
+from lungsynth.cohort.records import NoduleRow, Part, SeriesRow
+from lungsynth.cohort.sources import recognise
+
+__all__ = ["calibration_part", "prepare_folder"]
+
+_READERS = {"crops": read_crops, "cubes": read_cubes}
+
+
+def prepare_folder(task: FolderTask, out: Path) -> Part:
+    """Saves the nodules of a folder; its part is written last.
+
+    Raises:
+        InputError: when the folder's files are damaged or lack columns.
+    """
+    nodules = []
+    for patches in tqdm(_READERS[task.kind](task.path), desc=task.part_id, unit="nodule"):
+        patches.save(out / "nodules")
+        nodules.append((_row(patches), len(patches.hu), patches.patient_known))
+    part = Part(
+        part_id=task.part_id,
+        fingerprint=task.fingerprint,
+        series=tuple(_series_rows(nodules, task)),
+        nodules=tuple(row for row, _, _ in nodules),
+        notes=tuple(_left_out(task, len(nodules))),
+    )
+    part.save(out / ".parts")
+    return part
+
+
+def calibration_part(folders: Iterable[FolderTask], out: Path) -> Part | None:
+    """How far the HU of crops are off against the cubes of the same nodules; None unless both are there."""
+    by_kind = {task.kind: task for task in folders}
+    if set(by_kind) != {"crops", "cubes"}:
+        return None
+    fingerprint = by_kind["crops"].fingerprint + by_kind["cubes"].fingerprint
+    finished = Part.load(out / ".parts", "calibration", fingerprint=fingerprint)
+    if finished is not None:
+        return finished
+    table = compare_with_cubes(by_kind["crops"].path, by_kind["cubes"].path)
+    part = Part(part_id="calibration", fingerprint=fingerprint, figures=_markdown(table))
+    part.save(out / ".parts")
+    return part
+
+
+def _row(patches: NodulePatches) -> NoduleRow:
+    return NoduleRow(
+        nodule_id=patches.nodule_id,
+        patient_id=patches.patient_id,
+        series_id=patches.series_id,
+        source=patches.source,
+        texture_class=patches.texture_class,
+        diameter_mm=patches.diameter_mm,
+        votes=patches.mask_votes,
+        mean_hu=patches.mean_hu,
+        solid_fraction=patches.solid_fraction,
+        attributes=dict(patches.attributes),
+        centre_lps_mm=patches.centre_lps_mm,
+    )
+
+
+def _series_rows(nodules: list[tuple[NoduleRow, int, bool]], task: FolderTask) -> list[SeriesRow]:
+    """One row for each series that the nodules name; the scans themselves are not there."""
+    rows = []
+    ordered = sorted(nodules, key=lambda item: item[0].series_id)
+    for series_id, group in groupby(ordered, key=lambda item: item[0].series_id):
+        members = list(group)
+        first, _, known = members[0]
+        rows.append(
+            SeriesRow(
+                series_id=series_id,
+                patient_id=first.patient_id,
+                patient_known=known,
+                source=first.source,
+                family=recognise([first.source], folder=task.folder).family,
+                folder=task.folder,
+                slices=0,
+                lung_mask="none",
+                nodule_mask="data",
+                labelled=("nodule",),
+            )
+        )
+    return rows
+
+
+def _left_out(task: FolderTask, used: int) -> list[str]:
+    index = pd.read_csv(task.path / "index.csv")
+    total = len(index.drop_duplicates(["patient", "nodule"])) if task.kind == "crops" else len(index)
+    reason = "cut by their crop, or drawn by nobody"
+    return [f"{task.part_id}: {total - used} of {total} nodules left out ({reason})"] if total > used else []
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    rounded = table.round(1).astype(str)
+    lines = [list(rounded.columns), ["---"] * rounded.shape[1], *rounded.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

@@ -1,0 +1,155 @@
+"""What there is to prepare: series, and folders of nodule crops and cubes, found by looking into the sources."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lungsynth.cohort.lidc_crops import is_crop_folder
+from lungsynth.cohort.lidc_cubes import is_cube_folder
+from lungsynth.cohort.patient_map import read_patient_maps
+from lungsynth.cohort.series import SeriesTask
+from lungsynth.cohort.sources import recognise
+from lungsynth.ct.discover import Discovery, find_series
+from lungsynth.ct.series import Problem, SeriesFiles
+from lungsynth.errors import InputError
+
+__all__ = ["FolderTask", "Plan", "file_fingerprint", "make_plan"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderTask:
+    """A folder of nodules without their scans; `kind` is `crops` or `cubes`."""
+
+    kind: str
+    path: Path
+    folder: str
+    part_id: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything found, in the order of the part ids, and what could not be used.
+
+    What was unpacked from zips stays until `close`.
+    """
+
+    series: tuple[SeriesTask, ...]
+    folders: tuple[FolderTask, ...]
+    problems: tuple[Problem, ...]
+    discoveries: tuple[Discovery, ...] = ()
+
+    def close(self) -> None:
+        """Removes what was unpacked from zips."""
+        for discovery in self.discoveries:
+            discovery.close()
+
+
+def make_plan(sources: Sequence[Path]) -> Plan:
+    """Looks into the sources.
+
+    Args:
+        sources: folders, zips or files, in any mix of layouts.
+
+    Raises:
+        InputError: when a source does not exist.
+    """
+    for source in sources:
+        if not source.exists():
+            raise InputError(f"{source}: there is no such source; give an existing folder, zip or file.")
+    folders: list[FolderTask] = []
+    tasks: list[SeriesTask] = []
+    problems: list[Problem] = []
+    discoveries = []
+    for source in sources:
+        found = _nodule_folders(source)
+        folders += found
+        try:
+            discovery = find_series(source)
+        except InputError as error:
+            if not found:
+                problems.append(Problem(source, str(error)))
+            continue
+        discoveries.append(discovery)
+        inside = [task.path for task in found]
+        problems += [p for p in discovery.problems if not any(p.path.is_relative_to(path) for path in inside)]
+        tasks += [_task(files, source) for files in discovery.series]
+    patients, unread = read_patient_maps(sources)
+    unique, twice = _unique([_mapped(task, patients) for task in tasks])
+    return Plan(
+        series=tuple(sorted(unique, key=lambda task: task.part_id)),
+        folders=tuple(sorted(folders, key=lambda task: task.part_id)),
+        problems=(*problems, *unread, *twice),
+        discoveries=tuple(discoveries),
+    )
+
+
+def file_fingerprint(files: Iterable[Path], *facts: str) -> str:
+    """SHA-256 of the names and sizes of files, and of further facts."""
+    lines = sorted(f"{path.name} {path.stat().st_size}" for path in files)
+    return hashlib.sha256("\n".join((*lines, *facts)).encode()).hexdigest()
+
+
+def _task(files: SeriesFiles, source: Path) -> SeriesTask:
+    folder = source.resolve().stem
+    ids = (files.patient_id, files.series_id, files.files[0].name)
+    return SeriesTask(
+        files=files,
+        collection=recognise(ids, folder=folder),
+        folder=folder,
+        part_id=files.series_id,
+        fingerprint="",
+    )
+
+
+def _mapped(task: SeriesTask, patients: dict[str, str]) -> SeriesTask:
+    """With the patient of the map where the files do not tell, and with the fingerprint of all of its files."""
+    files = task.files
+    if not files.patient_known and files.series_id in patients:
+        files = replace(files, patient_id=patients[files.series_id], patient_known=True)
+    notes = files.annotations
+    masks = [path for path in (files.lung_mask, files.nodule_mask, notes.lidc_xml) if path is not None]
+    fingerprint = file_fingerprint([*files.files, *masks, *notes.voc_xml], files.patient_id, repr(notes.spheres))
+    return replace(task, files=files, fingerprint=fingerprint)
+
+
+def _unique(tasks: Iterable[SeriesTask]) -> tuple[list[SeriesTask], list[Problem]]:
+    """The first task of each series id."""
+    first: dict[str, SeriesTask] = {}
+    problems = []
+    for task in tasks:
+        kept = first.setdefault(task.part_id, task)
+        if kept is not task:
+            path = task.files.files[0]
+            problems.append(
+                Problem(
+                    path,
+                    f"{path}: series {task.part_id} was found before, in {kept.files.files[0]}, and is prepared "
+                    "once; if this is another scan, rename its file.",
+                )
+            )
+    return list(first.values()), problems
+
+
+def _nodule_folders(source: Path) -> list[FolderTask]:
+    if not source.is_dir():
+        return []
+    folders = []
+    for index in sorted(source.rglob("index.csv")):
+        path = index.parent
+        kind = "crops" if is_crop_folder(path) else "cubes" if is_cube_folder(path) else None
+        if kind is not None:
+            files = sorted(file for file in path.iterdir() if file.suffix in (".csv", ".npz"))
+            name = re.sub(r"[^\w.-]", "_", path.resolve().name)
+            folders.append(
+                FolderTask(
+                    kind=kind,
+                    path=path,
+                    folder=source.resolve().stem,
+                    part_id=f"{kind}_{name}",
+                    fingerprint=file_fingerprint(files),
+                )
+            )
+    return folders

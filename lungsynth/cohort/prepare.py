@@ -1,0 +1,244 @@
+"""Sources in, COHORT out (contract C5): find, prepare each piece, split by patient, list, describe.
+
+Each series is a piece of its own: a bad one becomes a problem and the others go on, and a run that was stopped goes on
+from the pieces that are finished (`.parts/`). `cohort.json` is written last.
+"""
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lungsynth.cohort.datalists import build_datalists
+from lungsynth.cohort.folders import calibration_part, prepare_folder
+from lungsynth.cohort.plan import FolderTask, Plan, make_plan
+from lungsynth.cohort.records import Part, write_text
+from lungsynth.cohort.report import (
+    Contents,
+    count_splits,
+    describe_sources,
+    markdown_report,
+    write_json,
+    write_montages,
+)
+from lungsynth.cohort.series import SeriesTask, SliceSettings, prepare_series
+from lungsynth.cohort.slices import LUNG_SIZES_PX
+from lungsynth.cohort.split import assign_splits, split_hash
+from lungsynth.cohort.tables import nodule_table, series_table, to_csv
+from lungsynth.ct.series import Problem
+from lungsynth.errors import InputError
+
+__all__ = ["COHORT_FORMAT", "Outcome", "PrepareSettings", "prepare_cohort"]
+
+logger = logging.getLogger(__name__)
+
+COHORT_FORMAT = 1
+_FOLDERS = ("slices", "labels", "nodules", "lungs", ".parts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings:
+    """How a cohort is made.
+
+    Args:
+        split: `auto` (test 20 %, validation 10 % of the patients) or `test` (all of them).
+        seed: of the split.
+        slices: see `SliceSettings`.
+
+    Raises:
+        InputError: on an unknown split or lung size.
+    """
+
+    split: str = "auto"
+    seed: int = 0
+    slices: SliceSettings = field(default_factory=SliceSettings)
+
+    def __post_init__(self) -> None:
+        if self.split not in ("auto", "test"):
+            raise InputError(f"The split is auto or test, got {self.split!r}.")
+        if self.slices.lung_size_px not in LUNG_SIZES_PX:
+            raise InputError(f"The lung size is one of {LUNG_SIZES_PX} pixels, got {self.slices.lung_size_px}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of it: the content of `cohort.json`, and the problems."""
+
+    cohort: dict[str, Any]
+    problems: tuple[Problem, ...]
+
+
+def prepare_cohort(sources: Sequence[Path], out: Path, *, settings: PrepareSettings, workers: int = 2) -> Outcome:
+    """Prepares a cohort.
+
+    Args:
+        sources: folders, zips or files, in any mix of layouts.
+        out: the cohort; a new folder, or one that the same call left unfinished.
+        settings: see `PrepareSettings`.
+        workers: processes; they change the time, not the files.
+
+    Raises:
+        InputError: when nothing can be used, or `out` holds something else.
+    """
+    identity = _identity(sources, settings)
+    is_new = _check_out(out, sources, identity)
+    with closing(make_plan(sources)) as plan:
+        if not plan.series and not plan.folders:
+            raise InputError(_nothing(sources, plan.problems))
+        _open(out, identity)
+        parts, failures = _prepare_parts(plan, out, settings.slices, workers)
+    problems = (*plan.problems, *failures)
+    if not parts:
+        if is_new:
+            shutil.rmtree(out)
+        raise InputError(_nothing(sources, problems))
+    _forget_others(out, {part.part_id for part in parts})
+    return Outcome(cohort=_finish(parts, problems, out, identity["settings"]), problems=problems)
+
+
+def _identity(sources: Sequence[Path], settings: PrepareSettings) -> dict[str, Any]:
+    """What makes this cohort another one. Places count by their hash, so that no path of this machine is written."""
+    places = "\n".join(sorted(str(source.resolve()) for source in sources))
+    names = sorted(source.resolve().name for source in sources)
+    flat = {"split": settings.split, "seed": settings.seed, **asdict(settings.slices), "sources": names}
+    return {
+        "format": COHORT_FORMAT,
+        "settings": flat,
+        "places": hashlib.sha256(places.encode()).hexdigest()[:16],
+    }
+
+
+def _check_out(out: Path, sources: Sequence[Path], identity: dict[str, Any]) -> bool:
+    """Refuses an output folder with another content; True when it is new."""
+    if any(out.resolve().is_relative_to(source.resolve()) for source in sources):
+        raise InputError(f"{out}: the cohort must not lie inside a source; choose another --out.")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return True
+    stored = out / ".parts" / "identity.json"
+    if not stored.is_file():
+        raise InputError(f"{out}: exists and is not a cohort of this command; choose a new folder for --out.")
+    before = json.loads(stored.read_text())
+    if before != identity:
+        differing = [
+            name for name, value in identity["settings"].items() if before.get("settings", {}).get(name) != value
+        ] or ["the place of the sources"]
+        raise InputError(
+            f"{out}: holds a cohort made otherwise ({', '.join(differing)} differ); choose a new folder for --out."
+        )
+    return False
+
+
+def _open(out: Path, identity: dict[str, Any]) -> None:
+    for name in _FOLDERS:
+        (out / name).mkdir(parents=True, exist_ok=True)
+    write_json(out / ".parts" / "identity.json", identity)
+
+
+def _nothing(sources: Sequence[Path], problems: Sequence[Problem]) -> str:
+    """One sentence when nothing can be used."""
+    names = ", ".join(str(source) for source in sources)
+    if not problems:
+        return f"{names}: no CT found; give DICOM series, NIfTI or MetaImage volumes, or a folder of LIDC crops."
+    more = f" ({len(problems) - 1} more like it)" if len(problems) > 1 else ""
+    return problems[0].message + more
+
+
+def _prepare_parts(plan: Plan, out: Path, settings: SliceSettings, workers: int) -> tuple[list[Part], list[Problem]]:
+    """Prepares what is not finished yet; parts in the order of their ids."""
+    tasks: list[SeriesTask | FolderTask] = [*plan.series, *plan.folders]
+    loaded = {task.part_id: Part.load(out / ".parts", task.part_id, fingerprint=task.fingerprint) for task in tasks}
+    parts = {part_id: part for part_id, part in loaded.items() if part is not None}
+    waiting = [task for task in tasks if task.part_id not in parts]
+    series = [task for task in waiting if isinstance(task, SeriesTask)]
+    problems: list[Problem] = []
+    run = partial(prepare_series, out=out, settings=settings)
+    for task, call in tqdm(_run_all(run, series, workers), total=len(series), desc="series", unit="series"):
+        _collect(task, call, parts, problems)
+    for folder in (task for task in waiting if isinstance(task, FolderTask)):
+        _collect(folder, partial(prepare_folder, folder, out), parts, problems)
+    check = calibration_part([task for task in plan.folders if task.part_id in parts], out)
+    if check is not None:
+        parts[check.part_id] = check
+    return [parts[key] for key in sorted(parts)], sorted(problems, key=lambda problem: str(problem.path))
+
+
+def _run_all(
+    run: Callable[[SeriesTask], Part], tasks: list[SeriesTask], workers: int
+) -> Iterator[tuple[SeriesTask, Callable[[], Part]]]:
+    """Yields each task with a call that gives its part or raises what went wrong."""
+    if workers <= 1 or len(tasks) <= 1:
+        for task in tasks:
+            yield task, partial(run, task)
+        return
+    # Spawned, not forked: progress bars and libraries of the parent hold threads.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures: dict[Future[Part], SeriesTask] = {pool.submit(run, task): task for task in tasks}
+        for future in as_completed(futures):
+            yield futures[future], future.result
+
+
+def _collect(
+    task: SeriesTask | FolderTask, call: Callable[[], Part], parts: dict[str, Part], problems: list[Problem]
+) -> None:
+    """A part, or a problem: one bad piece does not stop the others."""
+    path = task.path if isinstance(task, FolderTask) else task.files.files[0]
+    try:
+        parts[task.part_id] = call()
+    except InputError as error:
+        problems.append(Problem(path, str(error)))
+    except BrokenProcessPool as error:
+        raise InputError("A worker was ended, most likely for want of memory; run again with --workers 1.") from error
+    except Exception as error:  # a defect met by one series must not cost the others
+        logger.debug("%s", path, exc_info=True)
+        problems.append(
+            Problem(path, f"{path}: could not be prepared ({type(error).__name__}: {error}); remove it or report it.")
+        )
+
+
+def _forget_others(out: Path, part_ids: set[str]) -> None:
+    """Removes what an earlier run wrote for series that are no longer there."""
+    for path in (out / ".parts").glob("*.json"):
+        if path.stem in part_ids or path.stem == "identity":
+            continue
+        stored = json.loads(path.read_text())
+        for row in stored["slices"]:
+            for name in (f"slices/{row['slice_id']}.nii.gz", f"labels/{row['slice_id']}.nii.gz"):
+                (out / name).unlink(missing_ok=True)
+            (out / "lungs" / f"{row['slice_id']}.npz").unlink(missing_ok=True)
+        for row in stored["nodules"]:
+            (out / "nodules" / f"{row['nodule_id']}.npz").unlink(missing_ok=True)
+        path.unlink()
+
+
+def _finish(parts: Sequence[Part], problems: Sequence[Problem], out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Splits, tables, lists, pictures, report; `cohort.json` last."""
+    series = [row for part in parts for row in part.series]
+    splits = assign_splits(series, mode=settings["split"], seed=settings["seed"])
+    contents = Contents(parts=tuple(parts), splits=splits)
+    write_text(out / "series.csv", to_csv(series_table(series, splits)))
+    write_text(out / "nodules.csv", to_csv(nodule_table(contents.nodules, splits)))
+    for name, datalist in build_datalists(series, contents.slices, contents.nodules, splits).items():
+        write_json(out / f"{name}.json", datalist)
+    write_montages(contents, out)
+    cohort = {
+        "format": COHORT_FORMAT,
+        "settings": settings,
+        "sources": describe_sources(contents),
+        "split_hash": split_hash(series, splits),
+        "counts": count_splits(contents),
+        "problems": [{"file": problem.path.name, "message": problem.message} for problem in problems],
+    }
+    write_text(out / "report.md", markdown_report(cohort, contents))
+    write_json(out / "cohort.json", cohort)
+    return cohort

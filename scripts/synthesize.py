@@ -1,0 +1,68 @@
+"""Makes labelled synthetic lung CT slices with the chain, or goes on with a run that was stopped."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from lungsynth.errors import InputError
+
+BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the run; one of the same settings is continued"
+    )
+    parser.add_argument("--count", type=int, required=True, help="samples to end with")
+    parser.add_argument("--seed", type=int, required=True, help="of everything random; same seed, same bytes")
+    parser.add_argument(
+        "--cohort", type=Path, help="folder written by scripts/prepare.py, to mix in real lungs and nodules"
+    )
+    parser.add_argument(
+        "--bundles", type=Path, default=BUNDLES, help="folder of the three bundles (default: this repository's)"
+    )
+    parser.add_argument("--no-enhance", dest="enhance", action="store_false", help="leave out the CycleGAN")
+    parser.add_argument(
+        "--batch-size", type=int, default=16, help="samples between two reports of progress; no byte depends on it"
+    )
+    parser.add_argument("--tracking-uri", help="MLflow store (default: sqlite:///runs/mlflow.db)")
+    parser.add_argument("--lungs", type=int, help="distinct lungs (default: the root of 2.5 COUNT, at most 500)")
+    parser.add_argument("--groups", type=int, help="nodule groups (default: 2.5 COUNT / LUNGS, more when too few fit)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the chain and says where the results stand.
+
+    Returns:
+        0, 2 after bad input, 130 after Ctrl-C.
+    """
+    options = vars(parse_args(arguments))
+    uri = options.pop("tracking_uri")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    # Imported here, because torch, MONAI and MLflow take seconds that --help need not wait for.
+    from lungsynth.chain import ChainSettings, run_chain
+    from lungsynth.tracking import DEFAULT_URI, ui_command
+
+    try:
+        result = run_chain(ChainSettings(**options), tracking_uri=uri or DEFAULT_URI)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+    print(f"Contact sheet    {result.out / 'contact_sheet.png'}")
+    print(f"Images           {result.out / 'images'}")
+    print(f"Labels           {result.out / 'masks'} and {result.out / 'annotations.csv'}")
+    print(f"Catalogue        {result.out / 'catalogue.parquet'}")
+    print(f"MLflow database  {result.tracking_uri}")
+    print(f"Open the UI with {ui_command(result.tracking_uri)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,336 @@
+"""Laws of the chain: a seed gives its bytes however it is run, a stop costs nothing, bad input leaves nothing."""
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from fake_bundles import linear_state, write_fake_bundles, write_weights
+
+import lungsynth.chain.render_stage
+import lungsynth.layers.library
+from lungsynth.bundles import open_bundle
+from lungsynth.chain import ChainSettings, run_chain
+from lungsynth.chain.settings import Purpose, seeds
+from lungsynth.ct.volume import axial_affine, lps_to_voxel
+from lungsynth.ct.write import read_plane, write_plane
+from lungsynth.errors import InputError
+from lungsynth.layers import AssetLibrary, read_catalogue
+from lungsynth.tracking import open_tracker
+
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory) -> Path:
+    return write_fake_bundles(tmp_path_factory.mktemp("bundles"), "chained")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, bundles, store) -> ChainSettings:
+    settings = ChainSettings(
+        out=tmp_path_factory.mktemp("finished") / "out", count=COUNT, seed=5, bundles=bundles, batch_size=1
+    )
+    run_chain(settings, tracking_uri=store)
+    return settings
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def runs(store: str, out: Path) -> dict[str, str]:
+    tracker = open_tracker(store)
+    found = tracker.client.search_runs([tracker.experiment_id])
+    return {run.info.run_name: run.info.status for run in found if out.name in run.info.run_name}
+
+
+def test_a_run_ends_with_the_files_of_contract_c8(finished):
+    out = finished.out
+    recipes = read_catalogue(out / "catalogue.parquet")
+    ids = {recipe.id for recipe in recipes}
+    names = {"images", "masks", "assets", "annotations.csv", "catalogue.parquet", "datalist.json", "assets.parquet"}
+    assert {path.name for path in out.iterdir()} == names | {"contact_sheet.png", "run.json"}
+    for folder in ("images", "masks"):
+        assert {path.name.removesuffix(".nii.gz") for path in (out / folder).iterdir()} == ids
+    entries = json.loads((out / "datalist.json").read_text())["training"]
+    assert all((out / entry[key]).is_file() for entry in entries for key in ("image", "label"))
+    assert len(ids) == len(entries) == COUNT
+
+
+def test_each_sample_says_that_it_is_synthetic_and_is_centred_on_the_origin(finished):
+    recipe = read_catalogue(finished.out / "catalogue.parquet")[0]
+    image = nib.load(finished.out / "images" / f"{recipe.id}.nii.gz")
+    assert image.header["descrip"].item().decode() == f"synthetic: lungsynth {recipe.id}"
+    assert image.get_data_dtype() == np.int16
+    middle = image.affine @ [*(np.array(image.shape) - 1) / 2, 1]
+    assert np.allclose(middle[:2], 0, atol=1e-4)
+
+
+def test_annotations_lie_on_their_nodules(finished):
+    table = pd.read_csv(finished.out / "annotations.csv")
+    assert list(table.columns) == ["seriesuid", "coordX", "coordY", "coordZ", "diameter_mm"]
+    for row in table.itertuples():
+        mask, affine = read_plane(finished.out / "masks" / f"{row.seriesuid}.nii.gz")
+        index = np.rint(lps_to_voxel(affine, np.array([row.coordX, row.coordY, row.coordZ]))).astype(int)
+        assert mask[index[1], index[2]] == 2
+
+
+def test_categories_get_equal_numbers(finished):
+    recipes = read_catalogue(finished.out / "catalogue.parquet")
+    categories = [recipe.nodules[0].category for recipe in recipes]
+    assert [categories.count(name) for name in ("ground_glass", "part_solid", "solid")] == [4, 4, 4]
+    assert len(set(categories[:3])) == 3
+
+
+def test_the_enhancer_comes_last(finished, store, tmp_path):
+    plain = replace(finished, out=tmp_path / "plain", enhance=False)
+    run_chain(plain, tracking_uri=store)
+    recipe, other = (read_catalogue(run.out / "catalogue.parquet")[0] for run in (finished, plain))
+    assert recipe.id == other.id
+    enhanced, _ = read_plane(finished.out / "images" / f"{recipe.id}.nii.gz")
+    before, _ = read_plane(plain.out / "images" / f"{recipe.id}.nii.gz")
+    mask, _ = read_plane(plain.out / "masks" / f"{recipe.id}.nii.gz")
+    assert np.array_equal(enhanced.astype(int) - before, (mask != 2).astype(int))
+    assert (recipe.weights_enhancer is None, other.weights_enhancer is None) == (False, True)
+
+
+def test_same_seed_same_bytes_at_any_batch_size(finished, store, tmp_path):
+    again = replace(finished, out=tmp_path / "again", batch_size=7)
+    run_chain(again, tracking_uri=store)
+    assert content(again.out) == content(finished.out)
+
+
+def test_another_seed_gives_other_samples(finished, store, tmp_path):
+    other = replace(finished, out=tmp_path / "other", seed=6, count=3)
+    run_chain(other, tracking_uri=store)
+    assert not {path.name for path in (other.out / "images").iterdir()} & {
+        path.name for path in (finished.out / "images").iterdir()
+    }
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "calls"),
+    [
+        (lungsynth.layers.library.AssetLibrary, "add_nodule", 5),
+        (lungsynth.layers.library.AssetLibrary, "add_lung", 2),
+        (lungsynth.chain.run, "make_catalogue", 1),
+        (lungsynth.chain.render_stage, "write_plane", 7),
+        (lungsynth.chain.run, "write_reports", 1),
+    ],
+)
+def test_stopped_anywhere_and_started_again_it_ends_with_the_same_bytes(
+    finished, store, tmp_path, monkeypatch, module, name, calls
+):
+    settings = replace(finished, out=tmp_path / f"stopped_{name}", batch_size=5)
+    work, left = getattr(module, name), [calls]
+
+    def breaks(*args, **kwargs):
+        left[0] -= 1
+        if left[0] == 0:
+            raise RuntimeError("the plug was pulled")
+        return work(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, breaks)
+        with pytest.raises(RuntimeError, match="the plug was pulled"):
+            run_chain(settings, tracking_uri=store)
+    assert "FAILED" in runs(store, settings.out).values()
+    # What a killed process leaves behind, beside its run that never ended.
+    (settings.out / ".run.json.1.tmp").write_text("half")
+    (settings.out / "assets").mkdir(exist_ok=True)
+    (settings.out / "assets" / ".a.npy.1.part").write_text("half")
+    run_chain(settings, tracking_uri=store)
+    assert content(settings.out) == content(finished.out)
+
+
+def test_a_failed_stage_ends_its_run_and_the_parent_as_failed(finished, store, tmp_path, monkeypatch):
+    settings = replace(finished, out=tmp_path / "failing")
+    monkeypatch.setattr(lungsynth.chain.run, "make_catalogue", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_chain(settings, tracking_uri=store)
+    assert runs(store, settings.out) == {
+        "synthesize failing": "FAILED",
+        "failing/assets": "FINISHED",
+        "failing/plan": "FAILED",
+    }
+
+
+def test_a_run_of_a_killed_process_is_closed_when_it_goes_on(finished, store, tmp_path):
+    settings = replace(finished, out=tmp_path / "killed", count=3)
+    tracker = open_tracker(store)
+    abandoned = tracker.client.create_run(tracker.experiment_id, run_name="killed before")
+    settings.out.mkdir()
+    (settings.out / ".mlflow_run").write_text(abandoned.info.run_id)
+    run_chain(settings, tracking_uri=store)
+    assert tracker.client.get_run(abandoned.info.run_id).info.status == "KILLED"
+
+
+def test_the_parent_run_has_a_child_a_stage_and_holds_no_path(finished, store):
+    tracker = open_tracker(store)
+    found = tracker.client.search_runs([tracker.experiment_id])
+    parent = next(run for run in found if run.info.run_name == "synthesize out")
+    children = {
+        run.data.tags["stage"]: run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    }
+    assert set(children) == {"assets", "plan", "render", "report"}
+    assert {run.info.status for run in [parent, *children.values()]} == {"FINISHED"}
+    assert children["render"].data.metrics["samples_total"] == COUNT
+    assert children["plan"].data.metrics["mean_distance_mm"] > 0
+    artifacts = [item.path for item in tracker.client.list_artifacts(children["report"].info.run_id)]
+    assert artifacts == ["contact_sheet.png"]
+    assert [item.path for item in tracker.client.list_artifacts(parent.info.run_id)] == ["configs", "run.json"]
+    logged = str([[run.data.params, run.data.tags] for run in [parent, *children.values()]])
+    assert str(finished.out.parent) not in logged
+    assert str(finished.bundles) not in logged
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 6}, "seed is 5 there and 6 here"),
+        ({"enhance": False}, "enhance is true there and false here"),
+        ({"count": 13, "lungs": 3}, "count is 12 there and 13 here; lungs is null there and 3 here"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused_and_left_alone(finished, store, change, message):
+    before = content(finished.out)
+    with pytest.raises(InputError, match=message):
+        run_chain(replace(finished, **change), tracking_uri=store)
+    assert content(finished.out) == before
+
+
+def test_a_folder_with_other_files_is_refused(finished, store, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds other files and no run\.json"):
+        run_chain(replace(finished, out=tmp_path), tracking_uri=store)
+
+
+def test_an_unreachable_store_is_told_before_any_work(finished, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="no MLflow store answers"):
+        run_chain(replace(finished, out=out), tracking_uri="http://127.0.0.1:9")
+    assert not out.exists()
+
+
+def test_too_few_fitting_groups_are_told(finished, store, tmp_path):
+    with pytest.raises(InputError, match=r"1 lungs and 1 groups of a category give \d usable samples"):
+        run_chain(replace(finished, out=tmp_path / "out", lungs=1, groups=1), tracking_uri=store)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"), [({"count": 0}, "--count must be at least 1"), ({"seed": -1}, "--seed")]
+)
+def test_numbers_out_of_range_are_refused(finished, option, message):
+    with pytest.raises(InputError, match=message):
+        replace(finished, **option)
+
+
+def test_the_papers_numbers_come_out_at_a_million():
+    sizes = ChainSettings(out=Path("out"), count=1_000_000, seed=0, bundles=Path("bundles")).sizes
+    assert (sizes.lungs, sizes.groups, sizes.nodules) == (500, 5000, 1200)
+
+
+def test_more_seeds_begin_with_the_fewer():
+    assert seeds(7, Purpose.GROUPS, 1, n=9)[:4] == seeds(7, Purpose.GROUPS, 1, n=4)
+    assert not set(seeds(7, Purpose.GROUPS, n=4)) & set(seeds(7, Purpose.SAMPLES, n=4))
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory, bundles) -> Path:
+    """Real slices on a grid of their own; those of training are marked t, those of the test part x."""
+    folder = tmp_path_factory.mktemp("cohort")
+    for name in ("nodules", "slices", "labels"):
+        (folder / name).mkdir()
+    lists = {name: {"training": [], "validation": [], "test": []} for name in ("nodules", "lungs", "enhancement")}
+    sample = open_bundle(bundles, "wcapsgan")(
+        list(range(900, 924)), ["ground_glass", "part_solid", "solid"] * 8, [9.0] * 24
+    )
+    for index in range(24):
+        who = f"{'tx'[index >= 18]}{index}"
+        hu, alpha = sample["hu"][index][None], sample["alpha"][index][None]
+        np.savez(folder / "nodules" / f"{who}.npz", hu=hu, alpha=alpha, largest=0)
+        entry = {"nodule": f"nodules/{who}.npz", "nodule_id": who, "category": sample["category"][index]}
+        lists["nodules"]["training" if who[0] == "t" else "test"].append(entry)
+    affine = axial_affine(spacing_mm=(5.0, 2.0, 2.0), origin_lps_mm=(-100.0, -90.0, 40.0))
+    for who in ("t0", "t1", "x0"):
+        label = np.zeros((90, 110), np.uint8)
+        label[20:70, 10:45] = label[20:70, 60:95] = 1
+        hu = np.where(label == 1, -860 - len(lists["lungs"]["training"]), 30).astype(np.int16)
+        for kind, plane in (("slices", hu), ("labels", label)):
+            write_plane(folder / kind / f"{who}.nii.gz", plane, affine)
+        entry = {"image": f"slices/{who}.nii.gz", "label": f"labels/{who}.nii.gz", "category": "normal"}
+        lists["lungs"]["training" if who[0] == "t" else "test"].append(entry)
+    label[30:34, 20:24] = 2
+    write_plane(folder / "labels" / "t9.nii.gz", label, affine)
+    lists["enhancement"]["training"].append({"image": "slices/t0.nii.gz", "label": "labels/t9.nii.gz"})
+    (folder / "cohort.json").write_text(json.dumps({"format": 1, "split_hash": "ab" * 32}))
+    for name, entries in lists.items():
+        (folder / f"{name}.json").write_text(json.dumps(entries))
+    return folder
+
+
+def test_real_ones_are_mixed_in_the_papers_proportion_from_the_training_part(finished, store, tmp_path, cohort):
+    settings = replace(finished, out=tmp_path / "mixed", cohort=cohort, lungs=20, groups=36)
+    run_chain(settings, tracking_uri=store)
+    assets = list(AssetLibrary(settings.out))
+    real = [asset for asset in assets if asset.source == "real"]
+    assert len([asset for asset in assets if asset.kind == "nodule"]) == 72
+    assert len([asset for asset in real if asset.kind == "nodule"]) == 12  # 200 : 1000
+    assert sorted(asset.origin for asset in real if asset.kind == "lung") == ["t0", "t1"]  # 50 : 450
+    assert {asset.origin[0] for asset in real} == {"t"}
+    lung = next(asset for asset in real if asset.origin == "t0")
+    assert lung.spacing_mm == (2.0, 2.0)
+    assert json.loads((settings.out / "run.json").read_text())["cohort_split_hash"] == "ab" * 32
+
+
+def test_a_damaged_nodule_is_left_out_and_a_generated_one_takes_its_place(finished, store, tmp_path, cohort, caplog):
+    settings = replace(finished, out=tmp_path / "mixed", cohort=tmp_path / "cohort")
+    settings.cohort.mkdir()
+    for path in cohort.glob("*.json"):
+        (settings.cohort / path.name).write_text(path.read_text())
+    run_chain(settings, tracking_uri=store)  # none of the files stands there
+    assert {asset.source for asset in AssetLibrary(settings.out)} == {"generated"}
+    assert "left out, not a nodule of a cohort" in caplog.text
+
+
+def test_a_folder_that_is_no_cohort_is_refused(finished, store, tmp_path):
+    with pytest.raises(InputError, match=r"cohort\.json: expected this file of a cohort"):
+        run_chain(replace(finished, out=tmp_path / "out", cohort=tmp_path), tracking_uri=store)
+
+
+def script():
+    path = Path(__file__).parents[1] / "scripts" / "synthesize.py"
+    spec = importlib.util.spec_from_file_location("synthesize", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_script_says_where_everything_is(finished, store, capsys):
+    options = ["--out", str(finished.out), "--count", str(COUNT), "--seed", "5", "--bundles", str(finished.bundles)]
+    before = content(finished.out)
+    assert script().main([*options, "--tracking-uri", store]) == 0
+    told = capsys.readouterr().out
+    assert all(name in told for name in ("contact_sheet.png", "masks", "annotations.csv", "catalogue.parquet", store))
+    assert told.rstrip().splitlines()[-1].endswith(f"ui --backend-store-uri {store}")
+    assert content(finished.out) == before
+
+
+def test_the_script_ends_with_2_and_one_sentence_on_weights_of_another_network(tmp_path, capsys):
+    bundles = write_fake_bundles(tmp_path / "bundles", "strange")
+    write_weights(bundles / "wcapsgan_bundle" / "models" / "model_lung.pt", linear_state(9))
+    out = tmp_path / "out"
+    assert script().main(["--out", str(out), "--count", "4", "--seed", "1", "--bundles", str(bundles)]) == 2
+    told = capsys.readouterr().err
+    assert "model_lung.pt: weights for another network" in told
+    assert not out.exists()
