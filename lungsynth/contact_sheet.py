@@ -35,9 +35,6 @@ class Tile:
         mask: labels of contract C4.1, (H, W).
         title: the sample's id.
         category: of its nodules; gives the colour.
-
-    Raises:
-        InputError: when image and mask differ in shape.
     """
 
     hu: HuPlane
@@ -45,13 +42,9 @@ class Tile:
     title: str
     category: str
 
-    def __post_init__(self) -> None:
-        if self.hu.shape != self.mask.shape:
-            raise InputError(f"{self.title}: image {self.hu.shape} and mask {self.mask.shape} differ in shape.")
-
 
 def pick_tiles(ids: Sequence[str]) -> list[str]:
-    """At most `MAX_TILES` of the ids, in their order; drawn at random, always the same, because ids may come in turns."""
+    """At most `MAX_TILES` of the ids, in order; always the same random ones, because categories may take turns."""
     chosen = np.random.default_rng(0).permutation(len(ids))[:MAX_TILES]
     return [ids[index] for index in np.sort(chosen)]
 

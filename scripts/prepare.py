@@ -15,6 +15,7 @@ from lungsynth.errors import InputError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "sources",
@@ -51,6 +52,7 @@ def report(outcome: Outcome, out: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Prepares a cohort; status 2 with one sentence when nothing could be used."""
     logging.basicConfig(level=logging.WARNING)
     args = parse_args(argv)
     settings = PrepareSettings(split=args.split, seed=args.seed, slices=SliceSettings(lung_size_px=args.lung_size))

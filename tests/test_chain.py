@@ -15,6 +15,7 @@ import lungsynth.chain.render_stage
 import lungsynth.layers.library
 from lungsynth.bundles import open_bundle
 from lungsynth.chain import ChainSettings, run_chain
+from lungsynth.chain.plan_stage import spread
 from lungsynth.chain.settings import Purpose, seeds
 from lungsynth.ct.volume import axial_affine, lps_to_voxel
 from lungsynth.ct.write import read_plane, write_plane
@@ -90,6 +91,12 @@ def test_categories_get_equal_numbers(finished):
     categories = [recipe.nodules[0].category for recipe in recipes]
     assert [categories.count(name) for name in ("ground_glass", "part_solid", "solid")] == [4, 4, 4]
     assert len(set(categories[:3])) == 3
+
+
+def test_pairs_are_spread_over_lungs_and_groups_as_long_as_there_are_others():
+    farthest_first = [(0, 0), (1, 0), (2, 0), (3, 0), (0, 1), (1, 1), (2, 2)]
+    assert spread(farthest_first, 4, lungs=4, groups=4) == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    assert spread(farthest_first[:3], 3, lungs=4, groups=4) == [(0, 0), (1, 0), (2, 0)]
 
 
 def test_the_enhancer_comes_last(finished, store, tmp_path):

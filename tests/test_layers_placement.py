@@ -175,3 +175,20 @@ def test_a_plan_may_limit_what_one_lung_gives(groups):
 def test_a_plan_refuses_an_unknown_policy(groups):
     with pytest.raises(InputError, match="keep >= 1"):
         plan(shapes(), groups, keep=0)
+
+
+def test_a_shift_is_perpendicular_to_the_edge_in_mm_on_anisotropic_pixels(nodules):
+    rows, columns = np.indices((120, 240))
+    depth_mm = 0.6 * 1.4 * rows + 0.8 * 0.7 * columns - 90  # a straight edge with the normal (0.6, 0.8) in mm
+    shape = LungShape.from_mask(depth_mm > 0, spacing_mm=(1.4, 0.7))
+    start = shape.to_unit(np.array([60.0]), np.array([80.0]))  # 5.2 mm from the edge
+    large = nodules[-1]
+    placed = resolve(shape, group_at(large, (start[0].item(), start[1].item())), RULES).placements[0]
+    moved_mm = np.array([(placed.row_px - 60) * 1.4, (placed.col_px - 80) * 0.7])
+    assert np.linalg.norm(moved_mm) == pytest.approx(RULES.clearance * large.diameter_mm / 2 - 5.2, abs=0.5)
+    np.testing.assert_allclose(moved_mm / np.linalg.norm(moved_mm), (0.6, 0.8), atol=0.1)
+
+
+def test_a_lung_too_narrow_for_a_nodule_is_refused_however_far_it_may_be_moved(nodules):
+    shape = LungShape.from_mask(disc((60, 60), (30, 30), 10), spacing_mm=(0.7, 0.7))
+    assert resolve(shape, group_at(nodules[-1], (0.4, 0.5)), RULES).verdict is Verdict.CROSSES_EDGE

@@ -1,13 +1,14 @@
 """Stage 2: which groups lie on which lungs, as recipes in `catalogue.parquet`.
 
 Each category gets its own groups and an equal share of the samples. All its groups are tried on all lungs; of the pairs
-that the rules accept, the farthest from the edge of the lung are kept, but from no lung more than twice its share, so
-that a short list is not the widest lung alone. Groups are added while too few pairs are accepted.
+that the rules accept, the farthest from the edge of the lung are kept, but of no lung and no group more than twice its
+share while there are others, so that a short list is not the widest lung and the most central group alone. At the
+paper's size this hardly binds. Groups are added while too few pairs are accepted.
 """
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, zip_longest
@@ -40,11 +41,11 @@ from lungsynth.layers import (
     write_catalogue,
 )
 
-__all__ = ["PlanWeights", "make_catalogue", "presence"]
+__all__ = ["PlanWeights", "make_catalogue", "presence", "spread"]
 
 _GROWTH = 1.5
 _MAX_GROWTH = 10
-_LUNG_SHARE = 2.0
+_SHARE = 2.0  # of what a lung or a group would have if all had the same
 _MEASURED_SLICES = 200
 
 _LOG = logging.getLogger(__name__)
@@ -96,7 +97,8 @@ def make_catalogue(
             draw = partial(draw_groups, pool, seed=seed, prior=prior)
             begin = max(1, share(settings.sizes.groups, len(categories))[index])
             planned, groups = _plan_enough(lungs, draw, keep, begin=begin, grow=settings.groups is None)
-            columns.append(_recipes(planned, groups, lungs, seed=settings.seed, weights=weights))
+            pairs = spread(planned, keep, lungs=len(lungs.assets), groups=len(groups))
+            columns.append(_recipes(pairs, groups, lungs, settings.seed, weights))
             figures.update(pairs=planned.candidates, groups=len(groups))
             figures.update({f"pairs_{verdict.name.lower()}": n for verdict, n in planned.verdicts.items()})
     write_catalogue((recipe for recipe in chain(*zip_longest(*columns)) if recipe is not None), path)
@@ -123,12 +125,11 @@ def _measure_lungs(library: AssetLibrary) -> _Lungs:
 def _plan_enough(
     lungs: _Lungs, draw: Callable[[int], list[NoduleGroup]], keep: int, *, begin: int, grow: bool
 ) -> tuple[Plan, list[NoduleGroup]]:
-    """A plan of `keep` pairs with as few groups as it takes, from `begin` on."""
+    """All pairs that fit, farthest first, and their groups: as few, from `begin` on, as `keep` samples take."""
     count = begin
-    cap = ceil(_LUNG_SHARE * keep / len(lungs.assets))
     while True:
         groups = draw(count)
-        planned = plan(lungs.shapes, groups, keep=keep, max_per_lung=cap)
+        planned = plan(lungs.shapes, groups, keep=len(lungs.assets) * count)
         if len(planned) >= keep:
             return planned, groups
         if not grow or count > begin * _MAX_GROWTH + _MAX_GROWTH:
@@ -139,11 +140,29 @@ def _plan_enough(
         count = ceil(count * _GROWTH)
 
 
+def spread(pairs: Iterable[tuple[int, int]], keep: int, *, lungs: int, groups: int) -> list[tuple[int, int]]:
+    """Takes `keep` pairs (lung, group) in their order, first those that leave no lung and no group above its cap."""
+    chosen: list[tuple[int, int]] = []
+    postponed: list[tuple[int, int]] = []
+    per_lung, per_group = ceil(_SHARE * keep / lungs), ceil(_SHARE * keep / groups)
+    lung_uses, group_uses = [0] * lungs, [0] * groups
+    for lung, group in pairs:
+        if lung_uses[lung] < per_lung and group_uses[group] < per_group:
+            chosen.append((lung, group))
+            lung_uses[lung] += 1
+            group_uses[group] += 1
+        else:
+            postponed.append((lung, group))
+        if len(chosen) == keep:
+            break
+    return chosen + postponed[: keep - len(chosen)]
+
+
 def _recipes(
-    planned: Plan, groups: list[NoduleGroup], lungs: _Lungs, *, seed: int, weights: PlanWeights
+    pairs: list[tuple[int, int]], groups: list[NoduleGroup], lungs: _Lungs, seed: int, weights: PlanWeights
 ) -> list[Recipe]:
     recipes = []
-    for lung_index, group_index in planned:
+    for lung_index, group_index in pairs:
         lung, group = lungs.assets[lung_index], groups[group_index]
         keys = (int(lung.hash, 16), int(group.id, 16))  # the pair, so that a sample's seed depends on no other sample
         recipe = make_recipe(

@@ -27,7 +27,8 @@ def prepare_folder(task: FolderTask, out: Path) -> Part:
         InputError: when the folder's files are damaged or lack columns.
     """
     nodules = []
-    for patches in tqdm(_READERS[task.kind](task.path), desc=task.part_id, unit="nodule"):
+    total = _nodules_listed(task)
+    for patches in tqdm(_READERS[task.kind](task.path), desc=task.part_id, total=total, unit="nodule"):
         patches.save(out / "nodules")
         nodules.append((_row(patches), len(patches.hu), patches.patient_known))
     part = Part(
@@ -35,7 +36,7 @@ def prepare_folder(task: FolderTask, out: Path) -> Part:
         fingerprint=task.fingerprint,
         series=tuple(_series_rows(nodules, task)),
         nodules=tuple(row for row, _, _ in nodules),
-        notes=tuple(_left_out(task, len(nodules))),
+        notes=tuple(_left_out(task, total, len(nodules))),
     )
     part.save(out / ".parts")
     return part
@@ -96,11 +97,15 @@ def _series_rows(nodules: list[tuple[NoduleRow, int, bool]], task: FolderTask) -
     return rows
 
 
-def _left_out(task: FolderTask, used: int) -> list[str]:
+def _nodules_listed(task: FolderTask) -> int:
     index = pd.read_csv(task.path / "index.csv")
-    total = len(index.drop_duplicates(["patient", "nodule"])) if task.kind == "crops" else len(index)
-    reason = "cut by their crop, or drawn by nobody"
-    return [f"{task.part_id}: {total - used} of {total} nodules left out ({reason})"] if total > used else []
+    keys = [name for name in ("patient", "nodule") if name in index.columns]
+    return len(index.drop_duplicates(keys)) if task.kind == "crops" and keys else len(index)
+
+
+def _left_out(task: FolderTask, listed: int, used: int) -> list[str]:
+    reason = "cut by their crop, drawn by nobody, or of unknown pixel size"
+    return [f"{task.part_id}: {listed - used} of {listed} nodules left out ({reason})"] if listed > used else []
 
 
 def _markdown(table: pd.DataFrame) -> str:

@@ -33,6 +33,17 @@ _RESCALE_INTERCEPT = -1024
 _LUNA16_LUNGS = (3, 4)  # at the lower and the higher column
 _LUNA16_TRACHEA = 5
 
+_SAME_IN_ALL_SLICES = {
+    "SOPClassUID": CTImageStorage, "ImageType": ["DERIVED", "SECONDARY", "AXIAL"], "SyntheticData": "YES",
+    "Modality": "CT", "Manufacturer": "lungsynth phantom", "ConvolutionKernel": "PHANTOM", "KVP": "120",
+    "StudyDate": "20000101", "SeriesDate": "20000101", "StudyTime": "000000", "StudyID": "1", "SeriesNumber": 1,
+    "AcquisitionNumber": 1, "AccessionNumber": "", "ReferringPhysicianName": "", "PatientBirthDate": "",
+    "PatientSex": "", "PatientPosition": "HFS", "PositionReferenceIndicator": "",
+    "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2",
+    "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "PixelRepresentation": 1,
+    "RescaleSlope": 1, "RescaleIntercept": _RESCALE_INTERCEPT, "RescaleType": "HU",
+}  # fmt: skip
+
 
 def series_uid(patient: PhantomPatient) -> str:
     """SeriesInstanceUID of a patient's scan."""
@@ -189,43 +200,18 @@ def _dicom_slice(patient: PhantomPatient, index: int, *, number: int, sop_uid: U
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.file_meta.MediaStorageSOPClassUID = CTImageStorage
     dataset.file_meta.MediaStorageSOPInstanceUID = sop_uid
-    dataset.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
-    dataset.SOPClassUID = CTImageStorage
+    for keyword, value in _SAME_IN_ALL_SLICES.items():
+        setattr(dataset, keyword, value)
     dataset.SOPInstanceUID = sop_uid
-    dataset.SyntheticData = "YES"
-    dataset.StudyDate = dataset.SeriesDate = "20000101"
-    dataset.StudyTime = "000000"
-    dataset.AccessionNumber = ""
-    dataset.ReferringPhysicianName = ""
-    dataset.Modality = "CT"
-    dataset.Manufacturer = "lungsynth phantom"
     dataset.PatientName = dataset.PatientID = volume.patient_id
-    dataset.PatientBirthDate = ""
-    dataset.PatientSex = ""
     dataset.SliceThickness = dataset.SpacingBetweenSlices = depth_mm
-    dataset.KVP = "120"
-    dataset.ConvolutionKernel = "PHANTOM"
-    dataset.PatientPosition = "HFS"
     dataset.StudyInstanceUID = _uid(patient, "study")
     dataset.SeriesInstanceUID = series_uid(patient)
-    dataset.StudyID = "1"
-    dataset.SeriesNumber = 1
-    dataset.AcquisitionNumber = 1
+    dataset.FrameOfReferenceUID = _uid(patient, "frame")
     dataset.InstanceNumber = number
     dataset.ImagePositionPatient = position
-    dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-    dataset.FrameOfReferenceUID = _uid(patient, "frame")
-    dataset.PositionReferenceIndicator = ""
     dataset.SliceLocation = position[2]
-    dataset.SamplesPerPixel = 1
-    dataset.PhotometricInterpretation = "MONOCHROME2"
     dataset.Rows, dataset.Columns = volume.hu.shape[1:]
     dataset.PixelSpacing = [row_mm, column_mm]
-    dataset.BitsAllocated = dataset.BitsStored = 16
-    dataset.HighBit = 15
-    dataset.PixelRepresentation = 1
-    dataset.RescaleIntercept = _RESCALE_INTERCEPT
-    dataset.RescaleSlope = 1
-    dataset.RescaleType = "HU"
     dataset.PixelData = (volume.hu[index] - np.int16(_RESCALE_INTERCEPT)).astype("<i2").tobytes()
     return dataset

@@ -1,8 +1,8 @@
 """The phantom's four readers, as an XML file of LIDC-IDRI.
 
-A contour runs through the first pixels outside the nodule, the convention of LIDC-IDRI (Armato et al. 2011,
-doi:10.1118/1.3528204): what it encloses, without itself, is the mask. The first two readers draw the true mask, the
-third a larger one, the fourth a smaller one and only where three slices show the nodule; two votes are the truth.
+A contour runs along the outermost pixels of the nodule, which `lungsynth.ct.lidc` takes for nodule: contour and what it
+encloses are the mask. The first two readers draw the true mask, the third a larger one, the fourth a smaller one and
+only where three slices show the nodule; two votes are the truth.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from scipy import ndimage
 from lungsynth.cohort.phantom import PhantomNodule, PhantomPatient
 from lungsynth.ct.volume import voxel_to_lps
 
-__all__ = ["lidc_xml", "outer_contour"]
+__all__ = ["edge_contour", "lidc_xml"]
 
 _READERS = 4
 _TEXTURE_RATINGS = {"solid": (5, 5, 4, 5), "part_solid": (3, 3, 3, 2), "ground_glass": (1, 1, 2, 1)}
@@ -54,28 +54,29 @@ def lidc_xml(patient: PhantomPatient, *, study_uid: str, series_uid: str, sop_ui
     return ElementTree.tostring(root, encoding="UTF-8", xml_declaration=True) + b"\n"
 
 
-def outer_contour(mask: np.ndarray) -> list[tuple[int, int]]:
-    """Traces the first pixels outside a mask, clockwise, the first one repeated at the end.
+def edge_contour(mask: np.ndarray) -> list[tuple[int, int]]:
+    """Traces the outermost pixels of a mask by Moore's neighbours, clockwise, the first one repeated at the end.
 
     Args:
-        mask: bool (height, width), one 4-connected piece without holes and one-pixel notches (see
-            `phantom_nodules.whole`), off the border.
+        mask: bool (height, width), one 8-connected piece.
 
     Returns:
         (row, column) of the pixels.
     """
-    grown = np.pad(ndimage.binary_dilation(np.pad(mask, 1)), 1)
-    row, column = (int(i) for i in np.argwhere(grown)[0])
-    start, first_turn, turn, contour = (row, column), -1, 7, [(row - 2, column - 2)]
+    padded = np.pad(mask, 1)
+    row, column = (int(i) for i in np.argwhere(padded)[0])
+    start, first_turn, turn, contour = (row, column), -1, 7, [(row - 1, column - 1)]
+    if mask.sum() == 1:
+        return 2 * contour
     while True:
-        while not grown[row + _CLOCKWISE[turn][0], column + _CLOCKWISE[turn][1]]:
+        while not padded[row + _CLOCKWISE[turn][0], column + _CLOCKWISE[turn][1]]:
             turn = (turn + 1) % 8
         if (row, column) == start:
             if turn == first_turn:
                 return contour
             first_turn = turn if first_turn < 0 else first_turn
         row, column = row + _CLOCKWISE[turn][0], column + _CLOCKWISE[turn][1]
-        contour.append((row - 2, column - 2))
+        contour.append((row - 1, column - 1))
         turn = (turn + (6 if turn % 2 else 7)) % 8  # go on after the last pixel known to be outside
 
 
@@ -104,7 +105,7 @@ def _add_nodule(
     _text(entry, noduleID=f"{name} of reader {reader}")
     _text(ElementTree.SubElement(entry, "characteristics"), **_ratings(nodule, reader, seed))
     for index in planes:
-        _add_roi(entry, places[index], outer_contour(drawn[index]))
+        _add_roi(entry, places[index], edge_contour(drawn[index]))
 
 
 def _drawn_by(reader: int, mask: np.ndarray) -> np.ndarray:
@@ -116,14 +117,12 @@ def _drawn_by(reader: int, mask: np.ndarray) -> np.ndarray:
 
 
 def _solid_core(mask: np.ndarray) -> np.ndarray:
-    """The largest piece in each slice of the mask less its outer pixels, itself without notches."""
-    opened = ndimage.binary_dilation(ndimage.binary_erosion(mask, _FLAT_CROSS, iterations=2), _FLAT_CROSS)
-    core = np.zeros_like(mask)
-    for index in np.flatnonzero(opened.any(axis=(1, 2))):
-        pieces, count = ndimage.label(opened[index])
-        sizes = ndimage.sum_labels(opened[index], pieces, range(1, count + 1))
-        piece = ndimage.binary_closing(np.pad(pieces == 1 + int(np.argmax(sizes)), 2))[2:-2, 2:-2]
-        core[index] = ndimage.binary_fill_holes(piece) & mask[index]
+    """The largest piece in each slice of the mask less its outermost pixels."""
+    core = ndimage.binary_erosion(mask, _FLAT_CROSS)
+    for index in np.flatnonzero(core.any(axis=(1, 2))):
+        pieces, count = ndimage.label(core[index])
+        sizes = ndimage.sum_labels(core[index], pieces, range(1, count + 1))
+        core[index] &= pieces == 1 + int(np.argmax(sizes))
     return core
 
 

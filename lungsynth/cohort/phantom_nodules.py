@@ -1,7 +1,6 @@
 """The phantom's nodules: lumpy balls of three textures that find their own place in the lungs.
 
-Masks are whole: without holes and one-pixel notches in a slice, so that a reader's contour along their outer side gives
-them back exactly.
+Masks are whole: one piece without holes in each slice, so that a reader's contour along their edge gives them back.
 """
 
 from collections.abc import Sequence
@@ -14,13 +13,13 @@ from scipy import ndimage
 from lungsynth.cohort.phantom_shapes import Canvas
 from lungsynth.errors import InputError
 
-__all__ = ["NoduleSpec", "Texture", "draw_specs", "paint_nodules", "whole"]
+__all__ = ["NoduleSpec", "Texture", "draw_specs", "paint_nodules"]
 
 Texture = Literal["solid", "part_solid", "ground_glass"]
 
 _TEXTURES: tuple[Texture, ...] = ("solid", "part_solid", "ground_glass")
 _TEXTURE_SHARES = (0.6, 0.22, 0.18)
-_CORE_SHARE = 0.5  # radius of a part-solid nodule's core over its own
+_CORE_SHARE = 0.6  # radius of a part-solid nodule's core over its own
 _TRIES = 600
 _CROSS = ndimage.generate_binary_structure(2, 1)
 _FLAT_CROSS = _CROSS[None]
@@ -57,6 +56,7 @@ class _Room:
 
     lung: np.ndarray
     rim: np.ndarray
+    flat_rim: np.ndarray  # within a slice, where a reader sees the pleura
     depth_mm: np.ndarray
     free: np.ndarray
 
@@ -88,9 +88,12 @@ def paint_nodules(
     Raises:
         InputError: when a nodule finds no room.
     """
-    rim = lung & ~ndimage.binary_erosion(lung, border_value=1)
+    rim, flat_rim = (
+        lung & ~ndimage.binary_erosion(lung, cross, border_value=1)
+        for cross in (ndimage.generate_binary_structure(3, 1), _FLAT_CROSS)
+    )
     depth_mm = ndimage.distance_transform_edt(lung, sampling=canvas.spacing_mm)
-    room = _Room(lung=lung, rim=rim, depth_mm=depth_mm, free=np.ones_like(lung))
+    room = _Room(lung=lung, rim=rim, flat_rim=flat_rim, depth_mm=depth_mm, free=np.ones_like(lung))
     masks = []
     for spec in specs:
         box, mask, distance_mm = _find_place(canvas, room, spec, rng)
@@ -100,12 +103,6 @@ def paint_nodules(
         room.free[ndimage.binary_dilation(full, iterations=3)] = False
         masks.append(full)
     return masks
-
-
-def whole(mask: np.ndarray) -> np.ndarray:
-    """The mask (depth, height, width) without holes and notches in its slices."""
-    padded = ndimage.binary_closing(np.pad(mask, 2), _FLAT_CROSS)
-    return ndimage.binary_fill_holes(padded, _FLAT_CROSS)[2:-2, 2:-2, 2:-2]
 
 
 def _find_place(
@@ -118,8 +115,9 @@ def _find_place(
         centre = candidates[rng.integers(len(candidates))]
         box, distance_mm = _lumpy_ball(canvas, centre, radius_mm, rng)
         ball = distance_mm < 0
-        mask = whole(ball & room.lung[box])
-        touches = bool((mask & (room.rim[box] | ~room.lung[box])).any())
+        mask = ndimage.binary_fill_holes(ball & room.lung[box], _FLAT_CROSS)
+        rim = room.flat_rim if spec.juxtapleural else room.rim
+        touches = bool((mask & (rim[box] | ~room.lung[box])).any())
         enough = mask.sum() > (0.5 if spec.juxtapleural else 0.99) * ball.sum()
         if enough and touches == spec.juxtapleural and room.free[box][mask].all() and _in_one_piece(mask):
             return box, mask, np.where(mask, distance_mm, np.maximum(distance_mm, canvas.pixel_mm / 2))

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,6 +59,7 @@ def make_plan(sources: Sequence[Path]) -> Plan:
     for source in sources:
         if not source.exists():
             raise InputError(f"{source}: there is no such source; give an existing folder, zip or file.")
+    patients, unread = read_patient_maps(sources)
     folders: list[FolderTask] = []
     tasks: list[SeriesTask] = []
     problems: list[Problem] = []
@@ -75,9 +76,8 @@ def make_plan(sources: Sequence[Path]) -> Plan:
         discoveries.append(discovery)
         inside = [task.path for task in found]
         problems += [p for p in discovery.problems if not any(p.path.is_relative_to(path) for path in inside)]
-        tasks += [_task(files, source) for files in discovery.series]
-    patients, unread = read_patient_maps(sources)
-    unique, twice = _unique([_mapped(task, patients) for task in tasks])
+        tasks += [_task(files, source, patients) for files in discovery.series]
+    unique, twice = _unique(tasks)
     return Plan(
         series=tuple(sorted(unique, key=lambda task: task.part_id)),
         folders=tuple(sorted(folders, key=lambda task: task.part_id)),
@@ -92,27 +92,26 @@ def file_fingerprint(files: Iterable[Path], *facts: str) -> str:
     return hashlib.sha256("\n".join((*lines, *facts)).encode()).hexdigest()
 
 
-def _task(files: SeriesFiles, source: Path) -> SeriesTask:
+def _task(files: SeriesFiles, source: Path, patients: Mapping[str, str]) -> SeriesTask:
+    """With the patient of the map where the files do not tell, and with the fingerprint of all of its files."""
+    if not files.patient_known and files.series_id in patients:
+        files = replace(files, patient_id=patients[files.series_id], patient_known=True)
     folder = source.resolve().stem
-    ids = (files.patient_id, files.series_id, files.files[0].name)
+    notes = files.annotations
+    masks = [path for path in (files.lung_mask, files.nodule_mask, notes.lidc_xml) if path is not None]
     return SeriesTask(
         files=files,
-        collection=recognise(ids, folder=folder),
+        collection=recognise(_telling_ids(files), folder=folder),
         folder=folder,
         part_id=files.series_id,
-        fingerprint="",
+        fingerprint=file_fingerprint([*files.files, *masks, *notes.voc_xml], files.patient_id, repr(notes.spheres)),
     )
 
 
-def _mapped(task: SeriesTask, patients: dict[str, str]) -> SeriesTask:
-    """With the patient of the map where the files do not tell, and with the fingerprint of all of its files."""
-    files = task.files
-    if not files.patient_known and files.series_id in patients:
-        files = replace(files, patient_id=patients[files.series_id], patient_known=True)
-    notes = files.annotations
-    masks = [path for path in (files.lung_mask, files.nodule_mask, notes.lidc_xml) if path is not None]
-    fingerprint = file_fingerprint([*files.files, *masks, *notes.voc_xml], files.patient_id, repr(notes.spheres))
-    return replace(task, files=files, fingerprint=fingerprint)
+def _telling_ids(files: SeriesFiles) -> tuple[str, ...]:
+    """What names the collection; LUNA16 holds LIDC's patients, so there the series tells more."""
+    ids = (files.patient_id, files.series_id, files.files[0].name)
+    return ids if files.kind == "dicom" or files.patient_id.lower().startswith("phantom") else ids[1:] + ids[:1]
 
 
 def _unique(tasks: Iterable[SeriesTask]) -> tuple[list[SeriesTask], list[Problem]]:

@@ -4,8 +4,6 @@ Each series is a piece of its own: a bad one becomes a problem and the others go
 from the pieces that are finished (`.parts/`). `cohort.json` is written last.
 """
 
-import hashlib
-import json
 import logging
 import multiprocessing
 import shutil
@@ -22,6 +20,7 @@ from tqdm import tqdm
 
 from lungsynth.cohort.datalists import build_datalists
 from lungsynth.cohort.folders import calibration_part, prepare_folder
+from lungsynth.cohort.output import COHORT_FORMAT, check_output, cohort_identity, forget_others, open_output
 from lungsynth.cohort.plan import FolderTask, Plan, make_plan
 from lungsynth.cohort.records import Part, write_text
 from lungsynth.cohort.report import (
@@ -39,12 +38,9 @@ from lungsynth.cohort.tables import nodule_table, series_table, to_csv
 from lungsynth.ct.series import Problem
 from lungsynth.errors import InputError
 
-__all__ = ["COHORT_FORMAT", "Outcome", "PrepareSettings", "prepare_cohort"]
+__all__ = ["Outcome", "PrepareSettings", "prepare_cohort"]
 
 logger = logging.getLogger(__name__)
-
-COHORT_FORMAT = 1
-_FOLDERS = ("slices", "labels", "nodules", "lungs", ".parts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,58 +87,20 @@ def prepare_cohort(sources: Sequence[Path], out: Path, *, settings: PrepareSetti
     Raises:
         InputError: when nothing can be used, or `out` holds something else.
     """
-    identity = _identity(sources, settings)
-    is_new = _check_out(out, sources, identity)
+    identity = cohort_identity(sources, {"split": settings.split, "seed": settings.seed, **asdict(settings.slices)})
+    is_new = check_output(out, sources, identity)
     with closing(make_plan(sources)) as plan:
         if not plan.series and not plan.folders:
             raise InputError(_nothing(sources, plan.problems))
-        _open(out, identity)
+        open_output(out, identity)
         parts, failures = _prepare_parts(plan, out, settings.slices, workers)
     problems = (*plan.problems, *failures)
     if not parts:
         if is_new:
             shutil.rmtree(out)
         raise InputError(_nothing(sources, problems))
-    _forget_others(out, {part.part_id for part in parts})
+    forget_others(out, {part.part_id for part in parts})
     return Outcome(cohort=_finish(parts, problems, out, identity["settings"]), problems=problems)
-
-
-def _identity(sources: Sequence[Path], settings: PrepareSettings) -> dict[str, Any]:
-    """What makes this cohort another one. Places count by their hash, so that no path of this machine is written."""
-    places = "\n".join(sorted(str(source.resolve()) for source in sources))
-    names = sorted(source.resolve().name for source in sources)
-    flat = {"split": settings.split, "seed": settings.seed, **asdict(settings.slices), "sources": names}
-    return {
-        "format": COHORT_FORMAT,
-        "settings": flat,
-        "places": hashlib.sha256(places.encode()).hexdigest()[:16],
-    }
-
-
-def _check_out(out: Path, sources: Sequence[Path], identity: dict[str, Any]) -> bool:
-    """Refuses an output folder with another content; True when it is new."""
-    if any(out.resolve().is_relative_to(source.resolve()) for source in sources):
-        raise InputError(f"{out}: the cohort must not lie inside a source; choose another --out.")
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return True
-    stored = out / ".parts" / "identity.json"
-    if not stored.is_file():
-        raise InputError(f"{out}: exists and is not a cohort of this command; choose a new folder for --out.")
-    before = json.loads(stored.read_text())
-    if before != identity:
-        differing = [
-            name for name, value in identity["settings"].items() if before.get("settings", {}).get(name) != value
-        ] or ["the place of the sources"]
-        raise InputError(
-            f"{out}: holds a cohort made otherwise ({', '.join(differing)} differ); choose a new folder for --out."
-        )
-    return False
-
-
-def _open(out: Path, identity: dict[str, Any]) -> None:
-    for name in _FOLDERS:
-        (out / name).mkdir(parents=True, exist_ok=True)
-    write_json(out / ".parts" / "identity.json", identity)
 
 
 def _nothing(sources: Sequence[Path], problems: Sequence[Problem]) -> str:
@@ -167,9 +125,11 @@ def _prepare_parts(plan: Plan, out: Path, settings: SliceSettings, workers: int)
         _collect(task, call, parts, problems)
     for folder in (task for task in waiting if isinstance(task, FolderTask)):
         _collect(folder, partial(prepare_folder, folder, out), parts, problems)
-    check = calibration_part([task for task in plan.folders if task.part_id in parts], out)
-    if check is not None:
-        parts[check.part_id] = check
+    try:
+        check = calibration_part([task for task in plan.folders if task.part_id in parts], out)
+        parts.update({} if check is None else {check.part_id: check})
+    except (InputError, ValueError, KeyError, OSError) as error:
+        problems.append(Problem(out, f"The HU of the crops could not be compared with the cubes ({error})."))
     return [parts[key] for key in sorted(parts)], sorted(problems, key=lambda problem: str(problem.path))
 
 
@@ -182,10 +142,13 @@ def _run_all(
             yield task, partial(run, task)
         return
     # Spawned, not forked: progress bars and libraries of the parent hold threads.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
         futures: dict[Future[Part], SeriesTask] = {pool.submit(run, task): task for task in tasks}
         for future in as_completed(futures):
             yield futures[future], future.result
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _collect(
@@ -204,21 +167,6 @@ def _collect(
         problems.append(
             Problem(path, f"{path}: could not be prepared ({type(error).__name__}: {error}); remove it or report it.")
         )
-
-
-def _forget_others(out: Path, part_ids: set[str]) -> None:
-    """Removes what an earlier run wrote for series that are no longer there."""
-    for path in (out / ".parts").glob("*.json"):
-        if path.stem in part_ids or path.stem == "identity":
-            continue
-        stored = json.loads(path.read_text())
-        for row in stored["slices"]:
-            for name in (f"slices/{row['slice_id']}.nii.gz", f"labels/{row['slice_id']}.nii.gz"):
-                (out / name).unlink(missing_ok=True)
-            (out / "lungs" / f"{row['slice_id']}.npz").unlink(missing_ok=True)
-        for row in stored["nodules"]:
-            (out / "nodules" / f"{row['nodule_id']}.npz").unlink(missing_ok=True)
-        path.unlink()
 
 
 def _finish(parts: Sequence[Part], problems: Sequence[Problem], out: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -68,32 +68,35 @@ def prepare_series(task: SeriesTask, out: Path, settings: SliceSettings) -> Part
     labels = label_volume(lung=lung, nodule=findings.nodule, unlabelled=findings.unlabelled)
     slices = _write_slices(volume, labels, lung, findings, out, settings)
     nodules, notes = _write_nodules(volume, findings, task.collection.name, out)
-    spacing = volume.spacing_mm
-    row = SeriesRow(
-        series_id=volume.series_id,
-        patient_id=volume.patient_id,
-        patient_known=volume.patient_known,
-        source=task.collection.name,
-        family=task.collection.family,
-        folder=task.folder,
-        slices=len(slices),
-        spacing_slice_mm=spacing[0],
-        spacing_row_mm=spacing[1],
-        spacing_column_mm=spacing[2],
-        lung_mask="data" if task.files.lung_mask else "threshold",
-        nodule_mask="data" if findings.expert else "none",
-        labelled=("lung",) * bool(task.files.lung_mask) + ("nodule",) * bool(findings.expert),
-    )
     part = Part(
         part_id=task.part_id,
         fingerprint=task.fingerprint,
-        series=(row,),
+        series=(_series_row(task, volume, len(slices), expert=findings.expert),),
         slices=tuple(slices),
         nodules=tuple(nodules),
         notes=(*findings.notes, *notes),
     )
     part.save(out / ".parts")
     return part
+
+
+def _series_row(task: SeriesTask, volume: Volume, slices: int, *, expert: bool) -> SeriesRow:
+    spacing, has_lung_mask = volume.spacing_mm, task.files.lung_mask is not None
+    return SeriesRow(
+        series_id=volume.series_id,
+        patient_id=volume.patient_id,
+        patient_known=volume.patient_known,
+        source=task.collection.name,
+        family=task.collection.family,
+        folder=task.folder,
+        slices=slices,
+        spacing_slice_mm=spacing[0],
+        spacing_row_mm=spacing[1],
+        spacing_column_mm=spacing[2],
+        lung_mask="data" if has_lung_mask else "threshold",
+        nodule_mask="data" if expert else "none",
+        labelled=("lung",) * has_lung_mask + ("nodule",) * expert,
+    )
 
 
 def _lungs(files: SeriesFiles, volume: Volume) -> Bool[np.ndarray, "depth height width"]:

@@ -49,7 +49,7 @@ _COLLECTIONS = (
         ),
     ),
     (
-        r"^lung_dx-",
+        r"^lung[-_](pet-ct-)?dx",
         Collection("Lung-PET-CT-Dx", "Lung-PET-CT-Dx", "CC BY 4.0", "Li et al., doi:10.7937/TCIA.2020.NNC2-0461"),
     ),
     (
@@ -75,7 +75,10 @@ def recognise(ids: Sequence[str], *, folder: str) -> Collection:
         ids: what names the series, the most telling first: patient id, series id, file name.
         folder: name of the source's folder, which names the collection when nothing else does.
     """
+    named = {collection.name: collection for _, collection in _COLLECTIONS}
     for name in (*ids, folder):
+        if name in named:
+            return named[name]
         for pattern, collection in _COLLECTIONS:
             if re.search(pattern, name, flags=re.IGNORECASE):
                 return collection

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pool of earlier fakes, so that a discriminator does not forget what the generator used to do (Shrivastava et al., 2017)."""
+"""A pool of earlier fakes, so that a discriminator does not forget what a generator used to do.
+
+After Shrivastava et al. (2017), as in CycleGAN (Zhu et al., 2017, section 4).
+"""
 
 from typing import Any
 

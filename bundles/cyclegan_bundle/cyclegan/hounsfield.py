@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one place of this bundle that knows Hounsfield units.
 
-Images on disk are int16 HU. `unit` means the window `WINDOW_HU` mapped linearly to [-1, 1] and NOT clipped: bone of 900 HU
-is 1.71 and comes back as 900 HU. What a network sees of it is the network's business (`network.py` clamps its view).
+Images on disk are int16 HU. `unit` means the window `WINDOW_HU` mapped linearly to [-1, 1] and NOT clipped: bone of
+900 HU is 1.71 and comes back as 900 HU. What a network sees of it is the network's business (`network.py` clamps its
+view).
 """
 
 import numpy as np

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The terms of the CycleGAN's loss, pure functions of what the networks made.
 
-A `Translation` is one of the two directions, from its source domain S to the other domain T. With A the generator S -> T and
-B the one T -> S: X -> Y has A = G, B = F, and Y -> X has A = F, B = G. Swapping the domains therefore swaps the terms.
-Images and masks are (B, 1, H, W), images in units; means are taken over pixels.
+A `Translation` is one of the two directions, from its source domain S to the other domain T. With A the generator S
+-> T and B the one T -> S: X -> Y has A = G, B = F, and Y -> X has A = F, B = G. Swapping the domains therefore swaps
+the terms. Images and masks are (B, 1, H, W), images in units; means are taken over pixels.
 """
 
 from typing import NamedTuple
@@ -44,17 +44,15 @@ class GeneratorTerms(NamedTuple):
     def total(self, *, cycle_weight: float, identity_weight: float, nodule_weight: float) -> Tensor:
         """Weighted sum; the weight of the adversarial term is 1."""
         return (
-            self.adversarial
-            + cycle_weight * self.cycle
-            + identity_weight * self.identity
-            + nodule_weight * self.nodule
+            self.adversarial + cycle_weight * self.cycle + identity_weight * self.identity + nodule_weight * self.nodule
         )
 
 
 def generator_terms(made: Translation) -> GeneratorTerms:
     """LSGAN (Mao et al., 2017, Eq. 9), cycle (Zhu et al., 2017, Eq. 2), identity (section 5.2) and nodule term.
 
-    The nodule term is the mean absolute change of HU inside the nodules, so that a lesion keeps what the label says of it.
+    The nodule term is the mean absolute change of HU inside the nodules, so that a lesion keeps what the label says
+    of it.
     """
     return GeneratorTerms(
         adversarial=(made.score.float() - 1).square().mean(),

@@ -3,9 +3,11 @@
 
 X are composites, Y real slices. Images are (B, 1, H, W) in units (`hounsfield.py`), of any H and W.
 
-Both kinds of network are local: no layer depends on statistics of the image or the batch, so an output pixel depends on the
-input within `receptive_field_px` only, and an enhanced region equals the same region of an enhanced slice.
+Both kinds of network are local: no layer depends on statistics of the image or the batch, so an output pixel depends
+on the input within `receptive_field_px` only, and an enhanced region equals the same region of an enhanced slice.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +37,9 @@ class DilatedResidual(nn.Module):
 class ResidualEnhancer(nn.Module):
     """Adds a bounded residual to an image: G(x) = x + b tanh(r(x)), where r sees x clamped to the window.
 
-    r works on cells of 2 x 2 px, four values each (Shi et al., 2016), a quarter of the work of full resolution without loss
-    of detail; a region therefore starts at even rows and columns (`alignment_px`). The last layer starts at zero, so that
-    training starts from the identity.
+    r works on cells of 2 x 2 px, four values each (Shi et al., 2016), a quarter of the work of full resolution
+    without loss of detail; a region therefore starts at even rows and columns (`alignment_px`). The last layer starts
+    at zero, so that training starts from the identity.
 
     Args:
         channels: feature maps of the hidden layers.
@@ -51,7 +53,11 @@ class ResidualEnhancer(nn.Module):
     alignment_px = 2
 
     def __init__(
-        self, *, channels: int = 32, max_residual_hu: float = 150.0, dilations: tuple[int, ...] | list[int] = (1, 2, 2, 1)
+        self,
+        *,
+        channels: int = 32,
+        max_residual_hu: float = 150.0,
+        dilations: Sequence[int] = (1, 2, 2, 1),
     ) -> None:
         super().__init__()
         if channels < 1 or not max_residual_hu > 0 or min(dilations, default=0) < 1:

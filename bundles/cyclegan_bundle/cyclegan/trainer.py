@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of the CycleGAN: per batch one step of both generators, then one of both discriminators.
 
-A batch holds, unpaired, `x` and `y` (B, 1, H, W) in units and `x_nodule`, `y_nodule` (B, 1, H, W) bool; the sizes of x and y
-may differ.
+A batch holds, unpaired, `x` and `y` (B, 1, H, W) in units and `x_nodule`, `y_nodule` (B, 1, H, W) bool; the sizes of
+x and y may differ.
 """
 
 from collections.abc import Iterable, Sequence
@@ -75,7 +75,11 @@ class CycleGANTrainer(Trainer):
     ) -> None:
         # `amp` stays here: with it, the base class makes a loss scaler for CUDA.
         super().__init__(
-            device=device, max_epochs=max_epochs, data_loader=train_data_loader, handlers=train_handlers, decollate=False
+            device=device,
+            max_epochs=max_epochs,
+            data_loader=train_data_loader,
+            handlers=train_handlers,
+            decollate=False,
         )
         self.networks = networks
         self.g_optimizer, self.d_optimizer = g_optimizer, d_optimizer
@@ -85,7 +89,9 @@ class CycleGANTrainer(Trainer):
         self.autocast = torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=amp)
 
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> dict[str, float]:
-        batch = {key: batchdata[key].to(self.state.device, non_blocking=True) for key in ("x", "x_nodule", "y", "y_nodule")}
+        batch = {
+            key: batchdata[key].to(self.state.device, non_blocking=True) for key in ("x", "x_nodule", "y", "y_nodule")
+        }
         g_losses, fake_y, fake_x = self._step_generators(batch)
         d_losses = self._step_discriminators(batch["x"], batch["y"], fake_x=fake_x, fake_y=fake_y)
         return {name: value.item() for name, value in (g_losses | d_losses).items()}
@@ -93,7 +99,7 @@ class CycleGANTrainer(Trainer):
     def _step_generators(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         nets = self.networks
         self.g_optimizer.zero_grad()
-        with _frozen(nets.D_X) as D_X, _frozen(nets.D_Y) as D_Y:
+        with _Frozen(nets.D_X) as D_X, _Frozen(nets.D_Y) as D_Y:
             with self.autocast:
                 to_y = self._translate(nets.G, nets.F, D_Y, batch["x"], batch["x_nodule"])
                 to_x = self._translate(nets.F, nets.G, D_X, batch["y"], batch["y_nodule"])
@@ -131,7 +137,7 @@ class CycleGANTrainer(Trainer):
         return {"d_x": d_x.detach(), "d_y": d_y.detach()}
 
 
-class _frozen:
+class _Frozen:
     """The network itself, out of its distributed wrapping, without gradients of its weights inside a `with`."""
 
     def __init__(self, network: nn.Module) -> None:

@@ -85,7 +85,9 @@ class CandidateTable:
         with temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, [field.name for field in fields(Candidate)])
             writer.writeheader()
-            writer.writerows({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in asdict(row).items()} for row in self.rows)
+            writer.writerows(
+                {k: f"{v:.3f}" if isinstance(v, float) else v for k, v in asdict(row).items()} for row in self.rows
+            )
         temporary.rename(self.path)
 
 

@@ -117,8 +117,8 @@ def list_volumes(dataset_dir: str | Path | None, datalist: Sequence[str | Path] 
     readable = [path for path in paths if _is_volume(path)]
     if not readable:
         raise ValueError(
-            f"Expected .nii or .nii.gz files of CT in dataset_dir={dataset_dir}, found {len(paths)} and could read none. "
-            "Give --dataset_dir FOLDER or --datalist with the files."
+            f"Expected .nii or .nii.gz files of CT in dataset_dir={dataset_dir}, found {len(paths)} and could read "
+            "none. Give --dataset_dir FOLDER or --datalist with the files."
         )
     return [{"image": str(path), "name": name_of(path)} for path in readable]
 

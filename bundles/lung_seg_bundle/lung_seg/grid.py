@@ -66,9 +66,7 @@ def cut(hu: Tensor, label: Tensor, frame: Frame, *, size_px: int) -> tuple[Tenso
     return image[0, 0], ids[0, 0].to(torch.uint8)
 
 
-def resampled_shape(
-    shape: tuple[int, int], *, spacing_mm: tuple[float, float], target_mm: float
-) -> tuple[int, int]:
+def resampled_shape(shape: tuple[int, int], *, spacing_mm: tuple[float, float], target_mm: float) -> tuple[int, int]:
     """Shape of a slice of `shape` and `spacing_mm` on a grid of `target_mm`; at least one pixel each way."""
     height, width = (max(1, round(size * spacing / target_mm)) for size, spacing in zip(shape, spacing_mm, strict=True))
     return height, width

@@ -65,7 +65,9 @@ class Segmenter:
             ValueError: when the slice has not two axes, or the spacing is not positive.
         """
         if hu.ndim != 2:
-            raise ValueError(f"Expected one slice (H, W) in HU, got shape {hu.shape}. Call the segmenter slice by slice.")
+            raise ValueError(
+                f"Expected one slice (H, W) in HU, got shape {hu.shape}. Call the segmenter slice by slice."
+            )
         planes = torch.from_numpy(np.ascontiguousarray(hu, dtype=np.float32))[None, None]
         maps = self.probabilities(planes, spacing_mm)[0].cpu().numpy()
         return dict(zip(CHANNELS, maps, strict=True))

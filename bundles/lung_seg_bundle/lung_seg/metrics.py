@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dice over all labelled pixels of a data set."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from ignite.metrics import Metric
@@ -14,6 +14,10 @@ from .losses import channel_targets
 __all__ = ["PooledDice"]
 
 
+def _unpack(output: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    return output["pred"], output["label"], output["labelled"]
+
+
 class PooledDice(Metric):
     """Dice of the pooled pixels, so that false findings on slices without a nodule count; the mean over channels.
 
@@ -21,18 +25,11 @@ class PooledDice(Metric):
 
     Args:
         channels: `lung`, `nodule` or both.
-        output_transform: from the engine's output to a dict of `pred` (logits), `label`, `labelled`.
     """
 
-    required_output_keys = None
-
-    def __init__(
-        self,
-        channels: Sequence[str] = CHANNELS,
-        output_transform: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda output: output,
-    ) -> None:
+    def __init__(self, channels: Sequence[str] = CHANNELS) -> None:
         self.indices = [CHANNELS.index(channel) for channel in channels]
-        super().__init__(output_transform=output_transform)
+        super().__init__(output_transform=_unpack)
 
     @reinit__is_reduced
     def reset(self) -> None:
@@ -42,10 +39,11 @@ class PooledDice(Metric):
         self.drawn = torch.zeros(2, dtype=torch.float64)
 
     @reinit__is_reduced
-    def update(self, output: Mapping[str, Tensor]) -> None:
-        """Adds a batch: `pred` (B, 2, H, W) logits, `label` (B, 1, H, W), `labelled` (B, 2)."""
-        targets, weights = channel_targets(output["label"], output["labelled"])
-        found = (output["pred"] > 0).float() * weights
+    def update(self, output: Sequence[Tensor]) -> None:
+        """Adds a batch: logits (B, 2, H, W), label ids (B, 1, H, W), labelled (B, 2)."""
+        logits, label, labelled = output
+        targets, weights = channel_targets(label, labelled)
+        found = (logits > 0).float() * weights
         targets = targets * weights
         axes = (0, 2, 3)
         self.overlap += (found * targets).sum(axes).double().cpu()

@@ -5,8 +5,8 @@ A dense block's layer l sees the block's input and all earlier layers (the paper
 
     x_l = H_l([x_0, x_1, ..., x_{l-1}])
 
-H_l is convolution, batch norm and activation with `growth_rate` output channels, so a block of L layers turns C channels
-into C + L * growth_rate.
+H_l is convolution, batch norm and activation with `growth_rate` output channels, so a block of L layers turns C
+channels into C + L * growth_rate.
 """
 
 from collections.abc import Sequence

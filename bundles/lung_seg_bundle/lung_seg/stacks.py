@@ -43,7 +43,8 @@ def read_nodule(path: str | Path) -> Stack:
             largest = int(arrays["largest"])
     except (KeyError, OSError, ValueError) as error:
         raise ValueError(
-            f"{path}: expected a nodule's npz with context, votes, valid and largest ({error}). Prepare the cohort again."
+            f"{path}: expected a nodule's npz with context, votes, valid and largest ({error}). Prepare the cohort "
+            "again."
         ) from error
     label = np.where(votes >= 2, NODULE, 0).astype(np.uint8)
     label[(votes == 1) | ~valid] = IGNORED

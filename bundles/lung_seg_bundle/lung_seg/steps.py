@@ -2,7 +2,7 @@
 """What MONAI's supervised engines do with a batch (`iteration_update`).
 
 MONAI's own steps know only CUDA's autocast and one target; these use bfloat16 on any device, which needs no gradient
-scaler, and pass on which channels are labelled. Batches hold `image` (B, 1, H, W), `label` (B, 1, H, W), `labelled` (B, 2).
+scaler, and pass on which channels are labelled. Batches hold `image` and `label` (B, 1, H, W), `labelled` (B, 2).
 """
 
 from collections.abc import Mapping

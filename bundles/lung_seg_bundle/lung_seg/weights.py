@@ -27,17 +27,20 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no weights there. Train the bundle and copy its model.pt to this place, or name a file with --ckpt_path."
+            f"{path}: no weights there. Train the bundle and copy its model.pt to this place, or name a file with "
+            "--ckpt_path."
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: not a weight file ({error}). Give a model.pt written by this bundle's training.") from error
+        raise ValueError(
+            f"{path}: not a weight file ({error}). Give a model.pt written by this bundle's training."
+        ) from error
     problem = _mismatch(network, state)
     if problem:
         raise ValueError(
-            f"{path}: these are the weights of another network than {type(network).__name__} as configured: {problem}. Give "
-            "weights of this bundle, and the --channels and --growth_rate of their training (see model.json beside them)."
+            f"{path}: these are the weights of another network than {type(network).__name__} as configured: {problem}. "
+            "Give weights of this bundle, with the --channels and --growth_rate of their training (see model.json)."
         )
     network.load_state_dict(state)
     return network.eval()

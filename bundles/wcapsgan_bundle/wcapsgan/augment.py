@@ -67,7 +67,7 @@ def _translate(x: Tensor, drawn: Augmentation) -> Tensor:
     moved = []
     for sample, starts in zip(padded.unbind(0), drawn.starts.tolist(), strict=True):
         for axis, start in enumerate(starts, start=1):
-            sample = sample.narrow(axis, start, size)  # noqa: PLW2901
+            sample = sample.narrow(axis, start, size)
         moved.append(sample)
     return torch.stack(moved).contiguous(memory_format=_format(x))
 

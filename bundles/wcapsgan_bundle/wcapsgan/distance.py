@@ -76,6 +76,8 @@ class GeneratedDistance(Metric):
     `state.metrics` too.
     """
 
+    required_output_keys = None  # the mapping itself is wanted, not its values in an order
+
     def __init__(self, output_transform: Callable[[Any], Any] = lambda output: output, seed: int = 0) -> None:
         self.seed = seed
         self._samples: list[tuple[Tensor, Tensor]] = []

@@ -126,7 +126,10 @@ class Generator(nn.Module):
         self.category = nn.Embedding(n_categories, 32)
         self.diameter = _DiameterFeatures(32)
         self.mapping = nn.Sequential(
-            nn.Linear(latent_dim + 64, style_dim), nn.LeakyReLU(SLOPE), nn.Linear(style_dim, style_dim), nn.LeakyReLU(SLOPE)
+            nn.Linear(latent_dim + 64, style_dim),
+            nn.LeakyReLU(SLOPE),
+            nn.Linear(style_dim, style_dim),
+            nn.LeakyReLU(SLOPE),
         )
         self.start = nn.Sequential(
             nn.Linear(style_dim, widths[0] * min_size**spatial_dims),

@@ -98,7 +98,9 @@ class WCapsGANTrainer(Trainer):
         for average in (ema.module, _unwrapped(generator)):
             average.diameter_quantiles.copy_(dataset.diameter_quantiles())
         self._epoch_outputs: list[dict[str, float]] = []
-        self.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: self._epoch_outputs.append(engine.state.output))
+        self.add_event_handler(
+            Events.ITERATION_COMPLETED, lambda engine: self._epoch_outputs.append(engine.state.output)
+        )
         self.add_event_handler(Events.EPOCH_COMPLETED, self._summarise)
         self._register_handlers(train_handlers)
 
@@ -176,7 +178,9 @@ class WCapsGANTrainer(Trainer):
         world = dist.get_world_size() if dist.is_initialized() else 1
         shape = torch.Size((len(samples) * world, *samples.shape[1:]))
         drawn = self.augmentation.draw(draw, shape)
-        return augment(samples, drawn._replace(**{k: self._own(v) for k, v in drawn._asdict().items() if k != "margin"}))
+        return augment(
+            samples, drawn._replace(**{k: self._own(v) for k, v in drawn._asdict().items() if k != "margin"})
+        )
 
     def _share(self, make: Any) -> Tensor:
         """This process's rows of what `make(count)` draws for all processes."""

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the CycleGAN reads: composites (X) and real slices that show nodules (Y), as lists of entries and as a data set.
+
+An entry is a dict: `image` and `label` (paths), `kind` (`slice`: NIfTI of depth one; `nodule`: the npz of a nodule
+patch, the fall-back where a COHORT has no slices with nodules), and `patient_id` where known (a text, or a list of
+them for a composite).
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import CacheDataset
+from monai.transforms import Compose, Randomizable
+from torch import Tensor
+from torch.utils.data import Dataset
+
+__all__ = ["UnpairedDataset", "prepare_validation", "read_composites", "read_reals", "unpaired_entries"]
+
+_LOG = logging.getLogger(__name__)
+_SPLITS = ("training", "validation", "test")
+HELD_OUT_EVERY = 8  # OUT has one list of composites: each eighth of them is kept from training, for validation
+
+Entry = dict[str, Any]
+
+
+def unpaired_entries(composite_dir: str | Path, dataset_dir: str | Path, *, split: str) -> dict[str, list[Entry]]:
+    """Entries of both domains for one split.
+
+    Args:
+        composite_dir: an OUT folder (`datalist.json`).
+        dataset_dir: a COHORT (`enhancement.json`, else `nodules.json`).
+        split: `training`, `validation` or `test`.
+
+    Returns:
+        `composites` and `reals`.
+
+    Raises:
+        FileNotFoundError: when a list is missing.
+        ValueError: when a list is empty or malformed, or composites and reals share a patient.
+    """
+    composites, reals = read_composites(composite_dir), read_reals(dataset_dir, split=split)
+    _check_disjoint(composites, reals)
+    training = split == "training"
+    part = [entry for i, entry in enumerate(composites) if (i % HELD_OUT_EVERY != 0) == training]
+    if not part:
+        raise ValueError(
+            f"{Path(composite_dir) / 'datalist.json'}: needs at least 2 composites, one of them for validation, "
+            f"got {len(composites)}. Make more of them (scripts/synthesize.py --no-enhance --count N)."
+        )
+    return {"composites": part, "reals": reals}
+
+
+def read_composites(composite_dir: str | Path) -> list[Entry]:
+    """Entries of `OUT/datalist.json`, with absolute paths."""
+    file = Path(composite_dir) / "datalist.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file}: no composites. "
+            "Make them with scripts/synthesize.py --no-enhance --out DIR, then give --composite_dir DIR."
+        )
+    return [_slice_entry(entry, file) for entry in _read_list(file, "training")]
+
+
+def read_reals(dataset_dir: str | Path, *, split: str) -> list[Entry]:
+    """Real entries of one split: slices that show nodules or, where the COHORT has none, nodule patches.
+
+    A COHORT without reals to validate on gives the last of its training patients (of several), for validation only.
+    """
+    if split not in _SPLITS:
+        raise ValueError(f"split must be one of {_SPLITS}, got {split!r}.")
+    read, file = _real_list(Path(dataset_dir))
+    entries = {name: [read(entry, file) for entry in _read_list(file, name)] for name in ("training", split)}
+    if split == "test":
+        if not entries["test"]:
+            raise ValueError(f"{file}: has no entries under `test`. Prepare the COHORT with patients for the test.")
+        return entries["test"]
+    validation = entries.get("validation") or [read(entry, file) for entry in _read_list(file, "validation")]
+    return _without_empty(entries["training"], validation, file)[split]
+
+
+def _real_list(dataset_dir: Path) -> tuple[Callable[[Mapping[str, Any], Path], Entry], Path]:
+    slices, patches = dataset_dir / "enhancement.json", dataset_dir / "nodules.json"
+    if slices.is_file() and _read_list(slices, "training"):
+        return _slice_entry, slices
+    if patches.is_file() and _read_list(patches, "training"):
+        _LOG.warning("%s: no real slices with nodules, so their patches of %s stand in", slices, patches.name)
+        return _patch_entry, patches
+    raise FileNotFoundError(
+        f"{dataset_dir}: needs real images of nodules under `training` of enhancement.json or nodules.json, found none."
+        " Make a COHORT with scripts/prepare.py, then give --dataset_dir COHORT."
+    )
+
+
+def _without_empty(training: list[Entry], validation: list[Entry], file: Path) -> dict[str, list[Entry]]:
+    """Both parts, the second one taken from the first where it is empty, by patient."""
+    if not validation:
+        patients = sorted({str(entry.get("patient_id")) for entry in training})
+        if len(patients) < 2:
+            raise ValueError(
+                f"{file}: needs reals under `validation`, or two patients under `training` to hold one out; found "
+                f"{len(patients)}. Prepare the COHORT from more patients."
+            )
+        _LOG.warning("%s: nothing under `validation`, so the last training patient is held out instead", file)
+        validation = [entry for entry in training if str(entry.get("patient_id")) == patients[-1]]
+        training = [entry for entry in training if str(entry.get("patient_id")) != patients[-1]]
+    return {"training": training, "validation": validation}
+
+
+def _read_list(file: Path, name: str) -> list[Mapping[str, Any]]:
+    try:
+        content = json.loads(file.read_text())
+        return list(content.get(name, []))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file}: expected a datalist with lists of entries under {_SPLITS}, got {error}.") from error
+
+
+def _slice_entry(entry: Mapping[str, Any], file: Path) -> Entry:
+    return _entry(entry, file, kind="slice", image="image", label="label")
+
+
+def _patch_entry(entry: Mapping[str, Any], file: Path) -> Entry:
+    return _entry(entry, file, kind="nodule", image="nodule", label="nodule")
+
+
+def _entry(entry: Mapping[str, Any], file: Path, *, kind: str, image: str, label: str) -> Entry:
+    if missing := sorted({image, label} - set(entry)):
+        raise ValueError(f"{file}: expected entries with {image!r} and {label!r}, one lacks {missing}.")
+    paths = {"image": str(file.parent / entry[image]), "label": str(file.parent / entry[label])}
+    return {**paths, "kind": kind, "patient_id": entry.get("patient_id")}
+
+
+def _check_disjoint(composites: Sequence[Entry], reals: Sequence[Entry]) -> None:
+    """A real patient that also went into the composites would teach the discriminator to look for that patient."""
+    if shared := sorted(_patients(composites) & _patients(reals)):
+        raise ValueError(
+            f"Composites and reals must not share patients, but {shared[0]} and {len(shared) - 1} more are in both. "
+            "Make the composites from other patients, or from generated lungs and nodules."
+        )
+
+
+def _patients(entries: Sequence[Entry]) -> set[str]:
+    named = (entry["patient_id"] for entry in entries if entry["patient_id"])
+    return {str(patient) for ids in named for patient in ([ids] if isinstance(ids, str) else ids)}
+
+
+class UnpairedDataset(Dataset, Randomizable):
+    """Pairs of a composite and a real, drawn anew for each sample, or each in its turn.
+
+    Args:
+        data: `composites` and `reals` of `unpaired_entries`.
+        transform: makes `image` (1, h, w) in units and `nodule` (1, h, w) bool of an entry; what comes before its first
+            random step is cached.
+        length: samples an epoch; None takes each entry in its turn, the shorter list again from its start.
+        cache_slices: decoded slices of each domain that are kept in memory.
+        progress: show a bar while caching.
+    """
+
+    def __init__(
+        self,
+        data: Mapping[str, Sequence[Entry]],
+        *,
+        transform: Compose,
+        length: int | None = None,
+        cache_slices: int = 1000,
+        progress: bool = True,
+    ) -> None:
+        self.data = data
+        self.transform = transform
+        self.drawn = length is not None
+        self.length = length or max(len(data["composites"]), len(data["reals"]))
+        cached = {"cache_num": cache_slices, "progress": progress, "copy_cache": False}
+        self.x = CacheDataset(list(data["composites"]), transform, **cached)
+        self.y = CacheDataset(list(data["reals"]), transform, **cached)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def set_random_state(self, seed: int | None = None, state: Any = None) -> "UnpairedDataset":
+        """Seeds the draw of entries and the random transforms."""
+        super().set_random_state(seed, state)
+        self.transform.set_random_state(seed, state)
+        return self
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """A dict of `x`, `x_nodule`, `y`, `y_nodule`."""
+        i, j = index % len(self.x), index % len(self.y)
+        if self.drawn:
+            i, j = int(self.R.randint(len(self.x))), int(self.R.randint(len(self.y)))
+        x, y = self.x[i], self.y[j]
+        return {"x": x["image"], "x_nodule": x["nodule"], "y": y["image"], "y_nodule": y["nodule"]}
+
+
+def prepare_validation(
+    batch: Mapping[str, Tensor], device: torch.device | str, non_blocking: bool = False, **_: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Composites to enhance and, as their `label`, what the metrics compare with: `nodule` and `real`."""
+    moved = {key: value.to(device, non_blocking=non_blocking) for key, value in batch.items()}
+    return moved["x"], {"nodule": moved["x_nodule"], "real": moved["y"]}

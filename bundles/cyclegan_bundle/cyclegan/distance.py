@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far enhanced composites are from real slices, and what enhancing did to the nodules.
+
+The distance is the sliced Wasserstein distance (Rabin et al., 2011) between patches of Laplacian pyramids (Karras et
+al., 2018, section 5), seen through the window. Positions and projections are drawn from one seed, so that epochs are
+compared on equal terms. It judges texture at the scales of the patches, not anatomy.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from einops import rearrange
+from ignite import distributed
+from ignite.metrics import Metric
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate, unfold
+
+from .hounsfield import HU_PER_UNIT
+
+__all__ = ["HUChange", "SlicedWasserstein", "laplacian_pyramid", "sliced_wasserstein"]
+
+
+def laplacian_pyramid(images: Tensor, levels: int) -> list[Tensor]:
+    """Detail (B, 1, H, W), (B, 1, H/2, W/2), ... and, last, the blurred rest."""
+    pyramid = []
+    for _ in range(levels - 1):
+        coarse = avg_pool2d(images, 2, ceil_mode=True)
+        pyramid.append(images - interpolate(coarse, size=images.shape[-2:], mode="bilinear", align_corners=False))
+        images = coarse
+    return [*pyramid, images]
+
+
+def sliced_wasserstein(a: Tensor, b: Tensor, *, n_projections: int, generator: torch.Generator) -> Tensor:
+    """Mean over directions of the 1-Wasserstein distance of two sets of vectors (N, D), in units of b's spread."""
+    directions = torch.randn(b.shape[1], n_projections, generator=generator)
+    directions = directions / directions.norm(dim=0)
+    ordered = [(vectors @ directions).sort(dim=0).values for vectors in (a, b)]
+    return (ordered[0] - ordered[1]).abs().mean() / b.std().clamp(min=1e-6)
+
+
+class SlicedWasserstein(Metric):
+    """Distance between two sets of images, one batch of each per update; mean over the levels of the pyramid.
+
+    Args:
+        output_transform: gives of the engine's output two image batches (B, 1, H, W) in units.
+        levels: of the pyramid.
+        patch_px: side of a patch, on each level.
+        patches: drawn from each image and level.
+        projections: directions.
+        seed: of positions and directions.
+    """
+
+    def __init__(
+        self,
+        output_transform: Callable[[Any], tuple[Tensor, Tensor]],
+        *,
+        levels: int = 3,
+        patch_px: int = 7,
+        patches: int = 64,
+        projections: int = 128,
+        seed: int = 0,
+    ) -> None:
+        self.levels, self.patch_px, self.patches = levels, patch_px, patches
+        self.projections, self.seed = projections, seed
+        super().__init__(output_transform)
+
+    def reset(self) -> None:
+        self._generator = torch.Generator().manual_seed(self.seed)
+        self._patches: tuple[list[list[Tensor]], list[list[Tensor]]] = ([], [])
+
+    def update(self, output: tuple[Tensor, Tensor]) -> None:
+        for images, kept in zip(output, self._patches, strict=True):
+            kept.append([self._draw(level) for level in laplacian_pyramid(images.cpu().clamp(-1, 1), self.levels)])
+
+    def compute(self) -> float:
+        """The distance; all processes get that of the first, so that they stop together."""
+        generator = torch.Generator().manual_seed(self.seed)
+        levels = zip(*([torch.cat(level) for level in zip(*kept, strict=True)] for kept in self._patches), strict=True)
+        distances = [sliced_wasserstein(a, b, n_projections=self.projections, generator=generator) for a, b in levels]
+        return float(distributed.broadcast(torch.stack(distances).mean().item(), src=0))
+
+    def _draw(self, level: Tensor) -> Tensor:
+        patches = rearrange(unfold(level, self.patch_px), "batch dim places -> batch places dim")
+        places = torch.randint(patches.shape[1], (self.patches,), generator=self._generator)
+        return rearrange(patches[:, places], "batch places dim -> (batch places) dim")
+
+
+class HUChange(Metric):
+    """Mean absolute change in HU where a mask is set; 0 when it never is.
+
+    Args:
+        output_transform: gives of the engine's output the images before and after (B, 1, H, W), in units, and the mask.
+    """
+
+    def reset(self) -> None:
+        self._sum, self._pixels = 0.0, 0
+
+    def update(self, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        before, after, mask = output
+        self._sum += float((after - before).abs()[mask].sum()) * HU_PER_UNIT
+        self._pixels += int(mask.sum())
+
+    def compute(self) -> float:
+        return float(distributed.broadcast(self._sum / max(self._pixels, 1), src=0))

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samples by seed: what the chain asks of this bundle.
+
+A seed makes one sample of a category and diameter, whatever else is asked for in the same call: the latent and, where
+no diameter is given, the diameter come from the seed alone, and the network always sees batches of the same size.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.inferers import Inferer, SimpleInferer
+from scipy import ndimage
+from torch import Tensor, nn
+
+from .hounsfield import to_hu
+from .latents import draw_latents, seeded_generator
+
+__all__ = ["Sampler"]
+
+FAINT = 0.05  # alpha below this is nothing
+LARGE_PART = 0.1  # of the largest component of a lung mask; smaller ones are no lung
+NO_CATEGORY = ("any",)  # the name of the one category of an unconditional network
+
+
+class Sampler:
+    """Calls the generator with seeds, categories and diameters.
+
+    Args:
+        network: the generator, with its weights.
+        layer: "nodule" or "lung".
+        categories: names in the order of the network's indices; empty for an unconditional network.
+        spacing_mm: of a pixel.
+        network_batch_size: samples a forward pass; part of what makes a sample, so it does not follow the calls.
+        device: of the network.
+        inferer: calls the network.
+
+    Attributes:
+        categories: names that may be asked for.
+        spacing_mm: of a pixel.
+
+    Raises:
+        ValueError: when layer or categories do not fit the network.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        layer: str,
+        categories: Sequence[str],
+        spacing_mm: float,
+        network_batch_size: int = 16,
+        device: torch.device | str = "cpu",
+        inferer: Inferer | None = None,
+    ) -> None:
+        if layer not in ("nodule", "lung"):
+            raise ValueError(f"layer must be 'nodule' or 'lung', got {layer!r}.")
+        self.categories = tuple(categories) or NO_CATEGORY
+        if len(self.categories) != network.n_categories:
+            raise ValueError(f"Expected {network.n_categories} categories, as the network has, got {self.categories}.")
+        self.network = network.to(device).eval()
+        self.layer, self.spacing_mm, self.network_batch_size = layer, spacing_mm, network_batch_size
+        self.device = torch.device(device)
+        self.inferer = inferer or SimpleInferer()
+
+    def __call__(
+        self, seeds: Sequence[int], categories: Sequence[str], diameters_mm: Sequence[float | None]
+    ) -> dict[str, Any]:
+        """Makes one sample a seed.
+
+        Args:
+            seeds: any integers of 64 bits.
+            categories: as many names out of `self.categories`.
+            diameters_mm: as many disc diameters; None draws one as in training.
+
+        Returns:
+            `hu` int16 (N, H, W); `alpha` float16 (N, H, W) or, for lungs, `mask` uint8 (N, H, W); `category`, a list;
+            `diameter_mm` float32 (N,), as asked or drawn (0 for lungs); `seed` int64 (N,).
+
+        Raises:
+            ValueError: when the lists differ in length or a category is unknown.
+        """
+        self._check(seeds, categories, diameters_mm)
+        index = torch.tensor([self.categories.index(name) for name in categories], dtype=torch.int64)
+        generators = [seeded_generator(int(seed)) for seed in seeds]
+        latent = torch.cat([draw_latents(g, 1, self.network.latent_dim) for g in generators] or [torch.zeros(0)])
+        diameter = self._diameters(generators, index, diameters_mm)
+        samples = self._generate(latent, index, diameter) if generators else torch.zeros(0, 2, 1, 1)
+        image, mask = samples[:, 0].numpy(), samples[:, 1].numpy()
+        return {
+            "hu": np.rint(to_hu(image)).astype(np.int16),
+            **({"mask": _lung_masks(mask)} if self.layer == "lung" else {"alpha": _nodule_alphas(mask)}),
+            "category": list(categories),
+            "diameter_mm": diameter.numpy(),
+            "seed": np.asarray(seeds, dtype=np.int64),
+        }
+
+    def _check(self, seeds: Sequence[int], categories: Sequence[str], diameters_mm: Sequence[float | None]) -> None:
+        if not len(seeds) == len(categories) == len(diameters_mm):
+            raise ValueError(
+                f"Expected as many categories and diameters as seeds ({len(seeds)}), got {len(categories)} and "
+                f"{len(diameters_mm)}."
+            )
+        unknown = sorted(set(categories) - set(self.categories))
+        if unknown:
+            raise ValueError(f"Expected categories out of {list(self.categories)}, got {unknown}.")
+
+    def _diameters(
+        self, generators: Sequence[torch.Generator], category: Tensor, asked_mm: Sequence[float | None]
+    ) -> Tensor:
+        """What was asked for, or a draw from the network's quantiles; float32 (N,)."""
+        drawn = []
+        for generator, index, asked in zip(generators, category.tolist(), asked_mm, strict=True):
+            place = float(torch.rand((), generator=generator)) * 100
+            quantiles = self.network.diameter_quantiles[index].cpu()
+            low = min(int(place), 99)
+            value = float(torch.lerp(quantiles[low], quantiles[low + 1], place - low))
+            drawn.append(0.0 if self.layer == "lung" else value if asked is None else float(asked))
+        return torch.tensor(drawn, dtype=torch.float32)
+
+    def _generate(self, latent: Tensor, category: Tensor, diameter: Tensor) -> Tensor:
+        """Runs the network in blocks of `network_batch_size`, the last one filled up; (N, 2, S, S) on the CPU."""
+        blocks = []
+        for start in range(0, len(latent), self.network_batch_size):
+            inputs = [values[start : start + self.network_batch_size] for values in (latent, category, diameter)]
+            count = len(inputs[0])
+            fill = [torch.cat([v, v[:1].expand(self.network_batch_size - count, *v.shape[1:])]) for v in inputs]
+            with torch.inference_mode():
+                samples = self.inferer(fill[0].to(self.device), self.network, *(v.to(self.device) for v in fill[1:]))
+            blocks.append(samples[:count].cpu())
+        return torch.cat(blocks)
+
+
+def _nodule_alphas(alpha: np.ndarray) -> np.ndarray:
+    """Alphas (N, H, W) as float16, one connected nodule each: nothing faint, nothing apart, nothing on the border."""
+    cleaned = np.where(alpha < FAINT, 0, alpha)
+    cleaned[:, [0, -1], :] = 0
+    cleaned[:, :, [0, -1]] = 0
+    return np.stack([one * _components(one > 0, one, largest=1) for one in cleaned]).astype(np.float16)
+
+
+def _lung_masks(mask: np.ndarray) -> np.ndarray:
+    """Lung masks (N, H, W) as uint8: the two largest components above 0.5, unless one is small."""
+    inside = mask >= 0.5
+    return np.stack([_components(one, one.astype(np.float32), largest=2) for one in inside]).astype(np.uint8)
+
+
+def _components(inside: np.ndarray, weight: np.ndarray, *, largest: int) -> np.ndarray:
+    """The `largest` heaviest connected components of a mask (H, W), those below `LARGE_PART` of the first left out."""
+    labels, count = ndimage.label(inside)
+    if count < 2:
+        return inside
+    mass = ndimage.sum_labels(weight, labels, np.arange(1, count + 1))
+    order = np.argsort(-mass, kind="stable")[:largest]
+    return np.isin(labels, 1 + order[mass[order] >= LARGE_PART * mass[order[0]]])

@@ -1,0 +1,180 @@
+import zipfile
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from ct_files import SHARED, make_volume, save_nifti, write_dicom
+from test_ct_lidc import BOX, nodule, roi, square, write_xml
+
+from lungsynth.ct import find_series, read_nodules, read_volume
+from lungsynth.errors import InputError
+
+HU = make_volume().hu.T
+MASK = (HU > 0).astype(np.uint8)
+TABLE = "seriesuid,coordX,coordY,coordZ,diameter_mm\n"
+
+
+def names(files):
+    return tuple(path.name if path else None for path in (*files.files, files.lung_mask, files.nodule_mask))
+
+
+def zipped(path, folder):
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, file.relative_to(folder))
+    return path
+
+
+def test_masks_are_found_beside_their_image(tmp_path):
+    for name, array in {
+        "A_ct.nii.gz": HU,
+        "A_lung.nii.gz": MASK,
+        "A_nodule.nii.gz": MASK,
+        "B.nii.gz": HU,
+        "B_lungmask.nii.gz": MASK,
+        "Q_nodule_votes4.nii.gz": MASK,
+        "P-001/ct.nii.gz": HU,
+        "P-001/nodule.nii.gz": MASK,
+        "P-002/ct.nii.gz": HU,
+    }.items():
+        save_nifti(tmp_path / name, array)
+    found = {files.series_id: files for files in find_series(tmp_path).series}
+    assert {key: names(files) for key, files in found.items()} == {
+        "A": ("A_ct.nii.gz", "A_lung.nii.gz", "A_nodule.nii.gz"),
+        "B": ("B.nii.gz", "B_lungmask.nii.gz", None),
+        "P-001": ("ct.nii.gz", None, "nodule.nii.gz"),
+        "P-002": ("ct.nii.gz", None, None),
+    }
+    assert {key: files.patient_known for key, files in found.items()} == {
+        "A": True,
+        "B": False,
+        "P-001": True,
+        "P-002": True,
+    }
+
+
+def test_decathlon_layout(tmp_path):
+    for name in ("imagesTr/lung_001", "imagesTr/lung_002_0000", "imagesTs/lung_009"):
+        save_nifti(tmp_path / f"{name}.nii.gz", HU)
+    for name in ("labelsTr/lung_001", "labelsTr/lung_002", "labelsTr/lung_009"):
+        save_nifti(tmp_path / f"{name}.nii.gz", MASK)
+    (tmp_path / "imagesTr" / "._lung_001.nii.gz").write_bytes(b"macOS")
+    found = find_series(tmp_path)
+    assert [(files.series_id, *names(files)[1:], files.patient_known) for files in found.series] == [
+        ("lung_001", None, "lung_001.nii.gz", True),
+        ("lung_002", None, "lung_002.nii.gz", True),
+        ("lung_009", None, None, True),
+    ]
+    assert not found.problems
+    assert read_nodules(found.series[0], read_volume(found.series[0]))[0].readers == 1
+
+
+def test_luna16_layout(tmp_path):
+    uid = "1.3.6.1.4.1"
+    for folder, array in {"subset0": make_volume().hu, "seg-lungs-LUNA16": make_volume().hu.astype(np.uint8)}.items():
+        (tmp_path / folder).mkdir()
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / folder / f"{uid}.mhd"))
+    (tmp_path / "annotations.csv").write_text(TABLE + f"{uid},1,2,3,4\n{uid},5,6,7,8.5\n")
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "annotations.csv").write_text(TABLE + f"{uid},1,2,3,4\n")
+    (tmp_path / "annotations_excluded.csv").write_text(TABLE + "another,1,2,3,-1\n")
+    (tmp_path / "candidates.csv").write_text("seriesuid,coordX,coordY,coordZ,class\nanother,1,2,3,0\n")
+    (files,) = find_series(tmp_path).series
+    assert (files.kind, files.series_id, files.patient_known) == ("metaimage", uid, False)
+    assert files.lung_mask == tmp_path / "seg-lungs-LUNA16" / f"{uid}.mhd"
+    assert [sphere.diameter_mm for sphere in files.annotations.spheres] == [4, 8.5]
+
+
+def test_dicom_in_zips_with_annotations(tmp_path):
+    inside = tmp_path / "inside"
+    paths = write_dicom(inside / "a", make_volume(shape=(6, 24, 24)))
+    write_dicom(inside / "b", make_volume(series_id="4.5.6"))
+    write_xml(inside / "a" / "069.xml", nodule(roi(square(4, 8), 2)))
+    (inside / "a" / "068.xml").write_text(
+        "<IdriReadMessage><SeriesInstanceUid>1.2.3</SeriesInstanceUid></IdriReadMessage>"
+    )
+    import pydicom
+
+    uid = pydicom.dcmread(paths[0]).SOPInstanceUID
+    (inside / "Annotation").mkdir()
+    (inside / "Annotation" / f"{uid}.xml").write_text(BOX)
+    source = tmp_path / "source"
+    source.mkdir()
+    zipped(source / "scan.zip", inside)
+    save_nifti(source / "LIDC_nodule_votes4.nii.gz", MASK)
+    (source / "table_luna16_style.csv").write_text(TABLE + "4.5.6,1,2,3,4\n")
+    for given in (source, source / "scan.zip"):
+        with find_series(given) as found:
+            first, second = found.series
+            assert (first.series_id, first.patient_id, len(first.files)) == ("1.2.3", "P1", 6)
+            assert first.annotations.lidc_xml.name == "069.xml"
+            assert [path.stem for path in first.annotations.voc_xml] == [uid]
+            assert len(second.annotations.spheres) == (given == source)
+            assert len(read_nodules(first, read_volume(first))) == 1
+            assert not found.problems
+        assert not first.files[0].exists()  # the unpacked files are gone
+
+
+def test_a_series_of_a_zip_outlives_the_discovery(tmp_path):
+    write_dicom(tmp_path / "a", make_volume())
+    (files,) = find_series(zipped(tmp_path / "a.zip", tmp_path / "a")).series
+    assert read_volume(files).hu.shape == (6, 12, 16)
+
+
+def test_one_bad_file_among_many_is_a_problem(tmp_path):
+    write_dicom(tmp_path / "a", make_volume())
+    (tmp_path / "b.zip").write_bytes(b"PK not a zip")
+    (tmp_path / "c.dcm").write_bytes(b"")
+    (tmp_path / "d.xml").write_text("<LidcReadMessage><")
+    found = find_series(tmp_path)
+    assert len(found.series) == 1
+    messages = sorted(problem.message for problem in found.problems)
+    assert len(messages) == 3
+    for message, expected in zip(messages, ("unpacked", "not a DICOM file", "not well-formed"), strict=True):
+        assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "the folder is empty; put CT series"),
+        ({"notes.txt": "x", "scan.png": "x"}, "no CT series found"),
+        ({"scan.dcm": "x"}, "no CT series found.*First problem: .*scan.dcm"),
+    ],
+)
+def test_nothing_to_read_is_refused(tmp_path, files, message):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        find_series(tmp_path)
+
+
+def test_no_source_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no such file or folder"):
+        find_series(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (TABLE + "unknown,1,2,3,4\n", r"annotations\.csv: 1 unknown series, first unknown"),
+        ("seriesuid,x,y\nA,1,2\n", r"annotations\.csv: missing columns coordX, coordY, coordZ, diameter_mm"),
+    ],
+)
+def test_annotations_that_do_not_fit_are_refused(tmp_path, table, message):
+    save_nifti(tmp_path / "A_ct.nii.gz", HU)
+    (tmp_path / "annotations.csv").write_text(table)
+    with pytest.raises(InputError, match=message):
+        find_series(tmp_path)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="development data")
+@pytest.mark.parametrize(
+    ("folder", "count"),
+    [("lctsc", 8), ("qin-lung-ct", 5), ("lidc-idri-0001-dicom", 1), ("lung-pet-ct-dx", 2)],
+)
+def test_real_folders(folder, count):
+    with find_series(SHARED / folder) as found:
+        assert len(found.series) == count
+        assert all(files.patient_known for files in found.series)
+        assert not found.problems

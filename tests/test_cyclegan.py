@@ -1,0 +1,516 @@
+"""The CycleGAN bundle: what its networks, losses, history, training and enhancer promise, on slices made by hand."""
+
+import json
+import logging
+import sys
+from itertools import chain
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+from monai.inferers import SimpleInferer
+from monai.transforms import Compose, LoadImage, Orientation, SqueezeDim
+
+ROOT = Path(__file__).resolve().parents[1] / "bundles" / "cyclegan_bundle"
+sys.path.append(str(ROOT))
+
+from cyclegan.best import BestWeights  # noqa: E402
+from cyclegan.data import UnpairedDataset, read_reals, unpaired_entries  # noqa: E402
+from cyclegan.distance import HUChange, SlicedWasserstein, laplacian_pyramid  # noqa: E402
+from cyclegan.history import ImageHistory  # noqa: E402
+from cyclegan.hounsfield import HU_PER_UNIT, to_hu, to_int16, to_unit  # noqa: E402
+from cyclegan.inferer import Enhancer, SaveEnhanced, load_weights  # noqa: E402
+from cyclegan.losses import Translation, generator_terms  # noqa: E402
+from cyclegan.network import PatchDiscriminator, ResidualEnhancer  # noqa: E402
+from cyclegan.schedule import linear_decay  # noqa: E402
+from cyclegan.slices import LoadSlice, NoduleCrop, ToUnit, read_slice, write_slice  # noqa: E402
+from cyclegan.trainer import CycleGANTrainer, LossWeights, Networks  # noqa: E402
+
+SIZE = 48
+TINY = {
+    "channels": 4,
+    "dilations": [1],
+    "discriminator_channels": 4,
+    "crop_px": 32,
+    "batch_size": 2,
+    "epoch_length": 2,
+    "history_size": 3,
+    "num_workers": 0,
+    "amp": False,
+    "device": "$torch.device('cpu')",
+}
+
+
+def trained_like(*, seed: int = 0, **settings) -> ResidualEnhancer:
+    """A generator whose last layer is not zero, as after training."""
+    torch.manual_seed(seed)
+    network = ResidualEnhancer(channels=4, **settings)
+    for weight in network.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    return network.eval()
+
+
+def write_pair(
+    folder: Path, name: str, generator: np.random.Generator, *, affine: np.ndarray | None = None
+) -> dict[str, str]:
+    """A slice (W, H, 1) of noisy lung with a disc of tissue, and its label map."""
+    columns, rows = np.mgrid[:SIZE, : SIZE - 8]
+    disc = (columns - 20) ** 2 + (rows - 18) ** 2 < 25
+    hu = np.where(disc, 40, -850) + generator.normal(0, 30, disc.shape)
+    affine = np.diag([-1.4, -1.4, 3.0, 1.0]) if affine is None else affine
+    for kind, values in (("images", hu.round().astype(np.int16)), ("masks", np.where(disc, 2, 1).astype(np.uint8))):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(values[:, :, np.newaxis], affine), folder / kind / f"{name}.nii.gz")
+    return {"image": f"images/{name}.nii.gz", "label": f"masks/{name}.nii.gz"}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[Path, Path]:
+    """An OUT folder of composites and a COHORT of real slices."""
+    out, cohort = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("cohort")
+    generator = np.random.default_rng(0)
+    (out / "datalist.json").write_text(
+        json.dumps({"training": [write_pair(out, f"c{i}", generator) for i in range(4)]})
+    )
+    reals = {
+        split: [write_pair(cohort, f"{split}{i}", generator) | {"patient_id": f"{split}{i}"} for i in range(2)]
+        for split in ("training", "validation", "test")
+    }
+    (cohort / "enhancement.json").write_text(json.dumps(reals))
+    return out, cohort
+
+
+def workflow(folders: tuple[Path, Path], output_dir: Path, *, files=("train.json",), **overrides) -> ConfigWorkflow:
+    out, cohort = folders
+    places = {
+        "bundle_root": str(ROOT),
+        "dataset_dir": str(cohort),
+        "composite_dir": str(out),
+        "output_dir": str(output_dir),
+    }
+    return ConfigWorkflow(
+        config_file=[str(ROOT / "configs" / file) for file in files],
+        meta_file=str(ROOT / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type="train",
+        **TINY,
+        **places,
+        **overrides,
+    )
+
+
+def run(flow: ConfigWorkflow) -> ConfigWorkflow:
+    flow.initialize()
+    flow.run()
+    return flow
+
+
+# ---------------------------------------------------------------- networks
+
+
+def test_generator_starts_as_the_identity() -> None:
+    image = torch.randn(2, 1, 17, 20)
+    assert torch.equal(ResidualEnhancer(channels=4)(image), image)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (1, 2)])
+def test_residual_is_bounded_for_any_size(size) -> None:
+    network = trained_like(max_residual_hu=70)
+    change = network(image := 3 * torch.randn(1, 1, *size)) - image
+    assert change.shape == image.shape
+    assert 0 < change.abs().max() * HU_PER_UNIT <= 70 * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("dilations", [(1, 2, 2, 1), (3,)])
+def test_pixel_depends_on_its_neighbourhood_only_and_on_all_of_it(dilations) -> None:
+    network = trained_like(dilations=dilations).double()  # else a single pixel's weight would be lost in rounding
+    reach = network.receptive_field_px // 2
+    size, centre = 4 * reach, 2 * reach
+    image = (torch.rand(1, 1, size, size, dtype=torch.float64) - 0.5).requires_grad_()
+    field = torch.zeros(size, size, dtype=torch.bool)
+    for pixel in ((centre, centre), (centre + 1, centre + 1)):  # the two corners of a cell of 2 x 2
+        image.grad = None
+        network(image)[0, 0, *pixel].backward()
+        reached = image.grad[0, 0].nonzero() - torch.tensor(pixel)
+        field[0, 0] |= bool(reached.abs().max() == reach)
+        assert reached.abs().max() <= reach
+    assert field[0, 0]
+
+
+def test_region_computed_alone_equals_the_whole_slice() -> None:
+    network = trained_like()
+    reach = network.receptive_field_px // 2 + 1
+    image = torch.rand(1, 1, 160, 140) - 0.5
+    top, left = 40, 36
+    region = image[..., top - reach : top + 20 + reach, left - reach : left + 30 + reach]
+    assert reach % network.alignment_px == 0
+    alone = network(region)[..., reach:-reach, reach:-reach]
+    torch.testing.assert_close(alone, network(image)[..., top : top + 20, left : left + 30], atol=1e-6, rtol=0)
+
+
+def test_scripted_generator_gives_the_same() -> None:
+    network = trained_like()
+    image = torch.randn(1, 1, 33, 30)
+    torch.testing.assert_close(torch.jit.script(network)(image), network(image))
+
+
+def test_discriminator_scores_do_not_depend_on_the_batch() -> None:
+    torch.manual_seed(0)
+    network = PatchDiscriminator(channels=4).eval()
+    images = torch.rand(3, 1, 64, 72)
+    torch.testing.assert_close(network(images)[1:2], network(images[1:2]))
+    assert network(images).shape == (3, 1, 64 // 4 - 2, 72 // 4 - 2)
+
+
+def test_generator_refuses_a_bound_of_zero() -> None:
+    with pytest.raises(ValueError, match="max_residual_hu > 0"):
+        ResidualEnhancer(max_residual_hu=0)
+
+
+# ---------------------------------------------------------------- losses, history, schedule, distance
+
+
+def test_swapping_the_domains_swaps_the_losses() -> None:
+    def trainer_and_batch(swapped: bool):
+        torch.manual_seed(0)
+        G, F = trained_like(seed=1), trained_like(seed=2)
+        D_X, D_Y = PatchDiscriminator(channels=4), PatchDiscriminator(channels=4)
+        batch = {key: torch.rand(2, 1, 32, 32) for key in ("x", "y")}
+        batch |= {f"{key}_nodule": torch.rand(2, 1, 32, 32) > 0.8 for key in ("x", "y")}
+        nets = {"G": F, "F": G, "D_X": D_Y, "D_Y": D_X} if swapped else {"G": G, "F": F, "D_X": D_X, "D_Y": D_Y}
+        if swapped:
+            batch = {"x": batch["y"], "y": batch["x"], "x_nodule": batch["y_nodule"], "y_nodule": batch["x_nodule"]}
+        return make_trainer(Networks(**nets)), batch
+
+    (one, batch), (other, swapped_batch) = trainer_and_batch(False), trainer_and_batch(True)
+    losses, swapped = one._iteration(one, batch), other._iteration(other, swapped_batch)
+    assert losses["loss"] == pytest.approx(swapped["loss"])
+    for name in ("adversarial_", "cycle_", "identity_", "nodule_", "d_"):
+        assert losses[f"{name}x"] == pytest.approx(swapped[f"{name}y"], rel=1e-5)
+        assert losses[f"{name}x"] != pytest.approx(losses[f"{name}y"], rel=1e-5)
+
+
+def make_trainer(networks: Networks) -> CycleGANTrainer:
+    return CycleGANTrainer(
+        device="cpu",
+        max_epochs=1,
+        train_data_loader=[],
+        networks=networks,
+        g_optimizer=torch.optim.Adam(chain(networks.G.parameters(), networks.F.parameters()), lr=1e-3),
+        d_optimizer=torch.optim.Adam(chain(networks.D_X.parameters(), networks.D_Y.parameters()), lr=1e-3),
+        x_history=ImageHistory(0),
+        y_history=ImageHistory(0),
+        weights=LossWeights(),
+        inferer=SimpleInferer(),
+    )
+
+
+def test_each_term_measures_its_own_fault() -> None:
+    source, nodule = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    nodule[..., :2, :2] = True
+    fake = source + 0.5 * nodule
+    made = Translation(source, nodule, fake=fake, back=source + 1, same=source - 2, score=torch.full((1, 1, 2, 2), 0.5))
+    assert [float(term) for term in generator_terms(made)] == [0.25, 1.0, 2.0, 0.5]
+    assert float(generator_terms(made._replace(nodule=torch.zeros_like(nodule))).nodule) == 0
+
+
+def test_history_gives_back_what_it_got_and_its_state_continues_it() -> None:
+    torch.manual_seed(0)
+    first, second = ImageHistory(4), ImageHistory(4)
+    batches = torch.arange(24.0).reshape(12, 2, 1, 1, 1)
+    for batch in batches[:6]:
+        first(batch)
+    second.load_state_dict(first.state_dict())
+    random_state = torch.get_rng_state()
+    wanted = [first(batch) for batch in batches[6:]]
+    torch.set_rng_state(random_state)
+    assert all(torch.equal(second(batch), want) for batch, want in zip(batches[6:], wanted, strict=True))
+    given = torch.cat(wanted).flatten().tolist()
+    assert any(value < 12 for value in given)
+    assert any(value >= 12 for value in given)
+    assert torch.equal(ImageHistory(0)(batches[0]), batches[0])
+
+
+def test_learning_rate_is_constant_then_falls_and_never_reaches_zero() -> None:
+    assert [linear_decay(epoch, max_epochs=4) for epoch in range(5)] == [1, 1, 1, 0.5, 0]
+    assert linear_decay(0, max_epochs=1) == 1
+
+
+def test_distance_is_zero_for_a_set_with_itself_and_grows_with_blur() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(4, 1, 32, 32)
+    blurred = [torch.nn.functional.avg_pool2d(images, k, stride=1, padding=k // 2) for k in (3, 7)]
+
+    def distance(other: torch.Tensor) -> float:
+        metric = SlicedWasserstein(lambda output: output)
+        metric.update((other, images))
+        return metric.compute()
+
+    same = SlicedWasserstein(lambda output: output, patches=100_000)  # as good as all places
+    same.update((images, images))
+    assert same.compute() < 0.05 < distance(blurred[0]) < distance(blurred[1])
+
+
+def test_pyramid_adds_up_to_the_image() -> None:
+    image = torch.rand(1, 1, 21, 30)
+    detail, rest = laplacian_pyramid(image, 2)
+    up = torch.nn.functional.interpolate(rest, size=(21, 30), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(detail + up, image)
+
+
+def test_hu_change_counts_the_mask_only() -> None:
+    metric = HUChange(lambda output: output)
+    before, mask = torch.zeros(1, 1, 2, 2), torch.tensor([[[[True, False], [False, False]]]])
+    metric.update((before, before + 0.1 * mask - 0.2 * ~mask, mask))
+    assert metric.compute() == pytest.approx(70)
+
+
+# ---------------------------------------------------------------- data
+
+
+@pytest.mark.parametrize("codes", ["LPS", "RAS", "PLS", "AIL"])
+def test_slice_is_read_as_monai_reads_it_and_written_back_bit_exact(tmp_path, codes) -> None:
+    hu = np.arange(5 * 7, dtype=np.int16).reshape(5, 7, 1) - 1000
+    ras = nibabel.Nifti1Image(hu, np.array([[1.4, 0, 0, 3], [0, 1.4, 0, -8], [0, 0, 3.0, 5], [0, 0, 0, 1]]))
+    orientation = nibabel.orientations.ornt_transform(
+        nibabel.orientations.axcodes2ornt("RAS"), nibabel.orientations.axcodes2ornt(codes)
+    )
+    nibabel.save(ras.as_reoriented(orientation), tmp_path / "a.nii.gz")
+    monai_way = Compose(
+        [LoadImage(ensure_channel_first=True), Orientation("PLS", labels=(("L", "R"), ("P", "A"), ("I", "S")))]
+    )
+    wanted = SqueezeDim(dim=-1)(monai_way(tmp_path / "a.nii.gz"))[0].numpy()
+    np.testing.assert_array_equal(read_slice(tmp_path / "a.nii.gz"), wanted)
+    write_slice(tmp_path / "b.nii.gz", read_slice(tmp_path / "a.nii.gz"), like=tmp_path / "a.nii.gz")
+    a, b = nibabel.load(tmp_path / "a.nii.gz"), nibabel.load(tmp_path / "b.nii.gz")
+    np.testing.assert_array_equal(np.asanyarray(a.dataobj), np.asanyarray(b.dataobj))
+    np.testing.assert_array_equal(a.affine, b.affine)
+    assert b.get_data_dtype() == np.int16
+
+
+def test_crops_lie_in_the_image_and_half_show_the_nodule() -> None:
+    nodule = torch.zeros(1, 100, 60, dtype=torch.bool)
+    nodule[0, 3, 50] = True
+    image = torch.arange(6000).reshape(1, 100, 60)
+    crop = NoduleCrop(32).set_random_state(0)
+    crops = [crop({"image": image, "nodule": nodule}) for _ in range(400)]
+    assert {tuple(part[key].shape) for part in crops for key in part} == {(1, 32, 32)}
+    assert 0.5 <= np.mean([bool(part["nodule"].any()) for part in crops]) < 0.7
+    centred = NoduleCrop(32, nodule_share=None)({"image": image, "nodule": nodule})
+    assert centred["nodule"][0, 3, 50 - 28]
+
+
+def test_a_real_patient_among_the_composites_is_refused(folders, tmp_path) -> None:
+    out, cohort = folders
+    entries = json.loads((out / "datalist.json").read_text())["training"]
+    mixed = [entry | {"patient_id": ["p1", "training1"]} for entry in entries]
+    (tmp_path / "datalist.json").write_text(json.dumps({"training": mixed}))
+    with pytest.raises(ValueError, match="must not share patients, but training1"):
+        unpaired_entries(tmp_path, cohort, split="training")
+    assert len(unpaired_entries(tmp_path, cohort, split="validation")["composites"]) == 1
+
+
+def test_patches_stand_in_where_no_slices_show_nodules(tmp_path) -> None:
+    (tmp_path / "nodules").mkdir()
+    alpha = np.zeros((2, 64, 64), np.float16)
+    alpha[1, 30:34, 30:34] = 1
+    context = np.full((2, 64, 64), -800, np.int16)
+    np.savez(tmp_path / "nodules" / "n.npz", context=context, alpha=alpha, largest=1)
+    entries = [{"nodule": "nodules/n.npz", "patient_id": patient} for patient in ("a", "b")]
+    (tmp_path / "nodules.json").write_text(json.dumps({"training": entries, "validation": [], "test": []}))
+    training, validation = read_reals(tmp_path, split="training"), read_reals(tmp_path, split="validation")
+    assert [entry["patient_id"] for entry in (*training, *validation)] == ["a", "b"]
+    sample = NoduleCrop(96)(LoadSlice()(training[0]))
+    assert sample["image"].shape == (1, 64, 64)
+    assert int(sample["nodule"].sum()) == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "words"),
+    [
+        ("datalist.json", None, FileNotFoundError, "no composites"),
+        ("datalist.json", "{", ValueError, "expected a datalist"),
+        ("datalist.json", '{"training": [{"image": "a"}]}', ValueError, "lacks .*label"),
+        ("datalist.json", '{"training": [{"image": "a", "label": "b"}]}', ValueError, "at least 2 composites"),
+    ],
+)
+def test_bad_composites_get_a_sentence(folders, tmp_path, name, content, error, words) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(error, match=words):
+        unpaired_entries(tmp_path, folders[1], split="training")
+
+
+def test_a_slice_that_is_not_in_hu_gets_a_sentence(tmp_path) -> None:
+    nibabel.save(
+        nibabel.Nifti1Image(np.random.default_rng(0).random((8, 8, 1)).astype(np.float32), np.eye(4)),
+        tmp_path / "a.nii.gz",
+    )
+    with pytest.raises(ValueError, match=r"a\.nii\.gz: expected HU"):
+        LoadSlice()({"image": tmp_path / "a.nii.gz"})
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_resumed_training_equals_one_that_never_stopped(folders, tmp_path) -> None:
+    run(workflow(folders, tmp_path / "whole", max_epochs=3, seed=5))
+    run(workflow(folders, tmp_path / "part", max_epochs=3, seed=5, **{"train#trainer#max_epochs": 2}))
+    run(
+        workflow(
+            folders, tmp_path / "part", max_epochs=3, seed=5, resume_from=str(tmp_path / "part" / "resume_epoch_2.pt")
+        )
+    )
+    whole, part = (torch.load(tmp_path / name / "resume_epoch_3.pt", weights_only=True) for name in ("whole", "part"))
+    for state in (whole, part):
+        state["trainer"].pop("max_epochs", None)
+    assert_same(whole, part)
+    assert len(whole["x_history"]["images"]) == 3
+    weights = [torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("whole", "part")]
+    assert_same(*weights)
+    load_weights(ResidualEnhancer(channels=4, dilations=[1]), tmp_path / "part" / "model.pt")
+    facts = json.loads((tmp_path / "part" / "model.json").read_text())
+    assert {"distance", "distance_before", "nodule_hu_change", "other_hu_change"} <= set(facts["validation"])
+
+
+def assert_same(a, b, path: str = "") -> None:
+    """Equality to the bit of nested states."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_same(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{path}/{i}")
+    else:
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, path
+
+
+def test_best_weights_survive_a_resume_and_patience_ends_the_training(tmp_path) -> None:
+    class Stub:
+        terminated = False
+
+        def terminate(self) -> None:
+            self.terminated = True
+
+    def evaluated(value: float):
+        return type("Engine", (), {"state": type("State", (), {"metrics": {"distance": value}})})
+
+    trainer, network = Stub(), ResidualEnhancer(channels=4)
+    settings = {"network": network, "metric": "distance", "trainer": trainer, "patience": 2}
+    first, second = (BestWeights(tmp_path / "model.pt", **settings) for _ in range(2))
+    first(evaluated(1.0))
+    written = (tmp_path / "model.pt").stat().st_mtime_ns
+    second.load_state_dict(first.state_dict())
+    second(evaluated(2.0))
+    assert (tmp_path / "model.pt").stat().st_mtime_ns == written
+    assert not trainer.terminated
+    second(evaluated(1.5))
+    assert trainer.terminated
+
+
+def test_mixed_precision_trains_to_nearly_the_same_losses() -> None:
+    def losses(amp: bool) -> dict[str, float]:
+        torch.manual_seed(0)
+        nets = Networks(
+            G=trained_like(seed=1),
+            F=trained_like(seed=2),
+            D_X=PatchDiscriminator(channels=4),
+            D_Y=PatchDiscriminator(channels=4),
+        )
+        trainer = make_trainer(nets)
+        trainer.autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp)
+        batch = {key: torch.rand(1, 1, 32, 32) for key in ("x", "y")}
+        return trainer._iteration(trainer, batch | {f"{key}_nodule": batch[key] > 0.8 for key in ("x", "y")})
+
+    exact, mixed = losses(False), losses(True)
+    assert mixed == pytest.approx(exact, rel=0.05, abs=0.02)
+    assert mixed != exact
+
+
+# ---------------------------------------------------------------- enhancing
+
+
+def test_hu_outside_the_window_survive() -> None:
+    hu = torch.tensor([-1024, -1000, -300, 400, 900, 3071], dtype=torch.int16)
+    np.testing.assert_array_equal(to_int16(to_hu(to_unit(hu)).numpy()), hu.numpy())
+    image = np.full((40, 41), 900, np.int16)
+    network = trained_like(max_residual_hu=50)
+    enhanced = Enhancer(network)(image, np.zeros(image.shape, bool))
+    assert 850 <= enhanced.min() <= enhanced.max() <= 950
+
+
+def test_enhancer_takes_and_gives_int16_hu_within_its_bounds() -> None:
+    generator = np.random.default_rng(0)
+    hu = generator.integers(-3000, 3000, (45, 38), dtype=np.int16)
+    nodule = generator.random(hu.shape) > 0.5
+    enhancer = Enhancer(trained_like(max_residual_hu=120), nodule_max_residual_hu=15)
+    enhanced = enhancer(hu, nodule)
+    assert enhanced.dtype == np.int16
+    assert enhanced.shape == hu.shape
+    np.testing.assert_array_equal(enhanced, enhancer(hu, nodule))
+    change = np.abs(enhanced.astype(int) - hu.clip(-1024, 3071))
+    assert 15 < change[~nodule].max() <= 120
+    assert 0 < change[nodule].max() <= 15
+    identity = Enhancer(ResidualEnhancer(channels=4))(hu, nodule)
+    np.testing.assert_array_equal(identity, hu.clip(-1024, 3071))
+    with pytest.raises(ValueError, match="needs int16 HU"):
+        enhancer(hu.astype(np.float32), nodule)
+
+
+def test_weights_of_another_network_are_refused(tmp_path) -> None:
+    torch.save(ResidualEnhancer(channels=8).state_dict(), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"model\.pt: weights of another network"):
+        load_weights(ResidualEnhancer(channels=4), tmp_path / "model.pt")
+    (tmp_path / "model.pt").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="not a file of weights"):
+        load_weights(ResidualEnhancer(channels=4), tmp_path / "model.pt")
+    with pytest.raises(FileNotFoundError, match="no weights"):
+        load_weights(ResidualEnhancer(channels=4), tmp_path / "none.pt")
+
+
+def test_inference_config_enhances_a_folder_as_its_enhancer_does(folders, tmp_path) -> None:
+    out, _ = folders
+    torch.save(trained_like(dilations=[1]).state_dict(), tmp_path / "model.pt")
+    flow = ConfigWorkflow(
+        config_file=str(ROOT / "configs" / "inference.json"),
+        meta_file=str(ROOT / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type="infer",
+        bundle_root=str(ROOT),
+        weights=str(tmp_path / "model.pt"),
+        dataset_dir=str(out / "images"),
+        label_dir=str(out / "masks"),
+        output_dir=str(tmp_path / "enhanced"),
+        channels=4,
+        dilations=[1],
+        device="$torch.device('cpu')",
+    )
+    flow.initialize()
+    assert not flow.check_properties()
+    flow.run()
+    enhancer = flow.parser.get_parsed_content("enhancer")
+    for path in sorted((out / "images").iterdir()):
+        written = tmp_path / "enhanced" / path.name
+        wanted = enhancer(read_slice(path), read_slice(out / "masks" / path.name) == 2)
+        np.testing.assert_array_equal(read_slice(written), wanted)
+        np.testing.assert_array_equal(nibabel.load(written).affine, nibabel.load(path).affine)
+    with pytest.raises(ValueError, match="holds the slices that are read"):
+        SaveEnhanced(tmp_path)({"path": tmp_path / "a.nii.gz"})
+
+
+def test_unpaired_draws_follow_the_seed(folders) -> None:
+    transform = Compose([LoadSlice(), NoduleCrop(32), ToUnit("image")])
+    data = unpaired_entries(*folders, split="training")
+    first, second = (UnpairedDataset(data, transform=transform, length=4, progress=False) for _ in range(2))
+    drawn = [[set_.set_random_state(3)[0]["x"] for _ in range(2)] for set_ in (first, second)]
+    assert torch.equal(drawn[0][0], drawn[1][0])
+    assert torch.equal(drawn[0][0], drawn[0][1])
+    assert not torch.equal(first[0]["x"], drawn[0][0])
+
+
+logging.getLogger("cyclegan").setLevel(logging.ERROR)

@@ -1,0 +1,333 @@
+"""Laws of the lung_seg bundle: its network, its loss on partly labelled data, its grid, its training and inference."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+BUNDLE = Path(__file__).parents[1] / "bundles" / "lung_seg_bundle"
+sys.path.insert(0, str(BUNDLE))
+
+from lung_seg.candidates import find_candidates  # noqa: E402
+from lung_seg.datalist import read_datalist  # noqa: E402
+from lung_seg.grid import Frame, cut  # noqa: E402
+from lung_seg.inferer import Segmenter  # noqa: E402
+from lung_seg.losses import MaskedLoss, channel_targets, segmentation_terms  # noqa: E402
+from lung_seg.metrics import PooledDice  # noqa: E402
+from lung_seg.network import DenseBlock, DenseUNet  # noqa: E402
+from lung_seg.stacks import LoadStacks, read_nodule  # noqa: E402
+from lung_seg.transforms import FixedFrame, RandFrame  # noqa: E402
+from lung_seg.weights import load_weights  # noqa: E402
+from monai.bundle import ConfigWorkflow  # noqa: E402
+
+TINY = {"channels": [4, 8], "growth_rate": 2, "dense_layers": 2}
+AXIAL = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def tiny_network(**settings) -> DenseUNet:
+    torch.manual_seed(0)
+    return DenseUNet(**{**TINY, **settings}).eval()
+
+
+# ---------------------------------------------------------------- network
+@pytest.mark.parametrize(("dims", "shape"), [(2, (37, 51)), (2, (5, 3)), (3, (7, 9, 11))])
+def test_script_equals_eager_at_any_size(dims, shape):
+    network = tiny_network(spatial_dims=dims, channels=[4, 6, 8])
+    image = torch.randn(2, 1, *shape)
+    out = network(image)
+    assert out.shape == (2, 2, *shape)
+    torch.testing.assert_close(torch.jit.script(network)(image), out)
+
+
+def test_dense_block_layers_see_all_earlier_outputs():
+    block = DenseBlock(2, 5, growth_rate=3, layers=4)
+    assert [layer.conv.in_channels for layer in block.layers] == [5, 8, 11, 14]  # formula 1
+    image = torch.randn(1, 5, 8, 8)
+    out = block(image)
+    assert out.shape[1] == block.out_channels == 5 + 4 * 3
+    assert torch.equal(out[:, :5], image)
+
+
+def test_network_refuses_what_it_cannot_be():
+    with pytest.raises(ValueError, match="spatial_dims 2 or 3, got 4"):
+        DenseUNet(spatial_dims=4)
+    with pytest.raises(ValueError, match=r"at least two levels, got \[8\]"):
+        DenseUNet(channels=[8])
+
+
+# ---------------------------------------------------------------- loss and metric
+def masked_case():
+    torch.manual_seed(1)
+    logits = torch.randn(2, 2, 6, 6, requires_grad=True)
+    label = torch.randint(0, 3, (2, 1, 6, 6))
+    label[:, :, :2] = 255
+    labelled = torch.tensor([[1.0, 0.0], [0.0, 1.0]])  # lung drawn on the first, nodule on the second
+    return logits, label, labelled
+
+
+def test_only_labelled_channels_and_pixels_have_gradient():
+    logits, label, labelled = masked_case()
+    total, _ = MaskedLoss()(logits, label, labelled)
+    total.backward()
+    assert not logits.grad[0, 1].any()
+    assert not logits.grad[1, 0].any()
+    assert not logits.grad[:, :, :2].any()
+    assert logits.grad[0, 0, 2:].all()
+    assert logits.grad[1, 1, 2:].all()
+
+
+def test_lung_target_holds_the_nodule_and_perfect_logits_cost_nothing():
+    label = torch.tensor([[[[0, 1], [2, 255]]]])
+    targets, weights = channel_targets(label, torch.ones(1, 2))
+    assert targets[0, 0].tolist() == [[0, 1], [1, 0]]
+    assert targets[0, 1].tolist() == [[0, 0], [1, 0]]
+    assert weights[0, 0].tolist() == [[1, 1], [1, 0]]
+    terms = segmentation_terms(60 * (targets - 0.5), label, torch.ones(1, 2))
+    torch.testing.assert_close(torch.stack(terms), torch.zeros(4), atol=1e-5, rtol=0)
+
+
+def test_nothing_labelled_is_nothing_lost():
+    logits, label, _ = masked_case()
+    total, terms = MaskedLoss()(logits, label, torch.zeros(2, 2))
+    assert total == 0
+    assert all(term == 0 for term in terms)
+
+
+def test_pooled_dice_counts_false_findings_on_empty_images():
+    label = torch.zeros(2, 1, 4, 4, dtype=torch.long)
+    label[0, 0, 0, 0] = 2
+    logits = torch.full((2, 2, 4, 4), -1.0)
+    logits[:, 1, 0, 0] = 1.0  # found on both, true on the first
+    metric = PooledDice(["nodule"])
+    metric.update((logits, label, torch.ones(2, 2)))
+    assert metric.compute() == pytest.approx(2 / 3)
+    metric.reset()
+    metric.update((logits, label, torch.zeros(2, 2)))
+    assert np.isnan(metric.compute())
+
+
+# ---------------------------------------------------------------- grid and segmenter
+def test_cut_in_place_is_identity_and_255_outside():
+    hu = torch.arange(25, dtype=torch.int16).reshape(5, 5)
+    label = torch.arange(25, dtype=torch.uint8).reshape(5, 5)
+    image, ids = cut(hu, label, Frame(row_px=2, column_px=2, step_px=(1, 1)), size_px=7)
+    torch.testing.assert_close(image[1:6, 1:6], hu.float())
+    assert torch.equal(ids[1:6, 1:6], label)
+    assert (ids[0] == 255).all()
+    assert (ids[:, -1] == 255).all()
+
+
+class Brightness(torch.nn.Module):
+    """Says lung where it is bright, nodule nowhere."""
+
+    def forward(self, image):
+        return torch.cat([50 * image, -50 * torch.ones_like(image)], dim=1)
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0), (0.6, 0.7), (1.7, 1.4)])
+def test_segmenter_answers_on_the_images_own_grid(spacing_mm):
+    hu = np.full((61, 83), -1000, dtype=np.int16)
+    hu[20:40, 30:60] = 400
+    maps = Segmenter(Brightness(), spacing_mm=1.0)(hu, spacing_mm)
+    assert {name: (m.shape, m.dtype) for name, m in maps.items()} == {
+        "lung": (hu.shape, np.float32),
+        "nodule": (hu.shape, np.float32),
+    }
+    agrees = (maps["lung"] > 0.5) == (hu > 0)
+    edge = np.zeros_like(agrees)
+    edge[18:42, 28:62] = True
+    edge[22:38, 32:58] = False  # only pixels beside the edge may differ
+    assert agrees[~edge].all()
+    assert agrees[edge].mean() > 0.7
+    assert (maps["nodule"] < 1e-6).all()
+
+
+def test_segmenter_refuses_other_shapes():
+    with pytest.raises(ValueError, match=r"one slice \(H, W\) in HU, got shape \(1, 4, 4\)"):
+        Segmenter(Brightness())(np.zeros((1, 4, 4), np.int16), (1.0, 1.0))
+
+
+def test_candidates_stand_at_their_place_with_their_size():
+    probability = np.zeros((20, 20, 20), dtype=np.float32)
+    probability[4:7, 10:13, 2:5] = 0.9
+    affine = np.array([[0, -0.5, 0, 10], [-0.5, 0, 0, 20], [0, 0, 2.0, -30], [0, 0, 0, 1]])  # posterior, left, superior
+    (one,) = find_candidates(probability, affine, name="a", threshold=0.5, min_diameter_mm=1.0)
+    assert (one.x_mm, one.y_mm, one.z_mm) == (-4.5, -17.5, -24.0)  # LPS
+    assert one.diameter_mm == pytest.approx((6 * 27 * 0.5 / np.pi) ** (1 / 3))
+    assert not find_candidates(probability, affine, name="a", threshold=0.5, min_diameter_mm=3.0)
+
+
+# ---------------------------------------------------------------- weights
+def test_weights_of_another_network_are_named(tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save(tiny_network(growth_rate=3).state_dict(), path)
+    with pytest.raises(
+        ValueError, match=r"model.pt: these are the weights of another network than DenseUNet.*growth_rate"
+    ):
+        load_weights(tiny_network(), path)
+    path.write_bytes(b"no weights")
+    with pytest.raises(ValueError, match=r"model\.pt: not a weight file"):
+        load_weights(tiny_network(), path)
+    with pytest.raises(FileNotFoundError, match="no weights there"):
+        load_weights(tiny_network(), tmp_path / "none.pt")
+
+
+# ---------------------------------------------------------------- data
+def write_slice(root: Path, name: str, rng: np.random.Generator) -> dict[str, str]:
+    """A disc of lung in soft tissue, as files of the contract's C1.3: arrays (W, H, 1), RAS affine."""
+    rows, columns = np.mgrid[:48, :40]
+    lung = (rows - 20) ** 2 + (columns - 15) ** 2 < 100
+    hu = np.where(lung, -850, 40) + rng.integers(-20, 20, lung.shape)
+    for folder, plane, dtype in [("slices", hu, np.int16), ("labels", lung, np.uint8)]:
+        (root / folder).mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(plane.T[..., None].astype(dtype), AXIAL), root / folder / f"{name}.nii.gz")
+    return {"image": f"slices/{name}.nii.gz", "label": f"labels/{name}.nii.gz", "kind": "slice", "labelled": ["lung"]}
+
+
+def write_nodule(root: Path, name: str, rng: np.random.Generator) -> dict[str, str]:
+    rows, columns = np.mgrid[:64, :64]
+    radius = np.hypot(rows - 31.5, columns - 31.5)
+    votes = np.where(radius < 8, 4, np.where(radius < 10, 1, 0)).astype(np.uint8)
+    context = np.where(votes > 1, 30, -850) + rng.integers(-20, 20, votes.shape)
+    valid = np.ones((2, 64, 64), dtype=bool)
+    valid[:, :, :3] = False
+    (root / "nodules").mkdir(exist_ok=True)
+    arrays = {
+        "context": np.stack([context] * 2).astype(np.int16),
+        "votes": np.stack([votes, 0 * votes]),
+        "valid": valid,
+    }
+    np.savez(root / "nodules" / f"{name}.npz", **arrays, largest=0)
+    return {"image": f"nodules/{name}.npz", "kind": "nodule", "labelled": ["nodule"]}
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    root = tmp_path_factory.mktemp("cohort")
+    rng = np.random.default_rng(0)
+    parts = {
+        part: [write_slice(root, f"{part}_{i}", rng) for i in range(3)]
+        + [write_nodule(root, f"{part}_{i}", rng) for i in range(3)]
+        for part in ("training", "validation")
+    }
+    (root / "segmentation.json").write_text(json.dumps({**parts, "test": []}))
+    return root
+
+
+def test_missing_cohort_or_part_is_one_sentence(cohort, tmp_path):
+    with pytest.raises(ValueError, match=r"dataset_dir=None\. Give --dataset_dir COHORT"):
+        read_datalist(None, "training")
+    with pytest.raises(ValueError, match=r"needs a COHORT with segmentation\.json"):
+        read_datalist(tmp_path, "training")
+    with pytest.raises(ValueError, match="the part 'test' is empty"):
+        read_datalist(cohort, "test")
+
+
+def test_votes_become_labels(cohort):
+    label = read_nodule(cohort / "nodules" / "training_0.npz").label.numpy()
+    assert label[0, 32, 32] == 2
+    assert label[0, 32, 32 + 9] == 255  # one reader
+    assert (label[:, :, :3] == 255).all()  # not covered
+    assert (label[1, :, 3:] == 0).all()
+
+
+def test_slices_lie_as_the_contract_says_and_nodules_side_by_side(cohort):
+    slices = read_datalist(cohort, "training", nodules_per_sample=4)
+    assert [sample["kind"] for sample in slices] == ["slice"] * 3 + ["nodule"]
+    load, frame = LoadStacks(), FixedFrame(spacing_mm=1.0, size_px=96, tiles=2)
+    one = frame(load(slices[0]))
+    assert one["image"].shape == (1, 48, 40)
+    assert one["image"][0, 20, 15] < -800  # row 20 to posterior, column 15 to the patient's left
+    assert one["labelled"].tolist() == [1, 0]
+    four = frame(load(slices[3]))
+    assert [four["label"][0, row, column].item() for row, column in [(24, 24), (24, 72), (72, 24), (72, 72)]] == [
+        2,
+        2,
+        2,
+        255,
+    ]
+
+
+def test_random_frames_repeat_with_their_seed(cohort):
+    load = LoadStacks()
+    samples = [load(sample) for sample in read_datalist(cohort, "training", nodules_per_sample=4)]
+    rand = RandFrame(spacing_mm=1.0, size_px=32, tiles=2)
+    runs = [[rand.set_random_state(seed)(sample)["image"] for sample in samples] for seed in (3, 3, 4)]
+    assert all(torch.equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(runs[0], runs[2], strict=True))
+
+
+# ---------------------------------------------------------------- the bundle as a whole
+def train(cohort: Path, output: Path, **settings) -> dict[str, torch.Tensor]:
+    workflow = ConfigWorkflow(
+        config_file=str(BUNDLE / "configs" / "train.json"),
+        meta_file=str(BUNDLE / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type="train",
+        bundle_root=str(BUNDLE),
+        dataset_dir=str(cohort),
+        output_dir=str(output),
+        device="cpu",
+        epoch_length=2,
+        batch_size=2,
+        size_px=32,
+        tiles=2,
+        val_interval=1,
+        **{**TINY, **settings},
+    )
+    workflow.initialize()
+    workflow.run()
+    return workflow.network_def.state_dict()
+
+
+def test_a_resumed_training_equals_one_without_a_stop(cohort, tmp_path):
+    whole = train(cohort, tmp_path / "whole", max_epochs=4)
+    train(cohort, tmp_path / "first", max_epochs=2)
+    resumed = train(cohort, tmp_path / "second", max_epochs=4, resume_from=str(tmp_path / "first" / "resume_2.pt"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    sidecar = json.loads((tmp_path / "whole" / "model.json").read_text())
+    assert sidecar["network"] == "lung_seg.network.DenseUNet"
+    assert sidecar["validation"]["dice_mean"] >= 0
+    states = [torch.load(tmp_path / run / "resume_4.pt", weights_only=True) for run in ("whole", "second")]
+    assert states[0]["early_stop"]["counter"] == states[1]["early_stop"]["counter"]
+    assert states[0]["best"] == states[1]["best"]
+
+
+def test_inference_writes_labels_on_the_images_grid_and_a_table(tmp_path):
+    torch.save(tiny_network().state_dict(), tmp_path / "model.pt")
+    source, affine = tmp_path / "source", np.diag([-0.8, 0.8, 2.5, 1.0])  # right, anterior, superior
+    source.mkdir()
+    hu = np.random.default_rng(0).integers(-1000, 100, (30, 20, 3)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(hu, affine), source / "one.nii.gz")
+    (source / "broken.nii.gz").write_bytes(b"not a NIfTI")
+    workflow = ConfigWorkflow(
+        config_file=str(BUNDLE / "configs" / "inference.json"),
+        meta_file=str(BUNDLE / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type="infer",
+        bundle_root=str(BUNDLE),
+        dataset_dir=str(source),
+        output_dir=str(tmp_path / "out"),
+        ckpt_path=str(tmp_path / "model.pt"),
+        device="cpu",
+        **TINY,
+    )
+    workflow.initialize()
+    workflow.run()
+    label = nibabel.load(tmp_path / "out" / "one_label.nii.gz")
+    assert label.shape == hu.shape
+    np.testing.assert_allclose(label.affine, affine)
+    segmenter = workflow.parser.get_parsed_content("segmenter")
+    plane = hu[:, ::-1, 1].T  # rows to posterior, columns to the patient's left
+    maps = segmenter(plane, (0.8, 0.8))
+    found = np.where(maps["nodule"] >= 0.5, 2, np.where(maps["lung"] >= 0.5, 1, 0))
+    agree = found == np.asarray(label.dataobj)[:, ::-1, 1].T
+    assert agree.mean() > 0.99  # float16 on the way
+    assert set(np.unique(label.dataobj)) <= {0, 1, 2}
+    with (tmp_path / "out" / "candidates.csv").open() as file:
+        assert csv.DictReader(file).fieldnames == ["name", "x_mm", "y_mm", "z_mm", "diameter_mm", "probability"]

@@ -1,0 +1,315 @@
+"""Laws of wcapsgan_bundle, on networks and cohorts small enough to run in seconds."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from monai.bundle import ConfigWorkflow
+
+BUNDLE = Path(__file__).parents[1] / "bundles" / "wcapsgan_bundle"
+sys.path.insert(0, str(BUNDLE))
+
+from wcapsgan.augment import AugmentationRange, augment  # noqa: E402
+from wcapsgan.capsules import RoutingCapsules, squash  # noqa: E402
+from wcapsgan.data import CohortSamples, load_datalist  # noqa: E402
+from wcapsgan.distance import sliced_wasserstein  # noqa: E402
+from wcapsgan.inferer import Sampler  # noqa: E402
+from wcapsgan.latents import seeded_generator  # noqa: E402
+from wcapsgan.losses import disc_diameter_mm, gradient_penalty  # noqa: E402
+from wcapsgan.network import CapsuleCritic, Generator, _Upsample  # noqa: E402
+from wcapsgan.weights import load_network  # noqa: E402
+
+TINY = {"size": 16, "channels": 8, "latent_dim": 4}
+CATEGORIES = ["ground_glass", "solid"]
+
+
+def conditions(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.arange(count) % 2, torch.linspace(4, 12, count)
+
+
+def disc(size: int, diameter: float) -> np.ndarray:
+    rows, columns = np.indices((size, size)) - (size - 1) / 2
+    return (np.hypot(rows, columns) <= diameter / 2).astype(np.float16)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Path:
+    """Discs of 3 to 6 px, ground glass or solid; one nodule without a category."""
+    folder = tmp_path_factory.mktemp("cohort")
+    (folder / "nodules").mkdir()
+    entries = []
+    for i, category in enumerate(["ground_glass", *["solid"] * 5, "unknown"]):
+        alpha = np.stack([disc(16, 2), disc(16, 6), disc(16, 6 - 0.3 * i)])
+        hu = np.where(alpha > 0, -500 if category == "ground_glass" else 0, -850).astype(np.int16)
+        np.savez(folder / "nodules" / f"{i}.npz", hu=hu, alpha=alpha, largest=1)
+        entries.append({"nodule": f"nodules/{i}.npz", "category": category})
+    (folder / "nodules.json").write_text(json.dumps({"training": entries, "validation": entries, "test": []}))
+    return folder
+
+
+def test_squash_keeps_direction_and_stays_below_one() -> None:
+    s = torch.tensor([[3.0, 4.0], [300.0, 400.0], [0.0, 0.0]], requires_grad=True)
+    v = squash(s)
+    length = v.norm(dim=-1)
+    torch.testing.assert_close(length, torch.tensor([25 / 26, 250000 / 250001, 0.0]))
+    assert (length < 1).all()
+    torch.testing.assert_close(v[0], torch.tensor([0.6, 0.8]) * 25 / 26)
+    v.sum().backward()
+    assert torch.isfinite(s.grad).all()
+
+
+def test_routing_equals_loops_over_all_votes() -> None:
+    torch.manual_seed(0)
+    routing = RoutingCapsules(5, 4, 3, 6)
+    with torch.no_grad():
+        routing.weight.mul_(5)  # strong enough for the couplings to differ
+    poses = torch.randn(2, 5, 4)
+    expected = torch.zeros(2, 3, 6)
+    for sample in range(2):
+        b = torch.zeros(5, 3)
+        for iteration in range(3):
+            c = b.softmax(dim=1)
+            if iteration == 2:
+                break
+            for j in range(3):
+                votes = [squash(poses[sample, i]) @ routing.weight[j, i] for i in range(5)]
+                v = squash(sum(c[i, j] * votes[i] for i in range(5)))
+                b[:, j] += torch.stack([vote @ v for vote in votes])
+        for j in range(3):
+            expected[sample, j] = sum(c[i, j] * (poses[sample, i] @ routing.weight[j, i]) for i in range(5))
+        assert c.std() > 0.01
+    torch.testing.assert_close(routing(poses), expected)
+
+
+def test_couplings_of_a_capsule_sum_to_one() -> None:
+    couplings = RoutingCapsules(5, 4, 3, 6).couplings(torch.randn(2, 5, 4))
+    torch.testing.assert_close(couplings.sum(dim=1), torch.ones(2, 5))
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_upsampling_equals_nearest_neighbour_and_convolution(spatial_dims: int) -> None:
+    layer = _Upsample(3, 5, spatial_dims=spatial_dims)
+    x = torch.randn(2, 3, *[6] * spatial_dims)
+    convolve = F.conv2d if spatial_dims == 2 else F.conv3d
+    kernel = layer.weight.transpose(0, 1).flip(*range(2, 2 + spatial_dims))
+    expected = convolve(F.interpolate(x, scale_factor=2.0), kernel, padding=1)
+    torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_gradient_penalty_is_zero_for_a_unit_slope() -> None:
+    direction = F.normalize(torch.randn(2 * 16 * 16), dim=0)
+    real, fake, mix = torch.randn(3, 2, 16, 16), torch.randn(3, 2, 16, 16), torch.rand(3)
+    for slope, expected in ((1.0, 0.0), (3.0, 4.0)):
+        penalty = gradient_penalty(lambda x, *_, k=slope: k * x.flatten(1) @ direction, real, fake, (), mix)
+        assert float(penalty) == pytest.approx(expected, abs=1e-5)
+
+
+def test_critic_is_not_bounded() -> None:
+    torch.manual_seed(0)
+    critic = CapsuleCritic(2, 16, 4)
+    x = torch.randn(6, 2, 16, 16)
+    spread = [critic(x * scale, *conditions(6)).std().item() for scale in (1, 1e3, 1e6)]
+    assert spread[1] > 100 * spread[0]
+    assert spread[2] > 500 * spread[1]
+
+
+def test_a_sample_alone_equals_itself_in_a_batch() -> None:
+    torch.manual_seed(0)
+    generator, critic = Generator(4, 2, 16, 8), CapsuleCritic(2, 16, 4)
+    latent, (category, diameter) = torch.randn(5, 4), conditions(5)
+    together = generator(latent, category, diameter)
+    alone = torch.cat([generator(latent[i : i + 1], category[i : i + 1], diameter[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=0)
+    scores = critic(together, category, diameter)
+    each = torch.cat([critic(together[i : i + 1], category[i : i + 1], diameter[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(each, scores, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_scripted_networks_equal_themselves(spatial_dims: int) -> None:
+    generator = Generator(4, 2, 16, 8, spatial_dims=spatial_dims).eval()
+    critic = CapsuleCritic(2, 16, 4, spatial_dims=spatial_dims).eval()
+    latent, (category, diameter) = torch.randn(2, 4), conditions(2)
+    samples = generator(latent, category, diameter)
+    assert samples.shape == (2, 2, *[16] * spatial_dims)
+    assert samples[:, 0].abs().max() <= 1
+    assert samples[:, 1].min() >= 0
+    torch.testing.assert_close(torch.jit.script(generator)(latent, category, diameter), samples)
+    scores = critic(samples, category, diameter)
+    torch.testing.assert_close(torch.jit.script(critic)(samples, category, diameter), scores)
+
+
+def test_size_that_cannot_be_reached_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"times a power of two.*got size 48"):
+        Generator(4, 2, 48, 8)
+
+
+def test_seeds_use_all_their_bits() -> None:
+    draws = {float(torch.rand((), generator=seeded_generator(s))) for s in (0, 1, 2**32, 2**63 - 1, -1)}
+    assert len(draws) == 5
+
+
+def test_one_seed_makes_one_sample_in_any_company() -> None:
+    torch.manual_seed(0)
+    network = Generator(4, 2, 16, 8)
+    network.diameter_quantiles.copy_(torch.linspace(3, 8, 101).expand(2, 101))
+    sampler = Sampler(network, layer="nodule", categories=CATEGORIES, spacing_mm=0.7, network_batch_size=4)
+    seeds, names = list(range(9)), [CATEGORIES[s % 2] for s in range(9)]
+    asked = [None if s % 3 else 6.0 for s in seeds]
+    together = sampler(seeds, names, asked)
+    for order in ([8], [3, 0], [7, 6, 5, 4, 3, 2, 1, 0, 8]):
+        some = sampler([seeds[i] for i in order], [names[i] for i in order], [asked[i] for i in order])
+        for key in ("hu", "alpha", "diameter_mm", "seed"):
+            assert some[key].tobytes() == together[key][order].tobytes()
+    assert together["hu"].dtype == np.int16
+    assert together["alpha"].dtype == np.float16
+    assert together["diameter_mm"][0] == 6
+    assert 3 <= together["diameter_mm"][1] <= 8
+    border = np.ones((16, 16), bool)
+    border[1:-1, 1:-1] = False
+    assert not together["alpha"][:, border].any()
+
+
+def test_lungs_come_with_a_mask() -> None:
+    sampler = Sampler(Generator(4, 1, 16, 8), layer="lung", categories=["normal"], spacing_mm=1.4, network_batch_size=2)
+    samples = sampler([1, 2, 3], ["normal"] * 3, [None] * 3)
+    assert samples["mask"].dtype == np.uint8
+    assert samples["mask"].shape == (3, 16, 16)
+    assert not samples["diameter_mm"].any()
+
+
+def test_unknown_category_is_refused() -> None:
+    sampler = Sampler(Generator(4, 2, 16, 8), layer="nodule", categories=CATEGORIES, spacing_mm=0.7)
+    with pytest.raises(ValueError, match=r"out of \['ground_glass', 'solid'\], got \['cavity'\]"):
+        sampler([0], ["cavity"], [None])
+
+
+def test_weights_of_another_network_are_refused(tmp_path) -> None:
+    torch.save(Generator(4, 2, 16, 8).state_dict(), tmp_path / "model.pt")
+    with pytest.raises(
+        ValueError, match=r"model\.pt: expected weights of a Generator with the settings of this config"
+    ):
+        load_network(Generator(4, 2, 16, 16), tmp_path / "model.pt")
+    with pytest.raises(FileNotFoundError, match=r"none\.pt: expected the weights"):
+        load_network(Generator(4, 2, 16, 8), tmp_path / "none.pt")
+
+
+def test_batches_are_even_over_categories(cohort) -> None:
+    samples = CohortSamples(load_datalist(cohort, "nodule", "training"), layer="nodule", size=16, categories=CATEGORIES)
+    assert len(samples.data) == 6  # the unknown one is left out
+    assert (samples.diameter_mm >= 0.7 * np.sqrt(0.5) * 5).all()  # and so are slices that are too small
+    batch = samples.draw(seeded_generator(0), 400)
+    assert 150 < int((batch.category == 0).sum()) < 250
+    assert torch.equal(batch.samples, samples.draw(seeded_generator(0), 400).samples)
+    inside = batch.samples[:, 1] > 0.5
+    density = batch.samples[:, 0][inside & (batch.category == 0)[:, None, None]]
+    torch.testing.assert_close(density.unique(), torch.tensor([-500 + 300.0]) / 700)  # -500 HU in [-1000, 400]
+
+
+def test_missing_category_and_cohort_are_named(cohort, tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"none of \['part_solid'\].*has \['ground_glass', 'solid', 'unknown'\]"):
+        CohortSamples(load_datalist(cohort, "nodule", "training"), layer="nodule", size=16, categories=["part_solid"])
+    with pytest.raises(FileNotFoundError, match=r"lungs\.json: expected the data list of a COHORT"):
+        load_datalist(tmp_path, "lung", "training")
+    with pytest.raises(ValueError, match=r"expected slices of 64 x 64 pixels, got 16 x 16"):
+        CohortSamples(load_datalist(cohort, "nodule", "training"), layer="nodule", size=64)
+
+
+def test_augmentation_moves_the_mask_with_its_image() -> None:
+    mask = torch.from_numpy(disc(16, 6)).float().roll((2, 1), dims=(0, 1)).expand(8, 16, 16)
+    x = torch.stack([mask * 2 - 1, mask], dim=1)
+    moves = AugmentationRange(brightness=0, contrast=0, translation=0.125)
+    moved = augment(x, moves.draw(seeded_generator(0), x.shape))
+    torch.testing.assert_close(moved[:, 0], moved[:, 1] * 2 - 1)
+    assert len({sample.numpy().tobytes() for sample in moved}) > 4
+
+
+def test_soft_diameter_is_that_of_the_disc() -> None:
+    mask = torch.from_numpy(np.stack([disc(64, 20), disc(64, 0)])).float()
+    diameter = disc_diameter_mm(mask, 0.7)
+    exact = 2 * (mask[0].sum() / torch.pi).sqrt() * 0.7
+    assert float(diameter[0]) == pytest.approx(float(exact), rel=1e-3)
+    assert float(diameter[1]) < 0.1
+
+
+def test_distance_of_a_set_to_itself_is_zero_and_grows_with_noise() -> None:
+    real = torch.randn(6, 2, 32, 32, generator=seeded_generator(1))
+    assert sliced_wasserstein(real, real)["swd"] == 0
+    near, far = (sliced_wasserstein(real, real * scale)["swd"] for scale in (1.1, 2.0))
+    assert 0 < near < far
+    with pytest.raises(ValueError, match="at least 2 samples"):
+        sliced_wasserstein(real[:1], real[:1])
+
+
+def train(cohort: Path, output: Path, *, epochs: int, resume_from: str | None = None) -> dict:
+    workflow = ConfigWorkflow(
+        config_file=str(BUNDLE / "configs" / "train.json"),
+        meta_file=str(BUNDLE / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type="train",
+        bundle_root=str(BUNDLE),
+        dataset_dir=str(cohort),
+        output_dir=str(output),
+        categories=CATEGORIES,
+        critic_channels=4,
+        max_epochs=epochs,
+        epoch_length=2,
+        batch_size=4,
+        n_critic=2,
+        val_interval=1,
+        resume_from=resume_from,
+        device="cpu",
+        **TINY,
+    )
+    workflow.initialize()
+    workflow.run()
+    return torch.load(output / f"resume_checkpoint_epoch={epochs}.pt", weights_only=True)
+
+
+def test_resumed_training_equals_uninterrupted_training(cohort, tmp_path) -> None:
+    whole = train(cohort, tmp_path / "whole", epochs=2)
+    train(cohort, tmp_path / "parts", epochs=1)
+    torch.rand(7)  # noise between the two
+    resumed = train(
+        cohort, tmp_path / "parts", epochs=2, resume_from=str(tmp_path / "parts" / "resume_checkpoint_epoch=1.pt")
+    )
+    for part in ("generator", "critic", "ema"):
+        for key, value in whole[part].items():
+            assert torch.equal(value, resumed[part][key]), (part, key)
+    torch.testing.assert_close(resumed["best"], whole["best"])
+    sidecar = json.loads((tmp_path / "parts" / "model.json").read_text())
+    assert sidecar["categories"] == CATEGORIES
+    assert "swd" in sidecar["validation"]
+    assert (tmp_path / "parts" / "samples" / "epoch_0002.png").is_file()
+    network = load_network(Generator(4, 2, 16, 8), tmp_path / "parts" / "model.pt")
+    assert network.diameter_quantiles.max() > 3
+
+
+def test_inference_writes_samples(tmp_path) -> None:
+    torch.save(Generator(4, 2, 16, 8).state_dict(), tmp_path / "model.pt")
+    workflow = ConfigWorkflow(
+        config_file=str(BUNDLE / "configs" / "inference.json"),
+        meta_file=str(BUNDLE / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type="infer",
+        bundle_root=str(BUNDLE),
+        output_dir=str(tmp_path),
+        weights=str(tmp_path / "model.pt"),
+        categories=CATEGORIES,
+        count=5,
+        first_seed=10,
+        device="cpu",
+        **TINY,
+    )
+    workflow.initialize()
+    workflow.run()
+    with np.load(tmp_path / "samples.npz") as samples:
+        assert sorted(samples) == ["alpha", "category", "diameter_mm", "hu", "seed"]
+        assert samples["hu"].shape == samples["alpha"].shape == (5, 16, 16)
+        assert samples["seed"].tolist() == [10, 11, 12, 13, 14]
+        assert samples["category"].tolist() == ["ground_glass", "solid", "ground_glass", "solid", "ground_glass"]
+    assert (tmp_path / "montage.png").is_file()
