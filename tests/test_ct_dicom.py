@@ -169,9 +169,7 @@ def test_truncated_file_is_named(tmp_path, kept):
         read_volume(found.series[0])
 
 
-@pytest.mark.skipif(
-    bool(find_spec("jpeg_ls") or find_spec("libjpeg") or find_spec("gdcm")), reason="a decoder is there"
-)
+@pytest.mark.skipif(any(map(find_spec, ("jpeg_ls", "libjpeg", "gdcm"))), reason="a decoder is there")
 def test_missing_decoder_is_named(tmp_path):
     def compress(ds, index):
         ds.file_meta.TransferSyntaxUID = JPEGLSLossless
@@ -179,7 +177,7 @@ def test_missing_decoder_is_named(tmp_path):
         ds.PixelData = encapsulate([b"abcd"])
 
     paths = write_dicom(tmp_path, make_volume(), compress)
-    with pytest.raises(InputError, match="compressed as JPEG-LS.*pip install pylibjpeg"):
+    with pytest.raises(InputError, match=r"compressed as JPEG-LS.*pip install pylibjpeg"):
         read_volume(dicom_files(paths))
 
 

@@ -1,8 +1,9 @@
 import zipfile
 
 import numpy as np
+import pydicom
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 from ct_files import SHARED, make_volume, save_nifti, write_dicom
 from test_ct_lidc import BOX, nodule, roi, square, write_xml
 
@@ -93,8 +94,6 @@ def test_dicom_in_zips_with_annotations(tmp_path):
     (inside / "a" / "068.xml").write_text(
         "<IdriReadMessage><SeriesInstanceUid>1.2.3</SeriesInstanceUid></IdriReadMessage>"
     )
-    import pydicom
-
     uid = pydicom.dcmread(paths[0]).SOPInstanceUID
     (inside / "Annotation").mkdir()
     (inside / "Annotation" / f"{uid}.xml").write_text(BOX)

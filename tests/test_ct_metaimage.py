@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 from ct_files import make_volume, one_file
 
 from lungsynth.ct import read_volume, voxel_to_lps

@@ -249,7 +249,7 @@ def test_distance_is_zero_for_a_set_with_itself_and_grows_with_blur() -> None:
         metric.update((other, images))
         return metric.compute()
 
-    same = SlicedWasserstein(lambda output: output, patches=100_000)  # as good as all places
+    same = SlicedWasserstein(lambda output: output, patches=1000)
     same.update((images, images))
     assert same.compute() < 0.05 < distance(blurred[0]) < distance(blurred[1])
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from monai.bundle import ConfigWorkflow
+from torch.nn import functional as F
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "wcapsgan_bundle"
 sys.path.insert(0, str(BUNDLE))

@@ -26,14 +26,14 @@ _AIRWAY_LENGTH_MM = 30.0
 _AIRWAY_OFF_CENTRE_MM = 25.0  # apices and bases of the lungs lie farther out
 _SMALLEST_LUNG = 0.06  # share of the air inside the body that a component must have
 _GAS_BELOW_HU = -965  # bowel gas and stomach are emptier than any lung
-_CLOSING_MM = 9.0
+_CLOSING_MM = 12.0
 
 _IN_PLANE = np.zeros((3, 3, 3), dtype=bool)
 _IN_PLANE[1] = ndimage.generate_binary_structure(2, 1)
 _IN_PLANE_SQUARE = np.zeros((3, 3, 3), dtype=bool)
 _IN_PLANE_SQUARE[1] = True
 
-_Mask = Bool[np.ndarray, "depth height width"]
+_Mask = Bool[np.ndarray, "d h w"]  # on the search grid
 
 
 def threshold_lung_mask(
@@ -147,14 +147,16 @@ def _close(mask: _Mask, *, steps: int) -> _Mask:
     return np.stack([ndimage.binary_fill_holes(plane) for plane in closed]) | mask
 
 
-def _refine(lung: _Mask, airway: _Mask, hu: HuVolume, factors: tuple[int, ...]) -> _Mask:
+def _refine(
+    lung: _Mask, airway: _Mask, hu: HuVolume, factors: tuple[int, ...]
+) -> Bool[np.ndarray, "depth height width"]:
     """Back to the voxels: inside is lung, and near the edge of the coarse mask the voxel's own HU decides."""
     inside = _enlarge(ndimage.binary_erosion(lung, _IN_PLANE), hu.shape, factors)
     near = _enlarge(ndimage.binary_dilation(lung, _IN_PLANE_SQUARE) & ~airway, hu.shape, factors)
     return inside | (near & (hu < LUNG_BELOW_HU))
 
 
-def _enlarge(mask: _Mask, shape: tuple[int, ...], factors: tuple[int, ...]) -> _Mask:
+def _enlarge(mask: _Mask, shape: tuple[int, ...], factors: tuple[int, ...]) -> Bool[np.ndarray, "depth height width"]:
     a, b, c = factors
     enlarged = repeat(mask, "d h w -> (d a) (h b) (w c)", a=a, b=b, c=c)
     return enlarged[: shape[0], : shape[1], : shape[2]]

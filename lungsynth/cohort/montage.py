@@ -22,7 +22,8 @@ _COLUMNS_LUNGS = 6
 _CAPTION_PX = 16
 _OUTLINE = (255, 170, 0)
 
-Tile = UInt8[np.ndarray, "height width 3"]
+Tile = UInt8[np.ndarray, "tile_height tile_width 3"]
+Block = UInt8[np.ndarray, "block_height block_width 3"]
 
 
 def nodule_montage(paths_by_class: Mapping[str, Sequence[Path]]) -> Image.Image:
@@ -70,7 +71,7 @@ def _outlined(hu: np.ndarray, mask: np.ndarray, size_px: int) -> Tile:
     return tile
 
 
-def _block(caption: str, tiles: list[Tile], *, columns: int) -> Tile:
+def _block(caption: str, tiles: list[Tile], *, columns: int) -> Block:
     """Tiles in rows under a caption."""
     missing = -len(tiles) % columns
     grid = np.stack(tiles + [np.zeros_like(tiles[0])] * missing)
@@ -80,7 +81,7 @@ def _block(caption: str, tiles: list[Tile], *, columns: int) -> Tile:
     return np.concatenate([np.asarray(head), picture])
 
 
-def _stack(blocks: list[Tile]) -> Image.Image:
+def _stack(blocks: Sequence[np.ndarray]) -> Image.Image:
     if not blocks:
         return Image.new("RGB", (_LUNG_PX, _CAPTION_PX))
     return Image.fromarray(np.concatenate(blocks))

@@ -118,8 +118,8 @@ def make_phantom_cohort(
 ) -> None:
     """Draws patients and writes them in turn as LIDC-IDRI, LUNA16 and Decathlon, in folders of these layouts.
 
-    All textures occur among the LIDC-IDRI patients, from four of them on; one of each four has no nodule on its
-    pleura. Fewer than three patients leave layouts out.
+    Each has two nodules of different texture, every fourth of them on the pleura; from two LIDC-IDRI patients on (four
+    in all) these alone hold the three textures. Fewer than three patients leave layouts out.
 
     Args:
         out: gets `phantom-lidc`, `phantom-luna16` and `phantom-msd`.

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.transforms import Transform
 from scipy import ndimage
 
@@ -121,7 +122,8 @@ class RecordCandidates(Transform):
 
 
 class ToLabelMap(Transform):
-    """Turns `pred` from probabilities (2, ...) into label ids (1, ...): 0 background, 1 lung, 2 nodule.
+    """Turns `pred` from probabilities (2, ...) into label ids (1, ...): 0 background, 1 lung, 2 nodule; with the affine of
+    `image`.
 
     Args:
         threshold: of either channel.
@@ -133,4 +135,5 @@ class ToLabelMap(Transform):
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         lung, nodule = torch.as_tensor(data["pred"]) >= self.threshold
         label = torch.where(nodule, NODULE, torch.where(lung, LUNG, 0)).to(torch.uint8)
-        return {**data, "pred": label[None]}
+        # A MetaTensor, so that Invertd takes it back to the image's own grid.
+        return {**data, "pred": MetaTensor(label[None], affine=data["image"].affine)}

@@ -6,8 +6,9 @@ slice; a sample of kind `nodule` has a stack a nodule.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +23,30 @@ __all__ = ["LoadStacks", "Stack", "read_nodule"]
 NODULE_SPACING_MM = (0.7, 0.7)
 
 
-class Stack(NamedTuple):
-    """Slices of one source: HU int16 (n, H, W), label uint8 (n, H, W), spacing (row, column) in mm, the main slice."""
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """Slices of one source.
+
+    Args:
+        hu: int16 (n, H, W).
+        label: uint8 (n, H, W), label ids.
+        spacing_mm: (row, column).
+        main: index of the slice that stands for the source: a nodule's largest.
+
+    Raises:
+        ValueError: when image and label differ in shape.
+    """
 
     hu: Tensor
     label: Tensor
     spacing_mm: tuple[float, float]
     main: int
+
+    def __post_init__(self) -> None:
+        if self.hu.shape != self.label.shape:
+            raise ValueError(
+                f"A stack's hu and label differ in shape: {tuple(self.hu.shape)}, {tuple(self.label.shape)}."
+            )
 
 
 def read_nodule(path: str | Path) -> Stack:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Differentiable augmentation (Zhao et al., 2020): the critic sees real and generated samples through the same operations.
+"""Differentiable augmentation (Zhao et al., 2020): real and generated samples pass through the same operations.
 
 On small data a critic learns its samples by heart; augmenting the real ones alone would teach the generator the
 augmentations. First draw, then apply: the drawn values are a plain tuple.
@@ -8,8 +8,8 @@ augmentations. First draw, then apply: the drawn values are a plain tuple.
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional as F
 
 __all__ = ["Augmentation", "AugmentationRange", "augment"]
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from ignite.metrics import Metric
 from torch import Tensor
+from torch.nn import functional as F
 
 from .latents import seeded_generator
 
@@ -76,7 +76,7 @@ class GeneratedDistance(Metric):
     `state.metrics` too.
     """
 
-    required_output_keys = None  # the mapping itself is wanted, not its values in an order
+    required_output_keys = ("label", "pred")
 
     def __init__(self, output_transform: Callable[[Any], Any] = lambda output: output, seed: int = 0) -> None:
         self.seed = seed
@@ -87,9 +87,10 @@ class GeneratedDistance(Metric):
         """Forgets all samples."""
         self._samples = []
 
-    def update(self, output: dict[str, Tensor]) -> None:
-        """Takes one batch."""
-        self._samples.append((output["label"].float().cpu(), output["pred"].float().cpu()))
+    def update(self, output: tuple[Tensor, Tensor]) -> None:
+        """Takes one batch: real and generated samples."""
+        real, generated = output
+        self._samples.append((real.float().cpu(), generated.float().cpu()))
 
     def compute(self) -> float:
         """The negative distance over all batches."""

@@ -76,7 +76,7 @@ def gradient_penalty(
 def disc_diameter_mm(mask: Tensor, spacing_mm: float) -> Tensor:
     """Diameter of the disc of the same area as a soft mask (B, H, W) at 0.5, in mm, shape (B,), with a gradient.
 
-    The step at 0.5 is a steep sigmoid, shifted and scaled to send 0 to 0 and 1 to 1, so that an empty image has no area.
+    The step at 0.5 is a steep sigmoid, shifted and scaled to send 0 to 0 and 1 to 1, so that an empty mask has no area.
     """
     low, high = torch.sigmoid(torch.tensor([-5.0, 5.0])).tolist()
     inside = (torch.sigmoid((mask - 0.5) * 10) - low) / (high - low)

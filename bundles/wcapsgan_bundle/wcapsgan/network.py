@@ -10,9 +10,9 @@ depends on the others of its batch.
 import math
 
 import torch
-import torch.nn.functional as F
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .capsules import PrimaryCapsules, RoutingCapsules
 

@@ -1,0 +1,249 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from cohort_toys import SHAPE, write_chest
+
+from lungsynth.cohort.patient_map import read_patient_map
+from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
+from lungsynth.cohort.records import Part
+from lungsynth.cohort.sources import recognise
+from lungsynth.cohort.tables import NODULE_COLUMNS, SERIES_COLUMNS
+from lungsynth.ct import read_plane, write_nifti
+from lungsynth.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+NODULE = (8, 32, 20, 12.0)
+TUMOUR = (8, 32, 20, 30.0)
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("prepare_script", ROOT / "scripts" / "prepare.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def prepare(sources, out, **settings):
+    return prepare_cohort(list(sources), out, settings=PrepareSettings(**settings), workers=1)
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """Four patients with lung masks, one with a nodule mask, one with a tumour larger than a patch."""
+    lungs, tumours = tmp_path_factory.mktemp("data") / "lctsc", tmp_path_factory.mktemp("data") / "other"
+    for number in range(4):
+        write_chest(lungs, f"Case_00{number}", seed=number)
+    write_chest(tumours, "T-001", seed=7, nodule=NODULE, with_lung=False)
+    write_chest(tumours, "T-002", seed=8, nodule=TUMOUR, with_lung=False)
+    return lungs, tumours
+
+
+@pytest.fixture(scope="module")
+def cohort(sources, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cohort") / "C"
+    return out, prepare(sources, out)
+
+
+def test_a_cohort_has_its_files_tables_and_counts(cohort):
+    out, outcome = cohort
+    series, nodules = pd.read_csv(out / "series.csv"), pd.read_csv(out / "nodules.csv")
+    assert tuple(series.columns) == SERIES_COLUMNS
+    assert tuple(nodules.columns) == NODULE_COLUMNS
+    assert not outcome.problems
+    assert series["lung_mask"].tolist() == ["data"] * 4 + ["threshold"] * 2
+    assert series["nodule_mask"].tolist() == ["none"] * 4 + ["data"] * 2
+    assert len(list((out / "slices").iterdir())) == len(list((out / "labels").iterdir())) == series["slices"].sum()
+    described = json.loads((out / "cohort.json").read_text())
+    assert described == outcome.cohort
+    assert [source["name"] for source in described["sources"]] == ["LCTSC", "other"]
+    assert described["sources"][1]["licence"].startswith("unknown")
+    assert described["counts"]["training"]["patients"] == 4, "two of LCTSC, and the two of the small group"
+    assert "larger than" not in (out / "report.md").read_text().split("## Problems")[1]
+    assert {path.name for path in out.iterdir()} >= {"montage_nodules.png", "montage_lungs.png", "report.md"}
+
+
+def test_labels_and_slices_lie_on_one_grid(cohort):
+    out, _ = cohort
+    hu, affine = read_plane(out / "slices" / "T-001_0008.nii.gz")
+    labels, label_affine = read_plane(out / "labels" / "T-001_0008.nii.gz")
+    assert hu.shape == labels.shape == SHAPE[1:]
+    assert np.array_equal(affine, label_affine)
+    assert labels[32, 20] == 2
+    assert hu[labels == 2].mean() > -50
+    assert labels[32, 52] == 1
+    assert labels[0, 0] == 0
+
+
+def test_lists_say_who_drew_what_and_normal_slices_keep_their_distance(cohort):
+    out, _ = cohort
+    names = ("segmentation", "lungs", "nodules", "enhancement")
+    lists = {name: json.loads((out / f"{name}.json").read_text()) for name in names}
+    assert all(list(datalist) == ["training", "validation", "test"] for datalist in lists.values())
+    entries = {name: [e for split in datalist.values() for e in split] for name, datalist in lists.items()}
+    assert {(e["series_id"][0], *e["labelled"]) for e in entries["segmentation"]} == {("C", "lung"), ("T", "nodule")}
+    shown = {e["image"] for e in entries["enhancement"] if e["series_id"] == "T-001"}
+    normal = {e["image"] for e in entries["lungs"] if e["series_id"] == "T-001"}
+    numbers = [{int(name[-11:-7]) for name in images} for images in (shown, normal)]
+    assert min(abs(a - b) for a in numbers[0] for b in numbers[1]) * 5 > 10
+    assert [e["nodule_id"] for e in entries["nodules"]] == ["T-001_n00"], "the tumour does not fit"
+    for e in [e for group in entries.values() for e in group]:
+        assert all((out / e[key]).is_file() for key in ("image", "label", "lung", "nodule") if key in e)
+        assert {"patient_id", "series_id", "source"} <= set(e)
+
+
+def test_no_patient_stands_in_two_splits(cohort):
+    out, _ = cohort
+    series = pd.read_csv(out / "series.csv")
+    assert (series.groupby("patient_id")["split"].nunique() == 1).all()
+    assert set(series["split"]) == {"training", "validation", "test"}
+
+
+def test_lungs_have_the_generators_size(cohort):
+    out, _ = cohort
+    with np.load(next((out / "lungs").glob("Case_*.npz"))) as arrays:
+        assert (arrays["hu"].dtype, arrays["hu"].shape) == (np.int16, (256, 256))
+        assert (arrays["mask"].dtype, set(np.unique(arrays["mask"]))) == (np.uint8, {0, 1})
+        assert arrays["hu"][arrays["mask"] == 1].mean() == pytest.approx(-850, abs=30)
+
+
+def test_a_run_that_was_stopped_ends_in_the_same_bytes(cohort, sources, tmp_path, monkeypatch):
+    out, _ = cohort
+    calls = []
+    original = Part.save
+
+    def stop_after_three(part, folder):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(part.part_id)
+        return original(part, folder)
+
+    monkeypatch.setattr(Part, "save", stop_after_three)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(sources, tmp_path / "C")
+    assert not (tmp_path / "C" / "cohort.json").exists()
+    monkeypatch.setattr(Part, "save", lambda part, folder: (calls.append(part.part_id), original(part, folder)))
+    prepare(sources, tmp_path / "C")
+    assert len(calls) == len(set(calls)) == 6, "finished series are not prepared again"
+    assert contents(tmp_path / "C") == contents(out)
+
+
+def test_workers_change_the_time_not_the_files(cohort, sources, tmp_path):
+    out, _ = cohort
+    prepare_cohort(list(sources), tmp_path / "C", settings=PrepareSettings(), workers=2)
+    assert contents(tmp_path / "C") == contents(out)
+
+
+def test_for_a_test_cohort_all_patients_test(sources, tmp_path):
+    outcome = prepare(sources[:1], tmp_path / "C", split="test")
+    assert outcome.cohort["counts"]["test"]["patients"] == 4
+    assert outcome.cohort["counts"]["training"]["patients"] == 0
+
+
+def test_one_bad_patient_among_many_is_reported(sources, tmp_path, capsys):
+    data = tmp_path / "data"
+    write_chest(data, "A-001")
+    write_chest(data, "B-001")
+    bad = data / "B-001_ct.nii.gz"
+    bad.write_bytes(bad.read_bytes()[:2000])
+    assert load_script().main([str(data), "--out", str(tmp_path / "C"), "--workers", "1"]) == 0
+    assert "B-001_ct.nii.gz" in capsys.readouterr().err
+    assert json.loads((tmp_path / "C" / "cohort.json").read_text())["problems"][0]["file"] == "B-001_ct.nii.gz"
+    assert "B-001_ct.nii.gz" in (tmp_path / "C" / "report.md").read_text()
+    assert pd.read_csv(tmp_path / "C" / "series.csv")["series_id"].tolist() == ["A-001"]
+    write_chest(data, "B-001")
+    outcome = prepare([data], tmp_path / "C")
+    assert not outcome.problems, "mended and run again, it joins"
+
+
+@pytest.mark.parametrize("case", ["empty", "no_ct", "bad"])
+def test_nothing_usable_is_one_sentence_status_2_and_no_folder(case, tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    if case == "no_ct":
+        (data / "notes.txt").write_text("no scan here")
+    if case == "bad":
+        write_chest(data, "A-001")
+        image = data / "A-001_ct.nii.gz"
+        image.write_bytes(image.read_bytes()[:2000])
+    assert load_script().main([str(data), "--out", str(tmp_path / "C")]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert str(data) in error
+    assert not (tmp_path / "C").exists()
+
+
+def test_the_output_of_another_run_is_refused(cohort, sources, tmp_path):
+    out, _ = cohort
+    with pytest.raises(InputError, match="seed differ"):
+        prepare(sources, out, seed=1)
+    with pytest.raises(InputError, match="sources differ"):
+        prepare(sources[:1], out)
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(InputError, match="not a cohort"):
+        prepare(sources, tmp_path)
+    with pytest.raises(InputError, match="inside a source"):
+        prepare(sources, sources[0] / "C")
+
+
+def test_what_is_no_longer_there_is_forgotten(tmp_path):
+    data = tmp_path / "data"
+    write_chest(data, "A-001", nodule=NODULE)
+    write_chest(data, "B-001", nodule=NODULE)
+    prepare([data], tmp_path / "C")
+    for path in data.glob("B-001*"):
+        path.unlink()
+    prepare([data], tmp_path / "C")
+    assert not [name for name in contents(tmp_path / "C") if "B-001" in str(name)]
+
+
+def test_a_scan_found_twice_is_prepared_once(tmp_path):
+    for folder in "ab":
+        write_chest(tmp_path / folder, "A-001")
+    outcome = prepare([tmp_path / "a", tmp_path / "b"], tmp_path / "C")
+    assert "found before" in outcome.problems[0].message
+    assert outcome.cohort["counts"]["training"]["series"] == 1
+
+
+def test_a_scan_without_lung_is_refused(tmp_path):
+    affine = np.diag([-2.0, -2.0, 5.0, 1.0])
+    solid = np.full((6, 40, 40), 40, np.int16)
+    solid[:, :2] = -1000
+    write_nifti(tmp_path / "data" / "A-001_ct.nii.gz", solid, affine)
+    with pytest.raises(InputError, match="no lung was found"):
+        prepare([tmp_path / "data"], tmp_path / "C")
+
+
+def test_maps_name_patients_and_must_agree(tmp_path):
+    table = tmp_path / "map.csv"
+    table.write_text("series_uid,cluster,patient\n1.2,0,P1\n1.2,1,P1\n1.3,0,P2\n")
+    assert read_patient_map(table) == {"1.2": "P1", "1.3": "P2"}
+    table.write_text("seriesuid,patient_id\n1.2,P1\n1.2,P2\n")
+    with pytest.raises(InputError, match=r"1\.2 has two patients"):
+        read_patient_map(table)
+    table.write_text("a,b\n1,2\n")
+    assert read_patient_map(table) == {}
+
+
+@pytest.mark.parametrize(
+    ("ids", "folder", "name"),
+    [
+        (("LIDC-IDRI-0001",), "x", "LIDC-IDRI"),
+        (("1.3.6.1.4.1.14519.5.2.1.6279.6001.1", "LIDC-IDRI-0001"), "x", "LUNA16"),
+        (("QIN-LSC-0014",), "x", "QIN-LUNG-CT"),
+        (("Lung_Dx-A0002",), "x", "Lung-PET-CT-Dx"),
+        (("Case_000",), "lctsc", "LCTSC"),
+        (("lung_001",), "Task06_Lung", "MSD-Lung"),
+        (("P7",), "ours", "ours"),
+    ],
+)
+def test_collections_are_recognised_and_their_names_too(ids, folder, name):
+    found = recognise(ids, folder=folder)
+    assert found.name == name
+    assert recognise([name], folder=name) == found
