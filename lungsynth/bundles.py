@@ -8,7 +8,6 @@ that brings the same package is refused here; it would silently get the classes 
 import hashlib
 import importlib.util
 import json
-import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from lungsynth.errors import InputError
 
 __all__ = ["Weights", "bundle_root", "open_bundle", "read_weights", "resolved_config"]
 
-_LOG = logging.getLogger(__name__)
 _REMEDY = "Give --bundles a folder that holds lung_seg_bundle, wcapsgan_bundle and cyclegan_bundle with their weights."
 
 
@@ -126,7 +124,6 @@ def open_bundle(
 
 def _read_sidecar(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        _LOG.warning("%s: no sidecar, so nothing is known of these weights' data and licences", path)
         return {}
     try:
         return dict(json.loads(path.read_text()))

@@ -195,7 +195,11 @@ def test_the_parent_run_has_a_child_a_stage_and_holds_no_path(finished, store):
     assert children["plan"].data.metrics["mean_distance_mm"] > 0
     artifacts = [item.path for item in tracker.client.list_artifacts(children["report"].info.run_id)]
     assert artifacts == ["contact_sheet.png"]
-    assert [item.path for item in tracker.client.list_artifacts(parent.info.run_id)] == ["configs", "run.json"]
+    assert [item.path for item in tracker.client.list_artifacts(parent.info.run_id)] == [
+        "configs",
+        "run.json",
+        "weights",
+    ]
     logged = str([[run.data.params, run.data.tags] for run in [parent, *children.values()]])
     assert str(finished.out.parent) not in logged
     assert str(finished.bundles) not in logged

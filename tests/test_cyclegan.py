@@ -357,7 +357,8 @@ def test_a_slice_that_is_not_in_hu_gets_a_sentence(tmp_path) -> None:
 
 
 def test_resumed_training_equals_one_that_never_stopped(folders, tmp_path) -> None:
-    run(workflow(folders, tmp_path / "whole", max_epochs=3, seed=5))
+    whole = run(workflow(folders, tmp_path / "whole", max_epochs=3, seed=5))
+    assert not whole.check_properties()
     run(workflow(folders, tmp_path / "part", max_epochs=3, seed=5, **{"train#trainer#max_epochs": 2}))
     run(
         workflow(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
-from torch.nn import functional as F
+from torch.nn import functional
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "wcapsgan_bundle"
 sys.path.insert(0, str(BUNDLE))
@@ -94,14 +94,14 @@ def test_couplings_of_a_capsule_sum_to_one() -> None:
 def test_upsampling_equals_nearest_neighbour_and_convolution(spatial_dims: int) -> None:
     layer = _Upsample(3, 5, spatial_dims=spatial_dims)
     x = torch.randn(2, 3, *[6] * spatial_dims)
-    convolve = F.conv2d if spatial_dims == 2 else F.conv3d
+    convolve = functional.conv2d if spatial_dims == 2 else functional.conv3d
     kernel = layer.weight.transpose(0, 1).flip(*range(2, 2 + spatial_dims))
-    expected = convolve(F.interpolate(x, scale_factor=2.0), kernel, padding=1)
+    expected = convolve(functional.interpolate(x, scale_factor=2.0), kernel, padding=1)
     torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_gradient_penalty_is_zero_for_a_unit_slope() -> None:
-    direction = F.normalize(torch.randn(2 * 16 * 16), dim=0)
+    direction = functional.normalize(torch.randn(2 * 16 * 16), dim=0)
     real, fake, mix = torch.randn(3, 2, 16, 16), torch.randn(3, 2, 16, 16), torch.rand(3)
     for slope, expected in ((1.0, 0.0), (3.0, 4.0)):
         penalty = gradient_penalty(lambda x, *_, k=slope: k * x.flatten(1) @ direction, real, fake, (), mix)
@@ -190,9 +190,7 @@ def test_unknown_category_is_refused() -> None:
 
 def test_weights_of_another_network_are_refused(tmp_path) -> None:
     torch.save(Generator(4, 2, 16, 8).state_dict(), tmp_path / "model.pt")
-    with pytest.raises(
-        ValueError, match=r"model\.pt: expected weights of a Generator with the settings of this config"
-    ):
+    with pytest.raises(ValueError, match=r"model\.pt: expected weights of a Generator with the"):
         load_network(Generator(4, 2, 16, 16), tmp_path / "model.pt")
     with pytest.raises(FileNotFoundError, match=r"none\.pt: expected the weights"):
         load_network(Generator(4, 2, 16, 8), tmp_path / "none.pt")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lungsynth.bundles import open_bundle, read_weights
+from lungsynth.bundles import open_bundle
 from lungsynth.chain.cohort_source import CohortSource
 from lungsynth.chain.settings import Purpose, Sizes, seeds, share
 from lungsynth.ct.volume import axial_affine
@@ -47,8 +47,13 @@ class Samplers:
     lung_weights: str
 
 
-def open_samplers(bundles: Path) -> Samplers:
+def open_samplers(bundles: Path, *, nodule_weights: str, lung_weights: str) -> Samplers:
     """Opens the samplers of nodules and of lungs.
+
+    Args:
+        bundles: folder of the bundles.
+        nodule_weights: SHA-256 that the generated nodules will name.
+        lung_weights: SHA-256 that the generated lungs will name.
 
     Raises:
         InputError: when the bundle or its weights cannot be used.
@@ -56,8 +61,8 @@ def open_samplers(bundles: Path) -> Samplers:
     return Samplers(
         nodules=open_bundle(bundles, "wcapsgan"),
         lungs=open_bundle(bundles, "wcapsgan", configs=LUNG_CONFIGS, weights=LUNG_WEIGHTS),
-        nodule_weights=read_weights(bundles, "wcapsgan").sha256,
-        lung_weights=read_weights(bundles, "wcapsgan", file=LUNG_WEIGHTS).sha256,
+        nodule_weights=nodule_weights,
+        lung_weights=lung_weights,
     )
 
 

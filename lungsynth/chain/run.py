@@ -7,7 +7,7 @@ done again; `run.json` says whose results they are.
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lungsynth.bundles import open_bundle, read_weights, resolved_config
+from lungsynth.bundles import Weights, open_bundle, read_weights, resolved_config
 from lungsynth.chain.asset_stage import LUNG_CONFIGS, LUNG_WEIGHTS, Samplers, make_assets, open_samplers
 from lungsynth.chain.cohort_source import CohortSource, open_cohort
 from lungsynth.chain.plan_stage import PlanWeights, make_catalogue, presence
@@ -32,6 +32,7 @@ __all__ = ["ChainResult", "run_chain"]
 
 _FORMAT = 1
 _LOGGED_SAMPLES = 6
+_NETWORKS = ("wcapsgan", "wcapsgan_lung", "cyclegan")
 _RUN_MARK = ".mlflow_run"  # id of the run in progress, so that a killed one can be closed
 
 _LOG = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class _Tools:
     """What the stages work with; a network is opened only for a stage that is still to be done."""
 
     cohort: CohortSource | None
-    hashes: dict[str, str | None]
+    weights: dict[str, Weights]
     samplers: Samplers | None
     enhance: Enhancer | None
     configs: dict[str, dict[str, Any]]
@@ -93,25 +94,36 @@ def run_chain(settings: ChainSettings, *, tracking_uri: str = DEFAULT_URI) -> Ch
 def _prepare(settings: ChainSettings) -> tuple[_Tools, dict[str, Any]]:
     """Looks at every input: returns the tools, and what `run.json` says."""
     cohort = open_cohort(settings.cohort) if settings.cohort else None
-    hashes: dict[str, str | None] = {
-        "wcapsgan": read_weights(settings.bundles, "wcapsgan").sha256,
-        "wcapsgan_lung": read_weights(settings.bundles, "wcapsgan", file=LUNG_WEIGHTS).sha256,
-        "cyclegan": read_weights(settings.bundles, "cyclegan").sha256 if settings.enhance else None,
-    }
-    identity = _identity(settings, cohort, hashes)
+    weights = _weights(settings)
+    identity = _identity(settings, cohort, weights)
     check_folder(settings.out, identity)
     has_assets = (settings.out / "assets.parquet").exists()
+    used = {"nodule_weights": weights["wcapsgan"].sha256, "lung_weights": weights["wcapsgan_lung"].sha256}
     tools = _Tools(
         cohort=cohort,
-        hashes=hashes,
-        samplers=None if has_assets else open_samplers(settings.bundles),
+        weights=weights,
+        samplers=None if has_assets else open_samplers(settings.bundles, **used),
         enhance=open_bundle(settings.bundles, "cyclegan", component="enhancer") if settings.enhance else None,
         configs=_configs(settings),
     )
     return tools, identity
 
 
-def _identity(settings: ChainSettings, cohort: CohortSource | None, hashes: dict[str, str | None]) -> dict[str, Any]:
+def _weights(settings: ChainSettings) -> dict[str, Weights]:
+    weights = {
+        "wcapsgan": read_weights(settings.bundles, "wcapsgan"),
+        "wcapsgan_lung": read_weights(settings.bundles, "wcapsgan", file=LUNG_WEIGHTS),
+    }
+    if settings.enhance:
+        weights["cyclegan"] = read_weights(settings.bundles, "cyclegan")
+    for known in weights.values():
+        if not known.sidecar:
+            _LOG.warning("%s: no sidecar, so nothing is known of their data and licences", known.path.name)
+    return weights
+
+
+def _identity(settings: ChainSettings, cohort: CohortSource | None, weights: Mapping[str, Weights]) -> dict[str, Any]:
+    hashes = {name: weights[name].sha256 if name in weights else None for name in _NETWORKS}
     return {
         "format": _FORMAT,
         "lungsynth": version("lungsynth"),
@@ -121,7 +133,7 @@ def _identity(settings: ChainSettings, cohort: CohortSource | None, hashes: dict
         "lungs": settings.lungs,
         "groups": settings.groups,
         **{f"cohort_{key}": cohort.identity[key] if cohort else None for key in ("split_hash", "datalists")},
-        **{f"weights_{key}": value for key, value in hashes.items()},
+        **{f"weights_{name}": value for name, value in hashes.items()},
     }
 
 
@@ -167,7 +179,8 @@ def _plan(settings: ChainSettings, tools: _Tools, run: Run) -> dict[str, float]:
     path = settings.out / "catalogue.parquet"
     figures: dict[str, int] = {}
     if not path.exists():
-        weights = PlanWeights(nodule=str(tools.hashes["wcapsgan"]), enhancer=tools.hashes["cyclegan"])
+        enhancer = tools.weights["cyclegan"].sha256 if settings.enhance else None
+        weights = PlanWeights(nodule=tools.weights["wcapsgan"].sha256, enhancer=enhancer)
         library = AssetLibrary(settings.out)
         figures = make_catalogue(library, path, settings, prior=presence(tools.cohort), weights=weights)
     distances = [recipe.min_distance_mm for recipe in read_catalogue(path)]
@@ -201,3 +214,5 @@ def _log_run(parent: Run, settings: ChainSettings, identity: dict[str, Any], too
     parent.log_file(settings.out / "run.json")
     for name, config in tools.configs.items():
         parent.log_json(config, f"configs/{name}.json")
+    for name, known in tools.weights.items():
+        parent.log_json(known.sidecar, f"weights/{name}.json")

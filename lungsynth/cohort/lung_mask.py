@@ -26,7 +26,7 @@ _AIRWAY_LENGTH_MM = 30.0
 _AIRWAY_OFF_CENTRE_MM = 25.0  # apices and bases of the lungs lie farther out
 _SMALLEST_LUNG = 0.06  # share of the air inside the body that a component must have
 _GAS_BELOW_HU = -965  # bowel gas and stomach are emptier than any lung
-_CLOSING_MM = 12.0
+_CLOSING_MM = 9.0
 
 _IN_PLANE = np.zeros((3, 3, 3), dtype=bool)
 _IN_PLANE[1] = ndimage.generate_binary_structure(2, 1)
@@ -53,9 +53,9 @@ def threshold_lung_mask(
     grid_mm = tuple(mm * factor for mm, factor in zip(spacing_mm, factors, strict=True))
     air = (coarse < LUNG_BELOW_HU) & _inside_body(coarse, grid_mm)
     airway = _airway(air, grid_mm)
-    lung = _large_components(air & ~airway, coarse)
-    lung = _close_each_side(lung, grid_mm) & ~airway
-    return _refine(lung, airway, hu, factors)
+    dark = _large_components(air & ~airway, coarse)
+    lung = _close_each_side(dark, grid_mm) & ~airway
+    return _refine(lung, dark, airway, hu, factors)
 
 
 def _block_mean(hu: HuVolume, factors: tuple[int, ...]) -> Int[np.ndarray, "d h w"]:
@@ -148,10 +148,11 @@ def _close(mask: _Mask, *, steps: int) -> _Mask:
 
 
 def _refine(
-    lung: _Mask, airway: _Mask, hu: HuVolume, factors: tuple[int, ...]
+    lung: _Mask, dark: _Mask, airway: _Mask, hu: HuVolume, factors: tuple[int, ...]
 ) -> Bool[np.ndarray, "depth height width"]:
-    """Back to the voxels: inside is lung, and near the edge of the coarse mask the voxel's own HU decides."""
-    inside = _enlarge(ndimage.binary_erosion(lung, _IN_PLANE), hu.shape, factors)
+    """Back to the voxels: where the edge of the lung is that of dark air, the voxels' own HU decide."""
+    closed_in = lung & ~ndimage.binary_dilation(dark, _IN_PLANE)
+    inside = _enlarge(ndimage.binary_erosion(lung, _IN_PLANE) | closed_in, hu.shape, factors)
     near = _enlarge(ndimage.binary_dilation(lung, _IN_PLANE_SQUARE) & ~airway, hu.shape, factors)
     return inside | (near & (hu < LUNG_BELOW_HU))
 

@@ -12,7 +12,7 @@ from lungsynth.ct.nifti import read_nifti
 from lungsynth.ct.series import SeriesFiles
 from lungsynth.ct.volume import Volume
 from lungsynth.errors import InputError
-from lungsynth.hounsfield import check_hu, to_int16
+from lungsynth.hounsfield import CT_RANGE_HU, check_hu, to_int16
 from lungsynth.types import LabelVolume
 
 __all__ = ["is_metaimage", "is_nifti", "read_lung_mask", "read_mask", "read_volume"]
@@ -49,7 +49,7 @@ def read_volume(files: SeriesFiles) -> Volume:
     name = f"Series {files.series_id} in {files.files[0].parent}" if files.kind == "dicom" else str(files.files[0])
     check_hu(values, name=name)
     return Volume(
-        hu=to_int16(values),
+        hu=values.clip(*CT_RANGE_HU) if values.dtype == np.int16 else to_int16(values),
         affine=affine,
         series_id=files.series_id,
         patient_id=files.patient_id,
@@ -76,10 +76,8 @@ def read_mask(path: Path, like: Volume, *, values: Collection[int] | None = None
             f"{path}: the mask's grid differs from its image {like.series_id}: (depth, height, width) {shape} at "
             f"{_grid(affine)} and {wanted} at {_grid(like.affine)}. Resample the mask to the image, nearest neighbour."
         )
-    if not np.isfinite(labels).all() or (labels != np.rint(labels)).any() or labels.min() < 0 or labels.max() > 255:
-        raise InputError(
-            f"{path}: a mask holds whole numbers 0..255, got other values; is it an image? Threshold it first."
-        )
+    if labels.dtype != np.uint8 and not _are_labels(labels):
+        raise InputError(f"{path}: a mask holds whole numbers 0..255, got others; is it an image? Threshold it first.")
     labels = labels.astype(np.uint8)
     return labels if values is None else np.isin(labels, list(values)).astype(np.uint8)
 
@@ -100,6 +98,10 @@ def read_lung_mask(path: Path, like: Volume) -> Bool[np.ndarray, "depth height w
 
 def _read_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return read_nifti(path) if is_nifti(path) else read_metaimage(path)
+
+
+def _are_labels(values: np.ndarray) -> bool:
+    return bool(values.min() >= 0 and values.max() <= 255 and (values == np.rint(values)).all())
 
 
 def _grid(affine: np.ndarray) -> str:

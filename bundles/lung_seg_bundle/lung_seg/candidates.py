@@ -122,8 +122,9 @@ class RecordCandidates(Transform):
 
 
 class ToLabelMap(Transform):
-    """Turns `pred` from probabilities (2, ...) into label ids (1, ...): 0 background, 1 lung, 2 nodule; with the affine of
-    `image`.
+    """Turns `pred` from probabilities (2, ...) into label ids (1, ...): 0 background, 1 lung, 2 nodule.
+
+    The label map has the affine of `image`.
 
     Args:
         threshold: of either channel.

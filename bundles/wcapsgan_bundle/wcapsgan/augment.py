@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 __all__ = ["Augmentation", "AugmentationRange", "augment"]
 
@@ -63,7 +63,7 @@ def augment(x: Tensor, drawn: Augmentation) -> Tensor:
 def _translate(x: Tensor, drawn: Augmentation) -> Tensor:
     """Moves each sample by its own whole pixels, the border repeated."""
     size = x.shape[-1]
-    padded = F.pad(x, [drawn.margin] * (2 * (x.ndim - 2)), mode="replicate")
+    padded = functional.pad(x, [drawn.margin] * (2 * (x.ndim - 2)), mode="replicate")
     moved = []
     for sample, starts in zip(padded.unbind(0), drawn.starts.tolist(), strict=True):
         for axis, start in enumerate(starts, start=1):

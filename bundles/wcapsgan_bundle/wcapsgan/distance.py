@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from ignite.metrics import Metric
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 from .latents import seeded_generator
 
@@ -44,8 +44,10 @@ def sliced_wasserstein(real: Tensor, generated: Tensor, *, seed: int = 0) -> dic
     draw = seeded_generator(seed)
     distances = {}
     while real.shape[-1] > COARSEST:
-        smaller = [F.avg_pool2d(x, 2) for x in (real, generated)]
-        details = [x - F.interpolate(s, scale_factor=2.0) for x, s in zip((real, generated), smaller, strict=True)]
+        smaller = [functional.avg_pool2d(x, 2) for x in (real, generated)]
+        details = [
+            x - functional.interpolate(s, scale_factor=2.0) for x, s in zip((real, generated), smaller, strict=True)
+        ]
         positions = torch.randint(real.shape[-1] - PATCH + 1, (len(real), PATCHES_PER_SAMPLE, 2), generator=draw)
         distances[f"swd_{real.shape[-1]}"] = _projected(*(_patches(x, positions) for x in details), draw)
         real, generated = smaller
@@ -64,7 +66,7 @@ def _projected(real: Tensor, generated: Tensor, draw: torch.Generator) -> float:
     """Mean over directions of the distance of two sets of descriptors (M, C, n), scaled by the real ones."""
     mean = real.mean(dim=(0, 2), keepdim=True)
     spread = real.std(dim=(0, 2), keepdim=True).clamp(min=1e-6)
-    directions = F.normalize(torch.randn(real.shape[1] * real.shape[2], DIRECTIONS, generator=draw), dim=0)
+    directions = functional.normalize(torch.randn(real.shape[1] * real.shape[2], DIRECTIONS, generator=draw), dim=0)
     lines = [(((x - mean) / spread).flatten(1) @ directions).sort(dim=0).values for x in (real, generated)]
     return float((lines[0] - lines[1]).abs().mean())
 

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two networks of the W-CapsuleGAN: one definition for nodules (64 px) and for lungs (256 px).
 
-Samples are (B, 2, H, W): channel 0 the image, HU of the window [-1000, 400] mapped to [-1, 1]; channel 1 the soft mask in
-[0, 1] (alpha of a nodule, lung mask of a lung). `category` (B,) int64 counts the configured categories; `diameter_mm` (B,)
-is the disc diameter asked for, 0 where there is none (lungs). No network here has batch statistics: a sample never
-depends on the others of its batch.
+Samples are (B, 2, H, W): channel 0 the image, HU of the window [-1000, 400] mapped to [-1, 1]; channel 1 the soft mask
+in [0, 1] (alpha of a nodule, lung mask of a lung). `category` (B,) int64 counts the configured categories;
+`diameter_mm` (B,) is the disc diameter asked for, 0 where there is none (lungs). No network here has batch statistics:
+a sample never depends on the others of its batch.
 """
 
+import itertools
 import math
 
 import torch
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from .capsules import PrimaryCapsules, RoutingCapsules
 
@@ -42,10 +43,11 @@ class _DiameterFeatures(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        self.scale_mm = DIAMETER_SCALE_MM
         self.linear = nn.Linear(2, dim)
 
     def forward(self, diameter_mm: Tensor) -> Tensor:
-        return self.linear(torch.stack([diameter_mm / DIAMETER_SCALE_MM, torch.log1p(diameter_mm)], dim=1))
+        return self.linear(torch.stack([diameter_mm / self.scale_mm, torch.log1p(diameter_mm)], dim=1))
 
 
 class _Upsample(nn.Module):
@@ -65,10 +67,12 @@ class _Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.spatial_dims == 2:
-            kernel = 4 * F.avg_pool2d(F.pad(self.weight, [1, 1, 1, 1]), 2, stride=1)  # sums of 2 x 2 taps
-            return F.conv_transpose2d(x, kernel, stride=2, padding=1)
-        kernel = 8 * F.avg_pool3d(F.pad(self.weight, [1, 1, 1, 1, 1, 1]), 2, stride=1)
-        return F.conv_transpose3d(x, kernel, stride=2, padding=1)
+            kernel = 4 * functional.avg_pool2d(
+                functional.pad(self.weight, [1, 1, 1, 1]), 2, stride=1
+            )  # sums of 2 x 2 taps
+            return functional.conv_transpose2d(x, kernel, stride=2, padding=1)
+        kernel = 8 * functional.avg_pool3d(functional.pad(self.weight, [1, 1, 1, 1, 1, 1]), 2, stride=1)
+        return functional.conv_transpose3d(x, kernel, stride=2, padding=1)
 
 
 class UpBlock(nn.Module):
@@ -78,13 +82,14 @@ class UpBlock(nn.Module):
         super().__init__()
         self.upsample = _Upsample(in_channels, out_channels, spatial_dims=spatial_dims)
         self.norm = nn.GroupNorm(max(out_channels // 8, 1), out_channels, affine=False)
+        self.activation = nn.LeakyReLU(SLOPE)
         singletons = _layers(spatial_dims)[1]
         self.scale = nn.Sequential(nn.Linear(style_dim, out_channels), Rearrange(f"b c -> b c {singletons}"))
         self.shift = nn.Sequential(nn.Linear(style_dim, out_channels), Rearrange(f"b c -> b c {singletons}"))
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         x = self.norm(self.upsample(x))
-        return F.leaky_relu(torch.addcmul(self.shift(style), x, 1 + self.scale(style)), SLOPE)
+        return self.activation(torch.addcmul(self.shift(style), x, 1 + self.scale(style)))
 
 
 class Generator(nn.Module):
@@ -137,8 +142,7 @@ class Generator(nn.Module):
             nn.LeakyReLU(SLOPE),
         )
         self.blocks = nn.ModuleList(
-            UpBlock(wide, narrow, style_dim, spatial_dims=spatial_dims)
-            for wide, narrow in zip(widths[:-1], widths[1:], strict=True)
+            UpBlock(wide, narrow, style_dim, spatial_dims=spatial_dims) for wide, narrow in itertools.pairwise(widths)
         )
         self.head = convolution(widths[-1], out_channels, kernel_size=3, padding=1)
         self.register_buffer("diameter_quantiles", torch.zeros(n_categories, 101))
@@ -206,7 +210,7 @@ class CapsuleCritic(nn.Module):
         self.first = convolution(in_channels, channels, kernel_size=4, stride=2, padding=1)
         self.diameter_shift = nn.Sequential(_DiameterFeatures(channels), Rearrange(f"b c -> b c {singletons}"))
         stem: list[nn.Module] = [nn.LeakyReLU(SLOPE)]
-        for narrow, wide in zip(widths[:-1], widths[1:], strict=True):
+        for narrow, wide in itertools.pairwise(widths):
             stem += [convolution(narrow, wide, kernel_size=4, stride=2, padding=1), nn.LeakyReLU(SLOPE)]
         self.stem = nn.Sequential(*stem)
         self.primary = PrimaryCapsules(widths[-1], n_maps, capsule_dim, spatial_dims=spatial_dims)

@@ -98,9 +98,7 @@ class WCapsGANTrainer(Trainer):
         for average in (ema.module, _unwrapped(generator)):
             average.diameter_quantiles.copy_(dataset.diameter_quantiles())
         self._epoch_outputs: list[dict[str, float]] = []
-        self.add_event_handler(
-            Events.ITERATION_COMPLETED, lambda engine: self._epoch_outputs.append(engine.state.output)
-        )
+        self.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._summarise)
         self._register_handlers(train_handlers)
 
@@ -163,7 +161,7 @@ class WCapsGANTrainer(Trainer):
         return terms
 
     def _draw_reals(self, draw: torch.Generator) -> Batch:
-        """This process's share of a batch of fresh real samples."""
+        """A batch of fresh real samples, or the share of it that this process has."""
         world = dist.get_world_size() if dist.is_initialized() else 1
         batch = self.dataset.draw(draw, self.batch_size * world)
         return Batch(*(self._own(values) for values in batch))
@@ -178,22 +176,24 @@ class WCapsGANTrainer(Trainer):
         world = dist.get_world_size() if dist.is_initialized() else 1
         shape = torch.Size((len(samples) * world, *samples.shape[1:]))
         drawn = self.augmentation.draw(draw, shape)
-        return augment(
-            samples, drawn._replace(**{k: self._own(v) for k, v in drawn._asdict().items() if k != "margin"})
-        )
+        own = {name: self._own(value) for name, value in drawn._asdict().items() if name != "margin"}
+        return augment(samples, drawn._replace(**own))
 
     def _share(self, make: Any) -> Tensor:
-        """This process's rows of what `make(count)` draws for all processes."""
+        """Of what `make(count)` draws for all processes, the rows of this one."""
         world = dist.get_world_size() if dist.is_initialized() else 1
         return self._own(make(self.batch_size * world))
 
     def _own(self, values: Tensor) -> Tensor:
-        """This process's rows, on its device."""
+        """The rows of this process, on its device."""
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         return values[rank::world].to(self.state.device)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.amp)
+
+    def _collect(self, engine: Engine) -> None:
+        self._epoch_outputs.append(engine.state.output)
 
     def _summarise(self, engine: Engine) -> None:
         """Puts the epoch's means into the metrics, and warns of collapse."""

@@ -1,0 +1,346 @@
+"""One test for each line of docs/contracts.md, named by it; the details are tested beside their modules."""
+
+import ast
+import hashlib
+import inspect
+import json
+import re
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation, SqueezeDim
+
+from lungsynth.bundles import open_bundle
+from lungsynth.cohort.patches import PATCH_PX, PATCH_SPACING_MM, disc_diameter_mm, texture_class
+from lungsynth.cohort.phantom_files import make_phantom_cohort
+from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
+from lungsynth.cohort.split import assign_splits
+from lungsynth.ct import Volume, axial_affine, read_plane, voxel_to_lps, write_plane
+from lungsynth.hounsfield import CT_RANGE_HU, NETWORK_WINDOW, Label, to_int16
+from lungsynth.layers.assets import ALPHA_SCALE, content_hash
+
+ROOT = Path(__file__).resolve().parent.parent
+CONTRACTS = (ROOT / "docs" / "contracts.md").read_text()
+BUNDLES = {"lung_seg": "segmenter", "wcapsgan": "sampler", "cyclegan": "enhancer"}
+SPLITS = ("training", "validation", "test")
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("contracts")
+    make_phantom_cohort(folder / "source", patients=6, seed=3, size_px=96, slices=16, slice_spacing_mm=12.0)
+    prepare_cohort([folder / "source"], folder / "cohort", settings=PrepareSettings(), workers=1)
+    return folder / "cohort"
+
+
+def datalist(cohort: Path, name: str) -> list[dict]:
+    lists = json.loads((cohort / f"{name}.json").read_text())
+    assert set(lists) == set(SPLITS)
+    return [{**entry, "split": split} for split in SPLITS for entry in lists[split]]
+
+
+def metadata(name: str) -> dict:
+    return json.loads((ROOT / "bundles" / f"{name}_bundle" / "configs" / "metadata.json").read_text())
+
+
+def test_every_contract_has_a_test():
+    named = set(re.findall(r"^- \*\*(C\d+\.\d+)\*\*", CONTRACTS, flags=re.M))
+    tested = {f"C{a}.{b}" for a, b in re.findall(r"^def test_c(\d+)_(\d+)", Path(__file__).read_text(), flags=re.M)}
+    assert named == tested
+
+
+# C1 frame
+
+
+def test_c1_1_volume_affine_maps_column_row_slice_to_ras():
+    affine = axial_affine(spacing_mm=(2.5, 0.8, 0.7), origin_lps_mm=(-100, -90, -300))
+    volume = Volume(hu=np.zeros((3, 4, 5), np.int16), affine=affine, series_id="s", patient_id="p")
+    assert volume.spacing_mm == pytest.approx((2.5, 0.8, 0.7))
+    x, y, z, _ = affine @ [4, 0, 0, 1]
+    assert (x, y, z) == pytest.approx((100 - 4 * 0.7, 90, -300)), "columns run to the patient's left: RAS x falls"
+    assert nib.aff2axcodes(affine) == ("L", "P", "S")
+
+
+def test_c1_2_annotations_are_lps():
+    affine = axial_affine(spacing_mm=(2.5, 0.8, 0.7), origin_lps_mm=(-100, -90, -300))
+    assert voxel_to_lps(affine, np.array([2, 3, 4])) == pytest.approx([-100 + 4 * 0.7, -90 + 3 * 0.8, -300 + 2 * 2.5])
+
+
+def test_c1_3_slice_file_is_exact_and_monai_sees_the_same_frame(tmp_path):
+    plane = np.random.default_rng(0).integers(*CT_RANGE_HU, (6, 9)).astype(np.int16)
+    affine = axial_affine(spacing_mm=(2, 0.8, 0.7), origin_lps_mm=(1, 2, 3))
+    write_plane(tmp_path / "a.nii.gz", plane, affine)
+    assert nib.load(tmp_path / "a.nii.gz").shape == (9, 6, 1)
+    again, same = read_plane(tmp_path / "a.nii.gz")
+    assert again.dtype == np.int16
+    assert np.array_equal(again, plane)
+    assert np.allclose(same, affine)
+    load = Compose([LoadImage(), EnsureChannelFirst(), Orientation(axcodes="PLS", labels=None), SqueezeDim(dim=-1)])
+    assert np.array_equal(load(tmp_path / "a.nii.gz").numpy(), plane[None])
+
+
+def test_c1_4_lungs_keep_their_affine():
+    """A sample keeps its lung's affine, a generated lung is centred on the origin: see test_chain."""
+    source = (ROOT / "tests" / "test_chain.py").read_text()
+    assert "centred_on_the_origin" in source
+    assert "own_grid" in source or "affine" in source
+
+
+def test_c1_5_hu_range_and_one_window_for_all_bundles():
+    assert to_int16(np.array([-3024.0, -2048, 5000])).tolist() == [-1024, -1024, 3071]
+    assert (NETWORK_WINDOW.low_hu, NETWORK_WINDOW.high_hu) == (-1000, 400)
+    for name in BUNDLES:
+        text = json.dumps(metadata(name)["network_data_format"])
+        assert "[-1000, 400]" in text, f"{name}: metadata.json does not state the window"
+
+
+# C2 nodules
+
+
+def test_c2_1_diameter_is_of_equal_size(cohort):
+    nodules = pd.read_csv(cohort / "nodules.csv").dropna(subset="x_mm")
+    assert (nodules["diameter_mm"] > 0).all()
+    assert {"diameter_mm", "reader_diameter_mm", "votes"} <= set(nodules.columns)
+
+
+def test_c2_2_texture_classes(cohort):
+    classes = [texture_class(t) for t in (1.0, 2.0, 2.5, 3.9, 4.0, 5.0, None)]
+    assert classes == ["ground_glass", "ground_glass", "part_solid", "part_solid", "solid", "solid", "unknown"]
+    nodules = pd.read_csv(cohort / "nodules.csv")
+    assert (nodules["texture_class"] == [texture_class(t) for t in nodules["texture"]]).all()
+
+
+def test_c2_3_patch(cohort):
+    assert (PATCH_PX, PATCH_SPACING_MM) == (64, 0.7)
+    for entry in datalist(cohort, "nodules"):
+        with np.load(cohort / entry["nodule"]) as patch:
+            assert patch["hu"].dtype == patch["context"].dtype == np.int16
+            assert patch["alpha"].dtype == np.float16
+            assert patch["valid"].dtype == bool
+            assert patch["hu"].shape[1:] == (64, 64)
+            alpha = patch["alpha"]
+            assert 0 <= alpha.min() <= alpha.max() <= 1
+            assert not alpha[~patch["valid"]].any()
+            assert not alpha[:, [0, -1], :].any()
+            assert not alpha[:, :, [0, -1]].any()
+
+
+def test_c2_4_solid_fraction_follows_texture(cohort):
+    nodules = pd.read_csv(cohort / "nodules.csv").dropna(subset="solid_fraction")
+    assert nodules["solid_fraction"].between(0, 1).all()
+    means = nodules.groupby("texture_class")["mean_hu"].mean()
+    assert means.get("solid", 0) > means.get("ground_glass", -600)
+
+
+# C3 lungs
+
+
+def test_c3_1_generated_lungs_are_256_at_1_4_mm():
+    config = ConfigParser.load_config_file(ROOT / "bundles/wcapsgan_bundle/configs/inference_lung.json")
+    assert (config["size"], config["spacing_mm"]) == (256, 1.4)
+
+
+def test_c3_2_normal_slices_on_the_generators_grid(cohort):
+    lungs = datalist(cohort, "lungs")
+    assert lungs
+    for entry in lungs:
+        with np.load(cohort / entry["lung"]) as lung:
+            assert lung["hu"].shape == lung["mask"].shape == (256, 256)
+            assert (lung["hu"].dtype, lung["mask"].dtype) == (np.int16, np.uint8)
+            assert set(np.unique(lung["mask"])) == {0, 1}
+            rows, columns = np.nonzero(lung["mask"])
+            middle = (rows.min() + rows.max()) / 2, (columns.min() + columns.max()) / 2
+            assert middle == pytest.approx((127.5, 127.5), abs=3)
+
+
+# C4 labels
+
+
+def test_c4_1_label_ids(cohort):
+    assert [int(label) for label in Label] == [0, 1, 2, 255]
+    found = {int(v) for path in (cohort / "labels").iterdir() for v in np.unique(read_plane(path)[0])}
+    assert {0, 1, 2} <= found <= {0, 1, 2, 255}
+
+
+def test_c4_2_entries_say_what_an_expert_drew(cohort):
+    drawn = [entry["labelled"] for entry in datalist(cohort, "segmentation")]
+    assert all(set(labels) <= {"lung", "nodule"} for labels in drawn)
+    assert any("nodule" in labels for labels in drawn)
+
+
+# C5 cohort
+
+
+def test_c5_1_files(cohort):
+    series, nodules = pd.read_csv(cohort / "series.csv"), pd.read_csv(cohort / "nodules.csv")
+    for table, path in ((series, "series.csv"), (nodules, "nodules.csv")):
+        promised = re.search(rf"\| `{re.escape(path)}` \| `([^`(]+)", CONTRACTS).group(1)
+        assert {name.split(" ")[0] for name in promised.replace("`", "").split(", ")} <= {*table.columns, ""}
+    described = json.loads((cohort / "cohort.json").read_text())
+    assert described["format"] == 1
+    assert {"settings", "sources", "split_hash", "counts", "problems"} <= set(described)
+    for name in ("montage_nodules.png", "montage_lungs.png", "report.md"):
+        assert (cohort / name).is_file()
+
+
+def test_c5_2_datalists(cohort):
+    keys = {
+        "segmentation": {"image", "label", "labelled", "kind"},
+        "nodules": {"nodule", "nodule_id", "category", "diameter_mm"},
+        "lungs": {"lung", "image", "label", "category"},
+        "enhancement": {"image", "label"},
+    }
+    for name, wanted in keys.items():
+        for entry in datalist(cohort, name):
+            needed = wanted - {"label"} if entry.get("kind") == "nodule" else wanted
+            assert needed | {"patient_id", "series_id", "source"} <= set(entry)
+            assert all((cohort / entry[key]).is_file() for key in ("image", "label", "nodule", "lung") if key in entry)
+    for entry in datalist(cohort, "lungs"):
+        assert Label.NODULE not in read_plane(cohort / entry["label"])[0]
+
+
+def test_c5_3_no_patient_on_two_sides_and_the_hash_tells(cohort):
+    for name in ("segmentation", "nodules", "lungs", "enhancement"):
+        sides = pd.DataFrame(datalist(cohort, name)).groupby("patient_id")["split"].nunique()
+        assert (sides == 1).all()
+    series = pd.read_csv(cohort / "series.csv")
+    lines = sorted({f"{row.patient_id},{row.split}" for row in series.itertuples()})
+    described = json.loads((cohort / "cohort.json").read_text())
+    digests = {hashlib.sha256(text.encode()).hexdigest() for text in ("\n".join(lines), "\n".join(lines) + "\n")}
+    assert described["split_hash"] in digests
+    assert inspect.getdoc(assign_splits)
+
+
+def test_c5_4_luna16_series_find_their_patients(cohort):
+    series = pd.read_csv(cohort / "series.csv")
+    assert series["patient_known"].all(), "the phantom's patients.csv maps LUNA16 series to patients"
+    assert series["patient_id"].str.lower().str.startswith("phantom").all()
+
+
+# C6 weights
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_c6_1_weights_have_their_sidecar(name):
+    models = ROOT / "bundles" / f"{name}_bundle" / "models"
+    assert (models / "model.pt").is_file()
+    assert name != "wcapsgan" or (models / "model_lung.pt").is_file()
+    for weights in models.glob("*.pt"):
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        assert all(isinstance(value, torch.Tensor) for value in state.values())
+        sidecar = json.loads(weights.with_suffix(".json").read_text())
+        assert sidecar["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+        assert {"network", "split_hash", "data", "seed", "versions", "validation"} <= set(sidecar)
+        assert all({"name", "licence", "citation"} <= set(source) for source in sidecar["data"])
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_c6_2_training_writes_under_runs(name):
+    config = ConfigParser.load_config_file(ROOT / f"bundles/{name}_bundle/configs/train.json")
+    assert config["output_dir"].startswith("runs/")
+
+
+@pytest.mark.parametrize("script", ["synthesize.py"])
+def test_c6_3_commands_take_bundles(script):
+    assert '"--bundles"' in (ROOT / "scripts" / script).read_text()
+
+
+def test_c6_4_bundles_stand_alone():
+    declared = {"torch": "torch", "monai": "monai", "numpy": "numpy"}
+    for name in BUNDLES:
+        root = ROOT / "bundles" / f"{name}_bundle"
+        facts = metadata(name)
+        packages = {"torch", "monai", "numpy", *facts["required_packages_version"], name}
+        packages = {package.replace("pytorch-ignite", "ignite").replace("pillow", "PIL") for package in packages}
+        for path in root.rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                modules += [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+                for module in modules:
+                    top = module.split(".")[0]
+                    assert top in packages or top in _standard_library(), f"{path}: {module} is not declared"
+        for package, stated in [
+            *((p, facts[f"{key}_version"]) for key, p in (("pytorch", "torch"), ("monai", "monai"), ("numpy", "numpy"))),
+            *facts["required_packages_version"].items(),
+        ]:
+            assert version(declared.get(package, package)).split("+")[0] == stated
+    for repeated in ("provenance.py", "resume.py"):
+        texts = {(ROOT / f"bundles/{name}_bundle/{name}/{repeated}").read_text() for name in BUNDLES}
+        assert len(texts) == 1
+    for path in (ROOT / "lungsynth").rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) (lung_seg|wcapsgan|cyclegan)\b", path.read_text(), flags=re.M)
+
+
+def _standard_library() -> frozenset[str]:
+    import sys
+
+    return sys.stdlib_module_names
+
+
+def test_c6_5_what_the_chain_asks_of_the_bundles():
+    bundles = ROOT / "bundles"
+    sampler = open_bundle(bundles, "wcapsgan", component="sampler")
+    first = sampler([3, 4, 5], [sampler.categories[0]] * 3, [8.0, None, 12.0])
+    alone = sampler([4], [sampler.categories[0]], [None])
+    assert first["hu"].dtype == np.int16
+    assert first["alpha"].dtype == np.float16
+    assert first["hu"].shape == first["alpha"].shape == (3, 64, 64)
+    assert np.array_equal(first["hu"][1], alone["hu"][0]), "one seed makes one sample, whatever else is asked for"
+    assert first["diameter_mm"].shape == first["seed"].shape == (3,)
+    lungs = open_bundle(
+        bundles,
+        "wcapsgan",
+        component="sampler",
+        configs=("inference.json", "inference_lung.json"),
+        weights="model_lung.pt",
+    )
+    lung = lungs([1], [lungs.categories[0]], [None])
+    assert lung["hu"].shape == lung["mask"].shape == (1, 256, 256)
+    hu, mask = lung["hu"][0], lung["mask"][0].astype(bool)
+    enhanced = open_bundle(bundles, "cyclegan", component="enhancer")(hu, np.zeros_like(mask))
+    assert (enhanced.dtype, enhanced.shape) == (np.int16, hu.shape)
+    maps = open_bundle(bundles, "lung_seg", component="segmenter")(hu, (1.4, 1.4))
+    assert maps["lung"].shape == maps["nodule"].shape == hu.shape
+    assert 0 <= min(m.min() for m in maps.values()) <= max(m.max() for m in maps.values()) <= 1
+
+
+# C7 assets and recipes
+
+
+def test_c7_1_assets_are_named_by_their_content():
+    array = np.arange(2 * 64 * 64, dtype=np.int16).reshape(2, 64, 64)
+    assert re.fullmatch(r"[0-9a-f]{16}", content_hash(array))
+    assert content_hash(array) == content_hash(array.copy()) != content_hash(array[::-1])
+    assert ALPHA_SCALE == 16384
+
+
+@pytest.mark.parametrize("law", ["rebuil", "same"])
+def test_c7_2_recipes_rebuild_their_samples(law):
+    """Rebuilding from the catalogue is tested where it lives; here: that those tests exist."""
+    source = "".join((ROOT / "tests" / f"test_{name}.py").read_text() for name in ("layers_catalogue", "chain"))
+    assert re.search(rf"^def test_\w*{law}", source, flags=re.M)
+
+
+def test_c7_3_diameters_of_discs_do_not_depend_on_the_grid():
+    assert disc_diameter_mm(400, pixel_area_mm2=0.49) == pytest.approx(disc_diameter_mm(100, pixel_area_mm2=1.96))
+
+
+# Dependencies are pinned once
+
+
+def test_pins_of_the_project_and_of_the_bundles_agree():
+    pins = dict(
+        re.fullmatch(r"([\w-]+)==([\w.]+)", line).groups()
+        for line in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+        if "==" in line
+    )
+    for name in BUNDLES:
+        for package, stated in metadata(name)["required_packages_version"].items():
+            assert pins.get(package, stated) == stated
