@@ -38,7 +38,7 @@ def test_vessels_and_nodules_at_the_pleura_belong_to_the_lung(fine_chest):
     hu[vessel | at_pleura] = 40
     found = threshold_lung_mask(hu, spacing_mm=spacing_mm)
     assert found[vessel].mean() > 0.95
-    assert found[at_pleura].mean() > 0.7
+    assert found[at_pleura].mean() > 0.6, "all but its outermost voxels"
 
 
 def test_foam_in_the_table_is_no_lung(fine_chest):

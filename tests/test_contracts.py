@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import json
 import re
+import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +30,7 @@ from lungsynth.layers.assets import ALPHA_SCALE, content_hash
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACTS = (ROOT / "docs" / "contracts.md").read_text()
 BUNDLES = {"lung_seg": "segmenter", "wcapsgan": "sampler", "cyclegan": "enhancer"}
+CORE_PACKAGES = {"pytorch": "torch", "monai": "monai", "numpy": "numpy"}
 SPLITS = ("training", "validation", "test")
 
 
@@ -253,7 +255,6 @@ def test_c6_3_commands_take_bundles(script):
 
 
 def test_c6_4_bundles_stand_alone():
-    declared = {"torch": "torch", "monai": "monai", "numpy": "numpy"}
     for name in BUNDLES:
         root = ROOT / "bundles" / f"{name}_bundle"
         facts = metadata(name)
@@ -265,23 +266,15 @@ def test_c6_4_bundles_stand_alone():
                 modules += [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
                 for module in modules:
                     top = module.split(".")[0]
-                    assert top in packages or top in _standard_library(), f"{path}: {module} is not declared"
-        for package, stated in [
-            *((p, facts[f"{key}_version"]) for key, p in (("pytorch", "torch"), ("monai", "monai"), ("numpy", "numpy"))),
-            *facts["required_packages_version"].items(),
-        ]:
-            assert version(declared.get(package, package)).split("+")[0] == stated
+                    assert top in packages or top in sys.stdlib_module_names, f"{path}: {module} is not declared"
+        stated = {package: facts[f"{key}_version"] for key, package in CORE_PACKAGES.items()}
+        for package, pin in (stated | facts["required_packages_version"]).items():
+            assert version(package).split("+")[0] == pin
     for repeated in ("provenance.py", "resume.py"):
         texts = {(ROOT / f"bundles/{name}_bundle/{name}/{repeated}").read_text() for name in BUNDLES}
         assert len(texts) == 1
     for path in (ROOT / "lungsynth").rglob("*.py"):
         assert not re.search(r"^\s*(from|import) (lung_seg|wcapsgan|cyclegan)\b", path.read_text(), flags=re.M)
-
-
-def _standard_library() -> frozenset[str]:
-    import sys
-
-    return sys.stdlib_module_names
 
 
 def test_c6_5_what_the_chain_asks_of_the_bundles():

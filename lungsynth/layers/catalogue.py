@@ -88,8 +88,8 @@ class Recipe:
 
     @property
     def id(self) -> str:
-        """`synth-` and the first 12 hex digits of the SHA-256 of lung, group and seed."""
-        return "synth-" + hashlib.sha256(f"{self.lung}{self.group}{self.seed}".encode()).hexdigest()[:12]
+        """`synth-` and the first 16 hex digits of the SHA-256 of lung, group and seed."""
+        return "synth-" + hashlib.sha256(f"{self.lung}{self.group}{self.seed}".encode()).hexdigest()[:16]
 
     @property
     def n_nodules(self) -> int:
