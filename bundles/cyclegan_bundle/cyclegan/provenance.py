@@ -78,7 +78,8 @@ class Sidecar:
             "sha256": sha256,
             "split_hash": cohort.get("split_hash"),
             "data": [
-                {key: source.get(key) for key in ("name", "licence", "citation")} for source in cohort.get("sources", [])
+                {key: source.get(key) for key in ("name", "licence", "citation")}
+                for source in cohort.get("sources", [])
             ],
             "seed": self.seed,
             "versions": {name: importlib.metadata.version(name).split("+")[0] for name in PACKAGES},

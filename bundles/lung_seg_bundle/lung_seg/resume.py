@@ -19,7 +19,7 @@ class RandomState:
     """Random generators of torch, numpy and Python, as an object that a CheckpointSaver can hold.
 
     MONAI's random transforms own a generator each, which no checkpoint reaches; once attached, they are seeded anew at
-    the start of each epoch from `seed` and the epoch, so that an epoch is the same whether or not a stop came before it.
+    the start of each epoch from `seed` and the epoch, so that an epoch is the same with a stop before it or without.
 
     Args:
         seed: of the transforms.
