@@ -41,6 +41,15 @@ def test_a_lung_keeps_its_area_and_hu_and_comes_to_the_centre(size_px, pixel_mm,
     assert np.median(grid_hu[mask == 0]) in (40, -1000)
 
 
+def test_the_mirrored_slice_gives_the_mirrored_grid():
+    hu = np.random.default_rng(0).integers(-900, 40, (60, 80)).astype(np.int16)
+    lung = ellipse((25, 37), (12, 20), (60, 80))
+    straight = lung_on_grid(hu, lung, spacing_mm=(3.1, 2.9), size_px=256)
+    mirrored = lung_on_grid(hu[::-1, ::-1].copy(), lung[::-1, ::-1].copy(), spacing_mm=(3.1, 2.9), size_px=256)
+    assert np.abs(straight[0] - mirrored[0][::-1, ::-1]).max() <= 1
+    assert np.array_equal(straight[1], mirrored[1][::-1, ::-1])
+
+
 def test_outside_the_scan_is_air():
     lung = ellipse((20, 20), (10, 10), (40, 40))
     grid_hu, mask = lung_on_grid(np.full((40, 40), 40, np.int16), lung, spacing_mm=(2.0, 2.0), size_px=256)

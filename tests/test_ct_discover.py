@@ -167,6 +167,13 @@ def test_annotations_that_do_not_fit_are_refused(tmp_path, table, message):
         find_series(tmp_path)
 
 
+def test_a_subset_of_a_collection_may_come_with_the_whole_table(tmp_path):
+    save_nifti(tmp_path / "A_ct.nii.gz", HU)
+    (tmp_path / "annotations.csv").write_text(TABLE + "A,1,2,3,4\nunknown,1,2,3,4\n")
+    (files,) = find_series(tmp_path, subset=True).series
+    assert {sphere.series_id for sphere in files.annotations.spheres} == {"A"}
+
+
 @pytest.mark.skipif(not SHARED.exists(), reason="development data")
 @pytest.mark.parametrize(
     ("folder", "count"),

@@ -52,11 +52,12 @@ class Discovery:
         self.close()
 
 
-def find_series(source: Path) -> Discovery:
+def find_series(source: Path, *, subset: bool = False) -> Discovery:
     """Finds the CT series of a source.
 
     Args:
         source: a folder (with all below it, zips too), a zip, or one file.
+        subset: the source is a part of its collection, so `annotations.csv` may name series that are not in it.
 
     Returns:
         The series, sorted by id, and files that should be CT or annotations and are damaged.
@@ -71,7 +72,7 @@ def find_series(source: Path) -> Discovery:
     if not found:
         files.close()
         raise InputError(_nothing(source, problems))
-    notes = _annotations(files.paths, found, _slices(scanned), problems)
+    notes = _annotations(files.paths, found, _slices(scanned), problems, subset=subset)
     series = tuple(replace(found[key], annotations=notes[key]) for key in sorted(found))
     return Discovery(series=series, problems=tuple(problems), _files=files)
 
@@ -155,11 +156,16 @@ def _slices(scanned: Iterable[_DicomFile]) -> dict[str, str]:
 
 
 def _annotations(
-    paths: Iterable[Path], found: dict[_Key, SeriesFiles], slices: dict[str, str], problems: list[Problem]
+    paths: Iterable[Path],
+    found: dict[_Key, SeriesFiles],
+    slices: dict[str, str],
+    problems: list[Problem],
+    *,
+    subset: bool,
 ) -> dict[_Key, Annotations]:
     paths = list(paths)
     known = {series_id for _, series_id in found}
-    spheres = _spheres([path for path in paths if path.suffix.lower() == ".csv"], known)
+    spheres = _spheres([path for path in paths if path.suffix.lower() == ".csv"], None if subset else known)
     lidc: dict[str, Path] = {}
     boxes: dict[str, list[Path]] = {}
     for path in (path for path in paths if path.suffix.lower() == ".xml"):
@@ -183,7 +189,7 @@ def _annotations(
     }
 
 
-def _spheres(tables: Iterable[Path], known: set[str]) -> list[NoduleSphere]:
+def _spheres(tables: Iterable[Path], known: set[str] | None) -> list[NoduleSphere]:
     """Rows of all annotation tables, each once: LUNA16 brings its table twice."""
     rows = (row for path in tables if is_annotations(path) for row in read_luna16_annotations(path, known))
     return list(dict.fromkeys(rows))

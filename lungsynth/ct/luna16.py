@@ -42,7 +42,7 @@ def read_luna16_annotations(path: Path, known_series: Collection[str] | None = N
     if unknown:
         raise InputError(
             f"{path}: {len(unknown)} unknown series, first {unknown[0]}: no image of that name is in the source. "
-            "Add its image, or delete its rows."
+            "Add its image, delete its rows, or say that the source is a part of its collection (--subset)."
         )
     numbers = table[list(ANNOTATION_COLUMNS[1:])].apply(pd.to_numeric, errors="coerce")
     if (bad := numbers.isna().any(axis=1)).any():
