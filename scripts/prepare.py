@@ -34,6 +34,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=LUNG_SIZES_PX[0],
         help="the lung generator's grid in pixels: 256 at 1.4 mm (default) or 512 at 0.7 mm",
     )
+    parser.add_argument(
+        "--subset",
+        action="store_true",
+        help="the sources are parts of their collections (one subset of LUNA16): annotations of other series are ignored",
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
     return parser.parse_args(argv)
 
@@ -55,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     """Prepares a cohort; status 2 with one sentence when nothing could be used."""
     logging.basicConfig(level=logging.WARNING)
     args = parse_args(argv)
-    settings = PrepareSettings(split=args.split, seed=args.seed, slices=SliceSettings(lung_size_px=args.lung_size))
+    slices = SliceSettings(lung_size_px=args.lung_size)
+    settings = PrepareSettings(split=args.split, seed=args.seed, slices=slices, subset=args.subset)
     try:
         outcome = prepare_cohort(args.sources, args.out, settings=settings, workers=args.workers)
     except InputError as error:

@@ -113,6 +113,13 @@ def test_crops_come_in_with_their_ratings(tmp_path):
     assert np.load(nodule.save(tmp_path))["hu"].dtype == np.int16
 
 
+def test_crops_without_spacing_are_left_out(tmp_path):
+    write_crops(tmp_path)
+    index = (tmp_path / "index.csv").read_text()
+    (tmp_path / "index.csv").write_text(index.replace(",0.7\n", ",\n"))
+    assert list(read_crops(tmp_path)) == []
+
+
 def test_crops_that_are_not_crops_are_refused(tmp_path):
     write_crops(tmp_path, image=np.zeros((1, 32, 32), np.uint8))
     with pytest.raises(InputError, match=r"x_64.npz: needs uint8 images and votes of \(N, 64, 64\)"):

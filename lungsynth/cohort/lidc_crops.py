@@ -1,7 +1,8 @@
 """Importer of 8-bit LIDC crops: a folder of `*_64.npz` with `index.csv` and, when present, `nodules.csv`.
 
 The npz holds `image` and `votes` (uint8, N x 64 x 64) and `row` (which line of index.csv). Grey levels are brought back
-to HU by `calibration`; HU of such nodules are estimates. Nodules cut by their crop are left out.
+to HU by `calibration`; HU of such nodules are estimates. Nodules that are cut by their crop,
+were drawn by nobody or have no pixel spacing are left out.
 """
 
 import logging
@@ -55,8 +56,8 @@ def read_crops(folder: Path) -> Iterator[NodulePatches]:
         attributes, spacing = ratings.get((patient, nodule), {}), float(rows["pixel_spacing_mm"].iloc[0])
         whole = rows[rows["px_cut_by_64crop"] == 0]
         lines = whole.index.to_numpy()
-        if len(lines) == 0 or not votes[lines].any() or len(whole) < len(rows):
-            logger.debug("%s nodule %s is cut by its crop or was drawn by nobody: left out", patient, nodule)
+        if len(lines) == 0 or not votes[lines].any() or len(whole) < len(rows) or not spacing > 0:
+            logger.debug("%s nodule %s is cut by its crop, without mask or without spacing", patient, nodule)
             continue
         yield patches_from_planes(
             np.stack([to_int16(estimate_calibration(images[k]).to_hu(images[k])) for k in lines]),

@@ -47,11 +47,12 @@ class Plan:
             discovery.close()
 
 
-def make_plan(sources: Sequence[Path]) -> Plan:
+def make_plan(sources: Sequence[Path], *, subset: bool = False) -> Plan:
     """Looks into the sources.
 
     Args:
         sources: folders, zips or files, in any mix of layouts.
+        subset: annotation tables may name series that are not in their source.
 
     Raises:
         InputError: when a source does not exist.
@@ -68,7 +69,7 @@ def make_plan(sources: Sequence[Path]) -> Plan:
         found = _nodule_folders(source)
         folders += found
         try:
-            discovery = find_series(source)
+            discovery = find_series(source, subset=subset)
         except InputError as error:
             if not found:
                 problems.append(Problem(source, str(error)))

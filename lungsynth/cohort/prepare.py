@@ -51,6 +51,7 @@ class PrepareSettings:
         split: `auto` (test 20 %, validation 10 % of the patients) or `test` (all of them).
         seed: of the split.
         slices: see `SliceSettings`.
+        subset: sources are parts of their collections: annotation tables may name series that are not there.
 
     Raises:
         InputError: on an unknown split or lung size.
@@ -59,6 +60,7 @@ class PrepareSettings:
     split: str = "auto"
     seed: int = 0
     slices: SliceSettings = field(default_factory=SliceSettings)
+    subset: bool = False
 
     def __post_init__(self) -> None:
         if self.split not in ("auto", "test"):
@@ -89,7 +91,7 @@ def prepare_cohort(sources: Sequence[Path], out: Path, *, settings: PrepareSetti
     """
     identity = cohort_identity(sources, {"split": settings.split, "seed": settings.seed, **asdict(settings.slices)})
     is_new = check_output(out, sources, identity)
-    with closing(make_plan(sources)) as plan:
+    with closing(make_plan(sources, subset=settings.subset)) as plan:
         if not plan.series and not plan.folders:
             raise InputError(_nothing(sources, plan.problems))
         open_output(out, identity)
