@@ -37,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--subset",
         action="store_true",
-        help="the sources are parts of their collections (one subset of LUNA16): annotations of other series are ignored",
+        help="the sources are parts of their collections (a subset of LUNA16): ignore annotations of other series",
     )
     parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
     return parser.parse_args(argv)

@@ -49,7 +49,8 @@ class WCapsGANTrainer(Trainer):
         max_epochs: of `epoch_length` generator steps each.
         epoch_length: generator steps.
         dataset: where the real samples are drawn from.
-        generator: may be wrapped for distributed training, as `critic` may.
+        generator: may be wrapped for distributed training, as `critic` may. Change a network's memory format before
+            wrapping it, never after: DistributedDataParallel would silently scramble its gradients.
         critic: see `CapsuleCritic`.
         generator_optimizer: of the generator.
         critic_optimizer: of the critic.
@@ -93,8 +94,6 @@ class WCapsGANTrainer(Trainer):
         self.augmentation = augmentation
         self.inferer = inferer or SimpleInferer()
         self.amp = amp and bfloat16_is_fast(self.state.device)
-        for network in (generator, critic):
-            network.to(memory_format=torch.channels_last)
         for average in (ema.module, _unwrapped(generator)):
             average.diameter_quantiles.copy_(dataset.diameter_quantiles())
         self._epoch_outputs: list[dict[str, float]] = []
