@@ -55,6 +55,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return 130
+    check = result.figures["check"]
+    print(
+        f"Of {check['checked_nodules']:.0f} nodules on {check['checked_samples']:.0f} slices, lung_seg_bundle finds "
+        f"{check['nodules_found']:.0%}, and {check['other_findings_per_slice']:.1f} other findings a slice"
+    )
     print(f"Contact sheet    {result.out / 'contact_sheet.png'}")
     print(f"Images           {result.out / 'images'}")
     print(f"Labels           {result.out / 'masks'} and {result.out / 'annotations.csv'}")

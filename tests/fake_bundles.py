@@ -78,6 +78,14 @@ class Enhancer:
 
     def __call__(self, hu, nodule_mask):
         return np.where(nodule_mask, hu, hu + 1).astype(np.int16)
+
+
+class Segmenter:
+    def __init__(self, weights):
+        torch.load(weights, weights_only=True)
+
+    def __call__(self, hu, spacing_mm):
+        return {"lung": (hu < -500).astype(np.float32), "nodule": (hu > 0).astype(np.float32)}
 '''
 
 
@@ -108,8 +116,8 @@ def linear_state(width: int, fill: float = 0.0) -> dict:
 
 
 def write_fake_bundles(bundles: Path, prefix: str) -> Path:
-    """The two bundles that the chain opens; `prefix` keeps the packages of two folders apart."""
-    sampler, enhancer = f"{prefix}_wcapsgan", f"{prefix}_cyclegan"
+    """The three bundles that the chain opens; `prefix` keeps the packages of two folders apart."""
+    sampler, enhancer, segmenter = (f"{prefix}_{name}" for name in ("wcapsgan", "cyclegan", "lung_seg"))
     at = "$str(@bundle_root) + "
     write_bundle(
         bundles,
@@ -143,6 +151,18 @@ def write_fake_bundles(bundles: Path, prefix: str) -> Path:
             "inference.json": {
                 "bundle_root": ".",
                 "enhancer": {"_target_": f"{enhancer}.sampling.Enhancer", "weights": at + "'/models/model.pt'"},
+            }
+        },
+        {"model.pt": linear_state(2)},
+    )
+    write_bundle(
+        bundles,
+        "lung_seg",
+        segmenter,
+        {
+            "inference.json": {
+                "bundle_root": ".",
+                "segmenter": {"_target_": f"{segmenter}.sampling.Segmenter", "weights": at + "'/models/model.pt'"},
             }
         },
         {"model.pt": linear_state(2)},

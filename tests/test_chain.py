@@ -15,6 +15,7 @@ import lungsynth.chain.render_stage
 import lungsynth.layers.library
 from lungsynth.bundles import open_bundle
 from lungsynth.chain import ChainSettings, run_chain
+from lungsynth.chain.check_stage import compare
 from lungsynth.chain.plan_stage import spread
 from lungsynth.chain.settings import Purpose, seeds
 from lungsynth.ct.volume import axial_affine, lps_to_voxel
@@ -189,9 +190,10 @@ def test_the_parent_run_has_a_child_a_stage_and_holds_no_path(finished, store):
     children = {
         run.data.tags["stage"]: run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
     }
-    assert set(children) == {"assets", "plan", "render", "report"}
+    assert set(children) == {"assets", "plan", "render", "report", "check"}
     assert {run.info.status for run in [parent, *children.values()]} == {"FINISHED"}
     assert children["render"].data.metrics["samples_total"] == COUNT
+    assert 0 <= children["check"].data.metrics["nodules_found"] <= 1
     assert children["plan"].data.metrics["mean_distance_mm"] > 0
     artifacts = [item.path for item in tracker.client.list_artifacts(children["report"].info.run_id)]
     assert artifacts == ["contact_sheet.png"]
@@ -203,6 +205,15 @@ def test_the_parent_run_has_a_child_a_stage_and_holds_no_path(finished, store):
     logged = str([[run.data.params, run.data.tags] for run in [parent, *children.values()]])
     assert str(finished.out.parent) not in logged
     assert str(finished.bundles) not in logged
+
+
+def test_a_mark_finds_its_nodule_or_is_another_finding():
+    label = np.ones((40, 40), np.uint8)
+    marked = np.zeros((40, 40), bool)
+    label[5:9, 5:9] = label[20:24, 20:24] = 2
+    marked[8:10, 8:10] = True  # on the first nodule's corner
+    marked[33:35, 33:35] = True
+    assert compare(marked, label) == ([True, False], 1)
 
 
 @pytest.mark.parametrize(

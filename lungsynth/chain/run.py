@@ -1,4 +1,4 @@
-"""The chain: assets -> plan -> render -> report, each stage a child run of one MLflow run, each able to go on.
+"""The chain: assets -> plan -> render -> report -> check, each stage a child run of one MLflow run, each able to go on.
 
 Everything that a user can get wrong is looked at before the first file is written. A stage whose result stands is not
 done again; `run.json` says whose results they are.
@@ -18,6 +18,7 @@ from PIL import Image
 
 from lungsynth.bundles import Weights, open_bundle, read_weights, resolved_config
 from lungsynth.chain.asset_stage import LUNG_CONFIGS, LUNG_WEIGHTS, Samplers, make_assets, open_samplers
+from lungsynth.chain.check_stage import Segmenter, check_samples
 from lungsynth.chain.cohort_source import CohortSource, open_cohort
 from lungsynth.chain.plan_stage import PlanWeights, make_catalogue, presence
 from lungsynth.chain.render_stage import remove_leftovers, render_samples
@@ -32,7 +33,7 @@ __all__ = ["ChainResult", "run_chain"]
 
 _FORMAT = 1
 _LOGGED_SAMPLES = 6
-_NETWORKS = ("wcapsgan", "wcapsgan_lung", "cyclegan")
+_NETWORKS = ("lung_seg", "wcapsgan", "wcapsgan_lung", "cyclegan")
 _RUN_MARK = ".mlflow_run"  # id of the run in progress, so that a killed one can be closed
 
 _LOG = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class _Tools:
     weights: dict[str, Weights]
     samplers: Samplers | None
     enhance: Enhancer | None
+    segmenter: Segmenter
     configs: dict[str, dict[str, Any]]
 
 
@@ -104,6 +106,7 @@ def _prepare(settings: ChainSettings) -> tuple[_Tools, dict[str, Any]]:
         weights=weights,
         samplers=None if has_assets else open_samplers(settings.bundles, **used),
         enhance=open_bundle(settings.bundles, "cyclegan", component="enhancer") if settings.enhance else None,
+        segmenter=open_bundle(settings.bundles, "lung_seg", component="segmenter"),
         configs=_configs(settings),
     )
     return tools, identity
@@ -111,6 +114,7 @@ def _prepare(settings: ChainSettings) -> tuple[_Tools, dict[str, Any]]:
 
 def _weights(settings: ChainSettings) -> dict[str, Weights]:
     weights = {
+        "lung_seg": read_weights(settings.bundles, "lung_seg"),
         "wcapsgan": read_weights(settings.bundles, "wcapsgan"),
         "wcapsgan_lung": read_weights(settings.bundles, "wcapsgan", file=LUNG_WEIGHTS),
     }
@@ -139,6 +143,7 @@ def _identity(settings: ChainSettings, cohort: CohortSource | None, weights: Map
 
 def _configs(settings: ChainSettings) -> dict[str, dict[str, Any]]:
     configs = {
+        "lung_seg": resolved_config(settings.bundles, "lung_seg"),
         "wcapsgan": resolved_config(settings.bundles, "wcapsgan"),
         "wcapsgan_lung": resolved_config(settings.bundles, "wcapsgan", configs=LUNG_CONFIGS),
     }
@@ -153,6 +158,7 @@ def _run_stages(settings: ChainSettings, tools: _Tools, tracker: Tracker, parent
         "plan": _plan,
         "render": _render,
         "report": _report,
+        "check": _check,
     }
     figures = {}
     for name, stage in stages.items():
@@ -206,6 +212,11 @@ def _report(settings: ChainSettings, tools: _Tools, run: Run) -> dict[str, float
     nodules = Counter(f"nodules_{nodule.category}" for recipe in recipes for nodule in recipe.nodules)
     real = sum(recipe.has_real_voxels for recipe in recipes)
     return {**{key: float(value) for key, value in nodules.items()}, "samples_with_real_voxels": float(real)}
+
+
+def _check(settings: ChainSettings, tools: _Tools, run: Run) -> dict[str, float]:
+    recipes = list(read_catalogue(settings.out / "catalogue.parquet"))
+    return check_samples(recipes, settings.out, tools.segmenter)
 
 
 def _log_run(parent: Run, settings: ChainSettings, identity: dict[str, Any], tools: _Tools) -> None:
