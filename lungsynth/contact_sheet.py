@@ -75,9 +75,7 @@ def contact_sheet(tiles: Sequence[Tile]) -> Image.Image:
     colours = _colours(tiles)
     plain = [_captioned(draw_tile(tile, colour=None), tile.title, (255, 255, 255)) for tile in tiles[:columns]]
     outlined = [
-        _captioned(
-            draw_tile(tile, colour=colours[tile.category]), f"{tile.title} {tile.category}", colours[tile.category]
-        )
+        _captioned(draw_tile(tile, colour=colours[tile.category]), _caption(tile), colours[tile.category])
         for tile in tiles
     ]
     sections = [
@@ -94,6 +92,11 @@ def save_sheet(image: Image.Image, path: Path) -> None:
     partial = path.with_name(f".{path.name}.part")
     image.save(partial, format="PNG")
     partial.replace(path)
+
+
+def _caption(tile: Tile) -> str:
+    """The category whole and the end of the id, so that both fit under the tile."""
+    return f"{tile.category}  {tile.title[-8:]}"
 
 
 def _colours(tiles: Sequence[Tile]) -> dict[str, tuple[int, int, int]]:

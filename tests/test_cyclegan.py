@@ -148,7 +148,7 @@ def test_region_computed_alone_equals_the_whole_slice() -> None:
     region = image[..., top - reach : top + 20 + reach, left - reach : left + 30 + reach]
     assert reach % network.alignment_px == 0
     alone = network(region)[..., reach:-reach, reach:-reach]
-    torch.testing.assert_close(alone, network(image)[..., top : top + 20, left : left + 30], atol=1e-6, rtol=0)
+    torch.testing.assert_close(alone, network(image)[..., top : top + 20, left : left + 30], atol=2e-5, rtol=0)
 
 
 def test_scripted_generator_gives_the_same() -> None:

@@ -36,7 +36,7 @@ class SliceSettings:
 
     lung_size_px: int = 256
     min_slice_cm2: float = 15.0
-    min_normal_cm2: float = 60.0
+    min_normal_cm2: float = 120.0
     nodule_gap_mm: float = 10.0
 
 
