@@ -56,6 +56,8 @@ class WCapsGANTrainer(Trainer):
         critic_optimizer: of the critic.
         ema: the average generator.
         batch_size: samples a step and process.
+        critic_scale: the critic sees samples averaged over squares of that many pixels: a coarse critic costs less and
+            teaches the outlines first; then go on with 1 (growing resolution, after Karras et al., 2018).
         n_critic: critic steps before each generator step, each with fresh reals and latents.
         weights: of the losses' terms.
         augmentation: drawn for real and generated samples alike; None for none.
@@ -78,6 +80,7 @@ class WCapsGANTrainer(Trainer):
         critic_optimizer: Optimizer,
         ema: AveragedModel,
         batch_size: int,
+        critic_scale: int = 1,
         n_critic: int = 1,
         weights: LossWeights | None = None,
         augmentation: AugmentationRange | None = None,
@@ -90,6 +93,7 @@ class WCapsGANTrainer(Trainer):
         self.dataset, self.batch_size, self.n_critic, self.seed = dataset, batch_size, n_critic, seed
         self.generator, self.critic, self.ema = generator, critic, ema
         self.generator_optimizer, self.critic_optimizer = generator_optimizer, critic_optimizer
+        self.critic_scale = critic_scale
         self.weights = weights or LossWeights()
         self.augmentation = augmentation
         self.inferer = inferer or SimpleInferer()
@@ -132,7 +136,7 @@ class WCapsGANTrainer(Trainer):
         with torch.no_grad(), self._autocast():
             fake = self.inferer(latent, _unwrapped(self.generator), *conditions)
         diversity = _spread(fake) / _spread(batch.samples).clamp(min=1e-6)
-        real, fake = self._augmented(batch.samples, draw), self._augmented(fake, draw)
+        real, fake = (self._augmented(self._seen(samples), draw) for samples in (batch.samples, fake))
         with self._autocast():
             both = self.critic(torch.cat([real, fake]), *(torch.cat([c, c]) for c in conditions)).float()
         real_score, fake_score = both.chunk(2)
@@ -149,7 +153,7 @@ class WCapsGANTrainer(Trainer):
         conditions = (batch.category, batch.diameter_mm)
         with self._autocast():
             fake = self.inferer(latent, self.generator, *conditions)
-            score = _unwrapped(self.critic)(self._augmented(fake, draw), *conditions).float()
+            score = _unwrapped(self.critic)(self._augmented(self._seen(fake), draw), *conditions).float()
         error = torch.zeros((), device=fake.device)
         if self.weights.diameter > 0:
             error = (disc_diameter_mm(fake[:, 1], self.dataset.spacing_mm) - batch.diameter_mm).abs().mean()
@@ -168,6 +172,13 @@ class WCapsGANTrainer(Trainer):
     def _draw_latents(self, draw: torch.Generator) -> Tensor:
         dim = _unwrapped(self.generator).latent_dim
         return self._share(lambda count: draw_latents(draw, count, dim))
+
+    def _seen(self, samples: Tensor) -> Tensor:
+        """Samples at the critic's resolution."""
+        if self.critic_scale == 1:
+            return samples
+        pool = nn.functional.avg_pool2d if samples.dim() == 4 else nn.functional.avg_pool3d
+        return pool(samples, self.critic_scale)
 
     def _augmented(self, samples: Tensor, draw: torch.Generator) -> Tensor:
         if self.augmentation is None:

@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights into networks, with an error that helps when they do not fit."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-__all__ = ["load_network"]
+__all__ = ["load_network", "start_from"]
+
+
+def start_from(networks: Sequence[nn.Module], weights: str | Path) -> None:
+    """Gives networks the weights of an earlier training to begin with; errors as in `load_network`."""
+    for network in networks:
+        load_network(network, weights, next(network.parameters()).device)
 
 
 def load_network(network: nn.Module, weights: str | Path, device: torch.device | str = "cpu") -> nn.Module:
