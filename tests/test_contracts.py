@@ -99,7 +99,7 @@ def test_c1_5_hu_range_and_one_window_for_all_bundles():
     assert to_int16(np.array([-3024.0, -2048, 5000])).tolist() == [-1024, -1024, 3071]
     assert (NETWORK_WINDOW.low_hu, NETWORK_WINDOW.high_hu) == (-1000, 400)
     for name in BUNDLES:
-        text = json.dumps(metadata(name)["network_data_format"])
+        text = json.dumps(metadata(name))
         assert "[-1000, 400]" in text, f"{name}: metadata.json does not state the window"
 
 
@@ -314,7 +314,7 @@ def test_c7_1_assets_are_named_by_their_content():
     assert ALPHA_SCALE == 16384
 
 
-@pytest.mark.parametrize("law", ["rebuil", "same"])
+@pytest.mark.parametrize("law", ["bit_for_bit", "same"])
 def test_c7_2_recipes_rebuild_their_samples(law):
     """Rebuilding from the catalogue is tested where it lives; here: that those tests exist."""
     source = "".join((ROOT / "tests" / f"test_{name}.py").read_text() for name in ("layers_catalogue", "chain"))

@@ -167,6 +167,14 @@ def test_annotations_that_do_not_fit_are_refused(tmp_path, table, message):
         find_series(tmp_path)
 
 
+def test_folders_above_the_source_name_no_patient(tmp_path):
+    source = tmp_path / "project-2024" / "data"
+    save_nifti(source / "patient-0007" / "scan.nii.gz", HU)
+    save_nifti(source / "scan2.nii.gz", HU)
+    patients = {files.patient_known: files.patient_id for files in find_series(source).series}
+    assert patients == {True: "patient-0007", False: "scan2"}
+
+
 def test_a_subset_of_a_collection_may_come_with_the_whole_table(tmp_path):
     save_nifti(tmp_path / "A_ct.nii.gz", HU)
     (tmp_path / "annotations.csv").write_text(TABLE + "A,1,2,3,4\nunknown,1,2,3,4\n")

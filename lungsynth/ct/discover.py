@@ -6,7 +6,7 @@ the layouts of `lungsynth.ct.pairing`. What is no CT is passed over; what should
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -68,7 +68,7 @@ def find_series(source: Path, *, subset: bool = False) -> Discovery:
     files = list_files(source)
     problems = list(files.problems)
     scanned = _scan_dicom(files.paths, problems)
-    found = {**_dicom_series(scanned), **_volume_series(files.paths)}
+    found = {**_dicom_series(scanned, files.roots), **_volume_series(files.paths, files.roots)}
     if not found:
         files.close()
         raise InputError(_nothing(source, problems))
@@ -116,14 +116,14 @@ def _scan_dicom(paths: Iterable[Path], problems: list[Problem]) -> list[_DicomFi
     return found
 
 
-def _dicom_series(scanned: Iterable[_DicomFile]) -> dict[_Key, SeriesFiles]:
+def _dicom_series(scanned: Iterable[_DicomFile], roots: Collection[Path]) -> dict[_Key, SeriesFiles]:
     groups: dict[str, list[_DicomFile]] = {}
     for file in scanned:
         groups.setdefault(file.series_id, []).append(file)
     series: dict[_Key, SeriesFiles] = {}
     for series_id, group in groups.items():
         patients = Counter(file.patient_id for file in group if file.patient_id)
-        patient = patients.most_common(1)[0][0] if patients else patient_folder(group[0].path)
+        patient = patients.most_common(1)[0][0] if patients else patient_folder(group[0].path, roots)
         series["dicom", series_id] = SeriesFiles(
             kind="dicom",
             series_id=series_id,
@@ -134,10 +134,10 @@ def _dicom_series(scanned: Iterable[_DicomFile]) -> dict[_Key, SeriesFiles]:
     return series
 
 
-def _volume_series(paths: Iterable[Path]) -> dict[_Key, SeriesFiles]:
+def _volume_series(paths: Iterable[Path], roots: Collection[Path]) -> dict[_Key, SeriesFiles]:
     series: dict[_Key, SeriesFiles] = {}
     for volume in pair_volumes(path for path in paths if is_nifti(path) or is_metaimage(path)):
-        patient = volume.series_id if volume.named else patient_folder(volume.path)
+        patient = volume.series_id if volume.named else patient_folder(volume.path, roots)
         series[str(volume.path), volume.series_id] = SeriesFiles(
             kind="nifti" if is_nifti(volume.path) else "metaimage",
             series_id=volume.series_id,

@@ -11,7 +11,7 @@ Other masks (`X_mask`, `X_votes4`, a folder `masks`) are neither: nobody says wh
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -53,9 +53,19 @@ def pair_volumes(paths: Iterable[Path]) -> list[VolumeFiles]:
     return [_with_masks(path, stem, masks) for path, stem, role in known if role == "ct"]
 
 
-def patient_folder(path: Path) -> str | None:
-    """The nearest folder above a file whose name is a patient's, such as LIDC-IDRI-0001; None without one."""
-    return next((folder.name for folder in path.parents if _PATIENT_FOLDER.match(folder.name)), None)
+def patient_folder(path: Path, roots: Collection[Path]) -> str | None:
+    """The nearest folder above a file whose name is a patient's, such as LIDC-IDRI-0001; None without one.
+
+    Args:
+        path: the file.
+        roots: where the search ends: folders above a source say nothing of its patients.
+    """
+    for folder in path.parents:
+        if _PATIENT_FOLDER.match(folder.name):
+            return folder.name
+        if folder in roots:
+            break
+    return None
 
 
 def _stem_and_role(path: Path) -> tuple[str, _Role]:

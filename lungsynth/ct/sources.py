@@ -24,9 +24,15 @@ _LEFT_IN_ZIP = {".npz", ".npy", ".png", ".jpg", ".jpeg", ".pdf", ".pt", ".mp4"}
 class SourceFiles:
     """Files of a source; those of zips lie in temporary folders, which go when `close` is called or Python ends."""
 
+    root: Path
     paths: list[Path] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     _extracted: list[TemporaryDirectory[str]] = field(default_factory=list)
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """The source, and the folders that its zips were unpacked to."""
+        return (self.root, *(Path(folder.name) for folder in self._extracted))
 
     def extract(self, archive: Path) -> Path | None:
         """Unpacks a zip; None, and a problem noted, when it is damaged."""
@@ -61,7 +67,7 @@ def list_files(source: Path) -> SourceFiles:
     """
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; check the path.")
-    found = SourceFiles()
+    found = SourceFiles(root=source)
     waiting = [source] if source.is_file() else list(_walk(source))
     if not waiting:
         raise InputError(f"{source}: the folder is empty; put CT series (DICOM, NIfTI or MetaImage) into it.")
