@@ -16,10 +16,10 @@ train() {  # BUNDLE CONFIG_FILES RUN_FOLDER [OVERRIDES ...]
 }
 
 step "a phantom cohort in three layouts: LUNA16, LIDC-IDRI (DICOM + XML), MSD (NIfTI)"
-python scripts/make_phantom.py --out "$tour/source" --patients 10 --seed 0 --size 128
+python scripts/make_phantom.py --out "$tour/source" --patients 12 --seed 0 --size 96 --slices 24 --spacing 10
 
 step "prepare"
-python scripts/prepare.py "$tour/source" --out "$tour/cohort"
+python scripts/prepare.py "$tour"/source/* --out "$tour/cohort"
 
 step "train lung_seg_bundle"
 train lung_seg bundles/lung_seg_bundle/configs/train.json lung_seg --max_epochs 2 --epoch_length 10 --batch_size 4

@@ -69,9 +69,10 @@ class CohortSamples(Dataset):
         category_key: the entries' key of the category, such as "category" or "malignancy".
         spacing_mm: of a pixel.
         largest_only: take one slice a nodule instead of each one of at least half the largest area.
+        absent_allowed: a category may have no entry, as in a small validation part.
 
     Raises:
-        ValueError: when a category has no entry, or a file another size.
+        ValueError: when there is no entry, or none of a category, or a file has another size.
     """
 
     def __init__(
@@ -84,12 +85,13 @@ class CohortSamples(Dataset):
         category_key: str = "category",
         spacing_mm: float = 0.7,
         largest_only: bool = False,
+        absent_allowed: bool = False,
     ) -> None:
         self.layer, self.size, self.spacing_mm, self.largest_only = layer, size, spacing_mm, largest_only
         self.data = [e for e in data if not categories or str(e.get(category_key)) in categories]
         names = [str(e.get(category_key)) for e in self.data]
         absent = sorted(set(categories) - set(names))
-        if absent or not self.data:
+        if not self.data or (absent and not absent_allowed):
             raise ValueError(
                 f"Expected {layer} entries of each of the categories {list(categories)}, got none of {absent}. "
                 f"The data list has {sorted({str(e.get(category_key)) for e in data})}; set `categories` to match."
