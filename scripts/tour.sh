@@ -22,14 +22,14 @@ step "prepare"
 python scripts/prepare.py "$tour"/source/* --out "$tour/cohort"
 
 step "train lung_seg_bundle"
-train lung_seg bundles/lung_seg_bundle/configs/train.json lung_seg --max_epochs 2 --epoch_length 10 --batch_size 4
+train lung_seg bundles/lung_seg_bundle/configs/train.json lung_seg --max_epochs 2 --epoch_length 6 --batch_size 4
 
 step "train wcapsgan_bundle: nodules"
-train wcapsgan bundles/wcapsgan_bundle/configs/train.json nodules --max_epochs 2 --epoch_length 10 --batch_size 8 --channels 8
+train wcapsgan bundles/wcapsgan_bundle/configs/train.json nodules --max_epochs 2 --epoch_length 50 --batch_size 4
 
 step "train wcapsgan_bundle: lungs"
 train wcapsgan "['bundles/wcapsgan_bundle/configs/train.json','bundles/wcapsgan_bundle/configs/train_lung.json']" lungs \
-    --max_epochs 2 --epoch_length 6 --batch_size 4
+    --max_epochs 2 --epoch_length 4 --batch_size 2
 
 step "the bundles with the weights just trained (the committed ones stay as they are)"
 python scripts/package_bundles.py --out "$tour/bundles" \

@@ -19,8 +19,9 @@ from wcapsgan.data import CohortSamples, load_datalist  # noqa: E402
 from wcapsgan.distance import sliced_wasserstein  # noqa: E402
 from wcapsgan.inferer import Sampler  # noqa: E402
 from wcapsgan.latents import seeded_generator  # noqa: E402
+from wcapsgan.layers import Upsample  # noqa: E402
 from wcapsgan.losses import disc_diameter_mm, gradient_penalty  # noqa: E402
-from wcapsgan.network import CapsuleCritic, Generator, _Upsample  # noqa: E402
+from wcapsgan.network import CapsuleCritic, Generator  # noqa: E402
 from wcapsgan.weights import load_network  # noqa: E402
 
 TINY = {"size": 16, "channels": 8, "latent_dim": 4}
@@ -92,7 +93,7 @@ def test_couplings_of_a_capsule_sum_to_one() -> None:
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_upsampling_equals_nearest_neighbour_and_convolution(spatial_dims: int) -> None:
-    layer = _Upsample(3, 5, spatial_dims=spatial_dims)
+    layer = Upsample(3, 5, spatial_dims=spatial_dims)
     x = torch.randn(2, 3, *[6] * spatial_dims)
     convolve = functional.conv2d if spatial_dims == 2 else functional.conv3d
     kernel = layer.weight.transpose(0, 1).flip(*range(2, 2 + spatial_dims))
@@ -129,9 +130,9 @@ def test_a_sample_alone_equals_itself_in_a_batch() -> None:
     torch.testing.assert_close(each, scores, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("spatial_dims", [2, 3])
-def test_scripted_networks_equal_themselves(spatial_dims: int) -> None:
-    generator = Generator(4, 2, 16, 8, spatial_dims=spatial_dims).eval()
+@pytest.mark.parametrize(("spatial_dims", "smooth"), [(2, False), (3, True)])
+def test_scripted_networks_equal_themselves(spatial_dims: int, smooth: bool) -> None:
+    generator = Generator(4, 2, 16, 8, spatial_dims=spatial_dims, smooth=smooth).eval()
     critic = CapsuleCritic(2, 16, 4, spatial_dims=spatial_dims).eval()
     latent, (category, diameter) = torch.randn(2, 4), conditions(2)
     samples = generator(latent, category, diameter)
@@ -192,6 +193,8 @@ def test_weights_of_another_network_are_refused(tmp_path) -> None:
     torch.save(Generator(4, 2, 16, 8).state_dict(), tmp_path / "model.pt")
     with pytest.raises(ValueError, match=r"model\.pt: expected weights of a Generator with the"):
         load_network(Generator(4, 2, 16, 16), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"model\.pt: expected weights of a Generator with the"):
+        load_network(Generator(4, 2, 16, 8, smooth=True), tmp_path / "model.pt")
     with pytest.raises(FileNotFoundError, match=r"none\.pt: expected the weights"):
         load_network(Generator(4, 2, 16, 8), tmp_path / "none.pt")
 
