@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -28,7 +29,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--batch-size", type=int, default=16, help="samples between two reports of progress; no byte depends on it"
     )
-    parser.add_argument("--tracking-uri", help="MLflow store (default: sqlite:///runs/mlflow.db)")
+    parser.add_argument(
+        "--tracking-uri", help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db)"
+    )
     parser.add_argument("--lungs", type=int, help="distinct lungs (default: the root of 2.5 COUNT, at most 500)")
     parser.add_argument("--groups", type=int, help="nodule groups (default: 2.5 COUNT / LUNGS, more when too few fit)")
     return parser.parse_args(arguments)
@@ -41,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         0, 2 after bad input, 130 after Ctrl-C.
     """
     options = vars(parse_args(arguments))
-    uri = options.pop("tracking_uri")
+    uri = options.pop("tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     # Imported here, because torch, MONAI and MLflow take seconds that --help need not wait for.
     from lungsynth.chain import ChainSettings, run_chain

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Freed memory stays with the process, which makes a training step on a CPU two to four times faster.
+"""Freed memory stays with the process, which makes training on a CPU about twice as fast.
 
 glibc hands each tensor above 32 MB (often far less) back to the system when it is freed; the next tensor then faults in
 every one of its pages again, which costs more than a convolution's arithmetic.
