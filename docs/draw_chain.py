@@ -21,8 +21,9 @@ NODULE_COLOUR = np.array([255, 170, 60])
 
 
 def main(out: Path, target: Path) -> None:
-    """Chooses the sample of one generated lung whose nodules are largest, and draws it."""
-    recipes = [r for r in read_catalogue(out / "catalogue.parquet") if not r.has_real_voxels]
+    """Chooses the sample without real voxels whose solid nodules are largest, and draws it."""
+    catalogue = read_catalogue(out / "catalogue.parquet")
+    recipes = [r for r in catalogue if not r.has_real_voxels and all(n.category == "solid" for n in r.nodules)]
     recipe = max(recipes, key=lambda r: min(n.diameter_mm for n in r.nodules))
     tiles = list(stages(recipe, AssetLibrary(out), out))
     width, height = len(tiles) * (TILE_PX + GAP_PX) - GAP_PX + 40, TILE_PX + 92
@@ -35,11 +36,14 @@ def main(out: Path, target: Path) -> None:
         draw.text((left, TILE_PX + 28), name, INK, font=title)
         draw.text((left, TILE_PX + 52), by, SOFT, font=small)
         if index + 1 < len(tiles):
-            sign = "+" if index == 0 else "→"
-            draw.text(
-                (left + TILE_PX + GAP_PX / 2, 20 + TILE_PX / 2), sign, INK, font=ImageFont.load_default(30), anchor="mm"
-            )
+            link(draw, left + TILE_PX + GAP_PX // 2, 20 + TILE_PX // 2, plus=index == 0)
     sheet.save(target)
+
+
+def link(draw: ImageDraw.ImageDraw, x: int, y: int, *, plus: bool) -> None:
+    """A plus or an arrow between two tiles."""
+    draw.line([(x - 11, y), (x + 11, y)], INK, width=3)
+    draw.line([(x, y - 11), (x, y + 11)] if plus else [(x + 3, y - 8), (x + 11, y), (x + 3, y + 8)], INK, width=3)
 
 
 def stages(recipe: Recipe, library: AssetLibrary, out: Path) -> list[tuple[str, str, Image.Image]]:
