@@ -157,11 +157,16 @@ def _mlflow_client(uri: str) -> Any:
     return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
+# The UI opens such an experiment with its runs; others it shows as one of language models.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+
+
 def _experiment_id(client: Any, uri: str, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         folder = _sqlite_file(uri).parent / "mlartifacts" if uri.startswith(_SQLITE) else None
-        return str(client.create_experiment(name, artifact_location=folder.as_uri() if folder else None))
+        location = folder.as_uri() if folder else None
+        return str(client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS))
     if found.lifecycle_stage != "active":
         raise InputError(
             f"The MLflow experiment `{name}` of {uri} is deleted. Restore it with "

@@ -53,7 +53,7 @@ def test_a_second_folder_with_the_same_package_is_refused(bundles, tmp_path):
 @pytest.mark.parametrize(
     ("name", "file", "message"),
     [
-        ("lung_seg", "model.pt", "expected the bundle lung_seg_bundle"),
+        ("judge", "model.pt", "expected the bundle judge_bundle"),
         ("wcapsgan", "other.pt", r"other\.pt: expected the weights of wcapsgan_bundle"),
     ],
 )

@@ -178,7 +178,7 @@ def test_annotations_written_and_read_are_the_same(tmp_path):
         ("seriesuid,coordX,coordY\na,1,2\n", "missing columns coordZ, diameter_mm; an annotations file needs"),
         (
             COLUMNS + "b,1,2,3,4\n",
-            "1 unknown series, first b.*Add its image, or delete",
+            "1 unknown series, first b.*Add its image, delete",
         ),
         (
             COLUMNS + "a,1,x,3,4\n",

@@ -78,7 +78,7 @@ def test_derived_columns_say_what_the_recipe_holds(tmp_path):
     assert [row["weights_nodule"] for row in rows] == ["w", None]
     assert rows[0]["min_distance_mm"] == min(placed["distance_mm"] for placed in rows[0]["nodules"])
     assert rows[0]["id"].startswith("synth-")
-    assert len(rows[0]["id"]) == 18
+    assert len(rows[0]["id"]) == 22
 
 
 def test_an_enhancer_changes_the_image_alone(tmp_path):
