@@ -15,7 +15,7 @@ import nibabel
 
 from . import CHANNELS
 
-__all__ = ["list_volumes", "name_of", "read_datalist"]
+__all__ = ["list_volumes", "name_of", "nodule_files", "read_datalist"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,14 @@ def read_datalist(
     if limit is not None and len(samples) > limit:
         samples = [samples[index * len(samples) // limit] for index in range(limit)]
     return samples
+
+
+def nodule_files(dataset_dir: str | Path | None, part: str) -> list[Path]:
+    """Files of the nodules of a part of a COHORT, for `composites.NoduleBank`; arguments as in `read_datalist`."""
+    root = Path(str(dataset_dir))
+    files = [root / entry["image"] for entry in _read_part(dataset_dir, part) if entry["kind"] == "nodule"]
+    _check_files(root, files)
+    return files
 
 
 def _read_part(dataset_dir: str | Path | None, part: str) -> list[dict[str, Any]]:

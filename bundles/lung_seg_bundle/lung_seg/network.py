@@ -9,6 +9,7 @@ H_l is convolution, batch norm and activation with `growth_rate` output channels
 channels into C + L * growth_rate.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -27,6 +28,14 @@ def _convolution(spatial_dims: int, in_channels: int, out_channels: int) -> Conv
     return Convolution(
         spatial_dims, in_channels, out_channels, adn_ordering="NA", norm="batch", act=ACTIVATION, bias=False
     )
+
+
+def _per_level(value: int | Sequence[int], levels: int) -> list[int]:
+    """One number a level."""
+    numbers = [value] * levels if isinstance(value, int) else list(value)
+    if len(numbers) != levels:
+        raise ValueError(f"DenseUNet needs one number, or one for each of {levels} levels, got {numbers}.")
+    return numbers
 
 
 class DenseBlock(nn.Module):
@@ -79,18 +88,22 @@ class UpStage(nn.Module):
 class DenseUNet(nn.Module):
     """Dense U-Net: (B, in_channels, H, W[, D]) in [-1, 1] -> logits (B, out_channels, H, W[, D]), any size.
 
-    Sizes that the levels do not divide are padded by repeating the border, and the result is cropped again.
+    Sizes that the levels do not divide are padded by repeating the border, and the result is cropped again. On slices
+    the finest level costs the most by far and adds the least, so that the default is narrow there.
 
     Args:
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
         out_channels: 2: lung, nodule.
-        channels: of the encoder, one number a level; each level halves the grid.
-        growth_rate: channels that each layer of a dense block adds.
-        dense_layers: layers of each dense block.
+        channels: of the encoder, one number a level, the finest first; each level halves the grid.
+        convolutions: in each level of the encoder, one number for all levels or one a level.
+        growth_rate: channels that each layer of a dense block adds; one number for all levels of the decoder, or one
+            a level, the finest first.
+        dense_layers: layers of each dense block, likewise.
 
     Raises:
-        ValueError: for spatial dimensions other than 2 or 3, or fewer than two levels.
+        ValueError: for spatial dimensions other than 2 or 3, fewer than two levels, or a list that has not one number a
+            level.
     """
 
     def __init__(
@@ -99,9 +112,10 @@ class DenseUNet(nn.Module):
         spatial_dims: int = 2,
         in_channels: int = 1,
         out_channels: int = 2,
-        channels: Sequence[int] = (16, 32, 64, 96, 128),
-        growth_rate: int = 8,
-        dense_layers: int = 4,
+        channels: Sequence[int] = (8, 24, 48, 64, 96, 128),
+        convolutions: int | Sequence[int] = (1, 2, 2, 2, 2, 2),
+        growth_rate: int | Sequence[int] = (4, 8, 12, 16, 16),
+        dense_layers: int | Sequence[int] = (2, 4, 4, 4, 4),
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
@@ -111,14 +125,19 @@ class DenseUNet(nn.Module):
         self.multiple = 2 ** (len(channels) - 1)
         self.encoder = nn.ModuleList()
         width = in_channels
-        for level, out in enumerate(channels):
+        for level, (out, count) in enumerate(zip(channels, _per_level(convolutions, len(channels)), strict=True)):
             down = [Pool[Pool.MAX, spatial_dims](kernel_size=2)] if level else []
-            convolutions = [_convolution(spatial_dims, width, out), _convolution(spatial_dims, out, out)]
-            self.encoder.append(nn.Sequential(*down, *convolutions))
+            widths = [width] + [out] * count
+            self.encoder.append(
+                nn.Sequential(*down, *(_convolution(spatial_dims, *pair) for pair in itertools.pairwise(widths)))
+            )
             width = out
         self.decoder = nn.ModuleList()
-        for skip in reversed(channels[:-1]):
-            stage = UpStage(spatial_dims, width, skip_channels=skip, growth_rate=growth_rate, layers=dense_layers)
+        rates, layers = (_per_level(value, len(channels) - 1) for value in (growth_rate, dense_layers))
+        for level in reversed(range(len(channels) - 1)):
+            stage = UpStage(
+                spatial_dims, width, skip_channels=channels[level], growth_rate=rates[level], layers=layers[level]
+            )
             self.decoder.append(stage)
             width = stage.out_channels
         self.head = Conv[Conv.CONV, spatial_dims](width, out_channels, kernel_size=1)

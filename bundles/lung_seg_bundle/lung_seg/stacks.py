@@ -5,7 +5,7 @@ A `Stack` is one source's slices with their label maps, on their own grid. A sam
 slice; a sample of kind `nodule` has a stack a nodule.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 from . import IGNORED
 from .losses import NODULE
 
-__all__ = ["LoadStacks", "Stack", "read_nodule"]
+__all__ = ["LoadStacks", "Stack", "open_nodule", "read_nodule"]
 
 NODULE_SPACING_MM = (0.7, 0.7)
 
@@ -49,24 +49,38 @@ class Stack:
             )
 
 
+def open_nodule(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Arrays of a nodule's npz.
+
+    Raises:
+        ValueError: when the file has them not.
+    """
+    try:
+        with np.load(path) as arrays:
+            return {name: arrays[name] for name in names}
+    except (KeyError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected a nodule's npz with {', '.join(names)} ({error}). Prepare the cohort again."
+        ) from error
+
+
 def read_nodule(path: str | Path) -> Stack:
-    """Crops of one nodule: two readers' agreement is nodule, one reader alone is ignored, as is what was not covered.
+    """Crops of one nodule: nodule is what two readers agree on.
+
+    Where a slice shows that, what one reader alone drew is background; on slices without it, and on nodules that only
+    one reader saw, it is ignored. So is what the source did not cover.
 
     Raises:
         ValueError: when the file has not the arrays of a COHORT's nodule.
     """
-    try:
-        with np.load(path) as arrays:
-            context, votes, valid = (arrays[name] for name in ("context", "votes", "valid"))
-            largest = int(arrays["largest"])
-    except (KeyError, OSError, ValueError) as error:
-        raise ValueError(
-            f"{path}: expected a nodule's npz with context, votes, valid and largest ({error}). Prepare the cohort "
-            "again."
-        ) from error
+    arrays = open_nodule(path, ("context", "votes", "valid", "largest"))
+    votes = arrays["votes"]
+    agreed = (votes >= 2).any(axis=(1, 2), keepdims=True)
     label = np.where(votes >= 2, NODULE, 0).astype(np.uint8)
-    label[(votes == 1) | ~valid] = IGNORED
-    return Stack(torch.from_numpy(context), torch.from_numpy(label), NODULE_SPACING_MM, largest)
+    label[((votes == 1) & ~agreed) | ~arrays["valid"]] = IGNORED
+    return Stack(
+        torch.from_numpy(arrays["context"]), torch.from_numpy(label), NODULE_SPACING_MM, int(arrays["largest"])
+    )
 
 
 class LoadStacks(Transform):

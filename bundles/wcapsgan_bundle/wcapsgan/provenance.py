@@ -32,7 +32,7 @@ class Sidecar:
         dataset_dir: the COHORT trained on; its `cohort.json` tells the split and the licences.
         seed: of the training.
         evaluator: engine whose `state.metrics` and `state.best_metric` are the validation figures.
-        extra: further facts, such as the number of steps or the data's other parts.
+        extra: further facts, such as the network's size; a callable is asked when the file is written.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Sidecar:
             "seed": self.seed,
             "versions": {name: importlib.metadata.version(name).split("+")[0] for name in PACKAGES},
             "validation": self._validation(),
-            **self.extra,
+            **{name: fact() if callable(fact) else fact for name, fact in self.extra.items()},
         }
 
     def _validation(self) -> dict[str, float]:
