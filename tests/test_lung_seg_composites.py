@@ -64,7 +64,9 @@ def test_turning_keeps_hu_and_scales_the_area():
     turned = small.turned(angle_rad=np.pi / 2, scale=1.5, mirrored=True)
     assert turned.mask.sum().item() == pytest.approx(2.25 * small.mask.sum().item(), rel=0.03)
     inside = turned.alpha > 0.99
-    torch.testing.assert_close(turned.premultiplied[inside] / turned.alpha[inside], torch.full((int(inside.sum()),), 30.0))
+    torch.testing.assert_close(
+        turned.premultiplied[inside] / turned.alpha[inside], torch.full((int(inside.sum()),), 30.0)
+    )
     rows, columns = (axis.float().mean().item() - 31.5 for axis in torch.nonzero(turned.mask, as_tuple=True))
     assert abs(columns) < 0.5  # the offset along columns has become one along rows
     assert abs(rows) == pytest.approx(15.0, abs=0.5)
