@@ -81,8 +81,8 @@ class FixedFrame(Transform):
 class RandFrame(RandomizableTransform):
     """A random square of a slice, or random slices of nodules: keys and types as from `FixedFrame`, (1, size, size).
 
-    Half of the squares are centred on the rarest thing that the slice shows (nodule, else lung), a quarter in the lungs,
-    a quarter anywhere: the air outside the body and the table look like lung and must be seen too.
+    Half of the squares are centred on the rarest thing that the slice shows (nodule, else lung), a quarter in the
+    lungs, a quarter anywhere: air outside the body and the table look like lung and must be seen too.
 
     Args:
         spacing_mm: of the network's grid.
