@@ -4,26 +4,20 @@ A crop shows one nodule, so that a false alarm on it may be another nodule that 
 sensitivity and the agreement of pixels, not false alarms. Pixels are compared on slices that show the nodule.
 """
 
-import logging
-import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from lungsynth.judge.matching import Case, Lesion, Point, check_detection, match
+from lungsynth.judge.detection import detect
+from lungsynth.judge.matching import Case, Detector, Lesion, Point, match
 from lungsynth.judge.pixels import PixelCounts
 from lungsynth.judge.test_part import Nodule, TestPart
 from lungsynth.layers.assets import PATCH_SPACING_MM
 
-__all__ = ["Crop", "CropRecords", "Detector", "judge_crops", "one_reader_ceiling", "read_crop", "read_crops"]
-
-_LOG = logging.getLogger(__name__)
-
-Detector = Callable[[np.ndarray, Point], dict[str, Any]]  # contract C6.5
+__all__ = ["Crop", "CropRecords", "judge_crops", "one_reader_ceiling", "read_crop", "read_crops"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -115,33 +109,20 @@ def judge_crops(crops: Sequence[Crop], detector: Detector, *, name: str) -> Crop
 
     Args:
         crops: to look at.
-        detector: the method; a nodule is where its map reaches its `pixel_threshold` (0.5 where it states none).
+        detector: the method.
         name: of the method.
 
     Raises:
         InputError: when the detector returns no detection.
     """
-    threshold = float(getattr(detector, "pixel_threshold", 0.5))
     cases, pixels, ignored = [], [], []
     for crop in tqdm(crops, desc=f"{name}: crops", unit="nodule", leave=False):
-        begin = time.perf_counter()
-        found = check_detection(detector(crop.hu, crop.spacing_mm), crop.hu.shape, name=name)
-        seconds = time.perf_counter() - begin
-        targets, alarms = match(np.asarray(found["candidates"]), [crop.lesion], spacing_mm=crop.spacing_mm)
-        cases.append(
-            Case(
-                id=crop.nodule.id,
-                patient=crop.nodule.patient,
-                slices=len(crop.hu),
-                seconds=seconds,
-                targets=targets,
-                alarms=alarms,
-            )
-        )
-        if "nodule" in found:
-            answer = np.asarray(found["nodule"]) >= threshold
-            pixels += _count(crop, answer, crop.valid)
-            ignored += _count(crop, answer, crop.valid & (crop.mask | (crop.votes == 0)))
+        found = detect(detector, crop.hu, crop.spacing_mm, name=name)
+        targets, alarms = match(found.candidates, [crop.lesion], spacing_mm=crop.spacing_mm)
+        cases.append(found.case(crop.nodule.id, crop.nodule.patient, targets, alarms))
+        if found.nodule is not None:
+            pixels += _count(crop, found.nodule, crop.valid)
+            ignored += _count(crop, found.nodule, crop.valid & (crop.mask | (crop.votes == 0)))
     return CropRecords(cases=tuple(cases), pixels=tuple(pixels), pixels_ignored=tuple(ignored))
 
 

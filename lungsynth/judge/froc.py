@@ -5,6 +5,7 @@ is the highest that keeps to the rate; nothing is interpolated, so few images pr
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -40,6 +41,7 @@ class Froc:
         self.alarms = np.array([probability for probability, _ in alarms], dtype=np.float64)
         self._alarm_owner = patient_index([patient for _, patient in alarms], everyone)
         self._image_owner = patient_index([case.patient for case in cases], everyone)
+        self._n_lesion_patients = len({target.patient for target in targets})
         self._ones = np.ones(len(everyone))
 
     @property
@@ -88,9 +90,7 @@ class Froc:
         return np.concatenate([[0.0], rates]), np.concatenate([[0.0], found])
 
     def estimates(self, operating_point: float, *, seed: int) -> dict[str, Estimate]:
-        """`sensitivity` and `alarms` (an image) at the operating point, `at_one` (sensitivity at one alarm an image) and
-        `cpm`, with their intervals.
-        """
+        """`sensitivity` and `alarms` an image at the operating point, `at_one` (sensitivity at one alarm), `cpm`."""
 
         def statistic(weights: Weights) -> list[float]:
             at = self.at_rates(CPM_RATES, weights)
@@ -100,7 +100,12 @@ class Froc:
 
         counts = [self.n_targets, self.n_images, self.n_targets, self.n_targets]
         found = estimate(self.groups, statistic, n=counts, seed=seed)
-        return dict(zip(("sensitivity", "alarms", "at_one", "cpm"), found, strict=True))
+        names = ("sensitivity", "alarms", "at_one", "cpm")
+        owners = [self._n_lesion_patients, len(set(self._image_owner)), *[self._n_lesion_patients] * 2]
+        return {
+            name: replace(figure, patients=patients)
+            for name, figure, patients in zip(names, found, owners, strict=True)
+        }
 
     def _limits(self, cumulated: np.ndarray, allowed: np.ndarray) -> np.ndarray:
         """Probability of the first alarm that is one too many; below all scores where none is."""

@@ -5,21 +5,20 @@ millimetre more or less says nothing of a nodule of 3 mm. Further candidates on 
 findings that do not count, are neither hits nor false alarms.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from lungsynth.errors import InputError
-
-__all__ = ["Alarm", "Case", "Lesion", "Target", "check_detection", "match"]
+__all__ = ["Alarm", "Case", "Detector", "Lesion", "Point", "Target", "match"]
 
 _LEAST_RADIUS_MM = 2.0
 
 Candidates = Float[np.ndarray, "candidates 5"]
 Point = tuple[float, float, float]
+Detector = Callable[[np.ndarray, Point], dict[str, Any]]  # contract C6.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +83,7 @@ class Case:
         patient: whose image it is; the lesions of a composite have patients of their own.
         slices: how many it has.
         seconds: that the detector took.
+        marked: candidates at or above the detector's operating point, wherever they lie.
         targets: the lesions that count.
         alarms: candidates on no lesion, most probable first.
     """
@@ -92,33 +92,9 @@ class Case:
     patient: str
     slices: int
     seconds: float
+    marked: int
     targets: tuple[Target, ...]
     alarms: tuple[Alarm, ...]
-
-
-def check_detection(result: dict[str, Any], shape: tuple[int, ...], *, name: str) -> dict[str, Any]:
-    """Refuses what is no detection (contract C6.5): candidates (n, 5), probabilities in [0, 1], maps on the image's grid.
-
-    Args:
-        result: what a detector returned.
-        shape: of the image.
-        name: of the method, for the message.
-
-    Raises:
-        InputError: naming the method and what is wrong.
-    """
-    candidates = np.asarray(result.get("candidates", ()))
-    if candidates.ndim != 2 or candidates.shape[1] != 5 or not np.isfinite(candidates).all():
-        raise InputError(
-            f"{name}: a detector returns `candidates` (n, 5) of finite slice, row, column, diameter_mm, probability, "
-            f"got {candidates.shape}."
-        )
-    if len(candidates) and not 0 <= candidates[:, 4].min() <= candidates[:, 4].max() <= 1:
-        raise InputError(f"{name}: probabilities of candidates lie in [0, 1], got {candidates[:, 4].max():g}.")
-    for key in ("nodule", "lung"):
-        if key in result and result[key].shape != shape:
-            raise InputError(f"{name}: `{key}` must have the image's shape {shape}, got {result[key].shape}.")
-    return result
 
 
 def match(

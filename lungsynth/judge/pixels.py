@@ -59,7 +59,7 @@ def dice(first: _Mask, second: _Mask) -> float:
 
 
 def pixel_estimates(counts: Sequence[PixelCounts], *, seed: int) -> dict[str, Estimate]:
-    """`accuracy` and `balanced_accuracy` over all pixels, `dice` as a mean over slices, `dice_per_nodule` over nodules."""
+    """`accuracy` and `balanced_accuracy` over all pixels; `dice`, a mean over slices; `dice_per_nodule`."""
     patients = sorted({count.patient for count in counts})
     place = patient_index([count.patient for count in counts], patients)
     rows = [(c.true_positive, c.false_positive, c.false_negative, c.true_negative, c.dice, 1) for c in counts]

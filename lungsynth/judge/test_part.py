@@ -1,4 +1,4 @@
-"""Whom the judge looks at: the test (or validation) part of a COHORT (contract C5), read as facts; files are read later.
+"""Whom the judge looks at: the test (or validation) part of a COHORT (contract C5), as facts; files are read later.
 
 Any mix of sources may be there: what a cohort lacks is an empty list here, and null in the tables.
 """
