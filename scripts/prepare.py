@@ -28,6 +28,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--split", choices=("auto", "test"), default="auto", help="test: all patients test")
     parser.add_argument("--seed", type=int, default=0, help="of the split (default: 0)")
     parser.add_argument(
+        "--fold",
+        type=int,
+        default=0,
+        help="0 to 4: another fifth of the patients tests, for cross-validation (default: 0)",
+    )
+    parser.add_argument(
         "--lung-size",
         type=int,
         choices=LUNG_SIZES_PX,
@@ -61,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING)
     args = parse_args(argv)
     slices = SliceSettings(lung_size_px=args.lung_size)
-    settings = PrepareSettings(split=args.split, seed=args.seed, slices=slices, subset=args.subset)
+    settings = PrepareSettings(split=args.split, seed=args.seed, fold=args.fold, slices=slices, subset=args.subset)
     try:
         outcome = prepare_cohort(args.sources, args.out, settings=settings, workers=args.workers)
     except InputError as error:

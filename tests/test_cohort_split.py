@@ -1,5 +1,7 @@
+import pytest
+
 from lungsynth.cohort.records import SeriesRow
-from lungsynth.cohort.split import EXCLUDED, assign_splits, split_hash, split_patients
+from lungsynth.cohort.split import EXCLUDED, FOLDS, assign_splits, split_hash, split_patients
 
 
 def row(series, patient, *, known=True, folder="a", family="F"):
@@ -30,6 +32,15 @@ def test_each_group_of_sources_is_divided_on_its_own():
     for letter in "pq":
         assert sorted(v for k, v in split.items() if k[0] == letter) == ["test", "training", "training", "validation"]
     assert {v for k, v in split.items() if k[0] == "r"} == {"training"}, "a group below four patients only trains"
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 6, 8, 11, 13])
+def test_in_all_folds_every_patient_tests_once(count):
+    patients = {f"p{k}": {"a"} for k in range(count)}
+    folds = [split_patients(patients, seed=0, fold=fold) for fold in range(FOLDS)]
+    assert {sum(split[patient] == "test" for split in folds) for patient in patients} == {1}
+    assert folds[0] == split_patients(patients, seed=0)
+    assert all("training" in split.values() for split in folds if count > 1)
 
 
 def test_a_patient_of_two_sources_has_one_split():

@@ -25,7 +25,7 @@ from lung_seg.transforms import FixedFrame, RandFrame  # noqa: E402
 from lung_seg.weights import load_weights  # noqa: E402
 from monai.bundle import ConfigWorkflow  # noqa: E402
 
-TINY = {"channels": [4, 8], "growth_rate": 2, "dense_layers": 2}
+TINY = {"channels": [4, 8], "convolutions": 1, "growth_rate": 2, "dense_layers": 2}
 AXIAL = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -37,7 +37,9 @@ def tiny_network(**settings) -> DenseUNet:
 # ---------------------------------------------------------------- network
 @pytest.mark.parametrize(("dims", "shape"), [(2, (37, 51)), (2, (5, 3)), (3, (7, 9, 11))])
 def test_script_equals_eager_at_any_size(dims, shape):
-    network = tiny_network(spatial_dims=dims, channels=[4, 6, 8])
+    network = tiny_network(
+        spatial_dims=dims, channels=[4, 6, 8], convolutions=[1, 2, 1], growth_rate=[2, 3], dense_layers=[1, 2]
+    )
     image = torch.randn(2, 1, *shape)
     out = network(image)
     assert out.shape == (2, 2, *shape)
@@ -58,6 +60,8 @@ def test_network_refuses_what_it_cannot_be():
         DenseUNet(spatial_dims=4)
     with pytest.raises(ValueError, match=r"at least two levels, got \[8\]"):
         DenseUNet(channels=[8])
+    with pytest.raises(ValueError, match=r"one for each of 2 levels, got \[4, 4, 4\]"):
+        DenseUNet(channels=[4, 6, 8], convolutions=1, growth_rate=[4, 4, 4])
 
 
 # ---------------------------------------------------------------- loss and metric
@@ -88,7 +92,20 @@ def test_lung_target_holds_the_nodule_and_perfect_logits_cost_nothing():
     assert targets[0, 1].tolist() == [[0, 0], [1, 0]]
     assert weights[0, 0].tolist() == [[1, 1], [1, 0]]
     terms = segmentation_terms(60 * (targets - 0.5), label, torch.ones(1, 2))
-    torch.testing.assert_close(torch.stack(terms), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.stack(terms), torch.zeros(5), atol=1e-5, rtol=0)
+
+
+def test_small_nodules_count_like_large_ones():
+    label = torch.zeros(1, 1, 8, 16)
+    label[..., :6, :6] = 2
+    label[..., 2, 12] = 2  # a nodule of one pixel in the second block
+    logits = torch.where(label == 2, 20.0, -20.0).repeat(1, 2, 1, 1)
+    missed = logits.clone()
+    missed[..., 2, 12] = -20.0
+    terms = [segmentation_terms(x, label, torch.ones(1, 2), block_px=8) for x in (logits, missed)]
+    assert terms[0].dice_small < 1e-4
+    assert terms[1].dice_small == pytest.approx(0.25, abs=0.01)  # one of two blocks, eased by the 1 in Dice
+    assert terms[1].dice_nodule < 0.02
 
 
 def test_nothing_labelled_is_nothing_lost():
@@ -198,8 +215,10 @@ def write_nodule(root: Path, name: str, rng: np.random.Generator) -> dict[str, s
     valid[:, :, :3] = False
     (root / "nodules").mkdir(exist_ok=True)
     arrays = {
+        "hu": np.stack([context] * 2).astype(np.int16),
         "context": np.stack([context] * 2).astype(np.int16),
-        "votes": np.stack([votes, 0 * votes]),
+        "alpha": np.stack([votes > 1, 0 * votes]).astype(np.float16),
+        "votes": np.stack([votes, votes == 1]).astype(np.uint8),
         "valid": valid,
     }
     np.savez(root / "nodules" / f"{name}.npz", **arrays, largest=0)
@@ -231,9 +250,10 @@ def test_missing_cohort_or_part_is_one_sentence(cohort, tmp_path):
 def test_votes_become_labels(cohort):
     label = read_nodule(cohort / "nodules" / "training_0.npz").label.numpy()
     assert label[0, 32, 32] == 2
-    assert label[0, 32, 32 + 9] == 255  # one reader
+    assert label[0, 32, 32 + 9] == 0  # one reader, where two agree on a part of it
+    assert label[1, 32, 32 + 9] == 255  # one reader, where no two agree
     assert (label[:, :, :3] == 255).all()  # not covered
-    assert (label[1, :, 3:] == 0).all()
+    assert label[1, 32, 32] == 0
 
 
 def test_slices_lie_as_the_contract_says_and_nodules_side_by_side(cohort):
@@ -287,12 +307,13 @@ def train(cohort: Path, output: Path, **settings) -> dict[str, torch.Tensor]:
 
 def test_a_resumed_training_equals_one_without_a_stop(cohort, tmp_path):
     whole = train(cohort, tmp_path / "whole", max_epochs=4)
-    train(cohort, tmp_path / "first", max_epochs=2)
+    train(cohort, tmp_path / "first", max_epochs=2, rate_epochs=4)
     resumed = train(cohort, tmp_path / "second", max_epochs=4, resume_from=str(tmp_path / "first" / "resume_2.pt"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     sidecar = json.loads((tmp_path / "whole" / "model.json").read_text())
     assert sidecar["network"] == "lung_seg.network.DenseUNet"
     assert sidecar["validation"]["dice_mean"] >= 0
+    assert 0 < sidecar["train_minutes"] < 10
     states = [torch.load(tmp_path / run / "resume_4.pt", weights_only=True) for run in ("whole", "second")]
     assert states[0]["early_stop"]["counter"] == states[1]["early_stop"]["counter"]
     assert states[0]["best"] == states[1]["best"]

@@ -33,7 +33,7 @@ from lungsynth.cohort.report import (
 )
 from lungsynth.cohort.series import SeriesTask, SliceSettings, prepare_series
 from lungsynth.cohort.slices import LUNG_SIZES_PX
-from lungsynth.cohort.split import assign_splits, split_hash
+from lungsynth.cohort.split import FOLDS, assign_splits, split_hash
 from lungsynth.cohort.tables import nodule_table, series_table, to_csv
 from lungsynth.ct.series import Problem
 from lungsynth.errors import InputError
@@ -50,21 +50,25 @@ class PrepareSettings:
     Args:
         split: `auto` (test 20 %, validation 10 % of the patients) or `test` (all of them).
         seed: of the split.
+        fold: which fifth of the patients tests, for cross-validation.
         slices: see `SliceSettings`.
         subset: sources are parts of their collections: annotation tables may name series that are not there.
 
     Raises:
-        InputError: on an unknown split or lung size.
+        InputError: on an unknown split, fold or lung size.
     """
 
     split: str = "auto"
     seed: int = 0
+    fold: int = 0
     slices: SliceSettings = field(default_factory=SliceSettings)
     subset: bool = False
 
     def __post_init__(self) -> None:
         if self.split not in ("auto", "test"):
             raise InputError(f"The split is auto or test, got {self.split!r}.")
+        if not 0 <= self.fold < FOLDS:
+            raise InputError(f"The fold lies in 0..{FOLDS - 1}, got {self.fold}.")
         if self.slices.lung_size_px not in LUNG_SIZES_PX:
             raise InputError(f"The lung size is one of {LUNG_SIZES_PX} pixels, got {self.slices.lung_size_px}.")
 
@@ -89,7 +93,8 @@ def prepare_cohort(sources: Sequence[Path], out: Path, *, settings: PrepareSetti
     Raises:
         InputError: when nothing can be used, or `out` holds something else.
     """
-    identity = cohort_identity(sources, {"split": settings.split, "seed": settings.seed, **asdict(settings.slices)})
+    division = {"split": settings.split, "seed": settings.seed, "fold": settings.fold}
+    identity = cohort_identity(sources, {**division, **asdict(settings.slices)})
     is_new = check_output(out, sources, identity)
     with closing(make_plan(sources, subset=settings.subset)) as plan:
         if not plan.series and not plan.folders:
@@ -174,7 +179,7 @@ def _collect(
 def _finish(parts: Sequence[Part], problems: Sequence[Problem], out: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Splits, tables, lists, pictures, report; `cohort.json` last."""
     series = [row for part in parts for row in part.series]
-    splits = assign_splits(series, mode=settings["split"], seed=settings["seed"])
+    splits = assign_splits(series, mode=settings["split"], seed=settings["seed"], fold=settings["fold"])
     contents = Contents(parts=tuple(parts), splits=splits)
     write_text(out / "series.csv", to_csv(series_table(series, splits)))
     write_text(out / "nodules.csv", to_csv(nodule_table(contents.nodules, splits)))

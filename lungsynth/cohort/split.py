@@ -3,6 +3,9 @@
 Patients that occur in the same sources form a group, and each group is divided on its own, so that a collection with
 lung masks and one with nodules both stand in each part. Within a group the order of the patients is that of a hash of
 seed and patient id: stable, and independent of how the files were found.
+
+For cross-validation the part that tests moves along that order: in `FOLDS` folds every patient tests once. Fold 0 is
+the split that everything else uses.
 """
 
 import hashlib
@@ -11,21 +14,23 @@ from collections.abc import Iterable, Mapping, Set
 
 from lungsynth.cohort.records import SeriesRow
 
-__all__ = ["EXCLUDED", "SPLITS", "assign_splits", "split_hash", "split_patients"]
+__all__ = ["EXCLUDED", "FOLDS", "SPLITS", "assign_splits", "split_hash", "split_patients"]
 
 SPLITS = ("training", "validation", "test")
 EXCLUDED = "excluded"
-_TEST_SHARE = 0.2  # the paper's 4:1
+FOLDS = 5
+_TEST_SHARE = 1 / FOLDS  # the paper's 4:1
 _VALIDATION_SHARE = 0.1
-_SMALLEST_GROUP = 4  # smaller groups only train
+_SMALLEST_GROUP = 4  # smaller groups only train in fold 0; in fold k their k-th patient tests
 
 
-def split_patients(sources_of: Mapping[str, Set[str]], *, seed: int) -> dict[str, str]:
+def split_patients(sources_of: Mapping[str, Set[str]], *, seed: int, fold: int = 0) -> dict[str, str]:
     """Divides patients.
 
     Args:
         sources_of: for each patient id, the sources that hold the patient.
         seed: another seed, another order.
+        fold: below `FOLDS`; which part of the order tests.
 
     Returns:
         `training`, `validation` or `test` for each patient id.
@@ -35,14 +40,15 @@ def split_patients(sources_of: Mapping[str, Set[str]], *, seed: int) -> dict[str
         groups[tuple(sorted(sources))].append(patient)
     split = {}
     for patients in groups.values():
+        first, tests, validations = _shares(len(patients), fold=fold)
         ordered = sorted(patients, key=lambda patient: _order(patient, seed))
-        tests, validations = _shares(len(ordered))
+        ordered = ordered[first:] + ordered[:first]
         for rank, patient in enumerate(ordered):
             split[patient] = "test" if rank < tests else "validation" if rank < tests + validations else "training"
     return split
 
 
-def assign_splits(series: Iterable[SeriesRow], *, mode: str, seed: int) -> dict[str, str]:
+def assign_splits(series: Iterable[SeriesRow], *, mode: str, seed: int, fold: int = 0) -> dict[str, str]:
     """Split of each series id.
 
     Series without a known patient are possible twins of the known patients of their family: they are excluded
@@ -52,6 +58,7 @@ def assign_splits(series: Iterable[SeriesRow], *, mode: str, seed: int) -> dict[
     Args:
         mode: `auto`, or `test` for a cohort that only tests.
         seed: see `split_patients`.
+        fold: see `split_patients`.
     """
     rows = list(series)
     families_known = {row.family for row in rows if row.patient_known}
@@ -60,7 +67,7 @@ def assign_splits(series: Iterable[SeriesRow], *, mode: str, seed: int) -> dict[
     for row in rows:
         if row.series_id not in twins:
             sources_of[row.patient_id].add(row.folder)
-    patients = split_patients(sources_of, seed=seed) if mode == "auto" else dict.fromkeys(sources_of, "test")
+    patients = split_patients(sources_of, seed=seed, fold=fold) if mode == "auto" else dict.fromkeys(sources_of, "test")
     held_out = {row.family for row in rows if row.patient_known and patients[row.patient_id] != "training"}
     return {
         row.series_id: (EXCLUDED if row.family in held_out else "training")
@@ -80,8 +87,9 @@ def _order(patient: str, seed: int) -> str:
     return hashlib.sha256(f"{seed}:{patient}".encode()).hexdigest()
 
 
-def _shares(patients: int) -> tuple[int, int]:
-    """(test, validation) patients of a group."""
+def _shares(patients: int, *, fold: int) -> tuple[int, int, int]:
+    """Of a group: rank of the first patient that tests, how many test, how many validate."""
     if patients < _SMALLEST_GROUP:
-        return 0, 0
-    return max(1, round(_TEST_SHARE * patients)), max(1, round(_VALIDATION_SHARE * patients))
+        return max(0, fold - 1), int(0 < fold <= patients), 0
+    first, behind = (round(_TEST_SHARE * number * patients) for number in (fold, fold + 1))
+    return first, behind - first, max(1, round(_VALIDATION_SHARE * patients))
