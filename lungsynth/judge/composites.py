@@ -191,7 +191,8 @@ def judge_composites(composites: Composites, detector: Detector, *, name: str) -
 
 def _by_patient(lungs: Sequence[tuple[Asset, LungShape, str]], seed: int) -> list[list[tuple[Asset, LungShape, str]]]:
     """The slices of each patient, in an order that the seed gives."""
-    rng, groups = np.random.default_rng(seed), {}
+    rng = np.random.default_rng(seed)
+    groups: dict[str, list[tuple[Asset, LungShape, str]]] = {}
     for index in rng.permutation(len(lungs)):
         groups.setdefault(lungs[index][2], []).append(lungs[index])
     return [groups[patient] for patient in sorted(groups)]

@@ -67,7 +67,7 @@ def baselines() -> list[Contestant]:
     """Nothing found, and a threshold."""
     return [
         Contestant(name="nothing", title="nothing found", open=NothingFound, identity="1", parameters=0),
-        Contestant(name="threshold", title="HU threshold", open=ThresholdDetector, identity="1", parameters=0),
+        Contestant(name="threshold", title="HU threshold", open=ThresholdDetector, identity="2", parameters=0),
     ]
 
 

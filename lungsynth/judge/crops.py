@@ -115,7 +115,9 @@ def judge_crops(crops: Sequence[Crop], detector: Detector, *, name: str) -> Crop
     Raises:
         InputError: when the detector returns no detection.
     """
-    cases, pixels, ignored = [], [], []
+    cases: list[Case] = []
+    pixels: list[PixelCounts] = []
+    ignored: list[PixelCounts] = []
     for crop in tqdm(crops, desc=f"{name}: crops", unit="nodule", leave=False):
         found = detect(detector, crop.hu, crop.spacing_mm, name=name)
         targets, alarms = match(found.candidates, [crop.lesion], spacing_mm=crop.spacing_mm)

@@ -12,6 +12,8 @@ __all__ = ["Failure", "largest_failures"]
 
 _EACH = {"crop": 6, "outline": 6, "composite": 4, "scan": 4, "alarm": 4, "lung": 2}  # pictures of each kind
 _SMALLEST_OUTLINED_MM = 6.0  # a pixel more or less decides the Dice of smaller ones
+_GOOD_DICE = 0.8  # readers agree no better
+_SAME_PX = 8
 _TEXTURES = {
     "ground_glass": "ground-glass nodule",
     "part_solid": "part-solid nodule",
@@ -47,15 +49,23 @@ def largest_failures(outcome: Outcome) -> list[Failure]:
         *_outlines(outcome, point)[: _EACH["outline"]],
         *_first(_missed(outcome.composites, "composite", point), _EACH["composite"]),
         *_first(_missed(outcome.scans.cases, "scan", point), _EACH["scan"]),
-        *_first(_alarms(outcome.composites, "composite", point), _EACH["alarm"]),
+        *_apart(_first(_alarms(outcome.composites, "composite", point), None))[: _EACH["alarm"]],
         *_first(_alarms(outcome.scans.cases, "scan", point), _EACH["alarm"]),
         *_lungs(outcome)[: _EACH["lung"]],
     ]
     return found
 
 
-def _first(found: Iterator[tuple[float, Failure]], count: int) -> list[Failure]:
+def _first(found: Iterator[tuple[float, Failure]], count: int | None) -> list[Failure]:
     return [failure for _, failure in sorted(found, key=lambda item: -item[0])[:count]]
+
+
+def _apart(failures: Sequence[Failure]) -> list[Failure]:
+    """One of those at the same place: a lung carries several composites, and its false alarm comes with each."""
+    places: dict[tuple[int, int], Failure] = {}
+    for failure in failures:
+        places.setdefault((round(failure.centre[1] / _SAME_PX), round(failure.centre[2] / _SAME_PX)), failure)
+    return list(places.values())
 
 
 def _missed(cases: Sequence[Case], image: Any, point: float) -> Iterator[tuple[float, Failure]]:
@@ -102,7 +112,7 @@ def _outlines(outcome: Outcome, point: float) -> list[Failure]:
             and target.diameter_mm >= _SMALLEST_OUTLINED_MM
         ):
             scored.append(_outline(case, target, counts))
-    return [failure for _, failure in sorted(scored, key=lambda item: item[0])]
+    return [failure for value, failure in sorted(scored, key=lambda item: item[0]) if value < _GOOD_DICE]
 
 
 def _outline(case: Case, target: Target, counts: Sequence[PixelCounts]) -> tuple[float, Failure]:
@@ -130,14 +140,14 @@ def _alarms(cases: Sequence[Case], image: Any, point: float) -> Iterator[tuple[f
                     image=image,
                     case=case.id,
                     sentence=f"False alarm on a {image}: probability {alarm.probability:.2f}, "
-                    f"{alarm.diameter_mm:.1f} mm{_apart(alarm)}.",
+                    f"{alarm.diameter_mm:.1f} mm{_distance(alarm)}.",
                     centre=alarm.centre,
                     diameter_mm=alarm.diameter_mm,
                 ),
             )
 
 
-def _apart(alarm: Alarm) -> str:
+def _distance(alarm: Alarm) -> str:
     return "" if alarm.nearest_mm is None else f", {alarm.nearest_mm:.0f} mm from the nearest nodule"
 
 

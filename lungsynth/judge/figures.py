@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from lungsynth.judge.bootstrap import Estimate, estimate_ratio
 from lungsynth.judge.crops import CropRecords
@@ -10,7 +11,7 @@ from lungsynth.judge.matching import Case, Target
 from lungsynth.judge.pixels import pixel_estimates
 from lungsynth.judge.records import Outcome
 
-__all__ = ["SIZES_MM", "Figures", "measure"]
+__all__ = ["FEWEST_LESIONS", "SIZES_MM", "Figures", "measure"]
 
 SIZES_MM: Mapping[str, tuple[float, float]] = {
     "3-6 mm": (3, 6),
@@ -18,6 +19,8 @@ SIZES_MM: Mapping[str, tuple[float, float]] = {
     "10-20 mm": (10, 20),
     "> 20 mm": (20, float("inf")),
 }
+
+FEWEST_LESIONS = 5  # of scans, for a CPM that says anything
 
 Group = dict[str, Estimate]
 
@@ -59,20 +62,13 @@ def measure(outcome: Outcome, *, seed: int) -> Figures:
     composites = Froc(outcome.composites).estimates(point, seed=seed) if outcome.composites else {}
     scans = _scan_figures(outcome, seed=seed)
     headline, origin = _headline(crops, composites, scans)
+    categories = sorted({target.category for case in outcome.crops.cases for target in case.targets})
     return Figures(
         headline=headline,
         origin=origin,
         crops=crops,
-        by_size={
-            name: _crop_figures(
-                _crops_of(outcome.crops, lambda t, b=bounds: b[0] <= t.diameter_mm < b[1]), point, seed=seed
-            )  # type: ignore[misc]
-            for name, bounds in SIZES_MM.items()
-        },
-        by_category={
-            category: _crop_figures(_crops_of(outcome.crops, lambda t, c=category: t.category == c), point, seed=seed)  # type: ignore[misc]
-            for category in sorted({target.category for case in outcome.crops.cases for target in case.targets})
-        },
+        by_size={name: _split_figures(outcome, partial(_is_sized, bounds=b), seed) for name, b in SIZES_MM.items()},
+        by_category={name: _split_figures(outcome, partial(_is_of, category=name), seed) for name in categories},
         composites=composites,
         scans=scans,
         probability_at_one=Froc(outcome.composites).threshold_at(1.0) if outcome.composites else None,
@@ -89,6 +85,18 @@ def _crop_figures(records: CropRecords, point: float, *, seed: int) -> Group:
         ignored = pixel_estimates(records.pixels_ignored, seed=seed)
         found |= {f"{name}_one_vote_ignored": figure for name, figure in ignored.items()}
     return found
+
+
+def _split_figures(outcome: Outcome, wanted: Callable[[Target], bool], seed: int) -> Group:
+    return _crop_figures(_crops_of(outcome.crops, wanted), outcome.operating_point, seed=seed)
+
+
+def _is_sized(target: Target, *, bounds: tuple[float, float]) -> bool:
+    return bounds[0] <= target.diameter_mm < bounds[1]
+
+
+def _is_of(target: Target, *, category: str) -> bool:
+    return target.category == category
 
 
 def _crops_of(records: CropRecords, wanted: Callable[[Target], bool]) -> CropRecords:
@@ -134,7 +142,9 @@ def _headline(crops: Group, composites: Group, scans: Group) -> tuple[Group, dic
     headline, origin = {}, {}
     for name, places in wanted.items():
         for kind, key in places:
-            if key in groups[kind] and groups[kind][key].value is not None:
-                headline[name], origin[name] = groups[kind][key], kind
+            figure = groups[kind].get(key)
+            enough = key != "cpm" or kind != "scans" or (figure and figure.n >= FEWEST_LESIONS)
+            if figure and figure.value is not None and enough:
+                headline[name], origin[name] = figure, kind
                 break
     return headline, origin

@@ -117,7 +117,7 @@ def open_detector(method: Method) -> Detector:
             f"{method.name}: its detector needs an `operating_point` in [0, 1], the probability from which a candidate "
             f"counts as found, got {point!r}. Set it in {method.configs[-1]}."
         )
-    return detector  # type: ignore[no-any-return]
+    return detector
 
 
 def relation_to(part: TestPart, sidecar: Mapping[str, Any]) -> Relation:

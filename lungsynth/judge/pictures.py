@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -24,6 +25,9 @@ _SIDE_PX = 448
 _LINE_PX = 16
 _READERS, _METHOD, _SPOKEN_OF = (255, 200, 0), (60, 170, 255), (255, 60, 60)
 _LETTERS = 62  # a line of the sentence
+_LEFT = 1 / 16  # of the FROC's axis
+
+Curve = tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -66,26 +70,32 @@ def draw_error(view: View, sentence: str) -> Image.Image:
     return _captioned(picture, sentence)
 
 
-def save_froc(
-    curves: Mapping[str, tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]], path: Path, *, title: str
-) -> None:
-    """Draws FROC curves (false alarms an image, sensitivity) by method, and writes a PNG."""
-    import matplotlib as mpl
+def save_froc(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
+    """Writes a PNG with FROC curves (false alarms an image, sensitivity).
+
+    Args:
+        panels: curves by method, by title of the panel.
+        path: of the PNG.
+    """
     from matplotlib.figure import Figure  # without pyplot no window system is asked for
 
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.subplots()
-    for index, (name, (rates, found)) in enumerate(curves.items()):
-        axes.step(np.maximum(rates, 1 / 16), found, where="post", label=name, color=mpl.colormaps["tab10"](index % 10))
-    axes.set_xscale("log", base=2)
-    ticks = [2.0**power for power in range(-3, 4)]
-    axes.set_xticks(ticks, ["1/8", "1/4", "1/2", "1", "2", "4", "8"])
-    axes.set(xlim=(1 / 16, 16), ylim=(0, 1.01), title=title, xlabel="false alarms an image", ylabel="sensitivity")
-    axes.grid(alpha=0.3)
-    if curves:
-        axes.legend(loc="lower right", fontsize="small")
+    figure = Figure(figsize=(7 * max(1, len(panels)), 5), layout="constrained")
+    for axes, (title, curves) in zip(
+        np.atleast_1d(figure.subplots(1, max(1, len(panels)))), panels.items(), strict=False
+    ):
+        _draw_curves(axes, curves, title)
     with replacing(path) as part:
         figure.savefig(part, format="png", dpi=110, metadata={"Software": None})
+
+
+def _draw_curves(axes: Any, curves: Mapping[str, Curve], title: str) -> None:
+    for index, (name, (rates, found)) in enumerate(curves.items()):
+        axes.step(np.maximum(rates, _LEFT), found, where="post", label=name, color=f"C{index % 10}")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([2.0**power for power in range(-3, 4)], ["1/8", "1/4", "1/2", "1", "2", "4", "8"])
+    axes.set(xlim=(_LEFT, 16), ylim=(-0.02, 1.02), title=title, xlabel="false alarms an image", ylabel="sensitivity")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize="small")
 
 
 def _step_mm(view: View) -> float:

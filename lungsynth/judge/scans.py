@@ -135,11 +135,11 @@ def _judge_scan(scan: Scan, detector: Detector, *, name: str) -> ScanRecords:
     on_finding = np.isin(labels_at(found.candidates, scan.label), (Label.NODULE, Label.UNLABELLED))
     targets, alarms = match(found.candidates, scan.lesions, spacing_mm=series.spacing_mm, on_finding=on_finding)
     case = found.case(series.id, series.patient, targets, alarms if known else ())
-    scored = series.expert_lung and found.lung is not None
+    lungs = () if found.lung is None or not series.expert_lung else (_lung_score(scan, found.lung),)
     return ScanRecords(
         cases=(case,) if known else (),
         unknown=() if known else (case,),
-        lungs=(_lung_score(scan, found.lung),) if scored else (),
+        lungs=lungs,
     )
 
 

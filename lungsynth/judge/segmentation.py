@@ -161,13 +161,17 @@ def _problems(images: Images, entries: Sequence[Entry]) -> tuple[str, ...]:
 def _write(out: Path, table: Mapping[str, object], markdown: str, entries: Sequence[Entry]) -> None:
     write_atomically(out / "table_1.json", (json.dumps(table, indent=1) + "\n").encode())
     write_atomically(out / "table_1.md", markdown.encode())
-    on_scans = any(case.targets for entry in entries for case in entry.outcome.scans.cases)
-    cases = {
-        entry.contestant.title: entry.outcome.scans.cases if on_scans else entry.outcome.composites for entry in entries
+    kinds = {
+        "composites": {entry.contestant.title: entry.outcome.composites for entry in entries},
+        "scans": {entry.contestant.title: entry.outcome.scans.cases for entry in entries},
     }
-    curves = {title: Froc(found).curve() for title, found in cases.items() if found}
-    images = max((len(found) for found in cases.values()), default=0)
-    save_froc(curves, out / "froc.png", title=f"{images} {'scans' if on_scans else 'composite slices'}")
+    panels = {}
+    for kind, found in kinds.items():
+        cases = next(iter(found.values()), ())
+        if lesions := sum(len(case.targets) for case in cases):
+            title = f"{lesions} lesions on {len(cases)} {kind}"
+            panels[title] = {name: Froc(own).curve() for name, own in found.items()}
+    save_froc(panels, out / "froc.png")
 
 
 def _shown(entries: Sequence[Entry]) -> Entry | None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from lungsynth.judge.contestants import Contestant
+from lungsynth.judge.figures import FEWEST_LESIONS
 from lungsynth.judge.records import Outcome
 from lungsynth.judge.test_part import TestPart
 
@@ -34,6 +35,8 @@ def _all(
     for name, reason in left_out.items():
         yield f"Left out: {name}: {reason}"
     yield from _about_images(part, outcomes[0] if outcomes else Outcome())
+    if outcomes and sum(len(case.targets) for case in outcomes[0].scans.cases) < FEWEST_LESIONS:
+        yield f"† of the composites, a slice instead of a scan: the scans have fewer than {FEWEST_LESIONS} lesions."
     yield (
         "The paper measured on LUNA16 and does not say how; its accuracy may count pixels or candidates. "
         "Methods without a nodule map have no accuracy and no Dice."
@@ -54,7 +57,5 @@ def _about_images(part: TestPart, outcome: Outcome) -> Iterator[str]:
         )
     if not any(case.targets for case in outcome.scans.cases):
         yield "No scan of the cohort has a labelled lesion: there are no false positives a scan."
-        if outcome.composites:
-            yield "† from composites: false positives a slice, not a scan."
     elif len({case.patient for case in outcome.scans.cases}) < 2:
         yield "One patient's scans have labelled lesions: their figures have no interval."

@@ -5,6 +5,7 @@ Serves every table of the judge. A figure that a method does not have is `-` in 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from lungsynth.judge.bootstrap import Estimate
 
@@ -20,7 +21,7 @@ class Column:
     Args:
         key: of the figure in a row.
         title: over the column.
-        unit: what is counted, for the head (`nodules`, `slices`).
+        unit: what is counted, in the plural (`nodules`, `slices`).
         digits: after the point.
         in_paper: whether a column with the paper's figures stands beside it.
     """
@@ -68,17 +69,18 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def paper_table(first: str, columns: Sequence[Column], rows: Sequence[TableRow]) -> str:
-    """A table of methods, n in its head, the paper's column beside ours where it has one.
+    """A table of methods; its first line says what was counted, and the paper's column stands beside ours.
 
     Args:
         first: title of the first column.
         columns: what is shown; one that no row has a figure for stays, as `-`.
         rows: the methods.
     """
-    head = [first]
+    head, counts = [first], ["*n*"]
     for column in columns:
-        head += [_titled(column, rows)] + ["paper"] * column.in_paper
-    return markdown_table(head, markdown_rows(columns, rows))
+        head += [column.title] + ["paper"] * column.in_paper
+        counts += [_counted(column, rows)] + [""] * column.in_paper
+    return markdown_table(head, [counts, *markdown_rows(columns, rows)])
 
 
 def markdown_rows(columns: Sequence[Column], rows: Sequence[TableRow]) -> list[list[str]]:
@@ -95,7 +97,7 @@ def markdown_rows(columns: Sequence[Column], rows: Sequence[TableRow]) -> list[l
     return lines
 
 
-def json_rows(columns: Sequence[Column], rows: Sequence[TableRow]) -> list[dict[str, object]]:
+def json_rows(columns: Sequence[Column], rows: Sequence[TableRow]) -> list[dict[str, Any]]:
     """A dictionary a row: plain numbers by key, with `intervals`, `n`, `patients` and `paper` beside them."""
     found = []
     for row in rows:
@@ -118,9 +120,13 @@ def _plain(figure: Estimate | float | None) -> float | int | None:
     return figure.value if isinstance(figure, Estimate) else figure
 
 
-def _titled(column: Column, rows: Sequence[TableRow]) -> str:
+def _counted(column: Column, rows: Sequence[TableRow]) -> str:
     known = [figure for row in rows if isinstance(figure := row.figures.get(column.key), Estimate)]
     largest = max(known, key=lambda figure: figure.n, default=None)
     if largest is None or not column.unit:
-        return column.title
-    return f"{column.title}, n = {largest.n:,} {column.unit}, {largest.patients:,} patients"
+        return ""
+    return f"{_number(largest.n, column.unit)}, {_number(largest.patients, 'patients')}"
+
+
+def _number(count: int, unit: str) -> str:
+    return f"{count:,} {unit.removesuffix('s') if count == 1 else unit}"
