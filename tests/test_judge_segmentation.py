@@ -285,8 +285,8 @@ def test_a_second_run_takes_up_what_is_there_and_writes_the_same(judged, monkeyp
     assert [(settings.out / name).read_bytes() for name in files] == before
 
 
-def test_a_wanted_method_that_fails_is_an_error(judged, tmp_path):
-    settings = SegmentationSettings(**{**vars(judged[0]), "methods": ("cnn_vgg",), "out": tmp_path, "composites": 0})
+def test_a_wanted_method_that_fails_is_an_error(judged):
+    settings = SegmentationSettings(**{**vars(judged[0]), "methods": ("cnn_vgg",)})
     with pytest.raises(InputError, match=r"cnn_vgg: failed \(RuntimeError: no memory left\)"):
         judge_segmentation(settings, tracking_uri=judged[1])
 
@@ -351,8 +351,8 @@ def test_a_cohort_without_test_patients_is_refused(cohort):
 def test_the_script_judges_and_refuses(judged, tmp_path, capsys):
     main = runpy.run_path(str(ROOT / "scripts" / "evaluate.py"))["main"]
     settings, uri = judged
-    places = ["--out", str(tmp_path / "out"), "--bundles", str(settings.bundles), "--weights", str(settings.weights)]
-    options = [*places, "--tracking-uri", uri, "--methods", "dense_unet", "--composites", "2"]
+    places = ["--out", str(settings.out), "--bundles", str(settings.bundles), "--weights", str(settings.weights)]
+    options = [*places, "--tracking-uri", uri, "--methods", "dense_unet", "--composites", "4"]
     assert main(["segmentation", "--cohort", str(settings.cohort), *options]) == 0
     assert "Dense U-Net (this method)" in capsys.readouterr().out
     assert main(["segmentation", "--cohort", str(tmp_path / "none"), *options]) == 2

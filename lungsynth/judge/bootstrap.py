@@ -71,8 +71,8 @@ def estimate(
     draws = np.full((resamples, len(whole)), np.nan)
     if len(everyone) > 1:
         rng = np.random.default_rng(seed)
-        for index in range(resamples):
-            draws[index] = statistic(np.concatenate([_draw(rng, len(group)) for group in groups]))
+        weights = np.concatenate([_draws(rng, len(group), resamples) for group in groups], axis=1)
+        draws = np.array([statistic(row) for row in weights], dtype=np.float64)
     found = []
     for column, value in enumerate(whole):
         usable = draws[np.isfinite(draws[:, column]), column]
@@ -114,5 +114,6 @@ def estimate_ratio(
     return estimate([patients], ratio, n=[len(owners) if n is None else n], seed=seed)[0]
 
 
-def _draw(rng: np.random.Generator, count: int) -> Weights:
-    return np.bincount(rng.integers(0, count, count), minlength=count).astype(np.float64) if count else np.zeros(0)
+def _draws(rng: np.random.Generator, count: int, resamples: int) -> Float[np.ndarray, "resamples patients"]:
+    """How often each of `count` patients is drawn, in each resample."""
+    return rng.multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)

@@ -77,8 +77,9 @@ def measure(outcome: Outcome, *, seed: int) -> Figures:
 
 def _crop_figures(records: CropRecords, point: float, *, seed: int) -> Group:
     found: Group = {}
-    if records.cases:
-        found["sensitivity"] = Froc(records.cases).estimates(point, seed=seed)["sensitivity"]
+    if targets := [target for case in records.cases for target in case.targets]:
+        hits = [target.score is not None and target.score >= point for target in targets]
+        found["sensitivity"] = estimate_ratio([t.patient for t in targets], hits, [1] * len(hits), seed=seed)
     if records.pixels:
         found |= pixel_estimates(records.pixels, seed=seed)
     if records.pixels_ignored:
