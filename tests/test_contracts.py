@@ -16,10 +16,11 @@ import pandas as pd
 import pytest
 import torch
 from fake_bundles import write_fake_bundles
+from judge_toys import tell, write_method_bundle
 from monai.bundle import ConfigParser
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation, SqueezeDim
 
-from lungsynth.bundles import open_bundle
+from lungsynth.bundles import open_bundle, resolved_config
 from lungsynth.chain import ChainSettings, run_chain
 from lungsynth.cohort.patches import PATCH_PX, PATCH_SPACING_MM, texture_class
 from lungsynth.cohort.phantom_files import make_phantom_cohort
@@ -27,6 +28,9 @@ from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 from lungsynth.cohort.split import assign_splits
 from lungsynth.ct import Volume, axial_affine, read_plane, voxel_to_lps, write_plane
 from lungsynth.hounsfield import CT_RANGE_HU, NETWORK_WINDOW, Label, to_int16
+from lungsynth.judge.baselines import NothingFound, ThresholdDetector
+from lungsynth.judge.detection import detect
+from lungsynth.judge.segmentation import SegmentationSettings, judge_segmentation
 from lungsynth.layers import AssetLibrary, read_catalogue, render
 from lungsynth.layers.assets import ALPHA_SCALE, content_hash
 
@@ -55,6 +59,18 @@ def chains(tmp_path_factory) -> list[Path]:
         settings = ChainSettings(out=out, count=6, seed=5, bundles=bundles, enhance=False, batch_size=batch_size)
         run_chain(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
     return outs
+
+
+@pytest.fixture(scope="module")
+def judged(cohort, tmp_path_factory) -> Path:
+    """Table I of toy methods."""
+    folder = tmp_path_factory.mktemp("judged")
+    bundles, weights = write_method_bundle(folder, "contract_judge")
+    tell(weights / "unet.pt", train_minutes=20)
+    paths = {"cohort": cohort, "out": folder / "out", "bundles": bundles, "weights": weights}
+    settings = SegmentationSettings(**paths, methods=("unet", "dense_unet"), composites=2)
+    judge_segmentation(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    return folder / "out"
 
 
 def datalist(cohort: Path, name: str) -> list[dict]:
@@ -267,7 +283,7 @@ def test_c6_2_training_writes_under_runs(name):
     assert config["output_dir"].startswith("runs/")
 
 
-@pytest.mark.parametrize("script", ["synthesize.py"])
+@pytest.mark.parametrize("script", ["synthesize.py", "evaluate.py"])
 def test_c6_3_commands_take_bundles(script):
     assert '"--bundles"' in (ROOT / "scripts" / script).read_text()
 
@@ -322,6 +338,23 @@ def test_c6_5_what_the_chain_asks_of_the_bundles():
     assert 0 <= min(m.min() for m in maps.values()) <= max(m.max() for m in maps.values()) <= 1
 
 
+def test_c6_5_what_the_judge_asks_of_a_detector():
+    hu = np.full((3, 64, 64), -850, np.int16)
+    hu[1, 28:36, 28:36] = 30
+    detectors = [NothingFound(), ThresholdDetector()]
+    if "detector" in resolved_config(ROOT / "bundles", "lung_seg"):
+        detectors.append(open_bundle(ROOT / "bundles", "lung_seg", component="detector"))
+    for detector in detectors:
+        assert 0 <= detector.operating_point <= 1
+        for image in (hu, hu[1:2]):
+            found = detector(image, (2.0, 0.7, 0.7))
+            candidates = found["candidates"]
+            assert (candidates.dtype, candidates.shape[1]) == (np.float32, 5)
+            assert (np.diff(candidates[:, 4]) <= 0).all(), "most probable first"
+            assert all(found[name].dtype == np.float16 for name in ("nodule", "lung") if name in found)
+            detect(detector, image, (2.0, 0.7, 0.7), name="contract")
+
+
 # C7 assets and recipes
 
 
@@ -344,6 +377,28 @@ def test_c7_2_recipes_rebuild_their_samples(chains):
 def test_c7_3_same_seed_same_bytes_whatever_the_batch_size(chains):
     first, second = ({p.relative_to(o): p.read_bytes() for p in o.rglob("*") if p.is_file()} for o in chains)
     assert first == second
+
+
+# C9 judged
+
+
+def test_c9_1_what_the_judge_writes(judged):
+    table, text = (
+        json.loads((judged / "table_1.json").read_text()),
+        re.search(r"\*\*C9\.1\*\*.*?\n- ", CONTRACTS, re.S).group(),
+    )
+    promised = set(re.findall(r"`([a-z_]+)`", text.replace("`table_1.json` has", "")))
+    assert set(table) - {"lungs", "readers_of_the_masks"} <= promised
+    assert set(table["rows"][0]) - {"title", "probability_at_one_false_positive_a_slice"} <= promised | {"lung_dice"}
+    assert [row["method"] for row in table["rows"]] == ["nothing", "threshold", "unet", "dense_unet"]
+    for name in ("table_1.md", "froc.png", "errors/errors.md", ".parts/dense_unet.json"):
+        assert (judged / name).is_file()
+
+
+def test_c9_2_methods_are_configs_with_weights(judged):
+    rows = {row["method"]: row for row in json.loads((judged / "table_1.json").read_text())["rows"]}
+    assert (rows["unet"]["train_minutes"], rows["unet"]["training"]) == (20, "may_have_trained")
+    assert rows["dense_unet"]["train_minutes"] is None
 
 
 # Dependencies are pinned once
