@@ -6,6 +6,7 @@ its radius and 2 mm more. Candidates are served from the most probable down, so 
 changes the others; one whose place is already taken is a repetition and is left out.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +61,8 @@ class Candidate:
     def slices(self, *, slice_mm: float, depth: int) -> range:
         """The slices of a volume of this depth that show it: those of its mask, and those its diameter reaches."""
         half = self.diameter_mm / 2 / slice_mm
-        first = min(self.offset[0], round(self.centre[0] - half))
-        last = max(self.offset[0] + len(self.mask) - 1, round(self.centre[0] + half))
+        first = min(self.offset[0], math.ceil(self.centre[0] - half))
+        last = max(self.offset[0] + len(self.mask) - 1, math.floor(self.centre[0] + half))
         return range(max(0, first), min(depth - 1, last) + 1)
 
 
@@ -153,8 +154,8 @@ def _surroundings(
     box, squares = [], []
     for axis, (size, middle, mm) in enumerate(zip(shape, centre, spacing_mm, strict=True)):
         nearest = min(max(round(middle), 0), size - 1)
-        low = min(max(0, int(np.floor(middle - reach_mm / mm))), nearest)
-        high = max(min(size, int(np.ceil(middle + reach_mm / mm)) + 1), nearest + 1)
+        low = min(max(0, math.floor(middle - reach_mm / mm)), nearest)
+        high = max(min(size, math.ceil(middle + reach_mm / mm) + 1), nearest + 1)
         box.append(slice(low, high))
         steps = ((np.arange(low, high) - middle) * mm) ** 2
         squares.append(np.expand_dims(steps, tuple(other for other in range(3) if other != axis)))
