@@ -40,7 +40,7 @@ def separation_montage(rows: Sequence[CandidateRow], kept: Sequence[SliceRow], o
     lungs = [out / "lungs" / f"{row.slice_id}.npz" for row in kept]
     groups = (
         (
-            "reasons why slices are not normal",
+            "slices near these are normal no longer",
             [_pair(row, out) for row in spread(removing, _REMOVED)],
             removing,
             _PAIRS,
@@ -75,6 +75,7 @@ def _pair(row: CandidateRow, out: Path) -> Tile:
         outline=_FRAME,
     )
     text = f"p {row.probability:.2f}, {row.diameter_mm:.1f} mm: {row.normal_slices_removed} slices out"
+    draw.rectangle(draw.textbbox((_WIDE_PX + 4, 2), text), fill=(0, 0, 0))
     draw.text((_WIDE_PX + 4, 2), text, fill=(255, 255, 255))
     return np.asarray(picture)
 
