@@ -29,7 +29,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--threshold",
         type=float,
         default=0.5,
-        help="probability from which on a candidate counts: lower gives a purer and smaller normal set (default: 0.5)",
+        help="probability from which on a candidate counts, 0.05 to 1; lower: purer, smaller normal set (default: 0.5)",
     )
     parser.add_argument(
         "--min-diameter-mm", type=float, default=3.0, metavar="MM", help="smaller candidates are ignored (default: 3)"

@@ -33,7 +33,7 @@ class Detector:
         for index in range(1, count + 1):
             voxels = np.argwhere(regions == index)
             volume = len(voxels) * np.prod(spacing_mm)
-            rows.append([*voxels.mean(axis=0), np.cbrt(6 * volume / np.pi), nodule[tuple(voxels[0])]])
+            rows.append([*voxels.mean(axis=0), np.cbrt(6 * volume / np.pi), nodule[regions == index].max()])
         rows = np.array(rows, dtype=np.float32).reshape(-1, 5)
         return {"candidates": rows, "nodule": nodule, "lung": (hu < -500).astype(np.float16)}
 '''

@@ -244,7 +244,7 @@ def test_what_cannot_be_separated_is_refused_with_the_way_out(made, separated, t
         separate(folder, folder / "cohort" / "x")
     with pytest.raises(InputError, match=r"scripts/prepare.py wrote"):
         separate(folder, tmp_path / "x", cohort=tmp_path)
-    with pytest.raises(InputError, match="probability above 0"):
+    with pytest.raises(InputError, match=r"lies in \[0.05, 1\]"):
         Rules(threshold=0)
     shutil.copytree(folder / "cohort", tmp_path / "cohort")
     shutil.rmtree(tmp_path / "cohort" / ".parts")

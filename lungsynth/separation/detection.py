@@ -20,10 +20,11 @@ from lungsynth.ct.volume import Volume
 from lungsynth.errors import InputError
 from lungsynth.types import HuVolume
 
-__all__ = ["Candidate", "Detector", "find_candidates", "open_detector"]
+__all__ = ["LOWEST_PROBABILITY", "Candidate", "Detector", "find_candidates", "open_detector"]
 
 Detector = Callable[[HuVolume, tuple[float, float, float]], Mapping[str, np.ndarray]]
 
+LOWEST_PROBABILITY = 0.05  # candidates are asked for down to here, whatever the threshold
 _REACH = 1.5  # of the candidate's radius
 _REACH_MORE_MM = 2.0
 _HIGHEST_LEVEL = 0.5
@@ -67,12 +68,13 @@ class Candidate:
 
 
 def open_detector(bundles: Path) -> Detector:
-    """The detector of `lung_seg_bundle` in a folder of bundles.
+    """The detector of `lung_seg_bundle` in a folder of bundles, listing all down to `LOWEST_PROBABILITY`.
 
     Raises:
         InputError: when the bundle, its weights or its `detector` are missing.
     """
-    detector: Detector = open_bundle(bundles, "lung_seg", component="detector")
+    lowest = {"candidate_threshold": LOWEST_PROBABILITY}
+    detector: Detector = open_bundle(bundles, "lung_seg", component="detector", overrides=lowest)
     return detector
 
 

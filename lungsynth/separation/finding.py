@@ -12,7 +12,7 @@ from lungsynth.ct.nodule import ReadNodule, mask_centre_lps
 from lungsynth.ct.volume import voxel_to_lps
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label
-from lungsynth.separation.detection import Candidate
+from lungsynth.separation.detection import LOWEST_PROBABILITY, Candidate
 from lungsynth.separation.stacks import Stack
 
 __all__ = ["CandidateRow", "Finding", "Outcome", "Rules", "judge"]
@@ -37,16 +37,16 @@ class Rules:
         min_diameter_mm: least diameter.
 
     Raises:
-        InputError: when the threshold is no probability above 0, or the diameter is negative.
+        InputError: when the threshold is no probability from `LOWEST_PROBABILITY` on, or the diameter is negative.
     """
 
     threshold: float = 0.5
     min_diameter_mm: float = 3.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold <= 1 or self.min_diameter_mm < 0:
+        if not LOWEST_PROBABILITY <= self.threshold <= 1 or self.min_diameter_mm < 0:
             raise InputError(
-                "The threshold is a probability above 0 and the smallest diameter is not negative, got "
+                f"The threshold lies in [{LOWEST_PROBABILITY:g}, 1] and the smallest diameter is not negative, got "
                 f"{self.threshold:g} and {self.min_diameter_mm:g} mm."
             )
 
