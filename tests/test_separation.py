@@ -1,6 +1,7 @@
 import csv
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -264,3 +265,9 @@ def test_the_command_prints_counts_and_answers_bad_input_with_one_sentence(made,
     assert "normal slices" in capsys.readouterr().out
     assert script.main(["--cohort", str(tmp_path), *out, *common]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_rooms_that_come_before_know_neither_bundles_nor_separation():
+    for room in ("ct", "cohort", "layers"):
+        for path in (ROOT / "lungsynth" / room).rglob("*.py"):
+            assert not re.search(r"lungsynth\.(bundles|separation)", path.read_text()), path
