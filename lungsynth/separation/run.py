@@ -172,7 +172,7 @@ def _finish(
     save_picture(separation_montage(candidates, kept, job.out), job.out / "montage_separation.png")
     cohort = summarise(contents, settings=source.described["settings"], problems=problems)
     cohort["problems"] = [*source.described["problems"], *cohort["problems"]]
-    facts = _facts(source, contents, candidates, job, weights, series=len(looked_at))
+    facts = _facts(source, contents, candidates, job.rules, weights)
     write_text(job.out / "report.md", markdown_report(cohort, contents) + separation_section(facts))
     cohort["separation"] = facts
     write_json(job.out / "cohort.json", cohort)
@@ -180,19 +180,13 @@ def _finish(
 
 
 def _facts(
-    source: SourceCohort,
-    contents: Contents,
-    candidates: Sequence[CandidateRow],
-    job: SeriesJob,
-    weights: Weights,
-    *,
-    series: int,
+    source: SourceCohort, contents: Contents, candidates: Sequence[CandidateRow], rules: Rules, weights: Weights
 ) -> dict[str, Any]:
     settings = {
-        "threshold": job.rules.threshold,
-        "min_diameter_mm": job.rules.min_diameter_mm,
+        "threshold": rules.threshold,
+        "min_diameter_mm": rules.min_diameter_mm,
         "weights_lung_seg": weights.sha256,
-        "series": series,
+        "series": sum(row.nodule_mask == NETWORK for row in contents.series),
     }
     return separation_facts(settings, candidates, before=source.described["counts"], after=count_splits(contents))
 

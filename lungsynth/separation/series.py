@@ -85,8 +85,8 @@ def separate_series(part: Part, job: SeriesJob) -> Part:
         nodules=(*part.nodules, *(f.nodule for f in findings if f.nodule is not None)),
         notes=(*part.notes, *_notes(findings)),
     )
-    rows = [_count_removed(finding, part.slices, spacing_mm, job.gap_mm) for finding in findings]
-    _write(part, new, findings, rows, drawn, job)
+    counted = [_count_removed(finding, part.slices, spacing_mm, job.gap_mm) for finding in findings]
+    _write(part, new, counted, drawn, job)
     return new
 
 
@@ -125,11 +125,13 @@ def _draw(candidate: Candidate, stack: Stack, drawn: _Drawn) -> None:
         label[candidate.box[1:]][candidate.mask[k]] = Label.NODULE
 
 
-def _count_removed(finding: Finding, rows: Sequence[SliceRow], slice_mm: float, gap_mm: float) -> CandidateRow:
+def _count_removed(finding: Finding, rows: Sequence[SliceRow], slice_mm: float, gap_mm: float) -> Finding:
+    """The finding with the number of normal slices near it in its row."""
     if not finding.counts:
-        return finding.row
+        return finding
     kept = still_normal(rows, [finding.reach], slice_mm=slice_mm, gap_mm=gap_mm)
-    return replace(finding.row, normal_slices_removed=sum(row.normal for row in rows) - int(kept.sum()))
+    removed = sum(row.normal for row in rows) - int(kept.sum())
+    return replace(finding, row=replace(finding.row, normal_slices_removed=removed))
 
 
 def _notes(findings: Sequence[Finding]) -> list[str]:
@@ -141,9 +143,7 @@ def _notes(findings: Sequence[Finding]) -> list[str]:
     ]
 
 
-def _write(
-    old: Part, new: Part, findings: Sequence[Finding], rows: Sequence[CandidateRow], drawn: _Drawn, job: SeriesJob
-) -> None:
+def _write(old: Part, new: Part, findings: Sequence[Finding], drawn: _Drawn, job: SeriesJob) -> None:
     for name in part_files(replace(new, nodules=old.nodules)):
         share(job.cohort / name, job.out / name)
     for finding in findings:
@@ -151,6 +151,6 @@ def _write(
             finding.patches.save(job.out / "nodules")
     for slice_id, (label, affine) in drawn.items():
         write_plane(job.out / NETWORK / f"{slice_id}.nii.gz", label, affine)
-    (series,) = new.series
-    write_text(job.out / CANDIDATES / f"{series.series_id}.json", json.dumps([asdict(row) for row in rows], indent=1))
+    rows = [asdict(finding.row) for finding in findings]
+    write_text(job.out / CANDIDATES / f"{new.part_id}.json", json.dumps(rows, indent=1))
     new.save(job.out / ".parts")
