@@ -58,7 +58,7 @@ class Entry:
 def table_1_json(
     part: TestPart, entries: Sequence[Entry], ceiling: Figures, *, left_out: Mapping[str, str], problems: Sequence[str]
 ) -> dict[str, Any]:
-    """The content of `table_1.json` (contract C9.1).
+    """The content of `table_1.json` (contract C10.1).
 
     Args:
         part: who was judged on.
