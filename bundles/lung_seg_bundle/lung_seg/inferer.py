@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from . import CHANNELS
 from .grid import Box, covered, resample_part, resampled_shape, source_box
+from .lean import lean
 from .precision import resolve_amp
 from .region import lung_boxes
 
@@ -64,6 +65,7 @@ class Segmenter:
         self.amp = resolve_amp(amp, self.device)
         self.crop = crop
         self.batch_size = batch_size
+        self.runner = lean(self.network, amp=self.amp) if self.device.type == "cpu" else self.network
 
     def __call__(self, hu: np.ndarray, spacing_mm: tuple[float, float]) -> dict[str, np.ndarray]:
         """Probabilities of one slice.
@@ -132,7 +134,7 @@ class Segmenter:
         _check_spacing(spacing_mm)
         own = (hu.shape[-2], hu.shape[-1])
         grid = resampled_shape(own, spacing_mm=spacing_mm, target_mm=self.spacing_mm)
-        # Whole pixels of the network's coarsest level, so that a part is seen as it is in the whole.
+        # Whole pixels of the network's coarsest level, so that its levels halve a part as they halve the whole.
         part = source_box(box, own, grid).aligned(getattr(self.network, "multiple", 32), grid)
         held = source_box(part, grid, own)
         planes = hu[(slice(None), *held.index)].to(self.device).float().clamp(min=AIR_HU)[:, None]
@@ -154,8 +156,8 @@ class Segmenter:
         """The network through the inferer; by itself on what fits a window, which MONAI's would enlarge to it."""
         window = getattr(self.inferer, "roi_size", None)
         if window is not None and all(size <= side for size, side in zip(unit.shape[2:], window, strict=True)):
-            return self.network(unit)
-        return self.inferer(unit, self.network)
+            return self.runner(unit)
+        return self.inferer(unit, self.runner)
 
 
 class VolumeInferer(Inferer):
