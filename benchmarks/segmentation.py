@@ -142,7 +142,8 @@ def time_steps(arguments: argparse.Namespace) -> dict[str, Any]:
         maps = timed(seconds, "network and resampling", lambda: inferer(data["image"][None]))
         seconds["network and resampling"] -= seconds["find the lungs' boxes"]
         data["pred"] = maps[0]
-        for name, step in zip(("candidates", "write maps"), parser.get_parsed_content("postprocessing").transforms):
+        steps = parser.get_parsed_content("postprocessing").transforms
+        for name, step in zip(("candidates", "write maps"), steps, strict=True):
             data = timed(seconds, name, lambda step=step, data=data: step(data))
         rows = len((Path(out) / "candidates.csv").read_text().splitlines()) - 1
     return {"steps_seconds": seconds, "candidates": rows, "bfloat16": segmenter.amp}

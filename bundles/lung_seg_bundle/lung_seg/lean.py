@@ -22,7 +22,7 @@ WIDE = (torch.complex128, torch.int64, torch.int32)  # 16, 8 and 4 bytes, only t
 
 
 class LeanDenseUNet(nn.Module):
-    """Computes what a trained 2D `DenseUNet` computes in evaluation: (B, C, H, W) -> logits of the same height and width.
+    """Computes what a trained 2D `DenseUNet` computes in evaluation: (B, C, H, W) -> logits of equal height and width.
 
     Args:
         network: not changed.

@@ -17,7 +17,7 @@ from .grid import Box
 
 __all__ = ["MARGIN_MM", "lung_boxes"]
 
-MARGIN_MM = 6.0  # around the air in the slice
+MARGIN_MM = 8.0  # around the air in the slice
 REACH_MM = 10.0  # to the neighbouring slices whose air counts as well
 SMALLEST_CHEST_MM = 200.0  # narrower images are crops of a chest
 GRID_MM = 3.0
