@@ -32,6 +32,7 @@ COLUMNS = (
 )
 _CROPS = (
     Column(key="sensitivity", title="Sensitivity", unit="nodules"),
+    Column(key="sensitivity_off_centre", title="Sensitivity, nodule off the centre", unit="nodules"),
     Column(key="balanced_accuracy", title="Balanced accuracy", unit="slices"),
     Column(key="dice", title="Dice, a slice", unit="slices"),
     Column(key="dice_per_nodule", title="Dice, a nodule", unit="nodules"),
@@ -58,7 +59,7 @@ class Entry:
 def table_1_json(
     part: TestPart, entries: Sequence[Entry], ceiling: Figures, *, left_out: Mapping[str, str], problems: Sequence[str]
 ) -> dict[str, Any]:
-    """The content of `table_1.json` (contract C9.1).
+    """The content of `table_1.json` (contract C10.1).
 
     Args:
         part: who was judged on.

@@ -1,26 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to read: the parts of a COHORT's `segmentation.json`, and the volumes of a folder.
+"""What to read: the parts of a COHORT's `segmentation.json`.
 
 An entry of kind `slice` is an axial slice with its label map; entries of kind `nodule` (npz files of 64 x 64 crops) are
 gathered, since a crop is small: one sample shows several nodules side by side (see `transforms.py`).
 """
 
 import json
-import logging
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel
-
 from . import CHANNELS
 
-__all__ = ["list_volumes", "name_of", "nodule_files", "read_datalist"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["nodule_files", "read_datalist"]
 
 FILE_NAME = "segmentation.json"
-VOLUME_SUFFIXES = (".nii.gz", ".nii")
+NODULES_NAME = "nodules.json"
 
 
 def read_datalist(
@@ -35,8 +31,9 @@ def read_datalist(
         limit: keep at most so many samples, evenly spread over the part.
 
     Returns:
-        One dict a sample: `kind`, `labelled` (two numbers, lung and nodule: 1 where an expert drew it), and `image` and
-        `label` (kind `slice`) or `nodules` (kind `nodule`, paths of npz files).
+        One dict a sample: `kind`, `labelled` (two numbers, lung and nodule: 1 where an expert drew it), `weight` (how
+        often it is shown among its kind), and `image` and `label` (kind `slice`) or `nodules` (kind `nodule`, paths of
+        npz files). Nodules of about one size stand together, and are shown in proportion to it: large ones are rare.
 
     Raises:
         ValueError: when the COHORT or the part is not there, or files of it are missing.
@@ -49,16 +46,24 @@ def read_datalist(
             "image": root / entry["image"],
             "label": root / entry["label"],
             "labelled": _channels(entry["labelled"]),
+            "weight": 1.0,
         }
         for entry in entries
         if entry["kind"] == "slice"
     ]
-    nodules = [root / entry["image"] for entry in entries if entry["kind"] == "nodule"]
+    sizes = _diameters_mm(root, part)
+    names = [entry["image"] for entry in entries if entry["kind"] == "nodule"]
+    names.sort(key=lambda name: (sizes.get(name, 1.0), name))
+    nodules = [root / name for name in names]
     _check_files(root, [sample[key] for sample in slices for key in ("image", "label")] + nodules)
     gathered = [
-        {"kind": "nodule", "nodules": nodules[start::step], "labelled": _channels(["nodule"])}
-        for step in [max(1, -(-len(nodules) // nodules_per_sample))]
-        for start in range(step if nodules else 0)
+        {
+            "kind": "nodule",
+            "nodules": nodules[start : start + nodules_per_sample],
+            "labelled": _channels(["nodule"]),
+            "weight": statistics.fmean(sizes.get(name, 1.0) for name in names[start : start + nodules_per_sample]),
+        }
+        for start in range(0, len(nodules), nodules_per_sample)
     ]
     samples = slices + gathered
     if limit is not None and len(samples) > limit:
@@ -89,6 +94,13 @@ def _read_part(dataset_dir: str | Path | None, part: str) -> list[dict[str, Any]
     return entries
 
 
+def _diameters_mm(root: Path, part: str) -> dict[str, float]:
+    """Diameters by file, from the COHORT's list of nodules; empty where it has none."""
+    path = root / NODULES_NAME
+    entries = json.loads(path.read_text()).get(part, []) if path.is_file() else []
+    return {entry["nodule"]: float(entry["diameter_mm"]) for entry in entries}
+
+
 def _channels(labelled: Sequence[str]) -> list[float]:
     return [float(channel in labelled) for channel in CHANNELS]
 
@@ -100,52 +112,3 @@ def _check_files(root: Path, files: Sequence[Path]) -> None:
             f"{root / FILE_NAME} names {len(missing)} files that are not there, the first is {missing[0]}. "
             "Prepare the cohort again, or move it as a whole."
         )
-
-
-def list_volumes(dataset_dir: str | Path | None, datalist: Sequence[str | Path] | None = None) -> list[dict[str, str]]:
-    """NIfTI volumes and slices to segment; files that cannot be read are reported and left out.
-
-    Args:
-        dataset_dir: folder of `.nii` or `.nii.gz` files.
-        datalist: the files themselves, relative to `dataset_dir` or absolute; instead of all files of the folder.
-
-    Returns:
-        One dict a file: `image` (path) and `name` (the file's stem).
-
-    Raises:
-        ValueError: when nothing readable is found.
-    """
-    root = Path(str(dataset_dir or "."))
-    if datalist is not None:
-        chosen = [datalist] if isinstance(datalist, str) else datalist
-        paths = [root / path for path in chosen]
-    else:
-        found = root.iterdir() if dataset_dir is not None and root.is_dir() else []
-        paths = sorted(path for path in found if path.name.endswith(VOLUME_SUFFIXES))
-    readable = [path for path in paths if _is_volume(path)]
-    if not readable:
-        raise ValueError(
-            f"Expected .nii or .nii.gz files of CT in dataset_dir={dataset_dir}, found {len(paths)} and could read "
-            "none. Give --dataset_dir FOLDER or --datalist with the files."
-        )
-    return [{"image": str(path), "name": name_of(path)} for path in readable]
-
-
-def name_of(path: str | Path) -> str:
-    """A file's name without `.nii` or `.nii.gz`."""
-    name = Path(path).name
-    for suffix in VOLUME_SUFFIXES:
-        name = name.removesuffix(suffix)
-    return name
-
-
-def _is_volume(path: Path) -> bool:
-    try:
-        shape = nibabel.load(path).shape
-    except (OSError, nibabel.filebasedimages.ImageFileError) as error:
-        logger.error("%s is left out: it cannot be read as NIfTI (%s).", path, error)
-        return False
-    if len(shape) != 3:
-        logger.error("%s is left out: expected a volume of 3 dimensions, got %s. Give one series a file.", path, shape)
-        return False
-    return True
