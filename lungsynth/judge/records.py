@@ -68,6 +68,7 @@ def _outcome(stored: Mapping[str, Any]) -> Outcome:
         operating_point=stored["operating_point"],
         crops=CropRecords(
             cases=_cases(crops["cases"]),
+            off_centre=_cases(crops["off_centre"]),
             pixels=tuple(PixelCounts(**count) for count in crops["pixels"]),
             pixels_ignored=tuple(PixelCounts(**count) for count in crops["pixels_ignored"]),
         ),
