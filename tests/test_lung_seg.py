@@ -17,6 +17,7 @@ from lung_seg.grid import Frame, cut  # noqa: E402
 from lung_seg.losses import MaskedLoss, channel_targets, segmentation_terms  # noqa: E402
 from lung_seg.metrics import PooledDice  # noqa: E402
 from lung_seg.network import DenseBlock, DenseUNet  # noqa: E402
+from lung_seg.sampler import EpochSampler  # noqa: E402
 from lung_seg.stacks import LoadStacks, read_nodule  # noqa: E402
 from lung_seg.transforms import FixedFrame, RandFrame  # noqa: E402
 from lung_seg.weights import load_weights  # noqa: E402
@@ -89,7 +90,20 @@ def test_lung_target_holds_the_nodule_and_perfect_logits_cost_nothing():
     assert targets[0, 1].tolist() == [[0, 0], [1, 0]]
     assert weights[0, 0].tolist() == [[1, 1], [1, 0]]
     terms = segmentation_terms(60 * (targets - 0.5), label, torch.ones(1, 2))
-    torch.testing.assert_close(torch.stack(terms), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.stack(terms), torch.zeros(5), atol=1e-5, rtol=0)
+
+
+def test_small_nodules_count_like_large_ones():
+    label = torch.zeros(1, 1, 8, 16)
+    label[..., :6, :6] = 2
+    label[..., 2, 12] = 2  # a nodule of one pixel in the second block
+    logits = torch.where(label == 2, 20.0, -20.0).repeat(1, 2, 1, 1)
+    missed = logits.clone()
+    missed[..., 2, 12] = -20.0
+    terms = [segmentation_terms(x, label, torch.ones(1, 2), block_px=8) for x in (logits, missed)]
+    assert terms[0].dice_small < 1e-4
+    assert terms[1].dice_small == pytest.approx(0.25, abs=0.01)  # one of two blocks, eased by the 1 in Dice
+    assert terms[1].dice_nodule < 0.02
 
 
 def test_nothing_labelled_is_nothing_lost():
@@ -224,6 +238,20 @@ def test_random_frames_repeat_with_their_seed(cohort):
     runs = [[rand.set_random_state(seed)(sample)["image"] for sample in samples] for seed in (3, 3, 4)]
     assert all(torch.equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(runs[0], runs[2], strict=True))
+
+
+def test_nodules_are_shown_in_proportion_to_their_size(tmp_path):
+    rng = np.random.default_rng(0)
+    entries = [write_nodule(tmp_path, f"n{i}", rng) for i in range(4)]
+    sizes = [
+        {"nodule": entry["image"], "diameter_mm": size} for entry, size in zip(entries, (30, 4, 6, 20), strict=True)
+    ]
+    (tmp_path / "segmentation.json").write_text(json.dumps({"training": [*entries, write_slice(tmp_path, "s", rng)]}))
+    (tmp_path / "nodules.json").write_text(json.dumps({"training": sizes}))
+    samples = read_datalist(tmp_path, "training", nodules_per_sample=2)
+    assert [[path.stem for path in sample["nodules"]] for sample in samples[1:]] == [["n1", "n2"], ["n3", "n0"]]
+    weights = EpochSampler(samples, samples=8, crop_share=0.6).weights
+    torch.testing.assert_close(weights.tolist(), [0.4, 0.6 * 5 / 30, 0.6 * 25 / 30])
 
 
 # ---------------------------------------------------------------- the bundle as a whole

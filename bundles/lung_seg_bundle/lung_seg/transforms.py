@@ -81,8 +81,8 @@ class FixedFrame(Transform):
 class RandFrame(RandomizableTransform):
     """A random square of a slice, or random slices of nodules: keys and types as from `FixedFrame`, (1, size, size).
 
-    Half of the squares are centred on the rarest thing that the slice shows (nodule, else lung), most others in the
-    lungs, one in ten anywhere.
+    Half of the squares are centred on the rarest thing that the slice shows (nodule, else lung), a quarter in the
+    lungs, a quarter anywhere: air outside the body and the table look like lung and must be seen too.
 
     Args:
         spacing_mm: of the network's grid.
@@ -124,7 +124,7 @@ class RandFrame(RandomizableTransform):
         label = stack.label[0].numpy()
         seen = np.where(label == IGNORED, 0, label)
         luck = self.R.random()
-        wanted = seen == seen.max() if luck < 0.5 else seen > 0 if luck < 0.9 else np.ones_like(seen, dtype=bool)
+        wanted = seen == seen.max() if luck < 0.5 else seen > 0 if luck < 0.75 else np.ones_like(seen, dtype=bool)
         candidates = np.flatnonzero(wanted) if wanted.any() else np.arange(seen.size)
         row, column = np.unravel_index(candidates[self.R.randint(candidates.size)], label.shape)
         angle = math.radians(self.R.uniform(-self.angle_degrees, self.angle_degrees))
@@ -139,15 +139,19 @@ class RandFrame(RandomizableTransform):
         return int(pool[self.R.randint(len(pool))])
 
     def draw_nodule_frame(self, stack: Stack) -> Frame:
-        """Where in its tile a nodule lies."""
+        """Where in its tile a nodule lies; half the time without interpolation, as crops are seen later."""
         centre = _centred(stack, spacing_mm=self.spacing_mm)
-        step = self._draw_step(stack.spacing_mm)
+        on_grid = bool(self.R.random() < 0.5)
+        step = centre.step_px if on_grid else self._draw_step(stack.spacing_mm)
         shift = self.R.uniform(-self.shift_px, self.shift_px, size=2)
+        quarters = self.R.uniform(0, 4)
+        if on_grid:
+            shift, quarters = np.rint(shift), float(int(quarters))
         return Frame(
             row_px=centre.row_px + float(shift[0]) * step[0],
             column_px=centre.column_px + float(shift[1]) * step[1],
             step_px=step,
-            angle_rad=self.R.uniform(0, 2 * math.pi),
+            angle_rad=quarters * math.pi / 2,
             mirrored=bool(self.R.random() < 0.5),
         )
 
