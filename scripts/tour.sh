@@ -8,10 +8,11 @@ mkdir -p "$tour"
 export MLFLOW_TRACKING_URI="sqlite:///$tour/mlflow.db" MLFLOW_DISABLE_TELEMETRY=true
 
 step() { printf '\n== %s\n' "$1"; }
+launch=(python)
 train() {  # BUNDLE CONFIG_FILES RUN_FOLDER [OVERRIDES ...]
     local bundle="bundles/$1_bundle" configs=$2 run=$3
     shift 3
-    python -m monai.bundle run --bundle_root "$bundle" --config_file "$configs" --dataset_dir "$tour/cohort" \
+    "${launch[@]}" -m monai.bundle run --bundle_root "$bundle" --config_file "$configs" --dataset_dir "$tour/cohort" \
         --output_dir "$tour/$run" --tracking "$bundle/configs/tracking.json" --run_name "tour-$run" "$@"
 }
 
@@ -21,8 +22,11 @@ python scripts/make_phantom.py --out "$tour/source" --patients 12 --seed 0 --siz
 step "prepare"
 python scripts/prepare.py "$tour"/source/* --out "$tour/cohort"
 
-step "train lung_seg_bundle"
-train lung_seg bundles/lung_seg_bundle/configs/train.json lung_seg --max_epochs 2 --epoch_length 6 --batch_size 4
+step "train lung_seg_bundle, in two processes"
+launch=(env OMP_NUM_THREADS=1 torchrun --standalone --nnodes=1 --nproc_per_node=2)
+train lung_seg "['bundles/lung_seg_bundle/configs/train.json','bundles/lung_seg_bundle/configs/multi_gpu_train.json']" \
+    lung_seg --max_epochs 2 --epoch_length 6 --batch_size 2
+launch=(python)
 
 step "train wcapsgan_bundle: nodules"
 train wcapsgan bundles/wcapsgan_bundle/configs/train.json nodules --max_epochs 2 --epoch_length 50 --batch_size 4

@@ -92,7 +92,20 @@ def test_lung_target_holds_the_nodule_and_perfect_logits_cost_nothing():
     assert targets[0, 1].tolist() == [[0, 0], [1, 0]]
     assert weights[0, 0].tolist() == [[1, 1], [1, 0]]
     terms = segmentation_terms(60 * (targets - 0.5), label, torch.ones(1, 2))
-    torch.testing.assert_close(torch.stack(terms), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.stack(terms), torch.zeros(5), atol=1e-5, rtol=0)
+
+
+def test_small_nodules_count_like_large_ones():
+    label = torch.zeros(1, 1, 8, 16)
+    label[..., :6, :6] = 2
+    label[..., 2, 12] = 2  # a nodule of one pixel in the second block
+    logits = torch.where(label == 2, 20.0, -20.0).repeat(1, 2, 1, 1)
+    missed = logits.clone()
+    missed[..., 2, 12] = -20.0
+    terms = [segmentation_terms(x, label, torch.ones(1, 2), block_px=8) for x in (logits, missed)]
+    assert terms[0].dice_small < 1e-4
+    assert terms[1].dice_small == pytest.approx(0.25, abs=0.01)  # one of two blocks, eased by the 1 in Dice
+    assert terms[1].dice_nodule < 0.02
 
 
 def test_nothing_labelled_is_nothing_lost():

@@ -25,11 +25,12 @@ class SegmentationTerms(NamedTuple):
     bce_nodule: Tensor
     dice_lung: Tensor
     dice_nodule: Tensor
+    dice_small: Tensor
 
     def total(self, *, dice_weight: float, nodule_weight: float) -> Tensor:
         """Weighted sum of the terms."""
         lung = self.bce_lung + dice_weight * self.dice_lung
-        nodule = self.bce_nodule + dice_weight * self.dice_nodule
+        nodule = self.bce_nodule + dice_weight * (self.dice_nodule + self.dice_small) / 2
         return lung + nodule_weight * nodule
 
 
@@ -48,15 +49,17 @@ def channel_targets(label: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
     return targets, weights
 
 
-def segmentation_terms(logits: Tensor, label: Tensor, labelled: Tensor) -> SegmentationTerms:
+def segmentation_terms(logits: Tensor, label: Tensor, labelled: Tensor, *, block_px: int = 64) -> SegmentationTerms:
     """Binary cross-entropy and soft Dice of each channel, over the batch's labelled pixels.
 
-    Dice is taken over the batch as a whole, so that images without a nodule, too, count by what is found on them.
+    Dice is taken over the batch as a whole, so that images without a nodule, too, count by what is found on them; large
+    nodules decide it. `dice_small` is the mean over blocks of `block_px` that show nodule, where each counts alike.
 
     Args:
         logits: float32 (B, 2, H, W): lung, nodule.
         label: (B, 1, H, W) label ids.
         labelled: (B, 2).
+        block_px: side of a block, about that of a nodule's crop; what is left at the border stands in no block.
     """
     targets, weights = channel_targets(label, labelled)
     axes = (0, 2, 3)
@@ -67,7 +70,19 @@ def segmentation_terms(logits: Tensor, label: Tensor, labelled: Tensor) -> Segme
     size = found.sum(axes) + (targets * weights).sum(axes)
     dice = (1 - (2 * overlap + 1) / (size + 1)) * (drawn > 0)
     bce = bce / drawn.clamp(min=1)
-    return SegmentationTerms(bce[0], bce[1], dice[0], dice[1])
+    small = _blockwise_dice(found[:, 1], (targets * weights)[:, 1], block_px=block_px)
+    return SegmentationTerms(bce[0], bce[1], dice[0], dice[1], small)
+
+
+def _blockwise_dice(found: Tensor, target: Tensor, *, block_px: int) -> Tensor:
+    """Soft Dice loss, the mean over the blocks with target; planes (B, H, W)."""
+    overlap, found_size, size = (
+        functional.avg_pool2d(plane, min(block_px, *plane.shape[1:]), divisor_override=1)
+        for plane in (found * target, found, target)
+    )
+    shown = size > 0
+    dice = 1 - (2 * overlap + 1) / (found_size + size + 1)
+    return (dice * shown).sum() / shown.sum().clamp(min=1)
 
 
 class MaskedLoss:

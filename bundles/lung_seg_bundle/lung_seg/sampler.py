@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which samples an epoch shows: each kind of data equally often, however many of it there are."""
+"""Which samples an epoch shows: how often each kind of data comes is set, however many of it there are."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,19 +19,25 @@ class EpochSampler(DistributedSampler):
     It is a DistributedSampler because MONAI's engines tell those which epoch begins; each process draws its own.
 
     Args:
-        data: the samples (`read_datalist`); those of equal `kind` and `labelled` form a group, and groups share alike.
+        data: the samples (`read_datalist`); those of equal `kind` and `labelled` form a group. Groups share alike, but
+            for those of kind `nodule`.
+        crop_share: share of the groups of kind `nodule`, where there are others beside them.
         samples: how many an epoch shows in this process, with replacement.
         seed: of the draw.
     """
 
-    def __init__(self, data: Sequence[Mapping[str, Any]], *, samples: int, seed: int = 0) -> None:
+    def __init__(
+        self, data: Sequence[Mapping[str, Any]], *, samples: int, crop_share: float = 0.45, seed: int = 0
+    ) -> None:
         ready = distributed.is_available() and distributed.is_initialized()
         replicas, rank = (distributed.get_world_size(), distributed.get_rank()) if ready else (1, 0)
         super().__init__(data, num_replicas=replicas, rank=rank, seed=seed)
         self.num_samples = samples
         groups = [(sample["kind"], *sample["labelled"]) for sample in data]
         sizes = Counter(groups)
-        self.weights = torch.tensor([1 / sizes[group] for group in groups], dtype=torch.float64)
+        kinds = Counter(kind for kind, *_ in sizes)
+        shares = {kind: (crop_share if kind == "nodule" else 1 - crop_share) / count for kind, count in kinds.items()}
+        self.weights = torch.tensor([shares[group[0]] / sizes[group] for group in groups], dtype=torch.float64)
 
     def __iter__(self) -> Iterator[int]:
         state = np.random.SeedSequence([self.seed, self.epoch, self.rank]).generate_state(1)[0]

@@ -139,15 +139,19 @@ class RandFrame(RandomizableTransform):
         return int(pool[self.R.randint(len(pool))])
 
     def draw_nodule_frame(self, stack: Stack) -> Frame:
-        """Where in its tile a nodule lies."""
+        """Where in its tile a nodule lies; half the time without interpolation, as crops are seen later."""
         centre = _centred(stack, spacing_mm=self.spacing_mm)
-        step = self._draw_step(stack.spacing_mm)
+        on_grid = bool(self.R.random() < 0.5)
+        step = centre.step_px if on_grid else self._draw_step(stack.spacing_mm)
         shift = self.R.uniform(-self.shift_px, self.shift_px, size=2)
+        quarters = self.R.uniform(0, 4)
+        if on_grid:
+            shift, quarters = np.rint(shift), float(int(quarters))
         return Frame(
             row_px=centre.row_px + float(shift[0]) * step[0],
             column_px=centre.column_px + float(shift[1]) * step[1],
             step_px=step,
-            angle_rad=self.R.uniform(0, 2 * math.pi),
+            angle_rad=quarters * math.pi / 2,
             mirrored=bool(self.R.random() < 0.5),
         )
 
