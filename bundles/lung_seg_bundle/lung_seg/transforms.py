@@ -81,8 +81,8 @@ class FixedFrame(Transform):
 class RandFrame(RandomizableTransform):
     """A random square of a slice, or random slices of nodules: keys and types as from `FixedFrame`, (1, size, size).
 
-    Half of the squares are centred on the rarest thing that the slice shows (nodule, else lung), most others in the
-    lungs, one in ten anywhere.
+    Half of the squares are centred on the rarest thing that the slice shows (nodule, else lung), a quarter in the
+    lungs, a quarter anywhere: air outside the body and the table look like lung and must be seen too.
 
     Args:
         spacing_mm: of the network's grid.
@@ -124,7 +124,7 @@ class RandFrame(RandomizableTransform):
         label = stack.label[0].numpy()
         seen = np.where(label == IGNORED, 0, label)
         luck = self.R.random()
-        wanted = seen == seen.max() if luck < 0.5 else seen > 0 if luck < 0.9 else np.ones_like(seen, dtype=bool)
+        wanted = seen == seen.max() if luck < 0.5 else seen > 0 if luck < 0.75 else np.ones_like(seen, dtype=bool)
         candidates = np.flatnonzero(wanted) if wanted.any() else np.arange(seen.size)
         row, column = np.unravel_index(candidates[self.R.randint(candidates.size)], label.shape)
         angle = math.radians(self.R.uniform(-self.angle_degrees, self.angle_degrees))
