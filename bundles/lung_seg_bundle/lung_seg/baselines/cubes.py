@@ -33,6 +33,10 @@ _DENSE_HU, _AIR_HU = -600, -800
 _AROUND_PX, _AIR_SHARE = 17, 0.35  # how much of the surroundings of a dense place is air
 _CLEAR_PX = 8  # how far from a nodule a place without one must be
 _PLACES = 200  # kept of each slice, at most
+_NOISE_HU = ((-30, 30), (0, 40))  # a cube's shift, and the standard deviation of its noise
+# Where cubes lie, by group of sources and kind of place, and in which shares.
+_WITH_NODULE = {("crops", "nodules"): 3, ("lungs", "lung"): 3, ("scans", "nodules"): 1}
+_WITHOUT = {("crops", "clear"): 1, ("lungs", "clear"): 1, ("scans", "clear"): 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,30 +159,34 @@ class CubeBank:
         Raises:
             ValueError: when there is nothing to draw from.
         """
-        groups = self.groups()
-        with_nodule = [(name, "nodules") for name in ("crops", "scans")] + [("lungs", "lung")] * bool(self._inserts)
-        without = [(name, "clear") for name in ("crops", "scans", "lungs")]
-        shares = {("crops", "nodules"): 3, ("lungs", "lung"): 3, ("scans", "nodules"): 1}
-        cubes = []
-        for count, kinds in ((positives, with_nodule), (negatives, without)):
-            pools = [(kind, [s for s in groups[kind[0]] if len(getattr(s, kind[1]))]) for kind in kinds]
-            pools = [pool for pool in pools if pool[1]]
-            if not pools:
-                raise ValueError(
-                    f"{self.dataset_dir}: the part '{self.part}' has no {'nodule' if kinds is with_nodule else 'place'} "
-                    "to cut cubes around. Prepare a cohort with drawn nodules."
-                )
-            weights = np.array([shares.get(kind, 2) for kind, _ in pools], dtype=float)
-            for index in rng.choice(len(pools), size=count, p=weights / weights.sum()):
-                (_, places), sources = pools[index]
-                cubes.append(self._cube(sources[rng.integers(len(sources))], places, rng))
-        low, high = self.window_hu
+        cubes = [self._cube(*choice, rng) for choice in self._choose(_WITH_NODULE, positives, rng)]
+        cubes += [self._cube(*choice, rng) for choice in self._choose(_WITHOUT, negatives, rng)]
         hu = torch.stack(cubes)[:, None]
-        hu = hu + torch.from_numpy(rng.uniform(-30, 30, size=(len(hu), 1, 1, 1, 1))).float()
+        shift, spread = (
+            torch.from_numpy(rng.uniform(low, high, size=(len(hu), 1, 1, 1, 1))) for low, high in _NOISE_HU
+        )
         noise = torch.from_numpy(rng.standard_normal(hu.shape, dtype=np.float32))
-        hu = hu + noise * torch.from_numpy(rng.uniform(0, 40, size=(len(hu), 1, 1, 1, 1))).float()
-        is_nodule = torch.arange(positives + negatives) < positives
-        return ((hu - low) / (high - low) * 2 - 1).clip(-1, 1), is_nodule.float()
+        low, high = self.window_hu
+        unit = (hu + shift.float() + spread.float() * noise - low) / (high - low) * 2 - 1
+        return unit.clip(-1, 1), (torch.arange(len(hu)) < positives).float()
+
+    def _choose(
+        self, shares: dict[tuple[str, str], int], count: int, rng: np.random.Generator
+    ) -> list[tuple[CubeSource, str]]:
+        """Sources, and which of their places: kinds by their shares, within a kind each source equally often."""
+        pools = []
+        for (group, places), share in shares.items():
+            sources = [source for source in self.groups()[group] if len(getattr(source, places))]
+            if sources and (places != "lung" or self._inserts):
+                pools.append((sources, places, share))
+        if not pools:
+            raise ValueError(
+                f"{self.dataset_dir}: the part '{self.part}' has no {' or '.join(sorted({p for _, p in shares}))} to "
+                "cut cubes around. Prepare a cohort with drawn nodules."
+            )
+        weights = np.array([share for _, _, share in pools]) / sum(share for _, _, share in pools)
+        chosen = (pools[index] for index in rng.choice(len(pools), size=count, p=weights))
+        return [(sources[rng.integers(len(sources))], places) for sources, places, _ in chosen]
 
     def _cube(self, source: CubeSource, places: str, rng: np.random.Generator) -> Tensor:
         """HU float32 (DEPTH, SIDE_PX, SIDE_PX) around one of the places, turned, mirrored and scaled."""

@@ -1,28 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The 3D network that tells nodules from what only looks like one on a slice, and the cubes that it sees.
 
-A cube is `DEPTH` neighbouring slices, whatever their distance, by `SIDE_PX` pixels of the network's grid. Where a volume
-ends, its last slice is repeated, and its border within a slice.
+A cube is `DEPTH` neighbouring slices, whatever their distance, by `SIDE_PX` pixels of the network's grid. Where a
+volume ends, its last slice is repeated, and its border within a slice.
 """
 
-import torch
 from monai.networks.blocks import Convolution
 from monai.networks.layers.factories import Pool
 from torch import Tensor, nn
 
-__all__ = ["DEPTH", "SIDE_PX", "CubeNetwork", "cut_cube"]
+__all__ = ["DEPTH", "SIDE_PX", "CubeNetwork"]
 
 DEPTH = 5
 SIDE_PX = 40
-
-
-def cut_cube(volume: Tensor, place: tuple[float, float, float]) -> Tensor:
-    """The cube (DEPTH, SIDE_PX, SIDE_PX) of a volume (D, H, W) around a place (slice, row, column)."""
-    indices = [
-        (round(float(centre)) - size // 2 + torch.arange(size, device=volume.device)).clamp(0, extent - 1)
-        for centre, size, extent in zip(place, (DEPTH, SIDE_PX, SIDE_PX), volume.shape, strict=True)
-    ]
-    return volume[indices[0][:, None, None], indices[1][:, None], indices[2]]
 
 
 def _convolution(in_channels: int, out_channels: int) -> Convolution:

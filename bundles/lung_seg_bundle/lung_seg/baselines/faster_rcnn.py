@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Faster R-CNN + 3D DCNN: proposals on slices, a second stage that judges them, a 3D network that drops false ones.
 
-After Ren et al. (2015) and, for nodules, Ding et al. (2017); all parts are small, for one processor core. The 3D part sees
-cubes of neighbouring slices (`cubes.py`) and is trained in the same step.
+After Ren et al. (2015) and, for nodules, Ding et al. (2017); all parts are small, for one processor core. The 3D part
+sees cubes of neighbouring slices (`cubes.py`) and is trained in the same step.
 """
 
 from typing import NamedTuple
@@ -82,7 +82,9 @@ class FasterRcnn3d(nn.Module):
         self.second = SecondStage(width=width)
         self.cubes = CubeNetwork()
 
-    def forward(self, image: Tensor, label: Tensor, labelled: Tensor, cubes: Tensor, is_nodule: Tensor) -> DetectionTerms:
+    def forward(
+        self, image: Tensor, label: Tensor, labelled: Tensor, cubes: Tensor, is_nodule: Tensor
+    ) -> DetectionTerms:
         """Terms of the loss.
 
         Args:
@@ -145,7 +147,11 @@ class FasterRcnn3d(nn.Module):
 
     @torch.inference_mode()
     def find(self, image: Tensor) -> tuple[list[Tensor], None]:
-        """Nodules on each image (B, 1, H, W), any size: a list of (n, 4): row, column, diameter (pixels), probability."""
+        """Nodules on each image (B, 1, H, W), any size.
+
+        Returns:
+            A list of (n, 4): row, column, diameter (pixels), probability; and None, since there is no map.
+        """
         height, width = image.shape[-2:]
         down, right = (-size % STRIDES_PX[-1] for size in (height, width))
         image = functional.pad(image, (0, right, 0, down), mode="replicate")

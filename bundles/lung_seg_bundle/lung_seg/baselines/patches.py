@@ -17,6 +17,7 @@ from torch.nn import functional
 from .. import IGNORED
 from ..losses import NODULE
 from .objects import objects_of
+from .steps import on_device, step_optimizer
 from .vgg import PATCH_PX, REFERENCE_PX
 
 __all__ = ["PatchStep", "Patches", "patch_terms", "sample_patches"]
@@ -132,15 +133,8 @@ class PatchStep:
         self.amp = amp
 
     def __call__(self, engine: Engine, batch: Mapping[str, Tensor]) -> dict[str, float]:
-        """Trains `engine.network` on one batch; one without drawn nodules changes nothing and costs nothing.
-
-        Raises:
-            ValueError: when the loss is not finite.
-        """
-        image, label, labelled = (
-            torch.as_tensor(batch[key]).as_subclass(Tensor).to(engine.state.device)
-            for key in ("image", "label", "labelled")
-        )
+        """Trains `engine.network` on one batch; one without drawn nodules changes nothing and costs nothing."""
+        image, label, labelled = on_device(engine, batch)
         with_nodule, without = sample_patches(
             image, label, labelled, positives=self.positives, negatives=self.drawn_negatives
         )
@@ -149,17 +143,8 @@ class PatchStep:
         hard = self._largest_errors(engine, without.images)
         patches = Patches(*(torch.cat([a, b[hard]]) for a, b in zip(with_nodule, without, strict=True)))
         engine.network.train()
-        engine.optimizer.zero_grad(set_to_none=True)
         terms = patch_terms(self._apply(engine, patches.images), patches)
-        loss = terms["bce"] + 0.5 * terms["diameter"]
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f"The loss is {loss.item()} at iteration {engine.state.iteration}. Lower --learning_rate, or resume "
-                "from the last resume_*.pt with --resume_from."
-            )
-        loss.backward()
-        engine.optimizer.step()
-        return {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
+        return step_optimizer(engine, terms["bce"] + 0.5 * terms["diameter"], terms)
 
     def _apply(self, engine: Engine, patches: Tensor) -> Tensor:
         with torch.autocast(patches.device.type, dtype=torch.bfloat16, enabled=self.amp):

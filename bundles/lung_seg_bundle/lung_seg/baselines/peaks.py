@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a heat map's maxima to finds.
 
-A large nodule is a plateau with several maxima; each climbs to the middle of what is warm around it (mean shift with the
-predicted diameter), where they meet and all but the most probable are dropped.
+A large nodule is a plateau with several maxima; each climbs to the middle of what is warm around it (mean shift with
+the predicted diameter), where they meet and all but the most probable are dropped.
 """
 
 import torch

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The first stage of Faster R-CNN (Ren et al., 2015): a region proposal network on a pyramid of features.
 
-Anchors, their matching to objects (ATSS, Zhang et al., 2020), the coding of boxes and non-maximum suppression are MONAI's.
+Anchors, their matching to objects (ATSS, Zhang et al., 2020), the coding of boxes and non-maximum suppression are
+MONAI's.
 """
 
 from typing import NamedTuple
@@ -26,12 +27,12 @@ _BEFORE_SUPPRESSION = 128
 
 
 class Proposals(NamedTuple):
-    """What the first stage says of a batch: logits (B, A), codes (B, A, 4), anchors (A, 4), anchors a level and place."""
+    """What the first stage says of a batch: logits (B, A), codes (B, A, 4), anchors (A, 4), places a level."""
 
     logits: Tensor
     codes: Tensor
     anchors: Tensor
-    anchors_per_level: list[int]
+    places: list[int]
 
 
 def clip_boxes(boxes: Tensor, *, height: int, width: int, least_px: float = 1.0) -> Tensor:
@@ -122,7 +123,7 @@ class ProposalNetwork(nn.Module):
 
     def _match(self, boxes: Tensor, found: Proposals, label: Tensor) -> Tensor:
         """Index of each anchor's object, or the matcher's numbers for background and for what does not count."""
-        _, matches = self.matcher(boxes, found.anchors, found.anchors_per_level, len(_ANCHORS_PX))
+        _, matches = self.matcher(boxes, found.anchors, found.places, len(_ANCHORS_PX))
         matches = matches.to(found.anchors.device)
         unseen = (ignored_share(label, found.anchors) > 0) & (matches < 0)
         return torch.where(unseen, self.matcher.BETWEEN_THRESHOLDS, matches)

@@ -30,9 +30,7 @@ def roi_align(features: Tensor, boxes: Tensor, *, stride_px: int, size: int, sam
     x = (2 * columns / (width * stride_px) - 1)[:, None, :].expand(-1, size * samples, -1)
     grid = rearrange(torch.stack([x, y], dim=-1), "n r c xy -> 1 (n r) c xy")
     sampled = functional.grid_sample(features.float(), grid.float(), padding_mode="border", align_corners=False)
-    return reduce(
-        sampled, "1 c (n r i) (q j) -> n c r q", "mean", n=len(boxes), r=size, q=size, i=samples, j=samples
-    )
+    return reduce(sampled, "1 c (n r i) (q j) -> n c r q", "mean", n=len(boxes), r=size, q=size, i=samples, j=samples)
 
 
 def level_of(boxes: Tensor, *, levels: int, reference_px: float) -> Tensor:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """CNN+VGG: a patch classifier in the manner of VGG, swept over the slice.
 
-3 x 3 convolutions and pooling, as Simonyan and Zisserman (2015), turn a patch into two numbers: the logit of "the patch's
-middle lies in a nodule" and log2 of the nodule's diameter over 8 pixels. Convolutions are not padded, so that sweeping
-gives what patch after patch would: the last pooling loses its stride and the layer after it is dilated instead ("a trous",
-Giusti et al., 2013), which halves the sweep's step to 4 pixels.
+3 x 3 convolutions and pooling, as Simonyan and Zisserman (2015), turn a patch into two numbers: the logit of "the
+patch's middle lies in a nodule" and log2 of the nodule's diameter over 8 pixels. Convolutions are not padded, so that
+sweeping gives what patch after patch would: the last pooling loses its stride and the layer after it is dilated instead
+(Giusti et al., 2013), which halves the sweep's step to 4 pixels.
 """
 
 import torch
