@@ -1,6 +1,5 @@
-"""Laws of the lung_seg bundle: its network, its loss on partly labelled data, its grid, its training and inference."""
+"""Laws of the lung_seg bundle: its network, its loss on partly labelled data, its grid, its training."""
 
-import csv
 import json
 import sys
 from pathlib import Path
@@ -13,10 +12,8 @@ import torch
 BUNDLE = Path(__file__).parents[1] / "bundles" / "lung_seg_bundle"
 sys.path.insert(0, str(BUNDLE))
 
-from lung_seg.candidates import find_candidates  # noqa: E402
 from lung_seg.datalist import read_datalist  # noqa: E402
 from lung_seg.grid import Frame, cut  # noqa: E402
-from lung_seg.inferer import Segmenter  # noqa: E402
 from lung_seg.losses import MaskedLoss, channel_targets, segmentation_terms  # noqa: E402
 from lung_seg.metrics import PooledDice  # noqa: E402
 from lung_seg.network import DenseBlock, DenseUNet  # noqa: E402
@@ -128,7 +125,7 @@ def test_pooled_dice_counts_false_findings_on_empty_images():
     assert np.isnan(metric.compute())
 
 
-# ---------------------------------------------------------------- grid and segmenter
+# ---------------------------------------------------------------- grid
 def test_cut_in_place_is_identity_and_255_outside():
     hu = torch.arange(25, dtype=torch.int16).reshape(5, 5)
     label = torch.arange(25, dtype=torch.uint8).reshape(5, 5)
@@ -137,46 +134,6 @@ def test_cut_in_place_is_identity_and_255_outside():
     assert torch.equal(ids[1:6, 1:6], label)
     assert (ids[0] == 255).all()
     assert (ids[:, -1] == 255).all()
-
-
-class Brightness(torch.nn.Module):
-    """Says lung where it is bright, nodule nowhere."""
-
-    def forward(self, image):
-        return torch.cat([50 * image, -50 * torch.ones_like(image)], dim=1)
-
-
-@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0), (0.6, 0.7), (1.7, 1.4)])
-def test_segmenter_answers_on_the_images_own_grid(spacing_mm):
-    hu = np.full((61, 83), -1000, dtype=np.int16)
-    hu[20:40, 30:60] = 400
-    maps = Segmenter(Brightness(), spacing_mm=1.0)(hu, spacing_mm)
-    assert {name: (m.shape, m.dtype) for name, m in maps.items()} == {
-        "lung": (hu.shape, np.float32),
-        "nodule": (hu.shape, np.float32),
-    }
-    agrees = (maps["lung"] > 0.5) == (hu > 0)
-    edge = np.zeros_like(agrees)
-    edge[18:42, 28:62] = True
-    edge[22:38, 32:58] = False  # only pixels beside the edge may differ
-    assert agrees[~edge].all()
-    assert agrees[edge].mean() > 0.7
-    assert (maps["nodule"] < 1e-6).all()
-
-
-def test_segmenter_refuses_other_shapes():
-    with pytest.raises(ValueError, match=r"one slice \(H, W\) in HU, got shape \(1, 4, 4\)"):
-        Segmenter(Brightness())(np.zeros((1, 4, 4), np.int16), (1.0, 1.0))
-
-
-def test_candidates_stand_at_their_place_with_their_size():
-    probability = np.zeros((20, 20, 20), dtype=np.float32)
-    probability[4:7, 10:13, 2:5] = 0.9
-    affine = np.array([[0, -0.5, 0, 10], [-0.5, 0, 0, 20], [0, 0, 2.0, -30], [0, 0, 0, 1]])  # posterior, left, superior
-    (one,) = find_candidates(probability, affine, name="a", threshold=0.5, min_diameter_mm=1.0)
-    assert (one.x_mm, one.y_mm, one.z_mm) == (-4.5, -17.5, -24.0)  # LPS
-    assert one.diameter_mm == pytest.approx((6 * 27 * 0.5 / np.pi) ** (1 / 3))
-    assert not find_candidates(probability, affine, name="a", threshold=0.5, min_diameter_mm=3.0)
 
 
 # ---------------------------------------------------------------- weights
@@ -317,38 +274,3 @@ def test_a_resumed_training_equals_one_without_a_stop(cohort, tmp_path):
     states = [torch.load(tmp_path / run / "resume_4.pt", weights_only=True) for run in ("whole", "second")]
     assert states[0]["early_stop"]["counter"] == states[1]["early_stop"]["counter"]
     assert states[0]["best"] == states[1]["best"]
-
-
-def test_inference_writes_labels_on_the_images_grid_and_a_table(tmp_path):
-    torch.save(tiny_network().state_dict(), tmp_path / "model.pt")
-    source, affine = tmp_path / "source", np.diag([-0.8, 0.8, 2.5, 1.0])  # right, anterior, superior
-    source.mkdir()
-    hu = np.random.default_rng(0).integers(-1000, 100, (30, 20, 3)).astype(np.int16)
-    nibabel.save(nibabel.Nifti1Image(hu, affine), source / "one.nii.gz")
-    (source / "broken.nii.gz").write_bytes(b"not a NIfTI")
-    workflow = ConfigWorkflow(
-        config_file=str(BUNDLE / "configs" / "inference.json"),
-        meta_file=str(BUNDLE / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type="infer",
-        bundle_root=str(BUNDLE),
-        dataset_dir=str(source),
-        output_dir=str(tmp_path / "out"),
-        ckpt_path=str(tmp_path / "model.pt"),
-        device="cpu",
-        **TINY,
-    )
-    workflow.initialize()
-    workflow.run()
-    label = nibabel.load(tmp_path / "out" / "one_label.nii.gz")
-    assert label.shape == hu.shape
-    np.testing.assert_allclose(label.affine, affine)
-    segmenter = workflow.parser.get_parsed_content("segmenter")
-    plane = hu[:, ::-1, 1].T  # rows to posterior, columns to the patient's left
-    maps = segmenter(plane, (0.8, 0.8))
-    found = np.where(maps["nodule"] >= 0.5, 2, np.where(maps["lung"] >= 0.5, 1, 0))
-    agree = found == np.asarray(label.dataobj)[:, ::-1, 1].T
-    assert agree.mean() > 0.99  # float16 on the way
-    assert set(np.unique(label.dataobj)) <= {0, 1, 2}
-    with (tmp_path / "out" / "candidates.csv").open() as file:
-        assert csv.DictReader(file).fieldnames == ["name", "x_mm", "y_mm", "z_mm", "diameter_mm", "probability"]

@@ -1,140 +1,154 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nodule candidates: what hangs together above a probability, with its place, size and height.
+"""Nodule candidates of a scan: what hangs together above a low probability, taken apart where it has several cores.
 
-Places are LPS millimetres (x to the patient's left, y to posterior, z to superior), as in LUNA16's tables.
+A candidate's extent is where the probability is at least half of its height, so that faint and clear nodules are
+measured alike. Its height is the mean of its highest voxels, as many as fill a small ball: one bright voxel is noise.
+Single slices have areas and discs where scans have volumes and balls.
 """
 
-import csv
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from monai.data import MetaTensor
-from monai.transforms import Transform
 from scipy import ndimage
 
-from .losses import LUNG, NODULE
+from .split import split_cores
 
-__all__ = ["Candidate", "CandidateTable", "RecordCandidates", "ToLabelMap", "find_candidates"]
+__all__ = ["COLUMNS", "CandidateFinder"]
 
-LPS_FROM_RAS = np.array([-1.0, -1.0, 1.0])
+COLUMNS = ("slice", "row", "column", "diameter_mm", "probability")
+CORE_MM = 3.0  # diameter of the ball over which a candidate's height is taken
+SMALLEST_CHEST_MM = 200.0  # narrower images need not show lung around a nodule
+SMALLEST_LUNG = 0.005  # share of the voxels; a scan with less has no lung to go by
+CORNERS = np.ones((3, 3, 3), dtype=bool)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One row of the table: the file's name, centroid (LPS mm), diameter of the ball (of a single slice: the disc) of
-    equal size in mm, and the highest probability within.
-    """
-
-    name: str
-    x_mm: float
-    y_mm: float
-    z_mm: float
-    diameter_mm: float
-    probability: float
-
-
-def find_candidates(
-    probability: np.ndarray, affine: np.ndarray, *, name: str, threshold: float, min_diameter_mm: float
-) -> list[Candidate]:
-    """Candidates of one volume, the most probable first.
+class CandidateFinder:
+    """Finds candidates in the probability maps of a scan.
 
     Args:
-        probability: (i, j, k) of nodule.
-        affine: (4, 4), (i, j, k) -> RAS mm.
-        name: of the file.
-        threshold: probability from which on voxels belong to a candidate; neighbours by corners hang together.
+        threshold: probability from which on voxels belong to a candidate; low, so that a FROC can be drawn.
         min_diameter_mm: smaller ones are left out.
-    """
-    regions, count = ndimage.label(probability >= threshold, structure=np.ones((3,) * 3))
-    steps = np.linalg.norm(affine[:3, :3], axis=0)
-    flat = probability.shape[-1] == 1
-    found = []
-    for index, box in enumerate(ndimage.find_objects(regions, max_label=count), start=1):
-        inside = regions[box] == index
-        voxels = np.argwhere(inside) + [axis.start for axis in box]
-        area_or_volume = len(voxels) * float(np.prod(steps[:2] if flat else steps))
-        diameter = 2 * math.sqrt(area_or_volume / math.pi) if flat else (6 * area_or_volume / math.pi) ** (1 / 3)
-        if diameter < min_diameter_mm:
-            continue
-        x, y, z = LPS_FROM_RAS * (affine[:3, :3] @ voxels.mean(axis=0) + affine[:3, 3])
-        peak = float(probability[box][inside].max())
-        found.append(Candidate(name=name, x_mm=x, y_mm=y, z_mm=z, diameter_mm=diameter, probability=peak))
-    return sorted(found, key=lambda candidate: -candidate.probability)
+        pleura_mm: voxels so far from the lung still count as lung, so that nodules at the pleura are kept.
+        inside: share of a candidate's voxels that must lie in the lung, or so close to it.
 
-
-class CandidateTable:
-    """The candidates of all volumes so far, in a CSV file that is always whole.
-
-    Args:
-        path: of the CSV file; its folder is made when the first volume is done.
+    Raises:
+        ValueError: for a threshold or share outside (0, 1), or a negative length.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.rows: list[Candidate] = []
+    threshold: float = 0.1
+    min_diameter_mm: float = 2.0
+    pleura_mm: float = 4.0
+    inside: float = 0.25
 
-    def add(self, candidates: list[Candidate]) -> None:
-        """Adds a volume's candidates and writes the table anew."""
-        self.rows.extend(candidates)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".csv.part")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Candidate)])
-            writer.writeheader()
-            writer.writerows(
-                {k: f"{v:.3f}" if isinstance(v, float) else v for k, v in asdict(row).items()} for row in self.rows
+    def __post_init__(self) -> None:
+        if not (0 < self.threshold < 1 and 0 <= self.inside < 1):
+            raise ValueError(
+                f"A threshold lies in (0, 1) and a share in [0, 1), got {self.threshold} and {self.inside}."
             )
-        temporary.rename(self.path)
+        if not (self.min_diameter_mm >= 0 and self.pleura_mm >= 0):
+            raise ValueError(f"Lengths are not negative, got {self.min_diameter_mm} and {self.pleura_mm} mm.")
 
+    def __call__(self, nodule: np.ndarray, lung: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
+        """Candidates float32 (n, 5), the most probable first; columns as in `COLUMNS`, places in voxels.
 
-class RecordCandidates(Transform):
-    """Finds the candidates in `pred` (2, H, W, D) of one volume and adds them to a table; passes the data on.
+        Args:
+            nodule: probability (D, H, W).
+            lung: probability (D, H, W).
+            spacing_mm: (slice, row, column).
 
-    Args:
-        table: where they go.
-        threshold: see `find_candidates`.
-        min_diameter_mm: see `find_candidates`.
-    """
+        Raises:
+            ValueError: when the maps differ in shape.
+        """
+        if nodule.shape != lung.shape or nodule.ndim != 3:
+            raise ValueError(f"Expected two maps (D, H, W) of one shape, got {nodule.shape} and {lung.shape}.")
+        shows_lung = _shows_lung(lung, spacing_mm)
+        rows = []
+        for corner, probability in self._pieces(nodule, spacing_mm):
+            extent = probability >= max(self.threshold, 0.5 * _height(probability, spacing_mm))
+            diameter = _diameter(extent, spacing_mm, flat=len(nodule) == 1)
+            if diameter < self.min_diameter_mm:
+                continue
+            if shows_lung and self._share_in_lung(extent, corner, lung, spacing_mm) < self.inside:
+                continue
+            centre = np.argwhere(extent).mean(axis=0) + corner
+            rows.append([*centre, diameter, _height(probability, spacing_mm)])
+        table = np.array(rows, dtype=np.float32).reshape(-1, len(COLUMNS))
+        return table[np.argsort(-table[:, -1], kind="stable")]
 
-    def __init__(self, table: CandidateTable, *, threshold: float = 0.5, min_diameter_mm: float = 3.0) -> None:
-        self.table = table
-        self.threshold = threshold
-        self.min_diameter_mm = min_diameter_mm
+    def _pieces(
+        self, nodule: np.ndarray, spacing_mm: tuple[float, float, float]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """First voxel and probability, 0 elsewhere in the box, of each candidate."""
+        region = _box_of(nodule >= self.threshold)
+        if region is None:
+            return
+        labels, count = ndimage.label(nodule[region] >= self.threshold, structure=CORNERS)
+        offset = np.array([axis.start for axis in region])
+        sizes = np.bincount(labels.ravel(), minlength=count + 1)
+        smallest = _voxels_of(self.min_diameter_mm, spacing_mm, flat=len(nodule) == 1)
+        for index, box in enumerate(ndimage.find_objects(labels), start=1):
+            if sizes[index] < smallest:
+                continue
+            piece = np.where(labels[box] == index, nodule[region][box], 0).astype(np.float32)
+            start = offset + [axis.start for axis in box]
+            for cut, core in split_cores(piece, spacing_mm, lowest=self.threshold):
+                yield start + cut, core
 
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        nodule = torch.as_tensor(data["pred"])[1].float().cpu().numpy()
-        affine = np.asarray(data["image"].affine, dtype=np.float64)
-        self.table.add(
-            find_candidates(
-                nodule,
-                affine,
-                name=data["name"],
-                threshold=self.threshold,
-                min_diameter_mm=self.min_diameter_mm,
-            )
+    def _share_in_lung(
+        self, extent: np.ndarray, corner: np.ndarray, lung: np.ndarray, spacing_mm: tuple[float, float, float]
+    ) -> float:
+        pads = [math.ceil(self.pleura_mm / mm) for mm in spacing_mm]
+        starts = [max(0, int(start) - pad) for start, pad in zip(corner, pads, strict=True)]
+        stops = [int(start) + size + pad for start, size, pad in zip(corner, extent.shape, pads, strict=True)]
+        near = lung[tuple(map(slice, starts, stops))] >= 0.5
+        if not near.any():
+            return 0.0
+        distance = ndimage.distance_transform_edt(~near, sampling=spacing_mm)
+        own = tuple(
+            slice(int(first) - start, int(first) - start + size)
+            for first, start, size in zip(corner, starts, extent.shape, strict=True)
         )
-        return dict(data)
+        return float((distance[own][extent] <= self.pleura_mm).mean())
 
 
-class ToLabelMap(Transform):
-    """Turns `pred` from probabilities (2, ...) into label ids (1, ...): 0 background, 1 lung, 2 nodule.
+def _shows_lung(lung: np.ndarray, spacing_mm: tuple[float, float, float]) -> bool:
+    """Whether an image is wide enough, and has lung enough, to say what lies outside."""
+    if min(lung.shape[1] * spacing_mm[1], lung.shape[2] * spacing_mm[2]) < SMALLEST_CHEST_MM:
+        return False
+    return float((lung[:, ::4, ::4] >= 0.5).mean()) >= SMALLEST_LUNG
 
-    The label map has the affine of `image`.
 
-    Args:
-        threshold: of either channel.
-    """
+def _box_of(mask: np.ndarray) -> tuple[slice, ...] | None:
+    """Around all that is true; None when nothing is."""
+    sides = []
+    for axis in range(mask.ndim):
+        places = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        if not len(places):
+            return None
+        sides.append(slice(int(places[0]), int(places[-1]) + 1))
+    return tuple(sides)
 
-    def __init__(self, *, threshold: float = 0.5) -> None:
-        self.threshold = threshold
 
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        lung, nodule = torch.as_tensor(data["pred"]) >= self.threshold
-        label = torch.where(nodule, NODULE, torch.where(lung, LUNG, 0)).to(torch.uint8)
-        # A MetaTensor, so that Invertd takes it back to the image's own grid.
-        return {**data, "pred": MetaTensor(label[None], affine=data["image"].affine)}
+def _height(probability: np.ndarray, spacing_mm: tuple[float, float, float]) -> float:
+    """Mean of the highest voxels that fill a ball (in a single slice: a disc) of `CORE_MM`."""
+    voxels = probability[probability > 0]
+    count = max(1, round(_voxels_of(CORE_MM, spacing_mm, flat=len(probability) == 1)))
+    highest = voxels if len(voxels) <= count else np.partition(voxels, -count)[-count:]
+    return float(highest.mean())
+
+
+def _voxels_of(diameter_mm: float, spacing_mm: tuple[float, float, float], *, flat: bool) -> float:
+    """Voxels that a ball (in a single slice: a disc) fills."""
+    if flat:
+        return math.pi * diameter_mm**2 / 4 / math.prod(spacing_mm[1:])
+    return math.pi * diameter_mm**3 / 6 / math.prod(spacing_mm)
+
+
+def _diameter(extent: np.ndarray, spacing_mm: tuple[float, float, float], *, flat: bool) -> float:
+    """Of the ball, or in a single slice the disc, of equal size."""
+    if flat:
+        return 2 * math.sqrt(extent.sum() * math.prod(spacing_mm[1:]) / math.pi)
+    return float(6 * extent.sum() * math.prod(spacing_mm) / math.pi) ** (1 / 3)

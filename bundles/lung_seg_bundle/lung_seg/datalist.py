@@ -1,26 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to read: the parts of a COHORT's `segmentation.json`, and the volumes of a folder.
+"""What to read: the parts of a COHORT's `segmentation.json`.
 
 An entry of kind `slice` is an axial slice with its label map; entries of kind `nodule` (npz files of 64 x 64 crops) are
 gathered, since a crop is small: one sample shows several nodules side by side (see `transforms.py`).
 """
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel
-
 from . import CHANNELS
 
-__all__ = ["list_volumes", "name_of", "nodule_files", "read_datalist"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["nodule_files", "read_datalist"]
 
 FILE_NAME = "segmentation.json"
-VOLUME_SUFFIXES = (".nii.gz", ".nii")
 
 
 def read_datalist(
@@ -100,52 +94,3 @@ def _check_files(root: Path, files: Sequence[Path]) -> None:
             f"{root / FILE_NAME} names {len(missing)} files that are not there, the first is {missing[0]}. "
             "Prepare the cohort again, or move it as a whole."
         )
-
-
-def list_volumes(dataset_dir: str | Path | None, datalist: Sequence[str | Path] | None = None) -> list[dict[str, str]]:
-    """NIfTI volumes and slices to segment; files that cannot be read are reported and left out.
-
-    Args:
-        dataset_dir: folder of `.nii` or `.nii.gz` files.
-        datalist: the files themselves, relative to `dataset_dir` or absolute; instead of all files of the folder.
-
-    Returns:
-        One dict a file: `image` (path) and `name` (the file's stem).
-
-    Raises:
-        ValueError: when nothing readable is found.
-    """
-    root = Path(str(dataset_dir or "."))
-    if datalist is not None:
-        chosen = [datalist] if isinstance(datalist, str) else datalist
-        paths = [root / path for path in chosen]
-    else:
-        found = root.iterdir() if dataset_dir is not None and root.is_dir() else []
-        paths = sorted(path for path in found if path.name.endswith(VOLUME_SUFFIXES))
-    readable = [path for path in paths if _is_volume(path)]
-    if not readable:
-        raise ValueError(
-            f"Expected .nii or .nii.gz files of CT in dataset_dir={dataset_dir}, found {len(paths)} and could read "
-            "none. Give --dataset_dir FOLDER or --datalist with the files."
-        )
-    return [{"image": str(path), "name": name_of(path)} for path in readable]
-
-
-def name_of(path: str | Path) -> str:
-    """A file's name without `.nii` or `.nii.gz`."""
-    name = Path(path).name
-    for suffix in VOLUME_SUFFIXES:
-        name = name.removesuffix(suffix)
-    return name
-
-
-def _is_volume(path: Path) -> bool:
-    try:
-        shape = nibabel.load(path).shape
-    except (OSError, nibabel.filebasedimages.ImageFileError) as error:
-        logger.error("%s is left out: it cannot be read as NIfTI (%s).", path, error)
-        return False
-    if len(shape) != 3:
-        logger.error("%s is left out: expected a volume of 3 dimensions, got %s. Give one series a file.", path, shape)
-        return False
-    return True

@@ -7,6 +7,7 @@ scales and mirrors. Outside the slice the border is repeated, and labels are 255
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch.nn import functional
 
 from . import IGNORED
 
-__all__ = ["Frame", "cut", "resample", "resampled_shape"]
+__all__ = ["Box", "Frame", "covered", "cut", "resample", "resample_part", "resampled_shape", "source_box"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,3 +78,97 @@ def resample(planes: Tensor, shape: tuple[int, int], *, mode: str = "bilinear") 
     if tuple(planes.shape[-2:]) == tuple(shape):
         return planes
     return functional.interpolate(planes, size=shape, mode=mode, align_corners=False if mode == "bilinear" else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """A part of a grid: rows and columns from `start` to before `stop`.
+
+    Raises:
+        ValueError: for a box without pixels.
+    """
+
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        for start, stop in (self.rows, self.columns):
+            if not 0 <= start < stop:
+                raise ValueError(f"A box needs 0 <= start < stop, got rows {self.rows} and columns {self.columns}.")
+
+    @classmethod
+    def whole(cls, shape: tuple[int, int]) -> Self:
+        """All of a grid."""
+        return cls(rows=(0, shape[0]), columns=(0, shape[1]))
+
+    @property
+    def index(self) -> tuple[slice, slice]:
+        """What takes the box out of an array's last two axes, after an ellipsis."""
+        return slice(*self.rows), slice(*self.columns)
+
+    def union(self, other: Self) -> Self:
+        """The smallest box around both."""
+        pairs = [(self.rows, other.rows), (self.columns, other.columns)]
+        rows, columns = ((min(a[0], b[0]), max(a[1], b[1])) for a, b in pairs)
+        return type(self)(rows=rows, columns=columns)
+
+    def aligned(self, multiple: int, shape: tuple[int, int]) -> Self:
+        """Grown to multiples of `multiple` pixels, within a grid of `shape`."""
+        rows, columns = (
+            (start // multiple * multiple, min(-(-stop // multiple) * multiple, size))
+            for (start, stop), size in zip((self.rows, self.columns), shape, strict=True)
+        )
+        return type(self)(rows=rows, columns=columns)
+
+
+def resample_part(planes: Tensor, shape: tuple[int, int], part: Box, *, held: Box, extent: tuple[int, int]) -> Tensor:
+    """The same as `resample(whole, shape)` within `part`, from planes that hold only `held` of the whole's `extent`.
+
+    Args:
+        planes: (B, C, h, w), `held` of a grid of `extent`.
+        shape: of the grid wanted, over the same extent.
+        part: of the grid wanted.
+        held: what `planes` covers; its border is repeated where more would be needed (see `covered`).
+        extent: (H, W) of the whole that `planes` was cut from.
+    """
+    for axis, wanted, have, size, target in zip(
+        (-2, -1), (part.rows, part.columns), (held.rows, held.columns), extent, shape, strict=True
+    ):
+        low, high, weight = _taps(torch.arange(*wanted, device=planes.device), size, target)
+        last = have[1] - have[0] - 1
+        below = planes.index_select(axis, (low - have[0]).clamp(0, last))
+        if size == target:
+            planes = below
+            continue
+        above = planes.index_select(axis, (high - have[0]).clamp(0, last))
+        planes = torch.lerp(below, above, weight[:, None] if axis == -2 else weight)
+    return planes
+
+
+def source_box(part: Box, shape: tuple[int, int], extent: tuple[int, int]) -> Box:
+    """What `resample_part` needs of a grid of `extent` to make `part` of a grid of `shape`."""
+    needed = []
+    for (start, stop), size, target in zip((part.rows, part.columns), extent, shape, strict=True):
+        low, high, _ = _taps(torch.tensor([start, stop - 1]), size, target)
+        needed.append((int(low[0]), int(high[-1]) + 1))
+    return Box(rows=needed[0], columns=needed[1])
+
+
+def covered(held: Box, extent: tuple[int, int], shape: tuple[int, int]) -> Box | None:
+    """The part of a grid of `shape` that `held` of a grid of `extent` determines; None where that is nothing."""
+    found = []
+    for (start, stop), size, target in zip((held.rows, held.columns), extent, shape, strict=True):
+        low, high, _ = _taps(torch.arange(target), size, target)
+        inside = torch.nonzero((low >= start) & (high < stop))
+        if not len(inside):
+            return None
+        found.append((int(inside[0]), int(inside[-1]) + 1))
+    return Box(rows=found[0], columns=found[1])
+
+
+def _taps(places: Tensor, size: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Neighbours and weight of the upper one, for `places` of a grid of `target` pixels on one of `size`."""
+    at = ((places.to(torch.float64) + 0.5) * (size / target) - 0.5).clamp(min=0)
+    low = at.floor().long()
+    high = (low + 1).clamp(max=size - 1)
+    return low, high, (at - low).float()

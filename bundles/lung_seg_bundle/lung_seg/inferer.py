@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running the network on slices of any spacing: probabilities come back on the slice's own grid."""
+"""Running the network on slices of any spacing: probabilities come back on the slices' own grid.
+
+A volume is (D, H, W) of int16 HU; only the batch at hand is ever float. Slices go through the network as far as they
+can show lung (see `region.py`); elsewhere both probabilities are 0.
+"""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -12,21 +16,27 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import CHANNELS
-from .grid import resample, resampled_shape
+from .grid import Box, covered, resample_part, resampled_shape, source_box
+from .precision import resolve_amp
+from .region import lung_boxes
 
 __all__ = ["Segmenter", "VolumeInferer"]
 
+AIR_HU = -1024  # padding lies below, and is air
+
 
 class Segmenter:
-    """Finds lung and nodules on a slice: `(hu, spacing_mm) -> {"lung": ..., "nodule": ...}`.
+    """Finds lung and nodules on a slice: `(hu, spacing_mm) -> {"lung": ..., "nodule": ...}`; `volume` on a scan.
 
     Args:
         network: trained; (B, 1, H, W) in [-1, 1] -> logits (B, 2, H, W), any H and W.
         spacing_mm: of the grid that the network was trained on.
         window_hu: mapped to [-1, 1], clipped outside.
         device: where the network runs; the network is moved there.
-        inferer: how the network is applied, such as MONAI's sliding windows; on whole slices by default.
-        amp: whether the network runs in bfloat16.
+        inferer: how the network is applied, such as MONAI's sliding windows; on all at once by default.
+        amp: whether the network runs in bfloat16; None leaves that to the device (see `precision.py`).
+        crop: whether a volume's slices are cut to where lungs can be.
+        batch_size: slices at a time.
 
     Raises:
         ValueError: for a spacing that is not positive.
@@ -40,7 +50,9 @@ class Segmenter:
         window_hu: tuple[float, float] = (-1000, 400),
         device: str | torch.device = "cpu",
         inferer: Inferer | None = None,
-        amp: bool = False,
+        amp: bool | None = None,
+        crop: bool = True,
+        batch_size: int = 2,
     ) -> None:
         if not spacing_mm > 0:
             raise ValueError(f"Segmenter needs a positive spacing_mm, got {spacing_mm}.")
@@ -49,7 +61,9 @@ class Segmenter:
         self.spacing_mm = spacing_mm
         self.window_hu = window_hu
         self.inferer = inferer or SimpleInferer()
-        self.amp = amp
+        self.amp = resolve_amp(amp, self.device)
+        self.crop = crop
+        self.batch_size = batch_size
 
     def __call__(self, hu: np.ndarray, spacing_mm: tuple[float, float]) -> dict[str, np.ndarray]:
         """Probabilities of one slice.
@@ -68,37 +82,92 @@ class Segmenter:
             raise ValueError(
                 f"Expected one slice (H, W) in HU, got shape {hu.shape}. Call the segmenter slice by slice."
             )
-        planes = torch.from_numpy(np.ascontiguousarray(hu, dtype=np.float32))[None, None]
-        maps = self.probabilities(planes, spacing_mm)[0].cpu().numpy()
-        return dict(zip(CHANNELS, maps, strict=True))
+        plane = torch.from_numpy(np.ascontiguousarray(hu))[None]
+        _, maps = self._probabilities(plane, spacing_mm, Box.whole(hu.shape))
+        return dict(zip(CHANNELS, maps[0].cpu().numpy(), strict=True))
+
+    def volume(self, hu: Tensor, spacing_mm: tuple[float, float, float], *, progress: bool = False) -> Tensor:
+        """Probabilities of a scan, float16 (2, D, H, W) on the CPU.
+
+        Args:
+            hu: (D, H, W), int16 or float.
+            spacing_mm: (slice, row, column).
+            progress: whether a bar is shown.
+
+        Raises:
+            ValueError: when the scan has not three axes, or a spacing is not positive.
+        """
+        if hu.ndim != 3 or 0 in hu.shape:
+            raise ValueError(f"Expected a scan (D, H, W) in HU, got shape {tuple(hu.shape)}.")
+        _check_spacing(spacing_mm)
+        maps = torch.zeros((len(CHANNELS), *hu.shape), dtype=torch.float16)
+        boxes = lung_boxes(hu, spacing_mm) if self.crop else [Box.whole((hu.shape[1], hu.shape[2]))] * len(hu)
+        starts = range(0, len(hu), self.batch_size)
+        for start in tqdm(starts, desc="slices", unit="batch", disable=not progress):
+            chosen = [index for index in range(start, min(start + self.batch_size, len(hu))) if boxes[index]]
+            if not chosen:
+                continue
+            first, last = chosen[0], chosen[-1] + 1
+            box = _union([box for box in boxes[first:last] if box])
+            place, values = self._probabilities(hu[first:last], spacing_mm[1:], box)
+            maps[(slice(None), slice(first, last), *place.index)] = values.movedim(1, 0).half().cpu()
+        return maps
+
+    def with_network(self, network: nn.Module) -> Self:
+        """The same segmenter for another network."""
+        return type(self)(
+            network,
+            spacing_mm=self.spacing_mm,
+            window_hu=self.window_hu,
+            device=self.device,
+            inferer=self.inferer,
+            amp=self.amp,
+            crop=self.crop,
+            batch_size=self.batch_size,
+        )
 
     @torch.inference_mode()
-    def probabilities(self, hu: Tensor, spacing_mm: tuple[float, float]) -> Tensor:
-        """Probabilities float32 (B, 2, H, W) of slices (B, 1, H, W) in HU with spacing (row, column)."""
-        if min(spacing_mm) <= 0:
-            raise ValueError(f"Expected a positive spacing (row, column) in mm, got {tuple(spacing_mm)}.")
-        low, high = self.window_hu
-        unit = ((hu.to(self.device).float() - low) / (high - low) * 2 - 1).clip(-1, 1)
+    def _probabilities(self, hu: Tensor, spacing_mm: tuple[float, float], box: Box) -> tuple[Box, Tensor]:
+        """At least `box` of slices (B, H, W): the box that was done, and its probabilities float32 (B, 2, h, w)."""
+        _check_spacing(spacing_mm)
         own = (hu.shape[-2], hu.shape[-1])
         grid = resampled_shape(own, spacing_mm=spacing_mm, target_mm=self.spacing_mm)
-        unit = resample(unit, grid).to(memory_format=torch.channels_last)
+        # Whole pixels of the network's coarsest level, so that a part is seen as it is in the whole.
+        part = source_box(box, own, grid).aligned(getattr(self.network, "multiple", 32), grid)
+        held = source_box(part, grid, own)
+        planes = hu[(slice(None), *held.index)].to(self.device).float().clamp(min=AIR_HU)[:, None]
+        planes = resample_part(planes, grid, part, held=held, extent=own)
+        logits = self._logits(self._unit(planes))
+        place = covered(part, grid, own) or box
+        return place, torch.sigmoid(resample_part(logits, own, place, held=part, extent=grid))
+
+    def _unit(self, hu: Tensor) -> Tensor:
+        low, high = self.window_hu
+        return ((hu - low) / (high - low) * 2 - 1).clip(-1, 1)
+
+    def _logits(self, unit: Tensor) -> Tensor:
+        unit = unit.to(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            logits = self.inferer(unit, self.network)
-        return torch.sigmoid(resample(logits.float(), own))
+            return self._applied(unit).float()
+
+    def _applied(self, unit: Tensor) -> Tensor:
+        """The network through the inferer; by itself on what fits a window, which MONAI's would enlarge to it."""
+        window = getattr(self.inferer, "roi_size", None)
+        if window is not None and all(size <= side for size, side in zip(unit.shape[2:], window, strict=True)):
+            return self.network(unit)
+        return self.inferer(unit, self.network)
 
 
 class VolumeInferer(Inferer):
-    """Applies a segmenter to volumes, slice by slice, for MONAI's evaluators.
+    """Applies a segmenter to volumes, for MONAI's evaluators and for what calls `inferer(inputs, network)`.
 
     Args:
-        segmenter: whose network is used.
-        batch_size: slices at a time.
+        segmenter: whose network is used unless another one is given.
         progress: whether a bar is shown.
     """
 
-    def __init__(self, segmenter: Segmenter, *, batch_size: int = 4, progress: bool = True) -> None:
+    def __init__(self, segmenter: Segmenter, *, progress: bool = True) -> None:
         self.segmenter = segmenter
-        self.batch_size = batch_size
         self.progress = progress
 
     def __call__(
@@ -108,19 +177,31 @@ class VolumeInferer(Inferer):
 
         Args:
             inputs: with its spacing, when it is a MetaTensor; at the network's spacing otherwise.
-            network: not used, the segmenter has its own.
+            network: another one than the segmenter's, if any.
             *args: not used.
             **kwargs: not used.
         """
-        return torch.stack([self._volume(volume) for volume in inputs])
+        other = isinstance(network, nn.Module) and network is not self.segmenter.network
+        segmenter = self.segmenter.with_network(network) if other else self.segmenter
+        volumes = [self._volume(volume, segmenter) for volume in inputs]
+        return torch.stack(volumes) if len(volumes) > 1 else volumes[0][None]  # stacking copies
 
-    def _volume(self, volume: Tensor) -> Tensor:
-        spacing = [float(mm) for mm in volume.pixdim[:2]] if isinstance(volume, MetaTensor) else None
-        row, column = spacing or (self.segmenter.spacing_mm, self.segmenter.spacing_mm)
-        planes = torch.as_tensor(volume.as_tensor() if isinstance(volume, MetaTensor) else volume).movedim(-1, 0)
-        starts = tqdm(range(0, len(planes), self.batch_size), desc="slices", disable=not self.progress)
-        found = [
-            self.segmenter.probabilities(planes[start : start + self.batch_size], (row, column)).half()
-            for start in starts
-        ]
-        return torch.cat(found).movedim(0, -1)
+    def _volume(self, volume: Tensor, segmenter: Segmenter) -> Tensor:
+        row, column, between = (segmenter.spacing_mm,) * 3
+        if isinstance(volume, MetaTensor):
+            row, column, between = (float(mm) for mm in volume.pixdim[:3])
+            volume = volume.as_tensor()
+        maps = segmenter.volume(volume[0].movedim(-1, 0).contiguous(), (between, row, column), progress=self.progress)
+        return maps.movedim(1, -1)
+
+
+def _check_spacing(spacing_mm: tuple[float, ...]) -> None:
+    if not min(spacing_mm) > 0:
+        raise ValueError(f"Expected a positive spacing in mm along each axis, got {tuple(spacing_mm)}.")
+
+
+def _union(boxes: list[Box]) -> Box:
+    box = boxes[0]
+    for other in boxes[1:]:
+        box = box.union(other)
+    return box
