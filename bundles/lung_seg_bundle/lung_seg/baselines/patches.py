@@ -51,7 +51,8 @@ def _grown(mask: Tensor, pixels: int) -> Tensor:
 def _draw(allowed: Tensor, count: int) -> Tensor:
     """`count` places (n, 3) from a mask (B, 1, H, W), with replacement; none where it is empty."""
     places = torch.nonzero(allowed[:, 0])
-    return places[torch.randint(len(places), (count if len(places) else 0,), device=places.device)]
+    chosen = torch.randint(max(len(places), 1), (count if len(places) else 0,), device=places.device)
+    return places[chosen]
 
 
 def _positives(label: Tensor, drawn: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 __all__ = ["drop_neighbours", "find_peaks"]
 
-_CLIMBS = 4
+_CLIMBS = 8
 
 
 def find_peaks(
