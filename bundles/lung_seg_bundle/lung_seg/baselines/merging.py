@@ -2,7 +2,8 @@
 """From what is found on single slices to candidates of a volume: one nodule, one candidate.
 
 The most probable find is the seed of a candidate and takes all finds within its ball, the next one left is the next
-seed; the ball moves to the middle of what it holds. Chains of finds along a vessel so fall into balls and never become one long candidate.
+seed; the ball moves to the middle of what it holds. Chains of finds along a vessel so fall into balls and never become
+one long candidate.
 """
 
 import numpy as np
