@@ -29,6 +29,7 @@ class SliceDetector:
     Args:
         network: trained.
         operating_point: the probability from which on a candidate counts as found.
+        pixel_threshold: the probability from which on a pixel of the map counts as nodule.
         spacing_mm: of the grid that the network was trained on.
         window_hu: mapped to [-1, 1], clipped outside.
         device: where the network runs; the network is moved there.
@@ -45,6 +46,7 @@ class SliceDetector:
         network: nn.Module,
         *,
         operating_point: float,
+        pixel_threshold: float = 0.5,
         spacing_mm: float = 0.7,
         window_hu: tuple[float, float] = (-1000, 400),
         device: str | torch.device = "cpu",
@@ -57,6 +59,7 @@ class SliceDetector:
         self.device = torch.device(device)
         self.network: Any = network.to(self.device).eval()
         self.operating_point = operating_point
+        self.pixel_threshold = pixel_threshold
         self.spacing_mm = spacing_mm
         self.window_hu = window_hu
         self.batch_size = batch_size
