@@ -19,7 +19,7 @@ from monai.bundle import ConfigParser
 
 from lungsynth.errors import InputError
 
-__all__ = ["Weights", "bundle_root", "open_bundle", "read_weights", "resolved_config"]
+__all__ = ["Weights", "bundle_root", "open_bundle", "read_weights", "read_weights_file", "resolved_config"]
 
 _REMEDY = "Give --bundles a folder that holds lung_seg_bundle, wcapsgan_bundle and cyclegan_bundle with their weights."
 
@@ -29,7 +29,7 @@ class Weights:
     """A weights file and what its sidecar says of it.
 
     Args:
-        path: `models/<file>` of the bundle.
+        path: `models/<file>` of the bundle, or a file elsewhere.
         sha256: hex digest of the file, equal to the sidecar's.
         sidecar: content of `<stem>.json` (contract C6.1); empty where there is none.
     """
@@ -63,6 +63,17 @@ def read_weights(bundles_dir: Path, name: str, *, file: str = "model.pt") -> Wei
     path = root / "models" / file
     if not path.is_file():
         raise InputError(f"{path}: expected the weights of {root.name}, found no such file. {_REMEDY}")
+    return read_weights_file(path)
+
+
+def read_weights_file(path: Path) -> Weights:
+    """Hashes a weights file, wherever it lies, and compares it with the sidecar beside it.
+
+    Raises:
+        InputError: when the file is missing, or is not the one that its sidecar describes.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: expected a weights file, found none. Copy it here with its sidecar, or train it.")
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     sidecar = _read_sidecar(path.with_suffix(".json"))
     if sidecar.get("sha256", sha256) != sha256:
@@ -90,7 +101,7 @@ def open_bundle(
     *,
     component: str = "sampler",
     configs: Sequence[str] = ("inference.json",),
-    weights: str = "model.pt",
+    weights: str | Path = "model.pt",
     overrides: Mapping[str, Any] | None = None,
 ) -> Any:
     """Builds one component of a bundle (contract C6.5).
@@ -100,17 +111,23 @@ def open_bundle(
         name: `lung_seg`, `wcapsgan` or `cyclegan`.
         component: id in the configs, e.g. `segmenter`, `sampler`, `enhancer`.
         configs: files of `configs/`, later ones on top.
-        weights: file of `models/` that the component loads; it is checked against the sidecar and `network_def`.
+        weights: a name is a file of `models/`, which the configs themselves refer to; a `Path` is a file anywhere,
+            handed to the configs as `ckpt_path`. Either is checked against its sidecar and `network_def`.
         overrides: ids to replace, e.g. `{"network_batch_size": 8}`.
 
     Raises:
         InputError: naming the file, when the bundle, its weights, the component or a unique package is missing, or the
             weights are of another network.
     """
-    weights_path = read_weights(bundles_dir, name, file=weights).path
     root = bundle_root(bundles_dir, name)
+    own = {"bundle_root": str(root)}
+    if isinstance(weights, Path):
+        weights_path = read_weights_file(weights.absolute()).path
+        own["ckpt_path"] = str(weights_path)
+    else:
+        weights_path = read_weights(bundles_dir, name, file=weights).path
     _expose_packages(root)
-    parser = _parser(root, configs, {"bundle_root": str(root), **(overrides or {})})
+    parser = _parser(root, configs, {**own, **(overrides or {})})
     if component not in parser:
         raise InputError(
             f"{root / 'configs' / configs[-1]}: expected an entry `{component}`, got {sorted(parser.get())}."

@@ -16,10 +16,12 @@ import pandas as pd
 import pytest
 import torch
 from fake_bundles import write_fake_bundles
+from judge_toys import tell, write_method_bundle
 from monai.bundle import ConfigParser
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation, SqueezeDim
+from separation_toys import MIN_DIAMETER_MM, write_rigged_bundles, write_sources
 
-from lungsynth.bundles import open_bundle
+from lungsynth.bundles import open_bundle, resolved_config
 from lungsynth.chain import ChainSettings, run_chain
 from lungsynth.cohort.patches import PATCH_PX, PATCH_SPACING_MM, texture_class
 from lungsynth.cohort.phantom_files import make_phantom_cohort
@@ -27,8 +29,13 @@ from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 from lungsynth.cohort.split import assign_splits
 from lungsynth.ct import Volume, axial_affine, read_plane, voxel_to_lps, write_plane
 from lungsynth.hounsfield import CT_RANGE_HU, NETWORK_WINDOW, Label, to_int16
+from lungsynth.judge.baselines import NothingFound, ThresholdDetector
+from lungsynth.judge.detection import detect
+from lungsynth.judge.segmentation import SegmentationSettings, judge_segmentation
 from lungsynth.layers import AssetLibrary, read_catalogue, render
 from lungsynth.layers.assets import ALPHA_SCALE, content_hash
+from lungsynth.separation import Rules, SeparationSettings, separate_cohort
+from lungsynth.separation.finding import Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACTS = (ROOT / "docs" / "contracts.md").read_text()
@@ -55,6 +62,18 @@ def chains(tmp_path_factory) -> list[Path]:
         settings = ChainSettings(out=out, count=6, seed=5, bundles=bundles, enhance=False, batch_size=batch_size)
         run_chain(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
     return outs
+
+
+@pytest.fixture(scope="module")
+def judged(cohort, tmp_path_factory) -> Path:
+    """Table I of toy methods."""
+    folder = tmp_path_factory.mktemp("judged")
+    bundles, weights = write_method_bundle(folder, "contract_judge")
+    tell(weights / "unet.pt", train_minutes=20)
+    paths = {"cohort": cohort, "out": folder / "out", "bundles": bundles, "weights": weights}
+    settings = SegmentationSettings(**paths, methods=("unet", "dense_unet"), composites=2)
+    judge_segmentation(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    return folder / "out"
 
 
 def datalist(cohort: Path, name: str) -> list[dict]:
@@ -267,7 +286,7 @@ def test_c6_2_training_writes_under_runs(name):
     assert config["output_dir"].startswith("runs/")
 
 
-@pytest.mark.parametrize("script", ["synthesize.py"])
+@pytest.mark.parametrize("script", ["synthesize.py", "separate.py", "evaluate.py"])
 def test_c6_3_commands_take_bundles(script):
     assert '"--bundles"' in (ROOT / "scripts" / script).read_text()
 
@@ -322,6 +341,23 @@ def test_c6_5_what_the_chain_asks_of_the_bundles():
     assert 0 <= min(m.min() for m in maps.values()) <= max(m.max() for m in maps.values()) <= 1
 
 
+def test_c6_5_what_the_judge_asks_of_a_detector():
+    hu = np.full((3, 64, 64), -850, np.int16)
+    hu[1, 28:36, 28:36] = 30
+    detectors = [NothingFound(), ThresholdDetector()]
+    if "detector" in resolved_config(ROOT / "bundles", "lung_seg"):
+        detectors.append(open_bundle(ROOT / "bundles", "lung_seg", component="detector"))
+    for detector in detectors:
+        assert 0 <= detector.operating_point <= 1
+        for image in (hu, hu[1:2]):
+            found = detector(image, (2.0, 0.7, 0.7))
+            candidates = found["candidates"]
+            assert (candidates.dtype, candidates.shape[1]) == (np.float32, 5)
+            assert (np.diff(candidates[:, 4]) <= 0).all(), "most probable first"
+            assert all(found[name].dtype == np.float16 for name in ("nodule", "lung") if name in found)
+            detect(detector, image, (2.0, 0.7, 0.7), name="contract")
+
+
 # C7 assets and recipes
 
 
@@ -344,6 +380,96 @@ def test_c7_2_recipes_rebuild_their_samples(chains):
 def test_c7_3_same_seed_same_bytes_whatever_the_batch_size(chains):
     first, second = ({p.relative_to(o): p.read_bytes() for p in o.rglob("*") if p.is_file()} for o in chains)
     assert first == second
+
+
+# C9 separated cohorts
+
+
+@pytest.fixture(scope="module")
+def separated(tmp_path_factory) -> tuple[Path, Path]:
+    """A cohort, and what separating it gave."""
+    folder = tmp_path_factory.mktemp("separated")
+    write_sources(folder / "sources")
+    prepare_cohort([folder / "sources"], folder / "cohort", settings=PrepareSettings(), workers=1)
+    bundles = write_rigged_bundles(folder / "bundles", "contract")
+    settings = SeparationSettings(
+        cohort=folder / "cohort", out=folder / "out", bundles=bundles, rules=Rules(min_diameter_mm=MIN_DIAMETER_MM)
+    )
+    separate_cohort(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    return folder / "cohort", folder / "out"
+
+
+def test_c9_1_a_separated_cohort_is_a_cohort_of_the_same_split(separated):
+    before, after = separated
+    for check in (test_c2_2_texture_classes, test_c2_3_patch, test_c3_2_normal_slices_on_the_generators_grid):
+        check(after)
+    test_c5_1_files(after)
+    test_c5_2_datalists(after)
+    test_c5_3_no_patient_on_two_sides_and_the_hash_tells(after)
+    described = [json.loads((cohort / "cohort.json").read_text()) for cohort in separated]
+    assert described[0]["split_hash"] == described[1]["split_hash"]
+    promised = {"threshold", "min_diameter_mm", "weights_lung_seg", "series", "candidates", "before", "after"}
+    assert set(described[1]["separation"]) == promised
+    assert all(path.samefile(before / "slices" / path.name) for path in (after / "slices").iterdir())
+
+
+def test_c9_2_normal_slices_keep_their_distance_from_candidates_that_count(separated):
+    before, after = separated
+    masks = [pd.read_csv(cohort / "series.csv")["nodule_mask"].tolist() for cohort in separated]
+    assert masks[1] == [{"none": "network", "data": "data"}[mask] for mask in masks[0]]
+    table = pd.read_csv(after / "separation.csv")
+    counted = table[table["outcome"].isin(["known", "too_large", "nodule"])]
+    assert len(counted)
+    normal = {(e["series_id"], int(Path(e["image"]).name[-11:-7])) for e in datalist(after, "lungs")}
+    for row in counted.itertuples():
+        near = range(row.slice_index - 1, row.slice_index + 2)  # 6 mm each
+        assert not normal & {(row.series_id, index) for index in near}
+    assert len(normal) < len(datalist(before, "lungs"))
+
+
+def test_c9_3_what_the_network_found_is_nobodys(separated):
+    _, after = separated
+    table = pd.read_csv(after / "separation.csv")
+    new = set(table.loc[table["outcome"].isin(["too_large", "nodule"]), "candidate_id"])
+    nodules = pd.read_csv(after / "nodules.csv").set_index("nodule_id")
+    assert (nodules.loc[sorted(new), "votes"] == 0).all()
+    assert (nodules.loc[sorted(new), "texture_class"] == "unknown").all()
+    assert new & {entry["nodule_id"] for entry in datalist(after, "nodules")}
+    assert not [e for e in datalist(after, "segmentation") if Path(e["image"]).stem in new]
+    drawn = [e["label"] for e in datalist(after, "enhancement") if e["label"].startswith("network/")]
+    assert sorted(drawn) == sorted(f"network/{path.name}" for path in (after / "network").iterdir())
+    assert all(Label.NODULE in read_plane(after / label)[0] for label in drawn)
+
+
+def test_c9_4_a_row_for_each_candidate(separated):
+    _, after = separated
+    promised = re.search(r"a row a candidate.*?`([^`]+)`", CONTRACTS, flags=re.S).group(1)
+    table = pd.read_csv(after / "separation.csv")
+    assert [name.strip() for name in promised.split(",")] == list(table.columns)
+    assert set(table["outcome"]) == {outcome.value for outcome in Outcome}
+    assert all(f"`{outcome.value}`" in CONTRACTS for outcome in Outcome)
+
+
+# C10 judged
+
+
+def test_c10_1_what_the_judge_writes(judged):
+    table, text = (
+        json.loads((judged / "table_1.json").read_text()),
+        re.search(r"\*\*C10\.1\*\*.*?\n- ", CONTRACTS, re.S).group(),
+    )
+    promised = set(re.findall(r"`([a-z_]+)`", text.replace("`table_1.json` has", "")))
+    assert set(table) - {"lungs", "readers_of_the_masks"} <= promised
+    assert set(table["rows"][0]) - {"title", "probability_at_one_false_positive_a_slice"} <= promised | {"lung_dice"}
+    assert [row["method"] for row in table["rows"]] == ["nothing", "threshold", "unet", "dense_unet"]
+    for name in ("table_1.md", "froc.png", "errors/errors.md", ".parts/dense_unet.json"):
+        assert (judged / name).is_file()
+
+
+def test_c10_2_methods_are_configs_with_weights(judged):
+    rows = {row["method"]: row for row in json.loads((judged / "table_1.json").read_text())["rows"]}
+    assert (rows["unet"]["train_minutes"], rows["unet"]["training"]) == (20, "may_have_trained")
+    assert rows["dense_unet"]["train_minutes"] is None
 
 
 # Dependencies are pinned once

@@ -17,6 +17,7 @@ from lung_seg.grid import Frame, cut  # noqa: E402
 from lung_seg.losses import MaskedLoss, channel_targets, segmentation_terms  # noqa: E402
 from lung_seg.metrics import PooledDice  # noqa: E402
 from lung_seg.network import DenseBlock, DenseUNet  # noqa: E402
+from lung_seg.sampler import EpochSampler  # noqa: E402
 from lung_seg.stacks import LoadStacks, read_nodule  # noqa: E402
 from lung_seg.transforms import FixedFrame, RandFrame  # noqa: E402
 from lung_seg.weights import load_weights  # noqa: E402
@@ -237,6 +238,20 @@ def test_random_frames_repeat_with_their_seed(cohort):
     runs = [[rand.set_random_state(seed)(sample)["image"] for sample in samples] for seed in (3, 3, 4)]
     assert all(torch.equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(runs[0], runs[2], strict=True))
+
+
+def test_nodules_are_shown_in_proportion_to_their_size(tmp_path):
+    rng = np.random.default_rng(0)
+    entries = [write_nodule(tmp_path, f"n{i}", rng) for i in range(4)]
+    sizes = [
+        {"nodule": entry["image"], "diameter_mm": size} for entry, size in zip(entries, (30, 4, 6, 20), strict=True)
+    ]
+    (tmp_path / "segmentation.json").write_text(json.dumps({"training": [*entries, write_slice(tmp_path, "s", rng)]}))
+    (tmp_path / "nodules.json").write_text(json.dumps({"training": sizes}))
+    samples = read_datalist(tmp_path, "training", nodules_per_sample=2)
+    assert [[path.stem for path in sample["nodules"]] for sample in samples[1:]] == [["n1", "n2"], ["n3", "n0"]]
+    weights = EpochSampler(samples, samples=8, crop_share=0.6).weights
+    torch.testing.assert_close(weights.tolist(), [0.4, 0.6 * 5 / 30, 0.6 * 25 / 30])
 
 
 # ---------------------------------------------------------------- the bundle as a whole

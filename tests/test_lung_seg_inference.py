@@ -19,13 +19,14 @@ from lung_seg.candidates import CandidateFinder  # noqa: E402
 from lung_seg.detector import Detector  # noqa: E402
 from lung_seg.grid import Box, covered, resample, resample_part, source_box  # noqa: E402
 from lung_seg.inferer import Segmenter  # noqa: E402
+from lung_seg.lean import join, lean  # noqa: E402
 from lung_seg.network import DenseUNet  # noqa: E402
 from lung_seg.outputs import table_rows  # noqa: E402
 from lung_seg.pleura import pleural_distances  # noqa: E402
 from lung_seg.readers import read_volume  # noqa: E402
 from lung_seg.region import lung_boxes  # noqa: E402
 from lung_seg.volumes import list_volumes  # noqa: E402
-from monai.bundle import ConfigWorkflow  # noqa: E402
+from monai.bundle import ConfigWorkflow, ckpt_export, onnx_export  # noqa: E402
 from monai.inferers import SlidingWindowInferer  # noqa: E402
 
 TINY = {"channels": [4, 8], "convolutions": 1, "growth_rate": 2, "dense_layers": 2}
@@ -112,6 +113,32 @@ def test_a_collapsed_lung_stays_in_the_box():
 def test_what_is_no_chest_is_taken_whole(hu, spacing):
     boxes = lung_boxes(torch.from_numpy(np.ascontiguousarray(hu)), spacing)
     assert boxes == [Box.whole(hu.shape[1:])] * len(hu)
+
+
+# ---------------------------------------------------------------- the leaner network
+@pytest.mark.parametrize("widths", [(8, 8), (4, 2), (3, 5)])
+def test_join_is_cat(widths):
+    parts = [torch.randn(2, width, 5, 7).to(torch.bfloat16) for width in widths]
+    parts = [part.to(memory_format=torch.channels_last) for part in parts]
+    joined = join(parts)
+    assert torch.equal(joined, torch.cat(parts, dim=1))
+    assert joined.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (37, 51), (3, 2)])
+def test_the_lean_network_equals_the_network(shape):
+    torch.manual_seed(0)
+    network = DenseUNet().train()
+    network(torch.randn(4, 1, 64, 64))  # so that batch norms have something to fold
+    network.eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    image = torch.randn(2, 1, *shape)
+    torch.testing.assert_close(lean(network, amp=False)(image), network(image), atol=1e-5, rtol=1e-4)
+    rough = lean(network, amp=True)(image).float()
+    assert (torch.sigmoid(rough) - torch.sigmoid(network(image))).abs().max() < 0.02
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    other = torch.nn.Identity()
+    assert lean(other, amp=False) is other
 
 
 # ---------------------------------------------------------------- segmenter
@@ -480,3 +507,47 @@ def test_other_networks_fit_the_detector(tmp_path):
     torch.save(network.state_dict(), tmp_path / "unet.pt")
     found = workflow.parser.get_parsed_content("detector")(chest(depth=6), (10.0, 2.5, 2.5))
     assert found["lung"].shape == (6, 120, 120)
+
+
+# ---------------------------------------------------------------- exports
+def export_arguments(tmp_path: Path, network: torch.nn.Module) -> dict:
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    configs = {name: str(BUNDLE / "configs" / f"{name}.json") for name in ("metadata", "inference")}
+    return {
+        "net_id": "network_def",
+        "ckpt_file": str(tmp_path / "model.pt"),
+        "meta_file": configs["metadata"],
+        "config_file": configs["inference"],
+        **TINY,
+    }
+
+
+def test_torchscript_equals_the_network_at_any_size(tmp_path):
+    network, image = tiny_network(), torch.randn(2, 1, 37, 50, generator=torch.Generator().manual_seed(0))
+    ckpt_export(filepath=str(tmp_path / "model.ts"), **export_arguments(tmp_path, network))
+    exported = torch.jit.load(tmp_path / "model.ts")
+    torch.testing.assert_close(exported(image), network(image))
+
+
+def test_onnx_equals_the_network_at_multiples_of_its_coarsest_pixel(tmp_path):
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    network = tiny_network()
+    axes = {0: "batch", 2: "height", 3: "width"}
+    onnx_export(
+        filepath=str(tmp_path / "model.onnx"),
+        use_trace=True,
+        input_shape=[1, 1, 32, 32],
+        converter_kwargs={
+            "dynamo": False,
+            "input_names": ["image"],
+            "output_names": ["pred"],
+            "dynamic_axes": {"image": axes, "pred": axes},
+        },
+        **export_arguments(tmp_path, network),
+    )
+    session = runtime.InferenceSession(str(tmp_path / "model.onnx"))
+    for shape in [(1, 1, 32, 32), (2, 1, 46, 50)]:
+        image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        (found,) = session.run(None, {"image": image.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), network(image).detach(), atol=1e-5, rtol=1e-4)

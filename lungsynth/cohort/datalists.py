@@ -6,7 +6,7 @@ from typing import Any
 from lungsynth.cohort.records import NoduleRow, SeriesRow, SliceRow
 from lungsynth.cohort.split import EXCLUDED, SPLITS
 
-__all__ = ["NORMAL_CATEGORY", "build_datalists"]
+__all__ = ["NORMAL_CATEGORY", "Datalist", "build_datalists"]
 
 NORMAL_CATEGORY = "normal"
 

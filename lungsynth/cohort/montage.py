@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from einops import rearrange, repeat
@@ -11,7 +12,18 @@ from scipy import ndimage
 
 from lungsynth.hounsfield import DISPLAY_WINDOW
 
-__all__ = ["lung_montage", "nodule_montage", "spread"]
+__all__ = [
+    "Block",
+    "Tile",
+    "lung_montage",
+    "lung_tile",
+    "nodule_montage",
+    "nodule_tile",
+    "outlined",
+    "spread",
+    "stack_blocks",
+    "tile_block",
+]
 
 _NODULE_PX = 128  # a 64 pixel patch, doubled
 _LUNG_PX = 192
@@ -22,6 +34,8 @@ _COLUMNS_LUNGS = 6
 _CAPTION_PX = 16
 _OUTLINE = (255, 170, 0)
 
+Item = TypeVar("Item")
+
 Tile = UInt8[np.ndarray, "tile_height tile_width 3"]
 Block = UInt8[np.ndarray, "block_height block_width 3"]
 
@@ -30,38 +44,42 @@ def nodule_montage(paths_by_class: Mapping[str, Sequence[Path]]) -> Image.Image:
     """A block of rows for each class: for each nodule its largest slice as measured, alpha >= 0.5 outlined."""
     blocks = []
     for name, paths in paths_by_class.items():
-        tiles = [_nodule_tile(path) for path in spread(paths, _NODULES_A_CLASS)]
+        tiles = [nodule_tile(path) for path in spread(paths, _NODULES_A_CLASS)]
         if tiles:
-            blocks.append(_block(f"{name}: {len(tiles)} of {len(paths)}", tiles, columns=_COLUMNS_NODULES))
-    return _stack(blocks)
+            blocks.append(tile_block(f"{name}: {len(tiles)} of {len(paths)}", tiles, columns=_COLUMNS_NODULES))
+    return stack_blocks(blocks)
 
 
 def lung_montage(paths: Sequence[Path]) -> Image.Image:
     """Lungs on the generator's grid, their mask outlined."""
-    tiles = [_lung_tile(path) for path in spread(paths, _LUNGS)]
-    return _stack([_block(f"normal: {len(tiles)} of {len(paths)}", tiles, columns=_COLUMNS_LUNGS)] if tiles else [])
+    tiles = [lung_tile(path) for path in spread(paths, _LUNGS)]
+    return stack_blocks(
+        [tile_block(f"normal: {len(tiles)} of {len(paths)}", tiles, columns=_COLUMNS_LUNGS)] if tiles else []
+    )
 
 
-def spread(items: Sequence[Path], count: int) -> list[Path]:
+def spread(items: Sequence[Item], count: int) -> list[Item]:
     """At most `count` items, evenly spaced."""
     if len(items) <= count:
         return list(items)
     return [items[int(k)] for k in np.linspace(0, len(items) - 1, count)]
 
 
-def _nodule_tile(path: Path) -> Tile:
+def nodule_tile(path: Path) -> Tile:
+    """The largest slice of a nodule's npz, as measured."""
     with np.load(path) as arrays:
         index = int(arrays["largest"])
         hu, mask = arrays["context"][index], arrays["alpha"][index] >= 0.5
-    return _outlined(hu, mask, _NODULE_PX)
+    return outlined(hu, mask, _NODULE_PX)
 
 
-def _lung_tile(path: Path) -> Tile:
+def lung_tile(path: Path) -> Tile:
+    """A lung's npz."""
     with np.load(path) as arrays:
-        return _outlined(arrays["hu"], arrays["mask"] > 0, _LUNG_PX)
+        return outlined(arrays["hu"], arrays["mask"] > 0, _LUNG_PX)
 
 
-def _outlined(hu: np.ndarray, mask: np.ndarray, size_px: int) -> Tile:
+def outlined(hu: np.ndarray, mask: np.ndarray, size_px: int) -> Tile:
     """Grey picture of size `size_px`, the mask's outer border one pixel wide in colour."""
     grey = Image.fromarray(DISPLAY_WINDOW.to_grey(hu)).resize((size_px, size_px), Image.Resampling.BILINEAR)
     large = Image.fromarray(mask.astype(np.uint8) * 255).resize((size_px, size_px), Image.Resampling.BILINEAR)
@@ -71,17 +89,18 @@ def _outlined(hu: np.ndarray, mask: np.ndarray, size_px: int) -> Tile:
     return tile
 
 
-def _block(caption: str, tiles: list[Tile], *, columns: int) -> Block:
+def tile_block(caption: str, tiles: Sequence[Tile], *, columns: int) -> Block:
     """Tiles in rows under a caption."""
     missing = -len(tiles) % columns
-    grid = np.stack(tiles + [np.zeros_like(tiles[0])] * missing)
+    grid = np.stack([*tiles, *[np.zeros_like(tiles[0])] * missing])
     picture = rearrange(grid, "(row column) h w c -> (row h) (column w) c", column=columns)
     head = Image.new("RGB", (picture.shape[1], _CAPTION_PX))
     ImageDraw.Draw(head).text((4, 2), caption, fill=(255, 255, 255))
     return np.concatenate([np.asarray(head), picture])
 
 
-def _stack(blocks: Sequence[np.ndarray]) -> Image.Image:
+def stack_blocks(blocks: Sequence[np.ndarray]) -> Image.Image:
+    """Blocks of equal width below each other; without any, an empty strip."""
     if not blocks:
         return Image.new("RGB", (_LUNG_PX, _CAPTION_PX))
     return Image.fromarray(np.concatenate(blocks))

@@ -19,22 +19,15 @@ from typing import Any
 from tqdm import tqdm
 
 from lungsynth.cohort.datalists import build_datalists
+from lungsynth.cohort.finish import summarise, write_contents
 from lungsynth.cohort.folders import calibration_part, prepare_folder
-from lungsynth.cohort.output import COHORT_FORMAT, check_output, cohort_identity, forget_others, open_output
+from lungsynth.cohort.output import check_output, cohort_identity, forget_others, open_output
 from lungsynth.cohort.plan import FolderTask, Plan, make_plan
 from lungsynth.cohort.records import Part, write_text
-from lungsynth.cohort.report import (
-    Contents,
-    count_splits,
-    describe_sources,
-    markdown_report,
-    write_json,
-    write_montages,
-)
+from lungsynth.cohort.report import Contents, markdown_report, write_json
 from lungsynth.cohort.series import SeriesTask, SliceSettings, prepare_series
 from lungsynth.cohort.slices import LUNG_SIZES_PX
-from lungsynth.cohort.split import FOLDS, assign_splits, split_hash
-from lungsynth.cohort.tables import nodule_table, series_table, to_csv
+from lungsynth.cohort.split import FOLDS, assign_splits
 from lungsynth.ct.series import Problem
 from lungsynth.errors import InputError
 
@@ -181,19 +174,8 @@ def _finish(parts: Sequence[Part], problems: Sequence[Problem], out: Path, setti
     series = [row for part in parts for row in part.series]
     splits = assign_splits(series, mode=settings["split"], seed=settings["seed"], fold=settings["fold"])
     contents = Contents(parts=tuple(parts), splits=splits)
-    write_text(out / "series.csv", to_csv(series_table(series, splits)))
-    write_text(out / "nodules.csv", to_csv(nodule_table(contents.nodules, splits)))
-    for name, datalist in build_datalists(series, contents.slices, contents.nodules, splits).items():
-        write_json(out / f"{name}.json", datalist)
-    write_montages(contents, out)
-    cohort = {
-        "format": COHORT_FORMAT,
-        "settings": settings,
-        "sources": describe_sources(contents),
-        "split_hash": split_hash(series, splits),
-        "counts": count_splits(contents),
-        "problems": [{"file": problem.path.name, "message": problem.message} for problem in problems],
-    }
+    write_contents(contents, out, build_datalists(series, contents.slices, contents.nodules, splits))
+    cohort = summarise(contents, settings=settings, problems=problems)
     write_text(out / "report.md", markdown_report(cohort, contents))
     write_json(out / "cohort.json", cohort)
     return cohort

@@ -106,11 +106,13 @@ class Part:
     def load(cls, folder: Path, part_id: str, *, fingerprint: str) -> "Part | None":
         """The finished part, or None when there is none or when its files have changed since."""
         path = folder / f"{part_id}.json"
-        if not path.exists():
-            return None
+        part = cls.read(path) if path.exists() else None
+        return part if part is not None and part.fingerprint == fingerprint else None
+
+    @classmethod
+    def read(cls, path: Path) -> "Part":
+        """The finished part that `save` wrote to `path`."""
         stored = json.loads(path.read_text())
-        if stored["fingerprint"] != fingerprint:
-            return None
         rows = {
             "series": [SeriesRow(**{**row, "labelled": tuple(row["labelled"])}) for row in stored["series"]],
             "slices": [SliceRow(**row) for row in stored["slices"]],
@@ -118,8 +120,8 @@ class Part:
             "notes": stored["notes"],
         }
         return cls(
-            part_id=part_id,
-            fingerprint=fingerprint,
+            part_id=stored["part_id"],
+            fingerprint=stored["fingerprint"],
             figures=stored["figures"],
             **{name: tuple(values) for name, values in rows.items()},
         )

@@ -15,9 +15,19 @@ from lungsynth.cohort.records import NoduleRow, Part, SeriesRow, SliceRow, write
 from lungsynth.cohort.sources import recognise
 from lungsynth.cohort.split import EXCLUDED, SPLITS
 
-__all__ = ["Contents", "count_splits", "describe_sources", "markdown_report", "write_json", "write_montages"]
+__all__ = [
+    "CLASSES",
+    "Contents",
+    "count_splits",
+    "describe_sources",
+    "markdown_report",
+    "markdown_table",
+    "save_picture",
+    "write_json",
+    "write_montages",
+]
 
-_CLASSES = ("solid", "part_solid", "ground_glass", "unknown")
+CLASSES = ("solid", "part_solid", "ground_glass", "unknown")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +82,7 @@ def count_splits(contents: Contents) -> dict[str, dict[str, Any]]:
             "series": len(series),
             "slices": len(slices),
             "normal_slices": sum(row.normal for row in slices),
-            "nodules": {name: classes[name] for name in _CLASSES if classes[name]},
+            "nodules": {name: classes[name] for name in CLASSES if classes[name]},
         }
     return counts
 
@@ -82,18 +92,18 @@ def markdown_report(cohort: dict[str, Any], contents: Contents) -> str:
     lines = ["# Cohort", "", "## Split", ""]
     names = ("patients", "series", "slices", "normal_slices")
     rows = [
-        (split, *(n[name] for name in names), *(n["nodules"].get(name, 0) for name in _CLASSES))
+        (split, *(n[name] for name in names), *(n["nodules"].get(name, 0) for name in CLASSES))
         for split, n in cohort["counts"].items()
     ]
-    lines += _table(("split", *names, *_CLASSES), rows)
+    lines += markdown_table(("split", *names, *CLASSES), rows)
     lines += ["", f"Hash of the split: `{cohort['split_hash']}`", "", "## Sources", ""]
-    lines += _table(
+    lines += markdown_table(
         ("source", "licence", "citation", "patients", "series", "slices", "nodules"),
         ((s["name"], s["licence"], s["citation"], *s["counts"].values()) for s in cohort["sources"]),
     )
     masks = Counter((row.lung_mask, row.nodule_mask) for row in contents.series)
     lines += ["", "## Masks", ""]
-    lines += _table(("lung mask", "nodule mask", "series"), ((*key, n) for key, n in sorted(masks.items())))
+    lines += markdown_table(("lung mask", "nodule mask", "series"), ((*key, n) for key, n in sorted(masks.items())))
     figures = [part.figures for part in contents.parts if part.figures]
     if figures:
         lines += ["", "## HU of the 8-bit crops against the HU cubes of the same nodules", "", *figures]
@@ -106,13 +116,13 @@ def markdown_report(cohort: dict[str, Any], contents: Contents) -> str:
 
 def write_montages(contents: Contents, out: Path) -> None:
     """Writes `montage_nodules.png` and `montage_lungs.png`."""
-    by_class: dict[str, list[Path]] = {name: [] for name in _CLASSES}
+    by_class: dict[str, list[Path]] = {name: [] for name in CLASSES}
     for nodule in sorted(contents.nodules, key=lambda row: row.nodule_id):
         if nodule.has_patch:
             by_class[nodule.texture_class].append(out / "nodules" / f"{nodule.nodule_id}.npz")
     lungs = sorted(out / "lungs" / f"{row.slice_id}.npz" for row in contents.slices if row.normal)
-    _save(nodule_montage(by_class), out / "montage_nodules.png")
-    _save(lung_montage(lungs), out / "montage_lungs.png")
+    save_picture(nodule_montage(by_class), out / "montage_nodules.png")
+    save_picture(lung_montage(lungs), out / "montage_lungs.png")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -120,12 +130,14 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def _save(picture: Image.Image, path: Path) -> None:
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Writes a PNG, whole or not at all."""
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
     picture.save(temporary)
     temporary.replace(path)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """Lines of a Markdown table."""
     cells = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(str(cell) for cell in line) + " |" for line in cells]

@@ -12,7 +12,7 @@ from lungsynth.errors import InputError
 from lungsynth.hounsfield import AIR_HU, Label, to_int16
 from lungsynth.types import HuPlane, LabelVolume, MaskPlane
 
-__all__ = ["GRID_MM", "LUNG_SIZES_PX", "label_volume", "lung_area_cm2", "lung_on_grid", "normal_slices"]
+__all__ = ["GRID_MM", "LUNG_SIZES_PX", "far_from", "label_volume", "lung_area_cm2", "lung_on_grid", "normal_slices"]
 
 GRID_MM = 358.4  # width of the generator's field of view
 LUNG_SIZES_PX = (256, 512)
@@ -38,10 +38,14 @@ def normal_slices(
     diseased: _BySlice, area_cm2: Float[np.ndarray, " depth"], *, slice_mm: float, gap_mm: float, min_cm2: float
 ) -> _BySlice:
     """Slices that show enough lung and lie farther than `gap_mm` from every slice with a nodule."""
+    return far_from(diseased, slice_mm=slice_mm, gap_mm=gap_mm) & (area_cm2 >= min_cm2)
+
+
+def far_from(diseased: _BySlice, *, slice_mm: float, gap_mm: float) -> _BySlice:
+    """Slices that lie farther than `gap_mm` from every slice with a nodule."""
     if not diseased.any():
-        return area_cm2 >= min_cm2
-    distance_mm = ndimage.distance_transform_edt(~diseased) * slice_mm
-    return (distance_mm > gap_mm) & (area_cm2 >= min_cm2)
+        return np.ones_like(diseased)
+    return np.asarray(ndimage.distance_transform_edt(~diseased) * slice_mm > gap_mm)
 
 
 def lung_on_grid(

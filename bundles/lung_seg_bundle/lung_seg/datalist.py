@@ -6,6 +6,7 @@ gathered, since a crop is small: one sample shows several nodules side by side (
 """
 
 import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from . import CHANNELS
 __all__ = ["nodule_files", "read_datalist"]
 
 FILE_NAME = "segmentation.json"
+NODULES_NAME = "nodules.json"
 
 
 def read_datalist(
@@ -29,8 +31,9 @@ def read_datalist(
         limit: keep at most so many samples, evenly spread over the part.
 
     Returns:
-        One dict a sample: `kind`, `labelled` (two numbers, lung and nodule: 1 where an expert drew it), and `image` and
-        `label` (kind `slice`) or `nodules` (kind `nodule`, paths of npz files).
+        One dict a sample: `kind`, `labelled` (two numbers, lung and nodule: 1 where an expert drew it), `weight` (how
+        often it is shown among its kind), and `image` and `label` (kind `slice`) or `nodules` (kind `nodule`, paths of
+        npz files). Nodules of about one size stand together, and are shown in proportion to it: large ones are rare.
 
     Raises:
         ValueError: when the COHORT or the part is not there, or files of it are missing.
@@ -43,16 +46,24 @@ def read_datalist(
             "image": root / entry["image"],
             "label": root / entry["label"],
             "labelled": _channels(entry["labelled"]),
+            "weight": 1.0,
         }
         for entry in entries
         if entry["kind"] == "slice"
     ]
-    nodules = [root / entry["image"] for entry in entries if entry["kind"] == "nodule"]
+    sizes = _diameters_mm(root, part)
+    names = [entry["image"] for entry in entries if entry["kind"] == "nodule"]
+    names.sort(key=lambda name: (sizes.get(name, 1.0), name))
+    nodules = [root / name for name in names]
     _check_files(root, [sample[key] for sample in slices for key in ("image", "label")] + nodules)
     gathered = [
-        {"kind": "nodule", "nodules": nodules[start::step], "labelled": _channels(["nodule"])}
-        for step in [max(1, -(-len(nodules) // nodules_per_sample))]
-        for start in range(step if nodules else 0)
+        {
+            "kind": "nodule",
+            "nodules": nodules[start : start + nodules_per_sample],
+            "labelled": _channels(["nodule"]),
+            "weight": statistics.fmean(sizes.get(name, 1.0) for name in names[start : start + nodules_per_sample]),
+        }
+        for start in range(0, len(nodules), nodules_per_sample)
     ]
     samples = slices + gathered
     if limit is not None and len(samples) > limit:
@@ -81,6 +92,13 @@ def _read_part(dataset_dir: str | Path | None, part: str) -> list[dict[str, Any]
             f"{path}: the part '{part}' is empty. Prepare a cohort of more patients, or name another part with --part."
         )
     return entries
+
+
+def _diameters_mm(root: Path, part: str) -> dict[str, float]:
+    """Diameters by file, from the COHORT's list of nodules; empty where it has none."""
+    path = root / NODULES_NAME
+    entries = json.loads(path.read_text()).get(part, []) if path.is_file() else []
+    return {entry["nodule"]: float(entry["diameter_mm"]) for entry in entries}
 
 
 def _channels(labelled: Sequence[str]) -> list[float]:

@@ -112,13 +112,18 @@ class Box:
         rows, columns = ((min(a[0], b[0]), max(a[1], b[1])) for a, b in pairs)
         return type(self)(rows=rows, columns=columns)
 
-    def aligned(self, multiple: int, shape: tuple[int, int]) -> Self:
-        """Grown to multiples of `multiple` pixels, within a grid of `shape`."""
+    def rounded(self, multiple: int, shape: tuple[int, int]) -> Self:
+        """Grown on both sides until they measure multiples of `multiple` pixels, within a grid of `shape`."""
         rows, columns = (
-            (start // multiple * multiple, min(-(-stop // multiple) * multiple, size))
-            for (start, stop), size in zip((self.rows, self.columns), shape, strict=True)
+            _rounded(side, multiple, size) for side, size in zip((self.rows, self.columns), shape, strict=True)
         )
         return type(self)(rows=rows, columns=columns)
+
+
+def _rounded(side: tuple[int, int], multiple: int, size: int) -> tuple[int, int]:
+    length = min(-(-(side[1] - side[0]) // multiple) * multiple, size)
+    start = min(max(0, (side[0] + side[1] - length) // 2), size - length)
+    return start, start + length
 
 
 def resample_part(planes: Tensor, shape: tuple[int, int], part: Box, *, held: Box, extent: tuple[int, int]) -> Tensor:

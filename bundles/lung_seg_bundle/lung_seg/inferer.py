@@ -5,7 +5,9 @@ A volume is (D, H, W) of int16 HU; only the batch at hand is ever float. Slices 
 can show lung (see `region.py`); elsewhere both probabilities are 0.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Self
 
 import numpy as np
@@ -17,6 +19,7 @@ from tqdm import tqdm
 
 from . import CHANNELS
 from .grid import Box, covered, resample_part, resampled_shape, source_box
+from .lean import lean
 from .precision import resolve_amp
 from .region import lung_boxes
 
@@ -64,6 +67,7 @@ class Segmenter:
         self.amp = resolve_amp(amp, self.device)
         self.crop = crop
         self.batch_size = batch_size
+        self.runner = lean(self.network, amp=self.amp) if self.device.type == "cpu" else self.network
 
     def __call__(self, hu: np.ndarray, spacing_mm: tuple[float, float]) -> dict[str, np.ndarray]:
         """Probabilities of one slice.
@@ -103,15 +107,37 @@ class Segmenter:
         maps = torch.zeros((len(CHANNELS), *hu.shape), dtype=torch.float16)
         boxes = lung_boxes(hu, spacing_mm) if self.crop else [Box.whole((hu.shape[1], hu.shape[2]))] * len(hu)
         starts = range(0, len(hu), self.batch_size)
-        for start in tqdm(starts, desc="slices", unit="batch", disable=not progress):
-            chosen = [index for index in range(start, min(start + self.batch_size, len(hu))) if boxes[index]]
-            if not chosen:
-                continue
-            first, last = chosen[0], chosen[-1] + 1
-            box = _union([box for box in boxes[first:last] if box])
-            place, values = self._probabilities(hu[first:last], spacing_mm[1:], box)
-            maps[(slice(None), slice(first, last), *place.index)] = values.movedim(1, 0).half().cpu()
+        with self._workers() as workers:
+            done = workers.map(lambda start: self._fill(maps, hu, spacing_mm, boxes, start), starts)
+            for _ in tqdm(done, total=len(starts), desc="slices", unit="batch", disable=not progress):
+                pass
         return maps
+
+    @contextmanager
+    def _workers(self) -> Iterator[ThreadPoolExecutor]:
+        """Threads that take a batch each: on a CPU one a core, which never wait for one another within a batch."""
+        cores = torch.get_num_threads()
+        if self.device.type != "cpu":
+            with ThreadPoolExecutor(1) as workers:
+                yield workers
+            return
+        try:
+            with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as workers:
+                yield workers
+        finally:
+            torch.set_num_threads(cores)
+
+    def _fill(
+        self, maps: Tensor, hu: Tensor, spacing_mm: tuple[float, float, float], boxes: list[Box | None], start: int
+    ) -> None:
+        """Runs one batch of slices and writes its probabilities into the maps."""
+        chosen = [index for index in range(start, min(start + self.batch_size, len(hu))) if boxes[index]]
+        if not chosen:
+            return
+        first, last = chosen[0], chosen[-1] + 1
+        box = _union([box for box in boxes[first:last] if box])
+        place, values = self._probabilities(hu[first:last], spacing_mm[1:], box)
+        maps[(slice(None), slice(first, last), *place.index)] = values.movedim(1, 0).half().cpu()
 
     def with_network(self, network: nn.Module) -> Self:
         """The same segmenter for another network."""
@@ -132,8 +158,8 @@ class Segmenter:
         _check_spacing(spacing_mm)
         own = (hu.shape[-2], hu.shape[-1])
         grid = resampled_shape(own, spacing_mm=spacing_mm, target_mm=self.spacing_mm)
-        # Whole pixels of the network's coarsest level, so that a part is seen as it is in the whole.
-        part = source_box(box, own, grid).aligned(getattr(self.network, "multiple", 32), grid)
+        # Whole pixels of the network's coarsest level, which it would fill up with repeated borders otherwise.
+        part = source_box(box, own, grid).rounded(getattr(self.network, "multiple", 32), grid)
         held = source_box(part, grid, own)
         planes = hu[(slice(None), *held.index)].to(self.device).float().clamp(min=AIR_HU)[:, None]
         planes = resample_part(planes, grid, part, held=held, extent=own)
@@ -154,8 +180,8 @@ class Segmenter:
         """The network through the inferer; by itself on what fits a window, which MONAI's would enlarge to it."""
         window = getattr(self.inferer, "roi_size", None)
         if window is not None and all(size <= side for size, side in zip(unit.shape[2:], window, strict=True)):
-            return self.network(unit)
-        return self.inferer(unit, self.network)
+            return self.runner(unit)
+        return self.inferer(unit, self.runner)
 
 
 class VolumeInferer(Inferer):

@@ -17,7 +17,8 @@ from .grid import Box
 
 __all__ = ["MARGIN_MM", "lung_boxes"]
 
-MARGIN_MM = 10.0  # around the air, in the slice and to the neighbouring slices
+MARGIN_MM = 8.0  # around the air in the slice
+REACH_MM = 10.0  # to the neighbouring slices whose air counts as well
 SMALLEST_CHEST_MM = 200.0  # narrower images are crops of a chest
 GRID_MM = 3.0
 TISSUE_FROM_HU = -400.0
@@ -35,7 +36,7 @@ def lung_boxes(
     Args:
         hu: int16 (D, H, W).
         spacing_mm: (slice, row, column).
-        margin_mm: kept around the lungs' air.
+        margin_mm: kept around the lungs' air in the slice.
 
     Returns:
         A box a slice, on the slice's own grid; None where a scan shows no lung. Whole slices when the image is
@@ -48,12 +49,12 @@ def lung_boxes(
     steps = (_step(spacing_mm[0]), _step(spacing_mm[1]), _step(spacing_mm[2]))
     coarse = _coarse(hu, steps)
     grid_mm = tuple(mm * step for mm, step in zip(spacing_mm, steps, strict=True))
-    body = _largest(coarse >= TISSUE_FROM_HU)
-    air = _lung_air(coarse, math.prod(grid_mm) / 1000)
+    body = _body(coarse)
+    air = _lung_air(coarse, body, math.prod(grid_mm) / 1000)
     found = [_box(plane, tissue) for plane, tissue in zip(air, body, strict=True)]
     if not any(found):
         return whole
-    reach = math.ceil(margin_mm / grid_mm[0])
+    reach = math.ceil(REACH_MM / grid_mm[0])
     margins = (math.ceil(margin_mm / spacing_mm[1]), math.ceil(margin_mm / spacing_mm[2]))
     boxes = []
     for index in range(depth):
@@ -76,23 +77,35 @@ def _coarse(hu: torch.Tensor, steps: tuple[int, int, int]) -> np.ndarray:
     return torch.stack(planes or [functional.avg_pool2d(hu[:1].float(), steps[1:], ceil_mode=True)[0]]).cpu().numpy()
 
 
-def _largest(mask: np.ndarray) -> np.ndarray:
-    labels, count = ndimage.label(mask)
+def _body(coarse: np.ndarray) -> np.ndarray:
+    """The largest piece of tissue; shells of tables are thinner than the three voxels that this asks for."""
+    # An image border that is not room air cuts through the patient, and closes the body there.
+    cut = np.pad(coarse, ((0, 0), (1, 1), (1, 1)), mode="edge") >= ROOM_BELOW_HU
+    cut[:, 1:-1, 1:-1] = coarse >= TISSUE_FROM_HU
+    thick = ndimage.binary_opening(cut, IN_PLANE)[:, 1:-1, 1:-1]
+    labels, count = ndimage.label(thick)
     if count == 0:
-        return mask
+        return thick
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     return np.asarray(labels == sizes.argmax())
 
 
-def _lung_air(coarse: np.ndarray, voxel_ml: float) -> np.ndarray:
+def _spanned(mask: np.ndarray, axis: int) -> np.ndarray:
+    """What lies between the first and the last that is true along an axis."""
+    before = np.logical_or.accumulate(mask, axis=axis)
+    after = np.flip(np.logical_or.accumulate(np.flip(mask, axis), axis=axis), axis)
+    return np.asarray(before & after)
+
+
+def _lung_air(coarse: np.ndarray, body: np.ndarray, voxel_ml: float) -> np.ndarray:
     """Air inside the body, in pieces large enough to be lung; single slices have no volume to go by."""
     room, _ = ndimage.label(np.pad(coarse < ROOM_BELOW_HU, ((0, 0), (1, 1), (1, 1)), constant_values=True), IN_PLANE)
-    edge = np.zeros_like(room, dtype=bool)
-    for plane, ids in zip(edge, room, strict=True):
-        plane[...] = ids == ids[0, 0]  # the padding hangs together with the air around the patient
+    # The padding hangs together with the air around the patient, slice by slice.
+    around = (room == room[:, :1, :1])[:, 1:-1, 1:-1]
+    inside = _spanned(body, 1) & _spanned(body, 2) & ~around
     # Opened, since the skin's partial volumes look like lung in a line of one voxel.
-    air = ndimage.binary_opening((coarse < TISSUE_FROM_HU) & ~edge[:, 1:-1, 1:-1], IN_PLANE)
+    air = ndimage.binary_opening((coarse < TISSUE_FROM_HU) & inside, IN_PLANE)
     labels, count = ndimage.label(air)
     if count == 0:
         return air

@@ -20,7 +20,7 @@ class EpochSampler(DistributedSampler):
 
     Args:
         data: the samples (`read_datalist`); those of equal `kind` and `labelled` form a group. Groups share alike, but
-            for those of kind `nodule`.
+            for those of kind `nodule`; within a group samples come in proportion to their `weight`.
         crop_share: share of the groups of kind `nodule`, where there are others beside them.
         samples: how many an epoch shows in this process, with replacement.
         seed: of the draw.
@@ -34,10 +34,15 @@ class EpochSampler(DistributedSampler):
         super().__init__(data, num_replicas=replicas, rank=rank, seed=seed)
         self.num_samples = samples
         groups = [(sample["kind"], *sample["labelled"]) for sample in data]
-        sizes = Counter(groups)
-        kinds = Counter(kind for kind, *_ in sizes)
+        sums: Counter[tuple[Any, ...]] = Counter()
+        for group, sample in zip(groups, data, strict=True):
+            sums[group] += sample["weight"]
+        kinds = Counter(kind for kind, *_ in sums)
         shares = {kind: (crop_share if kind == "nodule" else 1 - crop_share) / count for kind, count in kinds.items()}
-        self.weights = torch.tensor([shares[group[0]] / sizes[group] for group in groups], dtype=torch.float64)
+        weights = [
+            shares[group[0]] * sample["weight"] / sums[group] for group, sample in zip(groups, data, strict=True)
+        ]
+        self.weights = torch.tensor(weights, dtype=torch.float64)
 
     def __iter__(self) -> Iterator[int]:
         state = np.random.SeedSequence([self.seed, self.epoch, self.rank]).generate_state(1)[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-__all__ = ["load_weights"]
+__all__ = ["load_weights", "start_from"]
 
 
 def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
@@ -44,6 +44,16 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
         )
     network.load_state_dict(state)
     return network.eval()
+
+
+def start_from(network: nn.Module, path: str | Path | None) -> nn.Module:
+    """A network for training: with the weights of an earlier one, or as it is when `path` is None.
+
+    Raises:
+        FileNotFoundError: see `load_weights`.
+        ValueError: see `load_weights`.
+    """
+    return (network if path is None else load_weights(network, path)).train()
 
 
 def _mismatch(network: nn.Module, state: object) -> str | None:

@@ -1,0 +1,228 @@
+"""What the threshold of scripts/separate.py costs: nodules missed against normal slices thrown away.
+
+python benchmarks/separation.py --cohort COHORT [--bundles DIR] [--json FILE]
+
+Patients of the validation and test parts only. A slice is taken out of the normal set at a threshold when a candidate
+of at least that probability reaches it or comes as near as the gap; so each slice has one number, the highest
+probability that takes it out, and all thresholds follow from it. The rule is that of `lungsynth.separation`, no copy.
+
+- impurity: slices that show a nodule and would count as normal, of all that show one. On composites (held-out nodules
+  laid on held-out normal slices) and on the slices of experts' masks.
+- discarded: normal slices that would be thrown away, of all normal ones. Of series that an expert has looked at, and of
+  series that nobody has looked at, where some may be no error.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from separation_composites import CompositeSettings, HeldOutNodules, insert_nodules
+from tqdm import tqdm
+
+from lungsynth.bundles import read_weights
+from lungsynth.cohort.records import Part, SeriesRow, SliceRow
+from lungsynth.ct.write import write_atomically
+from lungsynth.errors import InputError
+from lungsynth.separation.detection import Detector, find_candidates, open_detector
+from lungsynth.separation.series import still_normal
+from lungsynth.separation.source import SourceCohort, read_source
+from lungsynth.separation.stacks import Stack, read_stacks
+
+BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
+HELD_OUT = ("validation", "test")
+THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))
+SIZES_MM = (0, 6, 10, 20, np.inf)
+GROUPS = {
+    "impurity_composites": "nodule slices kept, composites",
+    "impurity_expert": "nodule slices kept, experts' masks",
+    "discarded_expert": "normal slices lost, expert looked",
+    "discarded_unseen": "normal slices lost, nobody looked",
+}
+BOOTSTRAPS = 2000
+FEWEST_PATIENTS = 5  # with fewer, an interval over patients says nothing
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A slice: its group, whose it is, which nodule (composites), its diameter, and what takes it out."""
+
+    group: str
+    patient: str
+    nodule: str
+    diameter_mm: float
+    taken_out_at: float
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cohort", type=Path, required=True, help="folder written by scripts/prepare.py")
+    parser.add_argument("--bundles", type=Path, default=BUNDLES)
+    parser.add_argument("--min-diameter-mm", type=float, default=3.0, metavar="MM")
+    parser.add_argument("--rounds", type=int, default=6, help="times that nodules are laid on the lungs (default: 6)")
+    parser.add_argument("--seed", type=int, default=0, help="of the composites and of the intervals")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    return parser.parse_args(argv)
+
+
+def held_out(source: SourceCohort) -> Iterator[tuple[Part, SeriesRow]]:
+    for part in source.parts:
+        if part.slices and source.splits[part.series[0].series_id] in HELD_OUT:
+            yield part, part.series[0]
+
+
+def taken_out_at(detector: Detector, stack: Stack, *, min_diameter_mm: float, gap_mm: float) -> np.ndarray:
+    """For each slice of a stack the highest threshold that still takes it out; 0 when none does."""
+    slice_mm = stack.volume.spacing_mm[0]
+    rows = [replace(row, normal=True) for row in stack.rows]
+    highest = np.zeros(len(rows))
+    for candidate in find_candidates(detector, stack.volume):
+        if candidate.diameter_mm >= min_diameter_mm:
+            near = candidate.slices(slice_mm=slice_mm, depth=len(rows))
+            reach = range(stack.first + near.start, stack.first + near.stop)
+            kept = still_normal(rows, [reach], slice_mm=slice_mm, gap_mm=gap_mm)
+            highest = np.maximum(highest, np.where(kept, 0, candidate.probability))
+    return highest
+
+
+def look_at_scans(source: SourceCohort, look: Any) -> Iterator[Seen]:
+    """The scans as they are: slices of experts' masks, and normal slices."""
+    for part, series in tqdm(list(held_out(source)), desc="scans", unit="series"):
+        looked = "expert" if series.nodule_mask == "data" else "unseen"
+        for stack in read_stacks(source.folder, series, part.slices):
+            for row, at in zip(stack.rows, look(stack), strict=True):
+                group = _group(row, looked)
+                if group is not None:
+                    yield Seen(group, series.patient_id, "", np.nan, at)
+
+
+def _group(row: SliceRow, looked: str) -> str | None:
+    if row.normal:
+        return f"discarded_{looked}"
+    return "impurity_expert" if row.shows_nodule and looked == "expert" else None
+
+
+def look_at_composites(source: SourceCohort, look: Any, settings: CompositeSettings) -> Iterator[Seen]:
+    """Nodules of held-out patients on normal slices of held-out patients."""
+    nodules = HeldOutNodules(source.folder, HELD_OUT, seed=settings.seed)
+    hosts = [(part, series) for part, series in held_out(source) if any(row.normal for row in part.slices)]
+    jobs = [(number, *host) for number in range(settings.rounds) for host in hosts]
+    for number, part, series in tqdm(jobs, desc="composites", unit="series"):
+        for stack in read_stacks(source.folder, series, part.slices):
+            rng = np.random.default_rng([settings.seed, number, stack.first, len(stack.rows)])
+            composite, inserted = insert_nodules(stack, nodules, rng, settings)
+            if inserted:
+                at = look(composite)
+                for k, nodule in inserted.items():
+                    yield Seen("impurity_composites", nodule.patient_id, nodule.nodule_id, nodule.diameter_mm, at[k])
+
+
+def share(hits: np.ndarray, patients: Sequence[str], rng: np.random.Generator) -> dict[str, float | None]:
+    """A share, with its 95 % interval over patients where there are enough of them."""
+    if not len(hits):
+        return {"value": None, "low": None, "high": None}
+    names, which = np.unique(patients, return_inverse=True)
+    of_patient = np.array([np.bincount(which, weights=hits), np.bincount(which)])
+    ends: list[float | None] = [None, None]
+    if len(names) >= FEWEST_PATIENTS:
+        drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=BOOTSTRAPS)
+        sums = of_patient @ drawn.T
+        ends = np.quantile(sums[0] / sums[1], (0.025, 0.975)).round(4).tolist()
+    return {"value": round(float(np.mean(hits)), 4), "low": ends[0], "high": ends[1]}
+
+
+def figures_at(seen: Sequence[Seen], threshold: float, seed: int) -> dict[str, Any]:
+    """The figures of one threshold."""
+    rng = np.random.default_rng(seed)
+    row: dict[str, Any] = {"threshold": threshold}
+    for group in GROUPS:
+        members = [s for s in seen if s.group == group]
+        out = np.array([s.taken_out_at >= threshold for s in members], dtype=float)
+        row[group] = share(1 - out if group.startswith("impurity") else out, [s.patient for s in members], rng)
+    composites = [s for s in seen if s.group == "impurity_composites"]
+    row["impurity_by_mm"] = {
+        f"{low}-{high}": share(
+            np.array([s.taken_out_at < threshold for s in composites if low <= s.diameter_mm < high], dtype=float),
+            [s.patient for s in composites if low <= s.diameter_mm < high],
+            rng,
+        )
+        for low, high in pairwise(SIZES_MM)
+    }
+    return row
+
+
+def counts(seen: Sequence[Seen]) -> dict[str, dict[str, int]]:
+    result = {}
+    for group in GROUPS:
+        members = [s for s in seen if s.group == group]
+        result[group] = {"slices": len(members), "patients": len({s.patient for s in members})}
+    composites = [s for s in seen if s.group == "impurity_composites"]
+    result["impurity_composites"]["nodules"] = len({s.nodule for s in composites})
+    return result
+
+
+def _text(figure: dict[str, float | None]) -> str:
+    if figure["value"] is None:
+        return "-"
+    ends = "" if figure["low"] is None else f" [{100 * figure['low']:.1f}, {100 * (figure['high'] or 0):.1f}]"
+    return f"{100 * figure['value']:.1f}{ends}"
+
+
+def print_table(result: dict[str, Any]) -> None:
+    n = result["n"]
+    heads = [f"{GROUPS[g]} (n = {n[g]['slices']}, {n[g]['patients']} patients)" for g in GROUPS]
+    print("| threshold | " + " | ".join(heads) + " |")
+    print("|---|" + "---|" * len(heads))
+    print("| without the network | 100.0 | 100.0 | 0.0 | 0.0 |")
+    for row in result["thresholds"]:
+        print(f"| {row['threshold']:.2f} | " + " | ".join(_text(row[group]) for group in GROUPS) + " |")
+    print("\n% [95 % interval over patients, from 5 patients on]; composites by diameter in mm at a threshold of 0.5:")
+    middle = next(row for row in result["thresholds"] if row["threshold"] == 0.5)
+    print(", ".join(f"{size}: {_text(figure)}" for size, figure in middle["impurity_by_mm"].items()))
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    source = read_source(args.cohort)
+    weights = read_weights(args.bundles, "lung_seg")
+    gap_mm = float(source.described["settings"]["nodule_gap_mm"])
+    detector = open_detector(args.bundles)
+
+    def look(stack: Stack) -> np.ndarray:
+        return taken_out_at(detector, stack, min_diameter_mm=args.min_diameter_mm, gap_mm=gap_mm)
+
+    settings = CompositeSettings(rounds=args.rounds, seed=args.seed, apart_mm=gap_mm + 5)
+    seen = [*look_at_scans(source, look), *look_at_composites(source, look, settings)]
+    return {
+        "weights": weights.sha256,
+        "same_split": weights.sidecar.get("split_hash") == source.described["split_hash"],
+        "min_diameter_mm": args.min_diameter_mm,
+        "gap_mm": gap_mm,
+        "rounds": args.rounds,
+        "seed": args.seed,
+        "n": counts(seen),
+        "thresholds": [figures_at(seen, threshold, args.seed) for threshold in THRESHOLDS],
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        result = measure(args)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if not result["same_split"]:
+        print("The weights were trained with another split: these patients may have trained them.", file=sys.stderr)
+    print_table(result)
+    if args.json:
+        write_atomically(args.json, (json.dumps(result, indent=1) + "\n").encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

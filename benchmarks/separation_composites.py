@@ -1,0 +1,131 @@
+"""Nodules of held-out patients laid on normal slices of held-out scans, with `lungsynth.layers`, slice by slice.
+
+A nodule's largest slice is laid on one slice of the scan; on the slices above and below it is shrunk as a sphere of its
+diameter would be. Nodules of one scan lie so far apart that none can hide behind the candidate of another.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from lungsynth.hounsfield import Label
+from lungsynth.layers import (
+    LungShape,
+    NodulePatch,
+    NodulePlacement,
+    PlacementRules,
+    analytic_presence,
+    overlay,
+    resolve,
+)
+from lungsynth.layers.assets import ALPHA_SCALE, PATCH_SPACING_MM, disc_diameter_mm
+from lungsynth.layers.groups import Member, NoduleGroup
+from lungsynth.separation.stacks import Stack
+
+SMALLEST_MM = 3.0  # of a nodule, and of what a slice shows of it
+TRIES = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompositeSettings:
+    """Times that nodules are laid on the scans, the seed, and how far apart nodules of one scan lie at least."""
+
+    rounds: int
+    seed: int
+    apart_mm: float
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutNodule:
+    """A nodule's largest slice, ready for blending."""
+
+    nodule_id: str
+    patient_id: str
+    diameter_mm: float
+    patch: NodulePatch
+
+
+class HeldOutNodules:
+    """Nodules that experts drew, of some parts of a cohort, in an order that the seed gives, over and over."""
+
+    def __init__(self, cohort: Path, splits: Sequence[str], *, seed: int) -> None:
+        self.cohort = cohort
+        lists = [json.loads((cohort / name).read_text()) for name in ("nodules.json", "segmentation.json")]
+        drawn = {entry["image"] for split in splits for entry in lists[1][split]}
+        self.entries = [
+            entry
+            for split in splits
+            for entry in lists[0][split]
+            if entry["nodule"] in drawn and entry["diameter_mm"] >= SMALLEST_MM
+        ]
+        self.order = np.random.default_rng(seed).permutation(len(self.entries))
+        self.next = 0
+
+    def draw(self) -> HeldOutNodule:
+        """The next nodule; its diameter is that of the disc of its largest slice."""
+        entry = self.entries[self.order[self.next % len(self.order)]]
+        self.next += 1
+        with np.load(self.cohort / entry["nodule"]) as arrays:
+            largest = int(arrays["largest"])
+            hu, alpha = arrays["hu"][largest], arrays["alpha"][largest]
+        diameter_mm = disc_diameter_mm(int((alpha >= 0.5).sum()), (PATCH_SPACING_MM, PATCH_SPACING_MM))
+        stored = np.stack([hu, np.rint(alpha.astype(np.float32) * ALPHA_SCALE).astype(np.int16)])
+        return HeldOutNodule(entry["nodule_id"], entry["patient_id"], diameter_mm, NodulePatch.from_asset(stored))
+
+
+def insert_nodules(
+    stack: Stack, nodules: HeldOutNodules, rng: np.random.Generator, settings: CompositeSettings
+) -> tuple[Stack, dict[int, HeldOutNodule]]:
+    """A copy of a stack with nodules on its normal slices, and which slice shows which nodule."""
+    slice_mm = stack.volume.spacing_mm[0]
+    hu = stack.volume.hu.copy()
+    normal = np.array([row.normal for row in stack.rows])
+    shown: dict[int, HeldOutNodule] = {}
+    free_from = float(rng.uniform(0, settings.apart_mm))  # in mm from the first slice
+    while nodules.entries and free_from / slice_mm < len(hu):
+        nodule = nodules.draw()
+        half = int(np.sqrt(max(nodule.diameter_mm**2 - SMALLEST_MM**2, 0)) / 2 / slice_mm)
+        centre = int(np.ceil(free_from / slice_mm)) + half
+        slices = range(centre - half, centre + half + 1)
+        placed = None
+        if slices.stop <= len(hu) and normal[slices.start : slices.stop].all():
+            placed = _place(stack, centre, nodule, rng)
+        if placed is None:
+            free_from += slice_mm
+            continue
+        for k in slices:
+            hu[k] = _with_nodule(stack, k, placed, nodule, abs(k - centre) * slice_mm)
+            shown[k] = nodule
+        free_from = (slices.stop - 1) * slice_mm + settings.apart_mm
+    return replace(stack, volume=replace(stack.volume, hu=hu)), shown
+
+
+def _place(stack: Stack, centre: int, nodule: HeldOutNodule, rng: np.random.Generator) -> NodulePlacement | None:
+    spacing_mm = stack.volume.spacing_mm[1:]
+    lung = stack.labels[centre] == Label.LUNG
+    shape = LungShape.from_mask(lung, spacing_mm=spacing_mm, hu=stack.volume.plane(centre))
+    for u, v in analytic_presence().sample(rng, TRIES):
+        member = Member(
+            asset=nodule.nodule_id,
+            category="any",
+            source="real",
+            diameter_mm=nodule.diameter_mm,
+            u=float(u),
+            v=float(v),
+            rotation_deg=float(rng.uniform(0, 360)),
+            flip=bool(rng.integers(2)),
+        )
+        resolved = resolve(shape, NoduleGroup((member,)), PlacementRules())
+        if resolved.placements:
+            return resolved.placements[0]
+    return None
+
+
+def _with_nodule(stack: Stack, k: int, placed: NodulePlacement, nodule: HeldOutNodule, off_mm: float) -> np.ndarray:
+    scale = float(np.sqrt(1 - (2 * off_mm / nodule.diameter_mm) ** 2))
+    here = replace(placed, scale=scale, diameter_mm=nodule.diameter_mm * scale)
+    lung = stack.labels[k] == Label.LUNG
+    return overlay(stack.volume.plane(k), lung, [(here, nodule.patch)], spacing_mm=stack.volume.spacing_mm[1:]).image

@@ -1,0 +1,117 @@
+"""Who stands in the table: the trivial baselines first, then the methods, each run on all images once.
+
+The records of each are kept in `OUT/.parts`, so that an evaluation that was stopped goes on with the next method.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lungsynth.bundles import resolved_config
+from lungsynth.errors import InputError
+from lungsynth.judge.baselines import NothingFound, ThresholdDetector
+from lungsynth.judge.composites import Composites, judge_composites
+from lungsynth.judge.crops import Crop, judge_crops
+from lungsynth.judge.matching import Detector
+from lungsynth.judge.methods import Method, Relation, open_detector, relation_to
+from lungsynth.judge.records import Outcome, load_outcome, save_outcome
+from lungsynth.judge.scans import judge_scans
+from lungsynth.judge.test_part import TestPart
+
+__all__ = ["Contestant", "Images", "baselines", "contestant_of", "run_contestant"]
+
+_LOG = logging.getLogger(__name__)
+_WARM_UP = (1, 64, 64)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Contestant:
+    """A line of the table.
+
+    Args:
+        name: in files and JSON.
+        title: in Markdown.
+        open: builds the detector.
+        identity: changes with whatever the detector depends on.
+        parameters: trained numbers.
+        train_minutes: None where not known.
+        relation: of its training to the judged patients; None for what is not trained.
+    """
+
+    name: str
+    title: str
+    open: Callable[[], Detector]
+    identity: str
+    parameters: int
+    train_minutes: float | None = None
+    relation: Relation | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Images:
+    """All that a method is judged on, and what could not be read of it."""
+
+    part: TestPart
+    crops: Sequence[Crop]
+    composites: Composites
+    problems: tuple[str, ...]
+    identity: str
+
+
+def baselines() -> list[Contestant]:
+    """Nothing found, and a threshold."""
+    return [
+        Contestant(name="nothing", title="nothing found", open=NothingFound, identity="1", parameters=0),
+        Contestant(name="threshold", title="HU threshold", open=ThresholdDetector, identity="2", parameters=0),
+    ]
+
+
+def contestant_of(method: Method, part: TestPart) -> Contestant:
+    """A method with weights as a line of the table."""
+    config = resolved_config(method.bundles, "lung_seg", configs=method.configs)
+    known = json.dumps([config, method.sha256], sort_keys=True, default=str)
+    return Contestant(
+        name=method.name,
+        title=method.title,
+        open=lambda: open_detector(method),
+        identity=hashlib.sha256(known.encode()).hexdigest(),
+        parameters=method.parameters,
+        train_minutes=method.train_minutes,
+        relation=relation_to(part, method.sidecar),
+    )
+
+
+def run_contestant(contestant: Contestant, images: Images, folder: Path) -> Outcome:
+    """The records of a method on all images, from `folder` where they are kept already.
+
+    Raises:
+        InputError: naming the method, when its detector fails.
+    """
+    path, identity = folder / f"{contestant.name}.json", f"{images.identity}:{contestant.identity}"
+    kept = load_outcome(path, identity=identity)
+    if kept is not None:
+        _LOG.info("%s: taken from %s", contestant.name, path)
+        return kept
+    try:
+        outcome = _judge(contestant, images)
+    except Exception as error:  # one method that fails, for whatever reason, must not take the others with it
+        raise InputError(f"{contestant.name}: failed ({type(error).__name__}: {error})") from error
+    save_outcome(path, outcome, identity=identity)
+    return outcome
+
+
+def _judge(contestant: Contestant, images: Images) -> Outcome:
+    detector, problems, name = contestant.open(), list[str](), contestant.name
+    detector(np.full(_WARM_UP, -850, np.int16), (1.0, 0.7, 0.7))  # what is built on the first call is not timed
+    return Outcome(
+        operating_point=float(getattr(detector, "operating_point", 0.5)),
+        crops=judge_crops(images.crops, detector, name=name),
+        composites=judge_composites(images.composites, detector, name=name),
+        scans=judge_scans(images.part, detector, name=name, problems=problems),
+        problems=tuple(problems),
+    )

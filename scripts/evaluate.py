@@ -1,0 +1,106 @@
+"""Judges the stages of the product on patients that they never saw, beside trivial baselines and the paper.
+
+python scripts/evaluate.py segmentation --cohort COHORT --out OUT
+"""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+from lungsynth.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line; each table is a command of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_segmentation(commands)
+    return parser.parse_args(arguments)
+
+
+def _add_segmentation(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("segmentation", help="Table I: methods of segmentation")
+    parser.set_defaults(judge=judge_segmentation)
+    _add_common(parser)
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=ROOT / "benchmarks" / "weights",
+        help="folder with NAME.pt and NAME.json of the methods beside this one (default: this repository's)",
+    )
+    parser.add_argument(
+        "--methods",
+        type=lambda text: tuple(text.split(",")),
+        help="names, separated by commas (default: all that have weights)",
+    )
+    parser.add_argument(
+        "--composites", type=int, default=200, help="whole slices with a known nodule to make (default: 200)"
+    )
+    parser.add_argument(
+        "--require-held-out",
+        action="store_true",
+        help="refuse methods that may have been trained on the judged patients",
+    )
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cohort", type=Path, required=True, help="folder written by scripts/prepare.py")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the tables; one left unfinished goes on")
+    parser.add_argument(
+        "--bundles",
+        type=Path,
+        default=ROOT / "bundles",
+        help="folder of the three bundles (default: this repository's)",
+    )
+    parser.add_argument(
+        "--part", choices=("test", "validation"), default="test", help="validation: to choose operating points"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    parser.add_argument(
+        "--tracking-uri", help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db)"
+    )
+
+
+def judge_segmentation(options: dict[str, object], tracking_uri: str | None) -> None:
+    """Evaluates, prints Table I, and says where everything stands."""
+    # Imported here, because torch, MONAI and MLflow take seconds that --help need not wait for.
+    from lungsynth.judge.segmentation import SegmentationSettings, judge_segmentation
+    from lungsynth.tracking import DEFAULT_URI, ui_command
+
+    result = judge_segmentation(SegmentationSettings(**options), tracking_uri=tracking_uri or DEFAULT_URI)  # type: ignore[arg-type]
+    print(result.markdown)
+    for problem in result.problems:
+        print(problem, file=sys.stderr)
+    print(f"Table            {result.out / 'table_1.md'} and {result.out / 'table_1.json'}")
+    print(f"FROC             {result.out / 'froc.png'}")
+    print(f"Largest errors   {result.out / 'errors' / 'errors.md'}")
+    print(f"Open the UI with {ui_command(result.tracking_uri)}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command.
+
+    Returns:
+        0, 2 after bad input, 130 after Ctrl-C.
+    """
+    options = vars(parse_args(arguments))
+    judge, uri = options.pop("judge"), options.pop("tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI")
+    options.pop("command")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        judge(options, uri)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
