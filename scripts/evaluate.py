@@ -1,6 +1,7 @@
 """Judges the stages of the product on patients that they never saw, beside trivial baselines and the paper.
 
 python scripts/evaluate.py segmentation --cohort COHORT --out OUT
+python scripts/evaluate.py folds OUT [OUT ...] --out POOLED
 """
 
 import argparse
@@ -19,6 +20,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_segmentation(commands)
+    _add_folds(commands)
     return parser.parse_args(arguments)
 
 
@@ -45,6 +47,14 @@ def _add_segmentation(commands: "argparse._SubParsersAction[argparse.ArgumentPar
         action="store_true",
         help="refuse methods that may have been trained on the judged patients",
     )
+
+
+def _add_folds(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("folds", help="cross-validation: evaluations of several folds as one")
+    parser.set_defaults(judge=judge_folds, tracking_uri=None)
+    parser.add_argument("folds", type=Path, nargs="+", help="folders that `segmentation` wrote, one a fold")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -79,6 +89,13 @@ def judge_segmentation(options: dict[str, object], tracking_uri: str | None) -> 
     print(f"FROC             {result.out / 'froc.png'}")
     print(f"Largest errors   {result.out / 'errors' / 'errors.md'}")
     print(f"Open the UI with {ui_command(result.tracking_uri)}")
+
+
+def judge_folds(options: dict[str, object], tracking_uri: str | None) -> None:
+    """Pools evaluations and prints the table."""
+    from lungsynth.judge.folds import judge_folds
+
+    print(judge_folds(**options))  # type: ignore[arg-type]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """A bundle of methods of segmentation that are arithmetic, and an oracle that knows the answers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,11 @@ class Oracle:
         self.answers = []
         for crop in read_crops(part, []):
             self._learn(crop.hu, [crop.lesion], crop.mask, crop.mask)
+            for top, left in ((0, 0), (0, 16), (16, 0), (16, 16)):
+                place = crop.lesion.centre
+                moved = replace(crop.lesion, centre=(place[0], place[1] - top, place[2] - left))
+                view = (slice(None), slice(top, top + 48), slice(left, left + 48))
+                self._learn(crop.hu[view], [moved], crop.mask[view], crop.mask[view])
         for image in composites:
             mask = image.label[None] == Label.NODULE
             self._learn(image.hu[None], [image.lesion], mask, mask | (image.label[None] == Label.LUNG))

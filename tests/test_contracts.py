@@ -29,7 +29,7 @@ from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 from lungsynth.cohort.split import assign_splits
 from lungsynth.ct import Volume, axial_affine, read_plane, voxel_to_lps, write_plane
 from lungsynth.hounsfield import CT_RANGE_HU, NETWORK_WINDOW, Label, to_int16
-from lungsynth.judge.baselines import NothingFound, ThresholdDetector
+from lungsynth.judge.baselines import MiddleGuess, NothingFound, ThresholdDetector
 from lungsynth.judge.detection import detect
 from lungsynth.judge.segmentation import SegmentationSettings, judge_segmentation
 from lungsynth.layers import AssetLibrary, read_catalogue, render
@@ -344,7 +344,7 @@ def test_c6_5_what_the_chain_asks_of_the_bundles():
 def test_c6_5_what_the_judge_asks_of_a_detector():
     hu = np.full((3, 64, 64), -850, np.int16)
     hu[1, 28:36, 28:36] = 30
-    detectors = [NothingFound(), ThresholdDetector()]
+    detectors = [NothingFound(), MiddleGuess(), ThresholdDetector()]
     if "detector" in resolved_config(ROOT / "bundles", "lung_seg"):
         detectors.append(open_bundle(ROOT / "bundles", "lung_seg", component="detector"))
     for detector in detectors:
@@ -461,7 +461,7 @@ def test_c10_1_what_the_judge_writes(judged):
     promised = set(re.findall(r"`([a-z_]+)`", text.replace("`table_1.json` has", "")))
     assert set(table) - {"lungs", "readers_of_the_masks"} <= promised
     assert set(table["rows"][0]) - {"title", "probability_at_one_false_positive_a_slice"} <= promised | {"lung_dice"}
-    assert [row["method"] for row in table["rows"]] == ["nothing", "threshold", "unet", "dense_unet"]
+    assert [row["method"] for row in table["rows"]] == ["nothing", "threshold", "middle", "unet", "dense_unet"]
     for name in ("table_1.md", "froc.png", "errors/errors.md", ".parts/dense_unet.json"):
         assert (judged / name).is_file()
 

@@ -17,7 +17,7 @@ from lungsynth.cohort.phantom_files import make_phantom_cohort
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 from lungsynth.errors import InputError
 from lungsynth.judge import contestants
-from lungsynth.judge.baselines import NothingFound, ThresholdDetector
+from lungsynth.judge.baselines import MiddleGuess, NothingFound, ThresholdDetector
 from lungsynth.judge.composites import Composites, judge_composites
 from lungsynth.judge.crops import judge_crops, one_reader_ceiling, read_crops
 from lungsynth.judge.detection import detect
@@ -127,7 +127,7 @@ def test_an_oracle_is_perfect(perfect):
     for name in ("sensitivity", "accuracy", "balanced_accuracy", "dice", "cpm", "lung_dice"):
         assert values[name] == 1.0, name
     assert values["false_positives_per_slice"] == values["false_positives_per_scan"] == 0.0
-    assert figures.scans["sensitivity"].value == 1.0
+    assert figures.scans["sensitivity"].value == figures.crops["sensitivity_off_centre"].value == 1.0
     assert sum(group["sensitivity"].n for group in figures.by_size.values() if "sensitivity" in group) == len(
         perfect.crops.cases
     )
@@ -143,6 +143,13 @@ def test_baselines_and_ceiling_are_in_between(part, composites):
     ceiling = measure(Outcome(crops=one_reader_ceiling(read_crops(part, []))), seed=0)
     assert 0.5 < ceiling.crops["dice"].value <= 1
     assert "sensitivity" not in ceiling.headline
+
+
+def test_a_guess_at_the_middle_passes_on_crops_and_fails_off_the_centre(part, composites):
+    figures = measure(Outcome(crops=judge_crops(read_crops(part, []), MiddleGuess(), name="middle")), seed=0)
+    assert figures.headline["sensitivity"].value == 1.0
+    small = [nodule.diameter_mm / 2 < 7 for nodule in part.judged_nodules if nodule.drawn]
+    assert figures.crops["sensitivity_off_centre"].value == pytest.approx(1 - np.mean(small))
 
 
 def test_the_threshold_finds_a_ball_in_a_crop_and_gives_no_lung_there():
@@ -249,7 +256,7 @@ def test_table_1_has_the_promised_form(judged, cohort):
     assert {"n_patients", "lung_dice", "lung_dice_threshold", "rows"} <= set(table)
     assert table["n_patients"] == pd.read_csv(cohort / "series.csv")["patient_id"].nunique()
     rows = {row["method"]: row for row in table["rows"]}
-    assert list(rows) == ["nothing", "threshold", "unet", "dense_unet"]
+    assert list(rows) == ["nothing", "threshold", "middle", "unet", "dense_unet"]
     assert all(set(row) >= KEYS for row in table["rows"])
     assert rows["unet"]["accuracy"] is rows["unet"]["dice"] is None, "it has no map"
     assert rows["unet"]["sensitivity"] == rows["dense_unet"]["sensitivity"]

@@ -9,7 +9,7 @@ from lungsynth.cohort.lung_mask import threshold_lung_mask
 from lungsynth.judge.matching import Point
 from lungsynth.types import HuVolume
 
-__all__ = ["NothingFound", "ThresholdDetector"]
+__all__ = ["MiddleGuess", "NothingFound", "ThresholdDetector"]
 
 _SOLID_HU = -400  # denser than any lung, and than a faint nodule
 _CROP_MM = 120.0  # a smaller view shows no whole lung
@@ -29,6 +29,22 @@ class NothingFound:
             spacing_mm: (slice, row, column).
         """
         return {"candidates": np.zeros((0, 5), np.float32), "nodule": np.zeros(hu.shape, np.float16)}
+
+
+class MiddleGuess:
+    """Says that a nodule lies in the middle of every image: what a figure is worth where nodules are centred."""
+
+    operating_point = 0.5
+
+    def __call__(self, hu: HuVolume, spacing_mm: Point) -> dict[str, Any]:
+        """One candidate of 8 mm with probability 1, no maps.
+
+        Args:
+            hu: (D, H, W).
+            spacing_mm: (slice, row, column).
+        """
+        middle = [(size - 1) / 2 for size in hu.shape]
+        return {"candidates": np.array([[*middle, 8.0, 1.0]], np.float32)}
 
 
 class ThresholdDetector:

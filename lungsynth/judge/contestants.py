@@ -14,7 +14,7 @@ import numpy as np
 
 from lungsynth.bundles import resolved_config
 from lungsynth.errors import InputError
-from lungsynth.judge.baselines import NothingFound, ThresholdDetector
+from lungsynth.judge.baselines import MiddleGuess, NothingFound, ThresholdDetector
 from lungsynth.judge.composites import Composites, judge_composites
 from lungsynth.judge.crops import Crop, judge_crops
 from lungsynth.judge.matching import Detector
@@ -64,10 +64,11 @@ class Images:
 
 
 def baselines() -> list[Contestant]:
-    """Nothing found, and a threshold."""
+    """Nothing found, a threshold, and a guess."""
     return [
         Contestant(name="nothing", title="nothing found", open=NothingFound, identity="1", parameters=0),
         Contestant(name="threshold", title="HU threshold", open=ThresholdDetector, identity="2", parameters=0),
+        Contestant(name="middle", title="middle of the image", open=MiddleGuess, identity="1", parameters=0),
     ]
 
 

@@ -2,11 +2,16 @@
 
 A crop shows one nodule, so that a false alarm on it may be another nodule that nobody was asked about: crops tell the
 sensitivity and the agreement of pixels, not false alarms. Pixels are compared on slices that show the nodule.
+
+Nodules are centred in their crops, so that a guess at the middle hits them all, and so does a candidate that is as
+large as the crop. The detector therefore sees each nodule a second time, in a window of 33.6 mm out of whose middle it
+lies 7.9 mm.
 """
 
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm import tqdm
@@ -15,9 +20,13 @@ from lungsynth.judge.detection import detect
 from lungsynth.judge.matching import Case, Detector, Lesion, Point, match
 from lungsynth.judge.pixels import PixelCounts
 from lungsynth.judge.test_part import Nodule, TestPart
-from lungsynth.layers.assets import PATCH_SPACING_MM
+from lungsynth.layers.assets import PATCH_SIZE, PATCH_SPACING_MM
 
 __all__ = ["Crop", "CropRecords", "judge_crops", "one_reader_ceiling", "read_crop", "read_crops"]
+
+
+_WINDOW_PX = 48
+_SHIFT_PX = PATCH_SIZE - _WINDOW_PX  # of the window, from one corner to the next
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -65,9 +74,11 @@ class CropRecords:
         cases: one a nodule.
         pixels: one a slice with nodule, one reader's pixels counted as other tissue; empty without a nodule map.
         pixels_ignored: the same without the pixels that one reader alone drew.
+        off_centre: one a nodule, in a window of the crop.
     """
 
     cases: tuple[Case, ...] = ()
+    off_centre: tuple[Case, ...] = ()
     pixels: tuple[PixelCounts, ...] = ()
     pixels_ignored: tuple[PixelCounts, ...] = ()
 
@@ -116,21 +127,37 @@ def judge_crops(crops: Sequence[Crop], detector: Detector, *, name: str) -> Crop
         InputError: when the detector returns no detection.
     """
     cases: list[Case] = []
+    off_centre: list[Case] = []
     pixels: list[PixelCounts] = []
     ignored: list[PixelCounts] = []
     for crop in tqdm(crops, desc=f"{name}: crops", unit="nodule", leave=False):
         found = detect(detector, crop.hu, crop.spacing_mm, name=name)
         targets, alarms = match(found.candidates, [crop.lesion], spacing_mm=crop.spacing_mm)
         cases.append(found.case(crop.nodule.id, crop.nodule.patient, targets, alarms))
+        off_centre.append(_judge_window(crop, detector, name=name))
         if found.nodule is not None:
             pixels += _count(crop, found.nodule, crop.valid)
             ignored += _count(crop, found.nodule, crop.valid & (crop.mask | (crop.votes == 0)))
-    return CropRecords(cases=tuple(cases), pixels=tuple(pixels), pixels_ignored=tuple(ignored))
+    return CropRecords(
+        cases=tuple(cases), off_centre=tuple(off_centre), pixels=tuple(pixels), pixels_ignored=tuple(ignored)
+    )
 
 
 def one_reader_ceiling(crops: Sequence[Crop]) -> CropRecords:
     """The readers against themselves: what any reader drew, taken as an answer to what two of them agree on."""
     return CropRecords(pixels=tuple(count for crop in crops for count in _count(crop, crop.votes >= 1, crop.valid)))
+
+
+def _judge_window(crop: Crop, detector: Detector, *, name: str) -> Case:
+    """The nodule in a corner of its crop; which of the four follows from its id."""
+    corner = zlib.crc32(crop.nodule.id.encode())
+    top, left = _SHIFT_PX * (corner & 1), _SHIFT_PX * (corner >> 1 & 1)
+    window = np.ascontiguousarray(crop.hu[:, top : top + _WINDOW_PX, left : left + _WINDOW_PX])
+    slices, row, column = crop.lesion.centre
+    lesion = replace(crop.lesion, centre=(slices, row - top, column - left))
+    found = detect(detector, window, crop.spacing_mm, name=name)
+    targets, alarms = match(found.candidates, [lesion], spacing_mm=crop.spacing_mm)
+    return found.case(crop.nodule.id, crop.nodule.patient, targets, alarms)
 
 
 def _count(crop: Crop, answer: np.ndarray, looked_at: np.ndarray) -> Iterator[PixelCounts]:

@@ -77,15 +77,22 @@ def measure(outcome: Outcome, *, seed: int) -> Figures:
 
 def _crop_figures(records: CropRecords, point: float, *, seed: int) -> Group:
     found: Group = {}
-    if targets := [target for case in records.cases for target in case.targets]:
-        hits = [target.score is not None and target.score >= point for target in targets]
-        found["sensitivity"] = estimate_ratio([t.patient for t in targets], hits, [1] * len(hits), seed=seed)
+    if records.cases:
+        found["sensitivity"] = _sensitivity(records.cases, point, seed=seed)
+    if records.off_centre:
+        found["sensitivity_off_centre"] = _sensitivity(records.off_centre, point, seed=seed)
     if records.pixels:
         found |= pixel_estimates(records.pixels, seed=seed)
     if records.pixels_ignored:
         ignored = pixel_estimates(records.pixels_ignored, seed=seed)
         found |= {f"{name}_one_vote_ignored": figure for name, figure in ignored.items()}
     return found
+
+
+def _sensitivity(cases: Sequence[Case], point: float, *, seed: int) -> Estimate:
+    targets = [target for case in cases for target in case.targets]
+    hits = [target.score is not None and target.score >= point for target in targets]
+    return estimate_ratio([target.patient for target in targets], hits, [1] * len(hits), seed=seed)
 
 
 def _split_figures(outcome: Outcome, wanted: Callable[[Target], bool], seed: int) -> Group:

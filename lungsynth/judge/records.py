@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from lungsynth.ct.write import write_atomically
+from lungsynth.errors import InputError
 from lungsynth.judge.crops import CropRecords
 from lungsynth.judge.matching import Alarm, Case, Target
 from lungsynth.judge.pixels import PixelCounts
 from lungsynth.judge.scans import LungScore, ScanRecords
 
-__all__ = ["Outcome", "load_outcome", "save_outcome"]
+__all__ = ["Outcome", "load_outcome", "read_outcome", "save_outcome"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +48,27 @@ def load_outcome(path: Path, *, identity: str) -> Outcome | None:
         return None
 
 
+def read_outcome(path: Path) -> Outcome:
+    """The records of a method from an evaluation that is finished.
+
+    Raises:
+        InputError: naming the file, when it holds none.
+    """
+    try:
+        return _outcome(json.loads(path.read_text())["outcome"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: expected the records of a method ({error}). Give folders that `evaluate.py segmentation` wrote."
+        ) from error
+
+
 def _outcome(stored: Mapping[str, Any]) -> Outcome:
     crops, scans = stored["crops"], stored["scans"]
     return Outcome(
         operating_point=stored["operating_point"],
         crops=CropRecords(
             cases=_cases(crops["cases"]),
+            off_centre=_cases(crops["off_centre"]),
             pixels=tuple(PixelCounts(**count) for count in crops["pixels"]),
             pixels_ignored=tuple(PixelCounts(**count) for count in crops["pixels_ignored"]),
         ),

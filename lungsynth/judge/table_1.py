@@ -32,6 +32,7 @@ COLUMNS = (
 )
 _CROPS = (
     Column(key="sensitivity", title="Sensitivity", unit="nodules"),
+    Column(key="sensitivity_off_centre", title="Sensitivity, nodule off the centre", unit="nodules"),
     Column(key="balanced_accuracy", title="Balanced accuracy", unit="slices"),
     Column(key="dice", title="Dice, a slice", unit="slices"),
     Column(key="dice_per_nodule", title="Dice, a nodule", unit="nodules"),

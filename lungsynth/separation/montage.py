@@ -61,7 +61,8 @@ def _pair(row: CandidateRow, out: Path) -> Tile:
     """The slice that shows a candidate largest, and 44.8 mm of it enlarged, network's nodules outlined."""
     name = f"{row.series_id}_{row.slice_index:04d}.nii.gz"
     hu, affine = read_plane(out / "slices" / name)
-    mask = read_plane(out / NETWORK / name)[0] == Label.NODULE
+    mask = _square(read_plane(out / NETWORK / name)[0] == Label.NODULE, False)
+    hu = _square(hu, AIR_HU)
     column_mm, row_mm = np.abs(np.diag(affine)[:2])
     half = [max(1, round(_CROP_MM / 2 / mm)) for mm in (row_mm, column_mm)]
     top, left = round(row.row_px) - half[0], round(row.column_px) - half[1]
@@ -78,6 +79,12 @@ def _pair(row: CandidateRow, out: Path) -> Tile:
     draw.rectangle(draw.textbbox((_WIDE_PX + 4, 2), text), fill=(0, 0, 0))
     draw.text((_WIDE_PX + 4, 2), text, fill=(255, 255, 255))
     return np.asarray(picture)
+
+
+def _square(plane: np.ndarray, fill: int | bool) -> np.ndarray:
+    """Rows or columns added at the end, so that a picture of equal sides does not distort."""
+    side = max(plane.shape)
+    return np.pad(plane, [(0, side - size) for size in plane.shape], constant_values=fill)
 
 
 def _crop(plane: np.ndarray, top: int, left: int, half: list[int], fill: int | bool) -> np.ndarray:

@@ -18,7 +18,6 @@ from .split import split_cores
 __all__ = ["COLUMNS", "CandidateFinder"]
 
 COLUMNS = ("slice", "row", "column", "diameter_mm", "probability")
-CORE_MM = 3.0  # diameter of the ball over which a candidate's height is taken
 SMALLEST_CHEST_MM = 200.0  # narrower images need not show lung around a nodule
 SMALLEST_LUNG = 0.005  # share of the voxels; a scan with less has no lung to go by
 CORNERS = np.ones((3, 3, 3), dtype=bool)
@@ -33,6 +32,7 @@ class CandidateFinder:
         min_diameter_mm: smaller ones are left out.
         pleura_mm: voxels so far from the lung still count as lung, so that nodules at the pleura are kept.
         inside: share of a candidate's voxels that must lie in the lung, or so close to it.
+        core_mm: diameter of the ball over whose volume a candidate's height is averaged.
 
     Raises:
         ValueError: for a threshold or share outside (0, 1), or a negative length.
@@ -42,14 +42,15 @@ class CandidateFinder:
     min_diameter_mm: float = 2.0
     pleura_mm: float = 4.0
     inside: float = 0.25
+    core_mm: float = 3.0
 
     def __post_init__(self) -> None:
         if not (0 < self.threshold < 1 and 0 <= self.inside < 1):
             raise ValueError(
                 f"A threshold lies in (0, 1) and a share in [0, 1), got {self.threshold} and {self.inside}."
             )
-        if not (self.min_diameter_mm >= 0 and self.pleura_mm >= 0):
-            raise ValueError(f"Lengths are not negative, got {self.min_diameter_mm} and {self.pleura_mm} mm.")
+        if min(self.min_diameter_mm, self.pleura_mm, self.core_mm) < 0:
+            raise ValueError(f"A finder's lengths are not negative, got {self}.")
 
     def __call__(self, nodule: np.ndarray, lung: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
         """Candidates float32 (n, 5), the most probable first; columns as in `COLUMNS`, places in voxels.
@@ -67,14 +68,15 @@ class CandidateFinder:
         shows_lung = _shows_lung(lung, spacing_mm)
         rows = []
         for corner, probability in self._pieces(nodule, spacing_mm):
-            extent = probability >= max(self.threshold, 0.5 * _height(probability, spacing_mm))
+            height = _height(probability, spacing_mm, core_mm=self.core_mm)
+            extent = probability >= max(self.threshold, 0.5 * height)
             diameter = _diameter(extent, spacing_mm, flat=len(nodule) == 1)
             if diameter < self.min_diameter_mm:
                 continue
             if shows_lung and self._share_in_lung(extent, corner, lung, spacing_mm) < self.inside:
                 continue
             centre = np.argwhere(extent).mean(axis=0) + corner
-            rows.append([*centre, diameter, _height(probability, spacing_mm)])
+            rows.append([*centre, diameter, height])
         table = np.array(rows, dtype=np.float32).reshape(-1, len(COLUMNS))
         return table[np.argsort(-table[:, -1], kind="stable")]
 
@@ -132,10 +134,10 @@ def _box_of(mask: np.ndarray) -> tuple[slice, ...] | None:
     return tuple(sides)
 
 
-def _height(probability: np.ndarray, spacing_mm: tuple[float, float, float]) -> float:
-    """Mean of the highest voxels that fill a ball (in a single slice: a disc) of `CORE_MM`."""
+def _height(probability: np.ndarray, spacing_mm: tuple[float, float, float], *, core_mm: float) -> float:
+    """Mean of the highest voxels that fill a ball (in a single slice: a disc) of `core_mm`."""
     voxels = probability[probability > 0]
-    count = max(1, round(_voxels_of(CORE_MM, spacing_mm, flat=len(probability) == 1)))
+    count = max(1, round(_voxels_of(core_mm, spacing_mm, flat=len(probability) == 1)))
     highest = voxels if len(voxels) <= count else np.partition(voxels, -count)[-count:]
     return float(highest.mean())
 

@@ -18,6 +18,7 @@ class Detector:
         segmenter: gives the probability maps.
         finder: finds candidates in them.
         operating_point: probability from which on a candidate counts as found.
+        pixel_threshold: probability from which on a voxel counts as nodule.
         progress: whether a bar is shown.
 
     Raises:
@@ -30,6 +31,7 @@ class Detector:
         *,
         finder: CandidateFinder | None = None,
         operating_point: float = 0.5,
+        pixel_threshold: float = 0.5,
         progress: bool = False,
     ) -> None:
         if not 0 <= operating_point <= 1:
@@ -37,6 +39,7 @@ class Detector:
         self.segmenter = segmenter
         self.finder = finder or CandidateFinder()
         self.operating_point = operating_point
+        self.pixel_threshold = pixel_threshold
         self.progress = progress
 
     def __call__(self, hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> dict[str, np.ndarray]:

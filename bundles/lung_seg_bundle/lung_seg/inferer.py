@@ -55,7 +55,7 @@ class Segmenter:
         inferer: Inferer | None = None,
         amp: bool | None = None,
         crop: bool = True,
-        batch_size: int = 2,
+        batch_size: int = 1,
     ) -> None:
         if not spacing_mm > 0:
             raise ValueError(f"Segmenter needs a positive spacing_mm, got {spacing_mm}.")

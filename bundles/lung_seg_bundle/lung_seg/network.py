@@ -112,10 +112,10 @@ class DenseUNet(nn.Module):
         spatial_dims: int = 2,
         in_channels: int = 1,
         out_channels: int = 2,
-        channels: Sequence[int] = (8, 24, 48, 64, 96, 128),
+        channels: Sequence[int] = (8, 16, 32, 64, 96, 128),
         convolutions: int | Sequence[int] = (1, 2, 2, 2, 2, 2),
-        growth_rate: int | Sequence[int] = (4, 8, 12, 16, 16),
-        dense_layers: int | Sequence[int] = (2, 4, 4, 4, 4),
+        growth_rate: int | Sequence[int] = (8, 16, 16, 16, 16),
+        dense_layers: int | Sequence[int] = (1, 2, 4, 4, 4),
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
