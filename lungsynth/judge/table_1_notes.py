@@ -50,8 +50,8 @@ def _about_images(part: TestPart, outcome: Outcome) -> Iterator[str]:
         yield "No nodule of the cohort was drawn by two readers: masks are those of one."
     if outcome.crops.cases:
         yield (
-            "Nodules are centred in their crops: a guess at the middle hits them all. The sensitivity with the nodule off "
-            "the centre, and that of the composites, cannot be had by guessing."
+            "Nodules are centred in their crops: a guess at the middle hits them all. The sensitivity with the nodule "
+            "off the centre, and that on composites, cannot be had by such a guess."
         )
     if not outcome.composites:
         yield "The cohort lacks nodules or normal slices: there are no composites."
