@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from . import IGNORED
 
-__all__ = ["MaskedLoss", "SegmentationTerms", "channel_targets", "segmentation_terms"]
+__all__ = ["MaskedLoss", "SegmentationTerms", "block_sums", "channel_targets", "segmentation_terms"]
 
 LUNG, NODULE = 1, 2
 
@@ -74,12 +74,14 @@ def segmentation_terms(logits: Tensor, label: Tensor, labelled: Tensor, *, block
     return SegmentationTerms(bce[0], bce[1], dice[0], dice[1], small)
 
 
+def block_sums(planes: Tensor, *, block_px: int) -> Tensor:
+    """Sums over blocks of planes (B, H, W): (B, H // block_px, W // block_px), at least one block each way."""
+    return functional.avg_pool2d(planes, min(block_px, *planes.shape[1:]), divisor_override=1)
+
+
 def _blockwise_dice(found: Tensor, target: Tensor, *, block_px: int) -> Tensor:
     """Soft Dice loss, the mean over the blocks with target; planes (B, H, W)."""
-    overlap, found_size, size = (
-        functional.avg_pool2d(plane, min(block_px, *plane.shape[1:]), divisor_override=1)
-        for plane in (found * target, found, target)
-    )
+    overlap, found_size, size = (block_sums(plane, block_px=block_px) for plane in (found * target, found, target))
     shown = size > 0
     dice = 1 - (2 * overlap + 1) / (found_size + size + 1)
     return (dice * shown).sum() / shown.sum().clamp(min=1)

@@ -23,7 +23,7 @@ def on_device(engine: Engine, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tens
 
 
 def step_optimizer(engine: Engine, loss: Tensor, terms: Mapping[str, Tensor]) -> dict[str, float]:
-    """One step of the optimizer; returns the loss and its terms as floats.
+    """One step of the optimizer, unless a gradient is not finite; returns the loss and its terms as floats.
 
     Raises:
         ValueError: when the loss is not finite.
@@ -35,8 +35,9 @@ def step_optimizer(engine: Engine, loss: Tensor, terms: Mapping[str, Tensor]) ->
         )
     engine.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(engine.network.parameters(), 10.0)
-    engine.optimizer.step()
+    norm = torch.nn.utils.clip_grad_norm_(engine.network.parameters(), 10.0)
+    if torch.isfinite(norm):
+        engine.optimizer.step()
     return {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
 
 
