@@ -96,8 +96,8 @@ def test_categories_get_equal_numbers(finished):
 
 def test_pairs_are_spread_over_lungs_and_groups_as_long_as_there_are_others():
     farthest_first = [(0, 0), (1, 0), (2, 0), (3, 0), (0, 1), (1, 1), (2, 2)]
-    assert spread(farthest_first, 4, lungs=4, groups=4) == [(0, 0), (1, 0), (0, 1), (1, 1)]
-    assert spread(farthest_first[:3], 3, lungs=4, groups=4) == [(0, 0), (1, 0), (2, 0)]
+    assert spread(farthest_first, 4, lungs=4, groups=4) == [0, 1, 4, 5]
+    assert spread(farthest_first[:3], 3, lungs=4, groups=4) == [0, 1, 2]
 
 
 def test_the_enhancer_comes_last(finished, store, tmp_path):

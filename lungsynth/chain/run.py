@@ -188,8 +188,10 @@ def _plan(settings: ChainSettings, tools: _Tools, run: Run) -> dict[str, float]:
         enhancer = tools.weights["cyclegan"].sha256 if settings.enhance else None
         weights = PlanWeights(nodule=tools.weights["wcapsgan"].sha256, enhancer=enhancer)
         library = AssetLibrary(settings.out)
-        figures = make_catalogue(library, path, settings, prior=presence(tools.cohort), weights=weights)
-    distances = [recipe.min_distance_mm for recipe in read_catalogue(path)]
+        figures = make_catalogue(
+            library, path, settings, found=presence(library, tools.cohort), weights=weights
+        )
+    distances = read_catalogue(path).table["min_distance_mm"].to_numpy()
     return {**figures, "samples": len(distances), "mean_distance_mm": float(np.mean(distances))}
 
 

@@ -12,10 +12,11 @@ from lungsynth.layers.groups import GroupSettings, Member, NoduleGroup, draw_gro
 from lungsynth.layers.library import AssetLibrary
 from lungsynth.layers.lung_shape import Box, LungShape
 from lungsynth.layers.patch import NodulePatch
-from lungsynth.layers.placement import NodulePlacement, PlacementRules, Resolution, Verdict, resolve
-from lungsynth.layers.plan import Plan, plan
+from lungsynth.layers.placement import NodulePlacement, Resolution, resolve
+from lungsynth.layers.plan import Part, Plan, plan, plan_parts
 from lungsynth.layers.presence import PresencePrior, analytic_presence, fit_presence
 from lungsynth.layers.render import Annotation, Rendered, Renderer, render
+from lungsynth.layers.rules import PlacementRules, Verdict, read_rules
 from lungsynth.layers.stamp import Stamp, make_stamp
 from lungsynth.layers.texture import LungTexture, measure_texture
 
@@ -34,6 +35,7 @@ __all__ = [
     "NodulePatch",
     "NodulePlacement",
     "Overlay",
+    "Part",
     "PlacementRules",
     "Plan",
     "PresencePrior",
@@ -51,7 +53,9 @@ __all__ = [
     "measure_texture",
     "overlay",
     "plan",
+    "plan_parts",
     "read_catalogue",
+    "read_rules",
     "render",
     "resolve",
     "write_catalogue",

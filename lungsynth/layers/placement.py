@@ -1,63 +1,28 @@
 """Placement: resolving nodule groups on a lung, by a rule that is the same for one pair and for all.
 
-A member's (u, v) gives a pixel in the bounding box of the lungs. Its disc needs `clearance * diameter / 2` to the
-edge of the lung. Where it has less, it is moved straight away from the nearest edge, in at most `_STEPS` steps and by
-at most `max_shift_mm` in all; if that does not clear it, the pair is rejected. Members that come too close to each
-other, or lie on a vessel, reject the pair too. Nothing is random here, and no trigonometry is used, so one pair gives
-the same numbers as many.
+A member's (u, v) gives a pixel in the bounding box of the lungs; its centre lies on a quarter of a pixel there. Its disc
+needs `clearance * diameter / 2` to the edge of the lung. Where it has less, it is moved straight away from the nearest
+edge, in at most `_STEPS` steps and by at most `max_shift_mm` in all; if that does not clear it, the pair is rejected.
+What else rejects a pair stands in `rules`. Positions and distances are integers (quarters of a pixel, 1/64 mm), and
+only correctly rounded arithmetic lies between, so that one pair gives the same numbers as many, on every machine.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Shaped, UInt8
+from jaxtyping import Bool, Int, Int16, UInt8
 
 from lungsynth.errors import InputError
 from lungsynth.layers.assets import Source
-from lungsynth.layers.groups import NoduleGroup
-from lungsynth.layers.lung_shape import LungShape
+from lungsynth.layers.groups import PHASES, NoduleGroup
+from lungsynth.layers.lung_shape import MARGIN_PX, UNITS_PER_MM, LungShape
+from lungsynth.layers.members import GroupArrays
+from lungsynth.layers.rules import PlacementRules, Verdict
 
-__all__ = ["GroupArrays", "NodulePlacement", "PlacementRules", "Resolution", "Scores", "Verdict", "resolve", "score"]
+__all__ = ["NodulePlacement", "Resolution", "Scores", "resolve", "score"]
 
 _STEPS = 3
-_OVERSHOOT_MM = 0.1  # so that rounding does not undo a step
-_FRACTIONS_PX = 64  # positions and distances are multiples of 1/64, exact in float32
-
-
-class Verdict(IntEnum):
-    """Why a pair is kept or not; the first that applies."""
-
-    KEPT = 0
-    OUTSIDE_LUNG = 1  # a centre outside the lungs that a permitted shift does not bring in
-    CROSSES_EDGE = 2  # a disc that would cross the edge of the lung
-    ON_VESSEL = 3
-    OVERLAP = 4  # two members closer than the gap
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlacementRules:
-    """Rules of a plan.
-
-    Args:
-        clearance: distance of a centre to the edge, in radii; more than 1 because nodules are no discs.
-        gap_mm: between the discs of two members.
-        max_shift_mm: how far a member may be moved.
-        max_vessel_share: of the pixels around a centre.
-
-    Raises:
-        InputError: when a value is negative.
-    """
-
-    clearance: float = 1.3
-    gap_mm: float = 3.0
-    max_shift_mm: float = 15.0
-    max_vessel_share: float = 0.6
-
-    def __post_init__(self) -> None:
-        if min(self.clearance, self.gap_mm, self.max_shift_mm, self.max_vessel_share) < 0:
-            raise InputError(f"Placement rules must not be negative, got {self}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +33,10 @@ class NodulePlacement:
         asset: hash of the nodule.
         category: its class.
         source: real or generated.
-        row_px: of its centre (the centroid of alpha >= 0.5), on the lung's grid.
+        row_px: of its centre (the centroid of alpha >= 0.5), on the lung's grid, a multiple of 1/4.
         col_px: likewise.
         diameter_mm: after scaling.
-        distance_mm: from its centre to the edge of the lung.
+        distance_mm: from its centre to the edge of the lung, a multiple of 1/64.
         rotation_deg: see `groups.Member`.
         flip: likewise.
         scale: likewise.
@@ -100,67 +65,66 @@ class NodulePlacement:
 
 
 @dataclass(frozen=True, eq=False)
-class GroupArrays:
-    """Groups as arrays (group, member); groups with fewer members are padded, `present` tells."""
-
-    u: Float[np.ndarray, "groups members"]
-    v: Float[np.ndarray, "groups members"]
-    diameter_mm: Float[np.ndarray, "groups members"]
-    present: Bool[np.ndarray, "groups members"]
-
-    @classmethod
-    def of(cls, groups: Sequence[NoduleGroup]) -> "GroupArrays":
-        """Arrays of a list of groups."""
-        widest = max((len(group.members) for group in groups), default=1)
-        u, v, diameter = (np.full((len(groups), widest), fill) for fill in (0.5, 0.5, 0.0))
-        present = np.zeros((len(groups), widest), dtype=bool)
-        for index, group in enumerate(groups):
-            for place, member in enumerate(group.members):
-                u[index, place], v[index, place], diameter[index, place] = member.u, member.v, member.diameter_mm
-                present[index, place] = True
-        return cls(u, v, diameter, present)
-
-
-@dataclass(frozen=True, eq=False)
 class Scores:
-    """What came of groups on one lung; values of padded members mean nothing.
+    """What came of groups on one lung.
 
     Args:
-        row_px, col_px: centres after the shift.
-        distance_mm: from the centres to the edge.
-        min_distance_mm: the smallest of a group's members.
+        row, col: centres after the shift, in quarters of a pixel.
+        distance: from the centres to the edge, in 1/64 mm.
+        start_distance: from where the members were drawn, likewise.
+        shift_mm: how far they were moved.
+        vessel_share, airway_share: of the members' squares.
         member_verdict: `Verdict` of each member alone.
         verdict: `Verdict` of each group.
+        min_distance: the smallest of a group's members, in 1/64 mm.
     """
 
-    row_px: Float32[np.ndarray, "groups members"]
-    col_px: Float32[np.ndarray, "groups members"]
-    distance_mm: Float32[np.ndarray, "groups members"]
-    min_distance_mm: Float32[np.ndarray, " groups"]
-    member_verdict: UInt8[np.ndarray, "groups members"]
+    row: Int16[np.ndarray, " members"]
+    col: Int16[np.ndarray, " members"]
+    distance: Int16[np.ndarray, " members"]
+    start_distance: Int16[np.ndarray, " members"]
+    shift_mm: np.ndarray
+    vessel_share: np.ndarray
+    airway_share: np.ndarray
+    member_verdict: UInt8[np.ndarray, " members"]
     verdict: UInt8[np.ndarray, " groups"]
+    min_distance: Int16[np.ndarray, " groups"]
 
 
 def score(shape: LungShape, groups: GroupArrays, rules: PlacementRules) -> Scores:
     """Resolves all groups on one lung at once."""
-    needed = groups.diameter_mm * (rules.clearance / 2)
-    start_row, start_col = shape.to_pixels(groups.u, groups.v)
-    row, col = _settle(shape, start_row, start_col, needed)
-    distance = shape.distance_mm(row, col)
+    needed_mm = np.maximum(groups.diameter_mm * (rules.edge_clearance / 2), rules.min_distance_mm)
+    needed = np.ceil(needed_mm * UNITS_PER_MM).astype(np.int64)
+    start_row, start_col = _start(shape, groups)
+    start_distance = _distance(shape, groups, start_row, start_col)
+    row, col, distance = _settle(shape, groups, start_row, start_col, start_distance, needed)
     shift = _length((row - start_row) * shape.spacing_mm[0], (col - start_col) * shape.spacing_mm[1])
-    misplaced = (distance < needed) | (distance <= 0) | (shift > rules.max_shift_mm)
-    member = np.where(shape.vessels(row, col) > rules.max_vessel_share, Verdict.ON_VESSEL, Verdict.KEPT)
-    started_outside = shape.distance_mm(start_row, start_col) < 0
-    member = np.where(misplaced, np.where(started_outside, Verdict.OUTSIDE_LUNG, Verdict.CROSSES_EDGE), member)
-    member = np.where(groups.present, member, Verdict.KEPT)
-    row, col, distance = (_round_to_fractions(value) for value in (row, col, distance))
+    vessels, airways = (_share(shape, sums, groups, row, col) for sums in (shape.vessel_sums, shape.airway_sums))
+    # From the weakest reason to the strongest, each writes over what was there.
+    member = np.zeros(len(row), dtype=np.uint8)
+    member[_wrong_type(groups, rules, distance, vessels)] = Verdict.WRONG_TYPE
+    member[airways > rules.max_airway_share] = Verdict.ON_AIRWAY
+    member[vessels > rules.max_vessel_share] = Verdict.ON_VESSEL
+    if rules.regions:
+        member[_outside_regions(shape, groups, rules, row, col)] = Verdict.OUTSIDE_REGION
+    if rules.max_distance_mm is not None:
+        member[distance > rules.max_distance_mm * UNITS_PER_MM] = Verdict.TOO_FAR
+    member[distance < rules.min_distance_mm * UNITS_PER_MM] = Verdict.TOO_NEAR
+    crossing = (distance < groups.diameter_mm * (rules.edge_clearance / 2 * UNITS_PER_MM)) | (distance <= 0)
+    misplaced = crossing | (shift > rules.max_shift_mm)
+    member[misplaced] = np.where(start_distance < 0, Verdict.OUTSIDE_LUNG, Verdict.CROSSES_EDGE)[misplaced]
+    row_quarters, col_quarters = row * PHASES + groups.row_phase, col * PHASES + groups.col_phase
     return Scores(
-        row_px=row,
-        col_px=col,
-        distance_mm=distance,
-        min_distance_mm=np.where(groups.present, distance, np.float32(np.inf)).min(axis=1),
-        member_verdict=member.astype(np.uint8),
-        verdict=_group_verdicts(member, _overlaps(row, col, groups, shape.spacing_mm, rules.gap_mm)),
+        row=row_quarters.astype(np.int16),
+        col=col_quarters.astype(np.int16),
+        distance=distance.astype(np.int16),
+        start_distance=start_distance.astype(np.int16),
+        shift_mm=shift,
+        vessel_share=vessels,
+        airway_share=airways,
+        member_verdict=member,
+        verdict=_group_verdicts(member, groups, _overlaps(row_quarters, col_quarters, groups, shape, rules.gap_mm)),
+        min_distance=np.minimum.reduceat(distance, groups.starts).astype(np.int16),
     )
 
 
@@ -178,59 +142,128 @@ def resolve(shape: LungShape, group: NoduleGroup, rules: PlacementRules) -> Reso
     verdict = Verdict(int(scores.verdict[0]))
     if verdict is not Verdict.KEPT:
         return Resolution(verdict, ())
-    placements = [
+    positions = zip(scores.row.tolist(), scores.col.tolist(), scores.distance.tolist(), strict=True)
+    return Resolution(verdict, place(group, [(r / PHASES, c / PHASES, d / UNITS_PER_MM) for r, c, d in positions]))
+
+
+def place(group: NoduleGroup, positions: Sequence[tuple[float, float, float]]) -> tuple[NodulePlacement, ...]:
+    """The members of a group at (row_px, col_px, distance_mm)."""
+    return tuple(
         NodulePlacement(
             asset=member.asset,
             category=member.category,
             source=member.source,
-            row_px=float(scores.row_px[0, place]),
-            col_px=float(scores.col_px[0, place]),
+            row_px=row_px,
+            col_px=col_px,
             diameter_mm=member.diameter_mm,
-            distance_mm=float(scores.distance_mm[0, place]),
+            distance_mm=distance_mm,
             rotation_deg=member.rotation_deg,
             flip=member.flip,
             scale=member.scale,
         )
-        for place, member in enumerate(group.members)
-    ]
-    return Resolution(verdict, tuple(placements))
+        for member, (row_px, col_px, distance_mm) in zip(group.members, positions, strict=True)
+    )
 
 
-def _settle(shape: LungShape, row: np.ndarray, col: np.ndarray, needed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    row, col = row.copy(), col.copy()
+def _start(shape: LungShape, groups: GroupArrays) -> tuple[np.ndarray, np.ndarray]:
+    """Whole pixels of the drawn positions on the lung's grid; the phase comes on top."""
+    row, col = shape.to_pixels(groups.u, groups.v)
+    row, col = np.rint(row - groups.row_phase / PHASES), np.rint(col - groups.col_phase / PHASES)
+    return row.astype(np.int64), col.astype(np.int64)
+
+
+def _distance(shape: LungShape, groups: GroupArrays, row: np.ndarray, col: np.ndarray) -> np.ndarray:
+    """Distance at centres, linear between pixels, in 1/64 mm."""
+    at, columns = _flat(shape, row, col), shape.signed.shape[1]
+    signed, right, down = shape.signed.ravel(), groups.col_phase, groups.row_phase
+    upper = (PHASES - right) * signed[at] + right * signed[at + 1]
+    lower = (PHASES - right) * signed[at + columns] + right * signed[at + columns + 1]
+    return ((PHASES - down) * upper + down * lower + PHASES * PHASES // 2) // (PHASES * PHASES)
+
+
+def _flat(shape: LungShape, row: np.ndarray, col: np.ndarray) -> np.ndarray:
+    """Indices into `shape.signed`, kept a pixel away from its border."""
+    rows, columns = shape.signed.shape
+    row = np.clip(row - (shape.box.row_from - MARGIN_PX), 1, rows - 2)
+    return row * columns + np.clip(col - (shape.box.column_from - MARGIN_PX), 1, columns - 2)
+
+
+def _settle(
+    shape: LungShape, groups: GroupArrays, row: np.ndarray, col: np.ndarray, distance: np.ndarray, needed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    row, col, distance = row.copy(), col.copy(), distance.copy()
+    signed, columns, (row_mm, col_mm) = shape.signed.ravel(), shape.signed.shape[1], shape.spacing_mm
     for _ in range(_STEPS):
-        lack = needed - shape.distance_mm(row, col)
-        near = lack > 0
-        along_row, along_col = shape.inward(row[near], col[near])
-        step = lack[near] + _OVERSHOOT_MM
-        row[near] += step * along_row / shape.spacing_mm[0]
-        col[near] += step * along_col / shape.spacing_mm[1]
-    return np.rint(row * _FRACTIONS_PX) / _FRACTIONS_PX, np.rint(col * _FRACTIONS_PX) / _FRACTIONS_PX
+        near = np.flatnonzero(distance < needed)
+        at = _flat(shape, row[near], col[near])
+        along_row = (signed[at + columns].astype(np.int32) - signed[at - columns]) / row_mm
+        along_col = (signed[at + 1].astype(np.int32) - signed[at - 1]) / col_mm
+        length = np.maximum(_length(along_row, along_col), 1e-6)  # no step on a ridge
+        along_row, along_col = along_row / length, along_col / length
+        # Half a pixel more, so that rounding to whole ones does not undo a step.
+        step = (needed[near] - distance[near]) / UNITS_PER_MM + (abs(along_row) * row_mm + abs(along_col) * col_mm) / 2
+        row[near] += np.rint(step * along_row / row_mm).astype(np.int64)
+        col[near] += np.rint(step * along_col / col_mm).astype(np.int64)
+        distance[near] = _distance(shape, groups.take(near), row[near], col[near])
+    return row, col, distance
+
+
+def _share(
+    shape: LungShape, sums: np.ndarray | None, groups: GroupArrays, row: np.ndarray, col: np.ndarray
+) -> np.ndarray:
+    """Share of the pixels of a square of a member's diameter; 0 when nothing is known."""
+    if sums is None:
+        return np.zeros(len(row))
+    rows, columns = sums.shape
+    half_row = np.rint(groups.diameter_mm * (0.5 / shape.spacing_mm[0])).astype(np.int64)
+    half_col = np.rint(groups.diameter_mm * (0.5 / shape.spacing_mm[1])).astype(np.int64)
+    row, col = row - (shape.box.row_from - MARGIN_PX), col - (shape.box.column_from - MARGIN_PX)
+    top, bottom = np.clip(row - half_row, 0, rows - 2), np.clip(row + half_row + 1, 1, rows - 1)
+    left, right = np.clip(col - half_col, 0, columns - 2), np.clip(col + half_col + 1, 1, columns - 1)
+    flat = sums.ravel()
+    top, bottom = top * columns, bottom * columns
+    found = flat[bottom + right] - flat[top + right] - flat[bottom + left] + flat[top + left]
+    return found / ((2 * half_row + 1) * (2 * half_col + 1))
+
+
+def _wrong_type(
+    groups: GroupArrays, rules: PlacementRules, distance: np.ndarray, vessels: np.ndarray
+) -> Bool[np.ndarray, " members"]:
+    pleural = distance < groups.diameter_mm * (rules.clearance / 2 * UNITS_PER_MM)
+    vascular = ~pleural & (vessels >= rules.juxta_vascular_share)
+    allowed = [name in rules.types for name in ("juxta_pleural", "juxta_vascular", "isolated")]
+    return ~np.select([pleural, vascular], allowed[:2], default=allowed[2])
+
+
+def _outside_regions(
+    shape: LungShape, groups: GroupArrays, rules: PlacementRules, row: np.ndarray, col: np.ndarray
+) -> Bool[np.ndarray, " members"]:
+    u, v = shape.to_unit(row + groups.row_phase / PHASES, col + groups.col_phase / PHASES)
+    inside = [(u >= u0) & (u <= u1) & (v >= v0) & (v <= v1) for u0, u1, v0, v1 in rules.boxes]
+    return ~np.logical_or.reduce(inside)
 
 
 def _overlaps(
-    row: np.ndarray, col: np.ndarray, groups: GroupArrays, spacing_mm: tuple[float, float], gap_mm: float
+    row: Int[np.ndarray, " members"],
+    col: Int[np.ndarray, " members"],
+    groups: GroupArrays,
+    shape: LungShape,
+    gap_mm: float,
 ) -> Bool[np.ndarray, " groups"]:
-    overlap = np.zeros(len(row), dtype=bool)
-    for first in range(row.shape[1]):
-        for second in range(first):
-            apart = _length(
-                (row[:, first] - row[:, second]) * spacing_mm[0], (col[:, first] - col[:, second]) * spacing_mm[1]
-            )
-            needed = (groups.diameter_mm[:, first] + groups.diameter_mm[:, second]) / 2 + gap_mm
-            overlap |= (apart < needed) & groups.present[:, first] & groups.present[:, second]
+    first, second = groups.pairs
+    row_mm, col_mm = (spacing / PHASES for spacing in shape.spacing_mm)
+    apart = _length((row[first] - row[second]) * row_mm, (col[first] - col[second]) * col_mm)
+    close = apart < (groups.diameter_mm[first] + groups.diameter_mm[second]) / 2 + gap_mm
+    overlap = np.zeros(len(groups), dtype=bool)
+    overlap[groups.group[first[close]]] = True
     return overlap
 
 
-def _group_verdicts(member: Shaped[np.ndarray, "groups members"], overlap: Bool[np.ndarray, " groups"]) -> np.ndarray:
-    lowest = np.where(member == Verdict.KEPT, len(Verdict), member).min(axis=1)
-    kept = np.where(overlap, Verdict.OVERLAP, Verdict.KEPT)
-    return np.where(lowest == len(Verdict), kept, lowest).astype(np.uint8)
+def _group_verdicts(member: np.ndarray, groups: GroupArrays, overlap: np.ndarray) -> np.ndarray:
+    # One less, so that KEPT becomes the largest of a byte and the minimum the first reason.
+    first = np.minimum.reduceat(member - np.uint8(1), groups.starts) + np.uint8(1)
+    return np.where((first == Verdict.KEPT) & overlap, np.uint8(Verdict.OVERLAP), first)
 
 
 def _length(row_mm: np.ndarray, col_mm: np.ndarray) -> np.ndarray:
     return np.sqrt(row_mm * row_mm + col_mm * col_mm)  # not hypot: its last bit may depend on the array's size
-
-
-def _round_to_fractions(values: np.ndarray) -> np.ndarray:
-    return (np.rint(values * _FRACTIONS_PX) / _FRACTIONS_PX).astype(np.float32)
