@@ -1,7 +1,7 @@
 """The lungs of a library as a plan sees them: measured one at a time, forgotten again."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,10 @@ class LibraryLungs(Sequence[LungShape]):
 
     def __iter__(self) -> Iterator[LungShape]:
         return (self[index] for index in range(len(self)))
+
+    def first(self, count: int) -> "LibraryLungs":
+        """The first so many."""
+        return replace(self, assets=self.assets[:count])
 
     def sample(self) -> list[LungShape]:
         """Some of the lungs, evenly spread."""

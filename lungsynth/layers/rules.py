@@ -106,6 +106,12 @@ class PlacementRules:
         """Radii that the centre of an allowed nodule keeps from the edge at least."""
         return self.pleural_clearance if "juxta_pleural" in self.types else self.clearance
 
+    def type_of(self, distance_mm: float, diameter_mm: float, vessel_share: float) -> NoduleType:
+        """The type of a nodule at a distance from the edge, with a share of vessels in its square."""
+        if distance_mm < diameter_mm * self.clearance / 2:
+            return "juxta_pleural"
+        return "juxta_vascular" if vessel_share >= self.juxta_vascular_share else "isolated"
+
     def to_json(self) -> dict[str, Any]:
         """All values, as they stand in a file of rules."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
