@@ -42,6 +42,7 @@ _SCHEMA = pa.schema(
         ("weights", pa.string()),
     ]
 )
+_REMEDY = "Restore the file, or delete it and run the same command again."
 _log = logging.getLogger(__name__)
 
 
@@ -159,15 +160,31 @@ class AssetLibrary:
         )
         return self._store(asset, stored)
 
-    def load(self, asset_hash: str) -> AssetArray:
+    def load(self, asset_hash: str, *, keep: bool = True) -> AssetArray:
         """The array of an asset, int16 (2, H, W), mapped, read-only; its bytes are checked at first.
+
+        Args:
+            asset_hash: of the asset.
+            keep: have it at hand when it is asked for again; else its memory is given back after use.
 
         Raises:
             InputError: when the file is missing, is no array, or its bytes do not match its name.
         """
-        if asset_hash not in self._arrays:
-            self._arrays[asset_hash] = _load_checked(self._path(asset_hash))
-        return self._arrays[asset_hash]
+        if asset_hash in self._arrays:
+            return self._arrays[asset_hash]
+        array = _load_checked(self._path(asset_hash))
+        if keep:
+            self._arrays[asset_hash] = array
+        return array
+
+    def shape(self, asset_hash: str) -> tuple[int, int]:
+        """(H, W) of an asset, from the head of its file alone.
+
+        Raises:
+            InputError: when the file is missing or is no array.
+        """
+        _, height, width = _open(self._path(asset_hash)).shape
+        return height, width
 
     def save_table(self) -> Path:
         """Writes `assets.parquet`, sorted by hash; the same assets give the same bytes."""
@@ -217,13 +234,19 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return table.to_pylist()
 
 
-def _load_checked(path: Path) -> np.ndarray:
-    remedy = "Restore the file, or delete it and run the same command again."
+def _open(path: Path) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: expected an array, got what cannot be read: {error}. {remedy}") from error
+        raise InputError(f"{path}: expected an array, got what cannot be read: {error}. {_REMEDY}") from error
+    if array.ndim != 3 or array.dtype != np.int16:
+        raise InputError(f"{path}: expected int16 (2, H, W), got {array.dtype} {array.shape}. {_REMEDY}")
+    return array
+
+
+def _load_checked(path: Path) -> np.ndarray:
+    array = _open(path)
     found = content_hash(array)
     if found != path.stem:
-        raise InputError(f"{path}: expected bytes with the hash {path.stem}, got {found}; it was changed. {remedy}")
+        raise InputError(f"{path}: expected bytes with the hash {path.stem}, got {found}; it was changed. {_REMEDY}")
     return array
