@@ -24,7 +24,7 @@ MAX_COUNT = 4
 
 
 def density(nodules: pd.DataFrame) -> np.ndarray:
-    """Smoothed counts a cell, integers; rows from anterior, columns from the patient's right, around the image centre."""
+    """Smoothed counts a cell around the image centre, integers; rows from anterior, columns from the right."""
     row = (nodules["centroid_row_px"] - CENTRE_PX) * nodules["pixel_spacing_mm"]
     column = (nodules["centroid_col_px"] - CENTRE_PX) * nodules["pixel_spacing_mm"]
     bins = [int(2 * half / CELL_MM) for half in HALF_MM]
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     nodules = pd.read_csv(args.clusters).dropna(subset=["centroid_row_px", "centroid_col_px"])
     table = {
-        "source": "LIDC-IDRI (CC BY 3.0), Armato et al., TCIA, doi:10.7937/K9/TCIA.2015.LO9QL9SX; see docs/data_license.txt",
+        "source": "LIDC-IDRI (CC BY 3.0), doi:10.7937/K9/TCIA.2015.LO9QL9SX, see docs/data_license.txt",
         "nodules": len(nodules),
         "series": int(nodules["series_uid"].nunique()),
         "cell_mm": CELL_MM,

@@ -1,6 +1,6 @@
 """Plans a catalogue of synthetic samples, millions if asked, without rendering any; or explains a pair of one.
 
-python scripts/plan.py --cohort COHORT --lungs 500 --groups 5000 --keep 1000000 --policy farthest --out OUT/catalogue.parquet
+python scripts/plan.py --cohort COHORT --lungs 500 --groups 5000 --keep 1000000 --out OUT/catalogue.parquet
 python scripts/plan.py --out OUT/catalogue.parquet --explain synth-0123456789abcdef
 """
 
@@ -28,7 +28,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--preset", choices=("paper",), help="500 lungs, 5,000 groups, 1,000,000 kept, where not given otherwise")
     add("--policy", choices=("farthest", "matched", "balanced"), default="farthest", help="default: farthest")
     add("--rules", type=Path, help="JSON file of placement rules, see docs/placement.md")
-    add("--cohort", type=Path, help="folder of scripts/prepare.py: lends real lungs and nodules, and is what is matched")
+    add("--cohort", type=Path, help="folder of scripts/prepare.py, to lend real lungs and nodules, and to match")
     add("--no-real-voxels", dest="real_voxels", action="store_false", help="no voxel of a patient in any sample")
     add("--nodules", type=int, default=1200, help="distinct nodules a category (default: 1200, a sixth of them real)")
     add("--bundles", type=Path, default=BUNDLES, help="folder of the bundles (default: this repository's)")
@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> None:
     figures = outcome.record.figures
     for category, part in outcome.record.parts.items():
         rejected = ", ".join(f"{n:,} {name.lower()}" for name, n in part.verdicts.items() if n and name != "KEPT")
-        accepted = part.verdicts["KEPT"]
-        print(f"{category}: {part.candidates:,} pairs of {part.groups:,} groups, {accepted:,} accepted, {part.kept:,} kept")
+        tried, accepted = f"{part.candidates:,} pairs of {part.groups:,} groups", part.verdicts["KEPT"]
+        print(f"{category}: {tried}, {accepted:,} accepted, {part.kept:,} kept")
         print(f"  rejected: {rejected or 'none'}")
     print(f"Lungs      {figures['lungs']:,}, of them {figures['real_lungs']:,} real")
     print(f"Nodules    {figures['nodules']:,}, of them {figures['real_nodules']:,} real")

@@ -22,7 +22,7 @@ from lungsynth.layers import (
 from lungsynth.layers.groups import PHASES
 from lungsynth.layers.lung_shape import UNITS_PER_MM
 from lungsynth.layers.members import GroupArrays
-from lungsynth.layers.placement import score
+from lungsynth.layers.scoring import score
 
 RULES = PlacementRules()
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lungsynth.chain.library_lungs import LibraryLungs
 from lungsynth.chain.plan_record import PlanRecord, read_groups
 from lungsynth.errors import InputError
 from lungsynth.layers import AssetLibrary, NoduleGroup, read_catalogue
 from lungsynth.layers.catalogue_table import sample_id, sample_seeds
 from lungsynth.layers.explain import Explanation, PairPlace, explain
+from lungsynth.layers.library_lungs import LibraryLungs
 from lungsynth.layers.mixing import Purpose, mix_arrays
 
 __all__ = ["PlanExplainer"]

@@ -1,4 +1,4 @@
-"""What a catalogue remembers of its plan, in its own file and in `groups.parquet` beside it: enough to explain any pair."""
+"""What a catalogue remembers of its plan, in its file and in one of groups beside it: enough to explain any pair."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence

@@ -12,10 +12,9 @@ from typing import Any
 from lungsynth.bundles import read_weights
 from lungsynth.chain.asset_stage import LUNG_WEIGHTS, make_assets, open_samplers
 from lungsynth.chain.cohort_source import CohortSource, open_cohort
-from lungsynth.chain.library_lungs import LibraryLungs
 from lungsynth.chain.plan_record import METADATA_KEY, PartRecord, PlanRecord, write_groups
 from lungsynth.chain.plan_settings import PlanSettings
-from lungsynth.chain.plan_stage import PlanWeights, sample_seed, write_pairs
+from lungsynth.chain.plan_stage import sample_seed
 from lungsynth.chain.plan_targets import shares_of_samples, target_of
 from lungsynth.chain.real_nodules import RealNodules, measure
 from lungsynth.chain.settings import Purpose, Sizes, seeds
@@ -34,7 +33,9 @@ from lungsynth.layers import (
     plan_parts,
     read_catalogue,
 )
+from lungsynth.layers.catalogue_rows import PlanWeights, write_pairs
 from lungsynth.layers.catalogue_table import TableWriter
+from lungsynth.layers.library_lungs import LibraryLungs
 
 __all__ = ["PlanOutcome", "run_plan"]
 
@@ -100,7 +101,7 @@ def _plan(settings: PlanSettings, library: AssetLibrary, real: RealNodules, iden
     with TableWriter(settings.out, {METADATA_KEY: record.to_json()}) as writer:
         write_pairs(
             writer,
-            lungs,
+            lungs.assets,
             [(plans[category].pairs, groups[category]) for category in plans],
             seed=record.sample_seed,
             weights=_weights(settings, nodules),
@@ -180,9 +181,7 @@ def _nodules(library: AssetLibrary, settings: PlanSettings) -> dict[str, list[As
 def _draw(
     pool: Sequence[Asset], index: int, settings: PlanSettings, real: RealNodules, prior: PresencePrior
 ) -> list[NoduleGroup]:
-    drawn = GroupSettings(
-        count_probabilities=real.counts(), diameter_range_mm=real.diameter_range_mm(pool[0].category)
-    )
+    drawn = GroupSettings(count_probabilities=real.counts(), diameter_range_mm=real.diameter_range_mm(pool[0].category))
     seed = seeds(settings.seed, Purpose.GROUPS, index, n=1)[0]
     return draw_groups(pool, settings.groups, seed=seed, prior=prior, settings=drawn)
 

@@ -16,27 +16,20 @@ from pathlib import Path
 import numpy as np
 
 from lungsynth.chain.cohort_source import CohortSource
-from lungsynth.chain.library_lungs import LibraryLungs
 from lungsynth.chain.real_nodules import measure
 from lungsynth.chain.settings import ChainSettings, Purpose, seeds, share
 from lungsynth.errors import InputError
 from lungsynth.layers import AssetLibrary, GroupSettings, LungShape, NoduleGroup, Plan, PresencePrior, draw_groups, plan
-from lungsynth.layers.catalogue_table import PlannedRows, TableWriter
-from lungsynth.layers.selection import Pairs, in_turn
+from lungsynth.layers.catalogue_rows import PlanWeights, write_pairs
+from lungsynth.layers.catalogue_table import TableWriter
+from lungsynth.layers.library_lungs import LibraryLungs
+from lungsynth.layers.selection import Pairs
 
-__all__ = ["PlanWeights", "Presence", "make_catalogue", "presence", "spread", "write_pairs"]
+__all__ = ["Presence", "make_catalogue", "presence", "sample_seed", "spread"]
 
 _GROWTH = 1.5
 _MAX_GROWTH = 10
 _SHARE = 2.0  # of what a lung or a group would have if all had the same
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanWeights:
-    """SHA-256 of the weights that recipes name; `enhancer` is None when the samples are not enhanced."""
-
-    nodule: str | None
-    enhancer: str | None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -90,46 +83,13 @@ def make_catalogue(
             figures.update(pairs=planned.candidates, groups=len(groups))
             figures.update({f"pairs_{verdict.name.lower()}": n for verdict, n in planned.verdicts.items()})
     with TableWriter(path) as writer:
-        write_pairs(writer, lungs, parts, seed=sample_seed(settings.seed), weights=weights)
+        write_pairs(writer, lungs.assets, parts, seed=sample_seed(settings.seed), weights=weights)
     return dict(figures)
 
 
 def sample_seed(seed: int) -> int:
     """What the seeds of a run's samples are mixed with."""
     return seeds(seed, Purpose.SAMPLES, n=1)[0]
-
-
-def write_pairs(
-    writer: TableWriter,
-    lungs: LibraryLungs,
-    parts: Sequence[tuple[Pairs, Sequence[NoduleGroup]]],
-    *,
-    seed: int,
-    weights: PlanWeights,
-) -> None:
-    """Writes planned pairs, one of each part in turn.
-
-    Args:
-        writer: open.
-        lungs: that the pairs mean.
-        parts: pairs and the groups they mean, as a rule of a category.
-        seed: of the samples, see `sample_seed`.
-        weights: for the recipes.
-    """
-    groups: list[NoduleGroup] = []
-    shifted = []
-    for pairs, own in parts:
-        values = {**vars(pairs), "group": pairs.group + np.int32(len(groups))}
-        shifted.append(Pairs(**values))
-        groups += own
-    rows = PlannedRows(
-        lungs=lungs.assets,
-        groups=groups,
-        seed=seed,
-        weights_nodule=weights.nodule,
-        weights_enhancer=weights.enhancer,
-    )
-    rows.write(Pairs.joined(shifted), writer, order=in_turn([len(pairs) for pairs in shifted]))
 
 
 def _plan_enough(

@@ -15,8 +15,8 @@ __all__ = ["shares_of_samples", "target_of"]
 def shares_of_samples(policy: Policy, keep: int, real: RealNodules, categories: Sequence[str]) -> dict[str, int]:
     """Samples of each category.
 
-    `farthest`: `keep` of each. `matched`: in the proportions of the real nodules, the most frequent category gets `keep`.
-    `balanced`: so many that with the real ones all categories are equally frequent, the rarest gets `keep`.
+    `farthest`: `keep` of each. `matched`: in the proportions of the real nodules, the most frequent category gets
+    `keep`. `balanced`: so many that with the real ones all categories are equally frequent, the rarest gets `keep`.
 
     Args:
         policy: of the plan.

@@ -50,7 +50,7 @@ class RealNodules:
         return fit_presence(self.points, weights=self.weights, prior=prior, prior_points=_PRIOR_NODULES)
 
     def counts(self) -> dict[int, float]:
-        """Share of slices with 1, 2, 3 nodules: LIDC-IDRI's, which counts as `_PRIOR_NODULES` slices, and the cohort's."""
+        """Share of slices with 1, 2, 3 nodules: LIDC-IDRI's, worth `_PRIOR_NODULES` slices, and the cohort's."""
         known = lidc_nodules_per_slice()
         sums = {count: _PRIOR_NODULES * known.get(count, 0.0) + self.per_slice[count] for count in (1, 2, 3)}
         return {count: round(value / sum(sums.values()), 4) for count, value in sums.items()}

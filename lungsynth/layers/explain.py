@@ -11,11 +11,11 @@ import numpy as np
 from lungsynth.layers.groups import PHASES, NoduleGroup
 from lungsynth.layers.lung_shape import UNITS_PER_MM, LungShape
 from lungsynth.layers.members import GroupArrays
-from lungsynth.layers.placement import Scores, score
 from lungsynth.layers.plan import Ranking
 from lungsynth.layers.policy import classes_of, farthest_rank, order_rank, shuffled
 from lungsynth.layers.presence import PresencePrior
 from lungsynth.layers.rules import PlacementRules, Verdict
+from lungsynth.layers.scoring import Scores, score
 
 __all__ = ["Explanation", "MemberFacts", "PairPlace", "explain"]
 

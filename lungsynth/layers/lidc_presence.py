@@ -1,9 +1,9 @@
 """Where LIDC-IDRI's nodules lie, brought into the frame of measured lungs.
 
-`data/lidc_presence.json` (made by scripts/distil_presence.py) holds the density of 2,118 nodules in mm around the centre of
-their images. Where the lungs were on those images is not known. So the density is laid on the mean shape of the lungs
-at hand, at their mean size, shifted to where most of it falls into lung, and multiplied with the share of lungs that are
-lung at each point.
+`data/lidc_presence.json` (made by scripts/distil_presence.py) holds the density of 2,118 nodules in mm around the
+centre of their images. Where the lungs were on those images is not known. So it is laid on the mean shape of the
+lungs at hand, at their mean size, shifted to where most of it falls into lung, and multiplied with the share of lungs
+that are lung at each point.
 """
 
 import json
@@ -54,7 +54,12 @@ def lidc_presence(shapes: Sequence[LungShape]) -> PresencePrior:
 
 
 def expected_distances(prior: PresencePrior, shapes: Sequence[LungShape]) -> Float64[np.ndarray, " classes"]:
-    """Share of each class of distance (`policy.DISTANCE_EDGES_MM`) among nodules that lie in some lungs as the prior says."""
+    """Share of each class of distance among nodules that lie in some lungs as the prior says.
+
+    Args:
+        prior: where nodules lie.
+        shapes: at least one.
+    """
     shares = np.zeros(len(DISTANCE_EDGES_MM) + 1)
     for shape in shapes:
         rows, columns = np.nonzero(shape.signed > 0)
@@ -75,7 +80,7 @@ def _inside(shape: LungShape) -> Int64[np.ndarray, "v u"]:
 
 
 def _density(height_mm: float, width_mm: float, down_mm: float, left_mm: float) -> Int64[np.ndarray, "v u"]:
-    """The table on the cells of a bounding box whose middle lies that far from the images' centre; 0 beyond the table."""
+    """The table on the cells of a bounding box whose middle lies that far from the images' centre; 0 beyond it."""
     density, cell_mm = np.array(_table()["density"], dtype=np.int64), float(_table()["cell_mm"])
     middle = (np.arange(_CELLS) + 0.5) / _CELLS - 0.5
     rows, row_inside = _cells(middle * height_mm + down_mm, cell_mm, density.shape[0])

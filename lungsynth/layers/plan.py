@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
+from tqdm import tqdm
 
 from lungsynth.errors import InputError
 from lungsynth.layers.groups import NoduleGroup
 from lungsynth.layers.lung_shape import LungShape
 from lungsynth.layers.members import GroupArrays
-from lungsynth.layers.placement import Scores, score
 from lungsynth.layers.policy import (
     Classes,
     Policy,
@@ -29,6 +29,7 @@ from lungsynth.layers.policy import (
     usable_pairs,
 )
 from lungsynth.layers.rules import PlacementRules, Verdict
+from lungsynth.layers.scoring import Scores, score
 from lungsynth.layers.selection import Best, Pairs
 
 __all__ = ["Part", "Plan", "Ranking", "plan", "plan_parts"]
@@ -143,7 +144,7 @@ def plan_parts(
         fitted = [(names[index], lungs[index]) for index in range(0, len(lungs), step)]
         for run in runs.values():
             run.fit(fitted, share=len(fitted) / len(lungs))
-    for index in range(len(lungs)):
+    for index in tqdm(range(len(lungs)), desc="lungs planned", unit="lung", disable=len(lungs) < _FITTED_LUNGS):
         shape = lungs[index]
         for run in runs.values():
             run.see(index, names[index], shape)

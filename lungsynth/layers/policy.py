@@ -7,9 +7,10 @@
   the number of samples can make up for what is lacking.
 
 The last two draw pairs at random with unequal chances: a pair with the uniform number U and the weight w has the rank
-U / w, and the lowest ranks are taken (sequential Poisson sampling, Ohlsson, 1998). U follows from seed, lung and group. The
-weight is a product over a pair's nodules of one factor for the class of its distance and one for the class of its size. The
-factors are found by trying on some of the lungs: a class that comes out too often gets a lower one, and again (raking).
+U / w, and the lowest ranks are taken (sequential Poisson sampling, Ohlsson, 1998). U follows from seed, lung and group.
+The weight is a product over a pair's nodules of one factor for the class of its distance and one for the class of its
+size. The factors are found by trying on some of the lungs: a class that comes out too often gets a lower one, and again
+(raking).
 """
 
 from collections.abc import Sequence
@@ -23,8 +24,8 @@ from lungsynth.errors import InputError
 from lungsynth.layers.lung_shape import UNITS_PER_MM
 from lungsynth.layers.members import GroupArrays
 from lungsynth.layers.mixing import Purpose, mix_arrays
-from lungsynth.layers.placement import Scores
 from lungsynth.layers.rules import Verdict
+from lungsynth.layers.scoring import Scores
 
 __all__ = [
     "DISTANCE_EDGES_MM",
@@ -164,7 +165,7 @@ def farthest_rank(scores: Scores, usable: np.ndarray, first_pair: int) -> UInt64
         InputError: beyond 2**48 pairs.
     """
     if first_pair + len(scores.verdict) > 1 << int(_PAIR_BITS):
-        raise InputError("A plan holds at most 2**48 pairs of a lung and a group; plan fewer lungs or groups at a time.")
+        raise InputError("A plan holds at most 2**48 pairs of a lung and a group; plan fewer at a time.")
     nearer = (np.iinfo(np.int16).max - scores.min_distance[usable]).astype(np.uint64)
     return (nearer << _PAIR_BITS) | (usable + first_pair).astype(np.uint64)
 

@@ -9,7 +9,9 @@ import numpy as np
 
 from lungsynth.ct.write import read_plane
 from lungsynth.errors import InputError
-from lungsynth.layers import Asset, AssetLibrary, LungShape
+from lungsynth.layers.assets import Asset
+from lungsynth.layers.library import AssetLibrary
+from lungsynth.layers.lung_shape import LungShape
 from lungsynth.types import MaskPlane
 
 __all__ = ["LibraryLungs"]
@@ -33,9 +35,7 @@ class LibraryLungs(Sequence[LungShape]):
     vessel_masks: Path | None = None
 
     @classmethod
-    def of(
-        cls, library: AssetLibrary, *, real_voxels: bool = True, vessel_masks: Path | None = None
-    ) -> "LibraryLungs":
+    def of(cls, library: AssetLibrary, *, real_voxels: bool = True, vessel_masks: Path | None = None) -> "LibraryLungs":
         """The lungs of a library, or those without a patient's voxels.
 
         Raises:
@@ -58,7 +58,7 @@ class LibraryLungs(Sequence[LungShape]):
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
         asset = self.assets[index]
-        hu, mask = self.library.load(asset.hash)
+        hu, mask = self.library.load(asset.hash, keep=False)
         return LungShape.from_mask(mask > 0, spacing_mm=asset.spacing_mm, hu=hu, vessels=self._vessels(asset))
 
     def __iter__(self) -> Iterator[LungShape]:
