@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import CT_RANGE_HU, Label
@@ -29,7 +29,7 @@ from lungsynth.layers.stamp import Stamp
 from lungsynth.layers.texture import TILE_SIZE, TILE_UNIT, LungTexture, measure_texture
 from lungsynth.types import HuPlane, LabelPlane, MaskPlane
 
-__all__ = ["Finding", "LungLayer", "Overlay", "blur_steps", "overlay"]
+__all__ = ["Finding", "LungLayer", "NoduleMask", "Overlay", "blur_steps", "overlay"]
 
 _PATCH_EDGE_MM = 0.56  # the edge that patches bring along: 0.8 pixels of 0.7 mm (contract C2.3)
 _LEAST_BLUR_MM = 0.45  # what the fading of a patch's HU beyond its outline takes away from its edge
@@ -37,11 +37,15 @@ _MOST_BLUR_STEPS = 8
 _DENSER_HU = 50.0  # a vessel is denser than the nodule by at least this much, and by twice the noise
 
 
+NoduleMask = Bool[np.ndarray, "_ _"]  # its own box's shape
+
+
 class Finding(NamedTuple):
-    """What the label map shows of one nodule: its box, and the diameter of the disc of equal area."""
+    """What the label map shows of one nodule: its box, the diameter of the disc of equal area, its mask in the box."""
 
     box: Box
     diameter_mm: float
+    mask: NoduleMask
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,10 +206,7 @@ def _top_up(replaced: np.ndarray, stamp: Stamp, part: tuple[slice, slice], noise
 
 def _finding(nodule: np.ndarray, window: Box, spacing_mm: tuple[float, float]) -> Finding:
     rows, columns = np.flatnonzero(nodule.any(axis=1)), np.flatnonzero(nodule.any(axis=0))
-    box = Box(
-        window.row_from + int(rows[0]),
-        window.column_from + int(columns[0]),
-        window.row_from + int(rows[-1]) + 1,
-        window.column_from + int(columns[-1]) + 1,
-    )
-    return Finding(box, disc_diameter_mm(int(np.count_nonzero(nodule)), spacing_mm))
+    top, left, bottom, right = int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+    box = Box(window.row_from + top, window.column_from + left, window.row_from + bottom, window.column_from + right)
+    diameter_mm = disc_diameter_mm(int(np.count_nonzero(nodule)), spacing_mm)
+    return Finding(box, diameter_mm, nodule[top:bottom, left:right])

@@ -11,7 +11,7 @@ import numpy as np
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label
 from lungsynth.layers.catalogue import Recipe
-from lungsynth.layers.composite import LungLayer, blur_steps, overlay
+from lungsynth.layers.composite import LungLayer, NoduleMask, blur_steps, overlay
 from lungsynth.layers.library import AssetLibrary
 from lungsynth.layers.lung_shape import Box
 from lungsynth.layers.patch import NodulePatch
@@ -46,6 +46,7 @@ class Rendered:
         label: `Label` ids.
         affine: (column, row, slice) -> RAS mm, the lung's.
         boxes: one a nodule.
+        masks: one a nodule, in its box.
         annotations: one a nodule.
     """
 
@@ -53,6 +54,7 @@ class Rendered:
     label: LabelPlane
     affine: Affine
     boxes: tuple[Box, ...]
+    masks: tuple[NoduleMask, ...]
     annotations: tuple[Annotation, ...]
 
 
@@ -104,6 +106,7 @@ class Renderer:
             label=result.label,
             affine=lung.affine,
             boxes=tuple(finding.box for finding in result.findings),
+            masks=tuple(finding.mask for finding in result.findings),
             annotations=tuple(annotations),
         )
 
@@ -111,7 +114,7 @@ class Renderer:
         """The lung of a sample without its nodules."""
         lung: _PreparedLung = self._lungs.get(recipe.lung, self._prepare_lung)
         image, label = np.array(lung.layer.hu), lung.layer.label.copy()
-        return Rendered(image=image, label=label, affine=lung.affine, boxes=(), annotations=())
+        return Rendered(image=image, label=label, affine=lung.affine, boxes=(), masks=(), annotations=())
 
     def shape(self, recipe: Recipe) -> tuple[int, int]:
         """(H, W) of a sample."""
