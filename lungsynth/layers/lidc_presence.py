@@ -53,7 +53,7 @@ def lidc_presence(shapes: Sequence[LungShape]) -> PresencePrior:
     return PresencePrior((density * inside).astype(np.float64))
 
 
-def expected_distances(prior: PresencePrior, shapes: Sequence[LungShape]) -> Float64[np.ndarray, " classes"]:
+def expected_distances(prior: PresencePrior, shapes: Sequence[LungShape]) -> Float64[np.ndarray, " distance_classes"]:
     """Share of each class of distance among nodules that lie in some lungs as the prior says.
 
     Args:

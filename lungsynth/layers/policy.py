@@ -51,7 +51,8 @@ _ROUNDS = 40
 _FACTORS = (1e-6, 1e6)
 _PAIR_BITS = np.uint64(48)
 
-Shares = Float64[np.ndarray, " classes"]
+DistanceShares = Float64[np.ndarray, " distance_classes"]
+SizeShares = Float64[np.ndarray, " size_classes"]
 
 
 def distance_class(distance_mm: np.ndarray) -> np.ndarray:
@@ -76,8 +77,8 @@ class Target:
         InputError: when there is another number of classes, or a share is negative, or all are zero.
     """
 
-    distance: Shares
-    size: Shares
+    distance: DistanceShares
+    size: SizeShares
 
     def __post_init__(self) -> None:
         for name, edges in (("distance", DISTANCE_EDGES_MM), ("size", SIZE_EDGES_MM)):
@@ -134,8 +135,8 @@ class Classes:
 class Weights:
     """Factors of the classes; a pair's weight is the product over its nodules."""
 
-    distance: Shares
-    size: Shares
+    distance: DistanceShares
+    size: SizeShares
 
     def of(self, classes: Classes) -> np.ndarray:
         """Weights of groups, float64."""

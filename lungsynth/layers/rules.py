@@ -66,7 +66,7 @@ class PlacementRules:
         InputError: when a value is out of its range.
     """
 
-    types: tuple[NoduleType, ...] = ("isolated", "juxta_vascular")
+    types: tuple[str, ...] = ("isolated", "juxta_vascular")
     clearance: float = 1.3
     pleural_clearance: float = 0.7
     min_distance_mm: float = 0.0
@@ -126,9 +126,10 @@ class PlacementRules:
         known = [field.name for field in fields(cls)]
         if unknown := sorted(set(values) - set(known)):
             raise InputError(f"Unknown placement rules {unknown}; there are {known}.")
+        numbers = {key: float(value) for key, value in values.items() if type(value) is int}
         tuples = {key: tuple(_hashable(v) for v in values[key]) for key in ("types", "regions") if key in values}
         try:
-            return cls(**{**values, **tuples})
+            return cls(**{**values, **numbers, **tuples})
         except TypeError as error:
             raise InputError(f"Expected numbers and lists of names in the placement rules, got {error}.") from error
 
@@ -160,4 +161,4 @@ def _check_region(region: str | Region) -> None:
 
 
 def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(float(number) for number in value) if isinstance(value, list) else value
