@@ -126,9 +126,7 @@ def test_each_rule_has_its_reason(lungs, library):
     shape = LungShape.from_mask(lung_mask(), spacing_mm=(0.7, 0.7))
     airway = np.where(disc((200, 240), (100, 60), 6), -1000, -850).astype(np.int16)
     hollow = LungShape.from_mask(lung_mask(), spacing_mm=(0.7, 0.7), hu=airway)
-    marked = LungShape.from_mask(
-        lung_mask(), spacing_mm=(0.7, 0.7), hu=airway, vessels=disc((200, 240), (100, 180), 6)
-    )
+    marked = LungShape.from_mask(lung_mask(), spacing_mm=(0.7, 0.7), hu=airway, vessels=disc((200, 240), (100, 180), 6))
     right, left = group_at(nodule, (50.5 / 221, 0.5)), group_at(nodule, (170.5 / 221, 0.5))
 
     def verdict(lung, group, **rules):

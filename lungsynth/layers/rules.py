@@ -33,7 +33,7 @@ class Verdict(IntEnum):
     KEPT = 0
     OUTSIDE_LUNG = 1  # a centre outside the lungs that a permitted shift does not bring in
     CROSSES_EDGE = 2  # a disc that would cross the edge of the lung more than its type may
-    TOO_NEAR = 3  # nearer to the edge than min_distance_mm
+    TOO_NEAR = 3  # nearer to the edge than min_distance_mm, which a permitted shift does not mend
     TOO_FAR = 4  # farther than max_distance_mm
     OUTSIDE_REGION = 5
     ON_VESSEL = 6

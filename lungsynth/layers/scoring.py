@@ -68,9 +68,10 @@ def score(shape: LungShape, groups: GroupArrays, rules: PlacementRules) -> Score
         member[_outside_regions(shape, groups, rules, row, col)] = Verdict.OUTSIDE_REGION
     if rules.max_distance_mm is not None:
         member[distance > rules.max_distance_mm * UNITS_PER_MM] = Verdict.TOO_FAR
-    member[distance < rules.min_distance_mm * UNITS_PER_MM] = Verdict.TOO_NEAR
-    crossing = (distance < groups.diameter_mm * (rules.edge_clearance / 2 * UNITS_PER_MM)) | (distance <= 0)
-    misplaced = crossing | (shift > rules.max_shift_mm)
+    edge = groups.diameter_mm * (rules.edge_clearance / 2 * UNITS_PER_MM)
+    far_moved = shift > rules.max_shift_mm
+    member[(distance < rules.min_distance_mm * UNITS_PER_MM) | far_moved] = Verdict.TOO_NEAR
+    misplaced = (distance < edge) | (distance <= 0) | (far_moved & (start_distance < edge))
     member[misplaced] = np.where(start_distance < 0, Verdict.OUTSIDE_LUNG, Verdict.CROSSES_EDGE)[misplaced]
     row_quarters, col_quarters = row * PHASES + groups.row_phase, col * PHASES + groups.col_phase
     return Scores(
