@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> None:
         tried, accepted = f"{part.candidates:,} pairs of {part.groups:,} groups", part.verdicts["KEPT"]
         print(f"{category}: {tried}, {accepted:,} accepted, {part.kept:,} kept")
         print(f"  rejected: {rejected or 'none'}")
+        if part.gaps:
+            print(f"  off target: {part.gaps[0]:.1%} of the nodules by distance, {part.gaps[1]:.1%} by size")
     print(f"Lungs      {figures['lungs']:,}, of them {figures['real_lungs']:,} real")
     print(f"Nodules    {figures['nodules']:,}, of them {figures['real_nodules']:,} real")
     print(f"Samples    {figures['samples']:,} in {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)")

@@ -32,6 +32,7 @@ class PartRecord:
         verdicts: pairs by name of the verdict.
         threshold: the highest rank kept.
         ranking: what pairs were ranked by.
+        gaps: see `layers.plan.Plan`.
     """
 
     groups: int
@@ -40,6 +41,7 @@ class PartRecord:
     verdicts: Mapping[str, int]
     threshold: int
     ranking: Ranking
+    gaps: tuple[float, float] | None
 
     @classmethod
     def of(cls, plan: Plan, groups: int) -> "PartRecord":
@@ -51,6 +53,7 @@ class PartRecord:
             verdicts={verdict.name: count for verdict, count in plan.verdicts.items()},
             threshold=plan.threshold,
             ranking=plan.ranking,
+            gaps=plan.gaps,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -63,6 +66,7 @@ class PartRecord:
             if weights is None
             else {"distance": weights.distance.tolist(), "size": weights.size.tolist()},
             "seed": self.ranking.seed,
+            "gaps": self.gaps,
         }
 
     @classmethod
@@ -72,7 +76,10 @@ class PartRecord:
         weights = None if found is None else Weights(**{key: np.array(factors) for key, factors in found.items()})
         names = ("groups", "kept", "candidates", "threshold", "verdicts")
         ranking = Ranking(weights=weights, seed=values["seed"])
-        return cls(**{name: values[name] for name in names}, ranking=ranking)
+        gaps = values["gaps"]
+        return cls(
+            **{name: values[name] for name in names}, ranking=ranking, gaps=None if gaps is None else (gaps[0], gaps[1])
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -165,7 +165,7 @@ def _rank(scores: Scores, arrays: GroupArrays, group: NoduleGroup, place: PairPl
     if ranking.weights is None:
         return int(farthest_rank(scores, only, place.lung * place.groups + place.group)[0])
     numbers = shuffled(ranking.seed, place.lung_hash, np.array([int(group.id, 16)], dtype=np.uint64))
-    return int(order_rank(numbers, ranking.weights.of(classes_of(arrays, scores.distance, only)))[0])
+    return int(order_rank(numbers, ranking.weights.of(classes_of(arrays, scores.distance[arrays.places], only)))[0])
 
 
 def _facts(

@@ -85,12 +85,15 @@ class Plan:
         candidates: pairs looked at.
         verdicts: pairs of each verdict; `KEPT` are those that may be used, of which the best stand in `pairs`.
         ranking: what pairs were ranked by.
+        gaps: share of the kept nodules that are of another class than the target says, by distance and by size; None
+            without a target.
     """
 
     pairs: Pairs
     candidates: int
     verdicts: dict[Verdict, int]
     ranking: Ranking
+    gaps: tuple[float, float] | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -173,7 +176,7 @@ class _Run:
         for name, shape in lungs:
             scores = score(shape, self.arrays, self.rules)
             usable = usable_pairs(scores)
-            classes.append(classes_of(self.arrays, scores.distance, usable))
+            classes.append(classes_of(self.arrays, scores.distance[self.arrays.places[usable]], usable))
             numbers.append(shuffled(self.ranking.seed, name, self.hashes[usable]))
         keep = max(1, round(self.part.keep * share))
         weights = fit_weights(Classes.joined(classes), np.concatenate(numbers), keep=keep, target=self.part.target)
@@ -206,14 +209,18 @@ class _Run:
         """Ranks of the usable pairs of a lung."""
         if self.ranking.weights is None:
             return farthest_rank(scores, usable, index * len(self.arrays))
-        weights = self.ranking.weights.of(classes_of(self.arrays, scores.distance, usable))
+        distance = scores.distance[self.arrays.places[usable]]
+        weights = self.ranking.weights.of(classes_of(self.arrays, distance, usable))
         return order_rank(shuffled(self.ranking.seed, name, self.hashes[usable]), weights)
 
     def finish(self) -> Plan:
         """The plan when all lungs have passed."""
+        pairs, target = self.best.sorted(), self.part.target
+        gaps = None if target is None else classes_of(self.arrays, pairs.distance, pairs.group).gaps(target)
         return Plan(
-            pairs=self.best.sorted(),
+            pairs=pairs,
             candidates=int(self.counts.sum()),
             verdicts={verdict: int(self.counts[verdict]) for verdict in Verdict},
             ranking=self.ranking,
+            gaps=gaps,
         )

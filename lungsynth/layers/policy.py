@@ -48,6 +48,7 @@ Policy = Literal["farthest", "matched", "balanced"]
 DISTANCE_EDGES_MM = (2.5, 5.0, 7.5, 10.0, 12.5, 15.0, 20.0, 25.0, 30.0)
 SIZE_EDGES_MM = (4.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0)
 _ROUNDS = 40
+_FITTED_PAIRS = 100_000
 _FACTORS = (1e-6, 1e6)
 _PAIR_BITS = np.uint64(48)
 
@@ -123,6 +124,11 @@ class Classes:
             np.bincount(size[size >= 0], minlength=len(SIZE_EDGES_MM) + 1),
         )
 
+    def gaps(self, target: Target) -> tuple[float, float]:
+        """Share of nodules that would have to change class for the target to be met: by distance, and by size."""
+        distance, size = self.counts(np.arange(len(self.distance)))
+        return _gap(distance, target.distance), _gap(size, target.size)
+
     @staticmethod
     def joined(parts: Sequence["Classes"]) -> "Classes":
         """Classes of groups one after the other."""
@@ -149,13 +155,18 @@ class Weights:
 
 
 def classes_of(groups: GroupArrays, distance: np.ndarray, index: np.ndarray) -> Classes:
-    """Classes of some groups on a lung, from all members' distances in 1/64 mm."""
+    """Classes of some groups.
+
+    Args:
+        groups: all of them.
+        distance: of the members of the groups asked for, (group, member), in 1/64 mm.
+        index: of the groups asked for.
+    """
     places = groups.places[index]
     absent = np.arange(places.shape[1]) >= groups.sizes[index][:, None]
-    by_distance, by_size = distance_class(distance / UNITS_PER_MM), size_class(groups.diameter_mm)
     return Classes(
-        distance=np.where(absent, -1, by_distance[places]),
-        size=np.where(absent, -1, by_size[places]),
+        distance=np.where(absent, -1, distance_class(distance / UNITS_PER_MM)),
+        size=np.where(absent, -1, size_class(groups.diameter_mm)[places]),
     )
 
 
@@ -194,6 +205,11 @@ def fit_weights(classes: Classes, numbers: np.ndarray, *, keep: int, target: Tar
     factors = [np.ones(len(target.distance)), np.ones(len(target.size))]
     if keep >= len(numbers):
         return Weights(distance=factors[0], size=factors[1])
+    if len(numbers) > _FITTED_PAIRS:
+        # The lowest numbers are a random part, and uniform themselves.
+        part = np.argpartition(numbers, _FITTED_PAIRS - 1)[:_FITTED_PAIRS]
+        keep = max(1, keep * _FITTED_PAIRS // len(numbers))
+        classes, numbers = Classes(distance=classes.distance[part], size=classes.size[part]), numbers[part]
     for _ in range(_ROUNDS):
         ranks = order_rank(numbers, Weights(distance=factors[0], size=factors[1]).of(classes))
         chosen = np.argpartition(ranks, keep - 1)[:keep]
@@ -209,6 +225,10 @@ def fit_weights(classes: Classes, numbers: np.ndarray, *, keep: int, target: Tar
 def usable_pairs(scores: Scores) -> np.ndarray:
     """Indices of the groups that the rules accept."""
     return np.flatnonzero(scores.verdict == Verdict.KEPT)
+
+
+def _gap(counts: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.abs(counts / max(int(counts.sum()), 1) - wanted).sum() / 2)
 
 
 def _complement(real: np.ndarray, added: float) -> np.ndarray:
