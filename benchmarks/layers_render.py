@@ -66,7 +66,7 @@ def measure(repeats: int) -> tuple[dict[str, float], list[str]]:
     return keys, [f"{name:40}{value:>10.0f}/s   {remark}" for name, value, remark in rows]
 
 
-def make_catalogue(folder: Path) -> Path:
+def make_catalogue(folder: Path, *, keep: int = KEEP) -> Path:
     """A library with its catalogue, by the planner."""
     library = AssetLibrary(folder)
     for seed in range(LUNGS):
@@ -78,7 +78,7 @@ def make_catalogue(folder: Path) -> Path:
     library.save_table()
     groups = draw_groups(nodules, GROUPS, seed=1, prior=analytic_presence())
     lungs = LibraryLungs.of(library)
-    found = plan_parts(lungs, {"solid": Part(groups=groups, keep=KEEP)})["solid"]
+    found = plan_parts(lungs, {"solid": Part(groups=groups, keep=keep)})["solid"]
     with TableWriter(folder / "catalogue.parquet") as writer:
         weights = PlanWeights(nodule="ab" * 32, enhancer=None)
         write_pairs(writer, lungs.assets, [(found.pairs, groups)], seed=7, weights=weights)

@@ -18,7 +18,7 @@ from lungsynth.layers import (
     overlay,
     render,
 )
-from lungsynth.layers.composite import blur_steps
+from lungsynth.layers.fit import blur_steps, fit_stamp, loudness_class
 from lungsynth.layers.groups import Member, NoduleGroup
 
 
@@ -165,6 +165,26 @@ def test_noise_is_not_added_twice_and_a_silent_lung_stays_silent():
         silent, mask, placement(120.0, 160.0), patch(np.full((64, 64), 40), soft_disc(30.0)), matched=True
     ).image
     assert (image[110:130, 150:170] == 40).all()
+
+
+def test_a_nodule_louder_than_its_lung_is_smoothed_and_keeps_its_size():
+    base, mask = noisy_lung(10.0, 0.6)
+    lung = LungLayer.of(base, mask, spacing_mm=(0.7, 0.7))
+    stored = np.stack([40 + np.random.default_rng(4).normal(0, 120, (64, 64)), np.rint(soft_disc(30.0) * 16384)])
+    placed, patches = placement(120.0, 160.0), []
+
+    def patch_of(steps: int, grain: int) -> NodulePatch:
+        patches.append(grain)
+        return NodulePatch.from_asset(stored.astype(np.int16), blur_steps=steps, grain_steps=grain)
+
+    loudness = loudness_class(lung.texture)
+    stamp = fit_stamp(placed, patch_of, lung.spacing_mm, steps=2, loudness=loudness)
+    image = overlay(lung, [(placed, stamp)]).image
+    fine = np.diff(np.diff(image.astype(float), 2, axis=0), 2, axis=1)
+    assert patches[0] == 0
+    assert len(patches) > 1
+    assert fine[110:128, 150:168].std() < 2 * fine[110:128, 60:78].std()
+    assert stamp.nodule.sum() == make_stamp(placed, patch_of(2, 0), lung.spacing_mm).nodule.sum()
 
 
 def test_noise_follows_the_seed():

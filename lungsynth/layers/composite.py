@@ -1,7 +1,7 @@
 """Overlaying nodules on a lung, in HU, on the lung's own grid.
 
 The patch is mirrored, turned and scaled onto the lung's pixels (see `stamp`), with the edge that the lung's scanner
-would have given it. Then, with the blend weight w in [0, 1],
+would have given it (see `fit`). Then, with the blend weight w in [0, 1],
 
     image = lung + (1 - k) w (nodule - lung) + g sigma n
 
@@ -21,19 +21,15 @@ from jaxtyping import Bool, Float32
 
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import CT_RANGE_HU, Label
-from lungsynth.layers.assets import PATCH_SPACING_MM, disc_diameter_mm
+from lungsynth.layers.assets import disc_diameter_mm
 from lungsynth.layers.lung_shape import Box
-from lungsynth.layers.patch import BLUR_STEP_PX
 from lungsynth.layers.placement import NodulePlacement
 from lungsynth.layers.stamp import Stamp
 from lungsynth.layers.texture import TILE_SIZE, TILE_UNIT, LungTexture, measure_texture
 from lungsynth.types import HuPlane, LabelPlane, MaskPlane
 
-__all__ = ["Finding", "LungLayer", "NoduleMask", "Overlay", "blur_steps", "overlay"]
+__all__ = ["Finding", "LungLayer", "NoduleMask", "Overlay", "overlay"]
 
-_PATCH_EDGE_MM = 0.56  # the edge that patches bring along: 0.8 pixels of 0.7 mm (contract C2.3)
-_LEAST_BLUR_MM = 0.45  # what the fading of a patch's HU beyond its outline takes away from its edge
-_MOST_BLUR_STEPS = 8
 _DENSER_HU = 50.0  # a vessel is denser than the nodule by at least this much, and by twice the noise
 
 
@@ -85,15 +81,6 @@ class Overlay:
     image: HuPlane
     label: LabelPlane
     findings: tuple[Finding, ...]
-
-
-def blur_steps(texture: LungTexture | None, scale: float) -> int:
-    """How much a patch must be blurred (in `patch.BLUR_STEP_PX`) to get the edge of a lung with this texture."""
-    if texture is None:
-        return 0
-    # Variances of Gaussians add up, so the patch lacks the difference.
-    lacking = max(texture.edge_mm**2 - _PATCH_EDGE_MM**2, _LEAST_BLUR_MM**2) ** 0.5
-    return min(_MOST_BLUR_STEPS, round(lacking / (PATCH_SPACING_MM * scale * BLUR_STEP_PX)))
 
 
 def overlay(

@@ -17,7 +17,8 @@ from monai.transforms.transform import MapTransform, RandomizableTransform
 
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label, check_hu, to_int16
-from lungsynth.layers.composite import LungLayer, Overlay, blur_steps, overlay
+from lungsynth.layers.composite import LungLayer, Overlay, overlay
+from lungsynth.layers.fit import blur_steps, fit_stamp, loudness_class
 from lungsynth.layers.groups import GroupSettings, draw_groups
 from lungsynth.layers.library import AssetLibrary
 from lungsynth.layers.lung_shape import LungShape
@@ -25,7 +26,7 @@ from lungsynth.layers.patch import NodulePatch
 from lungsynth.layers.placement import NodulePlacement, resolve
 from lungsynth.layers.presence import PresencePrior, analytic_presence
 from lungsynth.layers.rules import PlacementRules
-from lungsynth.layers.stamp import make_stamp
+from lungsynth.layers.stamp import Stamp
 
 __all__ = ["RandInsertNodulesd"]
 
@@ -116,10 +117,12 @@ class RandInsertNodulesd(RandomizableTransform, MapTransform):
         result[self.label_key] = _like(label, np.where(laid.label == Label.NODULE, Label.NODULE, known))
         self._annotate(result, laid, placed)
 
-    def _stamp(self, placed: NodulePlacement, layer: LungLayer) -> Any:
-        steps = blur_steps(layer.texture, placed.scale)
-        patch = NodulePatch.from_asset(self.library.load(placed.asset), blur_steps=steps)
-        return make_stamp(placed, patch, layer.spacing_mm)
+    def _stamp(self, placed: NodulePlacement, layer: LungLayer) -> Stamp:
+        def patch_of(steps: int, grain: int) -> NodulePatch:
+            return NodulePatch.from_asset(self.library.load(placed.asset), blur_steps=steps, grain_steps=grain)
+
+        steps, loudness = blur_steps(layer.texture, placed.scale), loudness_class(layer.texture)
+        return fit_stamp(placed, patch_of, layer.spacing_mm, steps=steps, loudness=loudness)
 
     def _annotate(self, result: dict[Hashable, Any], laid: Overlay, placed: tuple[NodulePlacement, ...]) -> None:
         boxes = torch.tensor([finding.box for finding in laid.findings], dtype=torch.float32)

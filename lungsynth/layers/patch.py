@@ -42,18 +42,20 @@ class NodulePatch:
     reach_mm: float
 
     @classmethod
-    def from_asset(cls, stored: AssetArray, *, blur_steps: int = 0) -> "NodulePatch":
+    def from_asset(cls, stored: AssetArray, *, blur_steps: int = 0, grain_steps: int = 0) -> "NodulePatch":
         """The patch of a stored nodule (see `assets`), its edge softened by a Gaussian.
 
         Args:
             stored: HU and alpha.
             blur_steps: standard deviation of the Gaussian, in `BLUR_STEP_PX` of the patch.
+            grain_steps: likewise of one that smooths the HU alone, not the edge.
         """
         kernel = _gaussian(blur_steps)
-        pad = len(kernel) // 2 + _MARGIN_PX
+        grain = _gaussian(grain_steps)
+        pad = max(len(kernel), len(grain)) // 2 + _MARGIN_PX
         alpha = np.pad(stored[1].astype(np.float32) / np.float32(ALPHA_SCALE), pad)
         weight = np.minimum(alpha * np.float32(_WEIGHT_RISE), np.float32(1))
-        colour = weight * np.pad(stored[0].astype(np.float32), pad)
+        colour = weight * _smooth(np.pad(stored[0].astype(np.float32), pad, mode="edge"), grain)
         weight, colour = _smooth(weight, kernel), _smooth(colour, kernel)
         seen = weight >= _LEAST_WEIGHT
         planes = np.stack([alpha, np.where(seen, weight, 0), np.where(seen, colour, 0)]).astype(np.float32)
@@ -75,7 +77,7 @@ def _gaussian(blur_steps: int) -> tuple[float, ...]:
 
 
 def _smooth(plane: np.ndarray, kernel: tuple[float, ...]) -> np.ndarray:
-    """Separable convolution in a fixed order of adding; the plane's border is as wide as the kernel, and 0."""
+    """Separable convolution in a fixed order of adding; what comes round from the other side has no weight there."""
     radius = len(kernel) // 2
     for axis in (0, 1):
         taps = [np.roll(plane, k - radius, axis) * np.float32(tap) for k, tap in enumerate(kernel)]

@@ -11,12 +11,13 @@ import numpy as np
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label
 from lungsynth.layers.catalogue import Recipe
-from lungsynth.layers.composite import LungLayer, NoduleMask, blur_steps, overlay
+from lungsynth.layers.composite import LungLayer, NoduleMask, overlay
+from lungsynth.layers.fit import blur_steps, fit_stamp, loudness_class
 from lungsynth.layers.library import AssetLibrary
 from lungsynth.layers.lung_shape import Box
 from lungsynth.layers.patch import NodulePatch
 from lungsynth.layers.placement import NodulePlacement
-from lungsynth.layers.stamp import Stamp, make_stamp
+from lungsynth.layers.stamp import Stamp
 from lungsynth.types import Affine, HuPlane, LabelPlane
 
 __all__ = ["Annotation", "Enhancer", "Rendered", "Renderer", "render"]
@@ -127,12 +128,17 @@ class Renderer:
         return spacing
 
     def _stamp(self, placed: NodulePlacement, lung: LungLayer) -> Stamp:
-        patch = placed.asset, blur_steps(lung.texture, placed.scale)
+        edge, loudness = blur_steps(lung.texture, placed.scale), loudness_class(lung.texture)
         fraction = placed.row_px % 1, placed.col_px % 1
-        key = (patch, fraction, placed.rotation_deg, placed.flip, placed.scale, lung.spacing_mm)
+        transform = placed.asset, fraction, placed.rotation_deg, placed.flip, placed.scale
+        key = (transform, lung.spacing_mm, edge, loudness)
+
+        def patch_of(steps: int, grain: int) -> NodulePatch:
+            patch: NodulePatch = self._patches.get((placed.asset, steps, grain), self._prepare_patch)
+            return patch
 
         def make(_: Hashable) -> Stamp:
-            return make_stamp(placed, self._patches.get(patch, self._prepare_patch), lung.spacing_mm)
+            return fit_stamp(placed, patch_of, lung.spacing_mm, steps=edge, loudness=loudness)
 
         stamp: Stamp = self._stamps.get(key, make)
         return stamp
@@ -146,11 +152,11 @@ class Renderer:
         lps = tuple((s * float(a[0]), s * float(a[1]), s * float(a[3])) for s, a in zip(signs, affine, strict=False))
         return _PreparedLung(layer, affine, lps)
 
-    def _prepare_patch(self, key: tuple[str, int]) -> NodulePatch:
-        asset_hash, steps = key
+    def _prepare_patch(self, key: tuple[str, int, int]) -> NodulePatch:
+        asset_hash, steps, grain = key
         if (kind := self.library[asset_hash].kind) != "nodule":
             raise InputError(f"{self.library.folder}: asset {asset_hash} should be a nodule, it is a {kind}.")
-        return NodulePatch.from_asset(self.library.load(asset_hash), blur_steps=steps)
+        return NodulePatch.from_asset(self.library.load(asset_hash), blur_steps=steps, grain_steps=grain)
 
 
 class _Recent:
