@@ -9,8 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lungsynth.bundles import read_weights
-from lungsynth.chain.asset_stage import LUNG_WEIGHTS, make_assets, open_samplers
 from lungsynth.chain.cohort_source import CohortSource, open_cohort
 from lungsynth.chain.plan_record import METADATA_KEY, PartRecord, PlanRecord, write_groups
 from lungsynth.chain.plan_settings import PlanSettings
@@ -113,6 +111,10 @@ def _library(settings: PlanSettings, cohort: CohortSource | None) -> AssetLibrar
     """The library that is there, or one made beside the catalogue."""
     if settings.library or settings.bundles is None:
         return AssetLibrary(settings.folder)
+    # Here, because torch and MONAI take seconds and half a gigabyte that a plan of a library does not need.
+    from lungsynth.bundles import read_weights
+    from lungsynth.chain.asset_stage import LUNG_WEIGHTS, make_assets, open_samplers
+
     weights = {
         "nodule_weights": read_weights(settings.bundles, "wcapsgan").sha256,
         "lung_weights": read_weights(settings.bundles, "wcapsgan", file=LUNG_WEIGHTS).sha256,
@@ -211,6 +213,8 @@ def _weights(settings: PlanSettings, nodules: Mapping[str, Sequence[Asset]]) -> 
         )
     enhancer = None
     if settings.enhance and settings.bundles is not None:
+        from lungsynth.bundles import read_weights
+
         enhancer = read_weights(settings.bundles, "cyclegan").sha256
     return PlanWeights(nodule=next(iter(found), None), enhancer=enhancer)
 

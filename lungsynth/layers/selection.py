@@ -1,7 +1,7 @@
 """Streaming selection: of millions of pairs of a lung and a group, the few with the lowest rank, seen once.
 
-`Best` holds at most twice what it keeps, with the settled positions of each pair, so memory grows with what is kept and
-not with what is looked at. What it ends with does not depend on the order or the size of the parts it was given.
+`Best` holds little more than what it keeps, with the settled positions of each pair, so memory grows with what is kept
+and not with what is looked at. What it ends with does not depend on the order or the size of the parts it was given.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,8 @@ from lungsynth.layers.groups import PHASES
 from lungsynth.layers.lung_shape import UNITS_PER_MM
 
 __all__ = ["Best", "Pairs", "in_turn"]
+
+_PART = 1000  # so that few pairs are not sorted out again and again
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -101,7 +103,7 @@ class Best:
     def add(self, pairs: Pairs) -> None:
         """Takes up some pairs; those above the threshold may be left out before."""
         self._parts.append(pairs)
-        if len(self) > 2 * self.keep:
+        if len(self) > self.keep + self.keep // 4 + _PART:
             self._shrink()
 
     def sorted(self) -> Pairs:
