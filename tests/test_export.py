@@ -1,5 +1,7 @@
 import hashlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -286,3 +288,31 @@ def test_the_script_renders_and_explains(catalogue, tmp_path):
     assert (good.returncode, "Samples    2 in 4 files" in good.stdout) == (0, True), good.stderr
     bad = subprocess.run([*script, "jpeg"], cwd=root, capture_output=True, text=True, check=False)
     assert (bad.returncode, "--format must be one of" in bad.stderr) == (2, True)
+
+
+def test_an_independent_validator_finds_nothing_but_the_tag_it_does_not_know(catalogue, tmp_path):
+    pytest.importorskip("highdicom")
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("needs dciodvfy of Debian's dicom3tools")
+    out = export(catalogue, tmp_path / "out", "dicom", begin=1, end=2, pairs=True)
+    for path in out.glob("*/*/*.dcm"):
+        report = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False).stderr
+        errors = [line for line in report.splitlines() if line.startswith("Error")]
+        assert len(errors) == 1
+        assert "(0x0008,0x001c)" in errors[0]
+        image = pydicom.dcmread(path)
+        del image.SyntheticData
+        image.save_as(tmp_path / "without.dcm")
+        report = subprocess.run(
+            ["dciodvfy", str(tmp_path / "without.dcm")], capture_output=True, text=True, check=False
+        )
+        assert "Error" not in report.stderr
+
+
+def test_ray_changes_no_byte(catalogue, tmp_path):
+    """Slow to start, so only on request: LUNGSYNTH_TEST_RAY=1."""
+    if not os.environ.get("LUNGSYNTH_TEST_RAY"):
+        pytest.skip("set LUNGSYNTH_TEST_RAY=1")
+    pytest.importorskip("ray")
+    local, ray = (export(catalogue, tmp_path / name, "nifti", engine=name) for name in ("local", "ray"))
+    assert files(local) == files(ray)

@@ -119,6 +119,7 @@ def _ray(job: Job, parts: Sequence[Part], workers: int) -> Iterator[int]:
     if not parts:
         return
     ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     rows = ray.data.from_items([part._asdict() for part in parts], override_num_blocks=len(parts))
     writer: Any = _RayWriter  # an actor's class, which Ray's annotations do not foresee
