@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int16
 
 from lungsynth.errors import InputError
+from lungsynth.layers.asset_files import load_asset, open_asset
 from lungsynth.layers.assets import (
     ALPHA_SCALE,
     PATCH_SPACING_MM,
@@ -42,7 +43,6 @@ _SCHEMA = pa.schema(
         ("weights", pa.string()),
     ]
 )
-_REMEDY = "Restore the file, or delete it and run the same command again."
 _log = logging.getLogger(__name__)
 
 
@@ -172,7 +172,7 @@ class AssetLibrary:
         """
         if asset_hash in self._arrays:
             return self._arrays[asset_hash]
-        array = _load_checked(self._path(asset_hash))
+        array = load_asset(self._path(asset_hash))
         if keep:
             self._arrays[asset_hash] = array
         return array
@@ -183,7 +183,7 @@ class AssetLibrary:
         Raises:
             InputError: when the file is missing or is no array.
         """
-        _, height, width = _open(self._path(asset_hash)).shape
+        _, height, width = open_asset(self._path(asset_hash)).shape
         return height, width
 
     def save_table(self) -> Path:
@@ -232,21 +232,3 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
             f"{path}: expected the columns {_SCHEMA.names}, got {table.column_names}. Use the folder of a run."
         )
     return table.to_pylist()
-
-
-def _open(path: Path) -> np.ndarray:
-    try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: expected an array, got what cannot be read: {error}. {_REMEDY}") from error
-    if array.ndim != 3 or array.dtype != np.int16:
-        raise InputError(f"{path}: expected int16 (2, H, W), got {array.dtype} {array.shape}. {_REMEDY}")
-    return array
-
-
-def _load_checked(path: Path) -> np.ndarray:
-    array = _open(path)
-    found = content_hash(array)
-    if found != path.stem:
-        raise InputError(f"{path}: expected bytes with the hash {path.stem}, got {found}; it was changed. {_REMEDY}")
-    return array
