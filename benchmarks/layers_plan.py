@@ -39,6 +39,8 @@ def measure(repeats: int) -> tuple[dict[str, float], list[str]]:
         "plan_seconds": best["seconds"],
         "plan_peak_gb": best["peak_gb"],
         "catalogue_mb": best["catalogue_mb"],
+        "plan_cpu_seconds": best["cpu_seconds"],
+        "plan_cpu_seconds_25m_pairs": large["cpu_seconds"],
         "plan_seconds_25m_pairs": large["seconds"],
         "plan_peak_gb_25m_pairs": large["peak_gb"],
         "plan_vs_loop": whole / best["seconds"],

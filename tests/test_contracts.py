@@ -21,6 +21,10 @@ from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation
 
 from lungsynth.bundles import open_bundle
 from lungsynth.chain import ChainSettings, run_chain
+from lungsynth.chain.plan_explain import PlanExplainer
+from lungsynth.chain.plan_record import PlanRecord, groups_path
+from lungsynth.chain.plan_run import run_plan
+from lungsynth.chain.plan_settings import PlanSettings
 from lungsynth.cohort.patches import PATCH_PX, PATCH_SPACING_MM, texture_class
 from lungsynth.cohort.phantom_files import make_phantom_cohort
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
@@ -401,6 +405,19 @@ def test_c9_4_dicom_is_marked_and_names_nobody():
     assert first.SOPInstanceUID != other.SOPInstanceUID
     assert (first.SyntheticData, first.ImageType[0], first.PatientBirthDate) == ("YES", "DERIVED", "")
     assert first.ContributingEquipmentSequence[0].PurposeOfReferenceCodeSequence[0].CodeValue == "109100"
+
+
+def test_c7_4_a_plan_has_the_chains_columns_and_answers_for_its_pairs(chains, tmp_path):
+    settings = PlanSettings(out=tmp_path / "c.parquet", library=chains[0], lungs=3, groups=5, keep=6, seed=1)
+    run_plan(settings)
+    planned, chained = (read_catalogue(path) for path in (settings.out, chains[0] / "catalogue.parquet"))
+    assert planned.table.schema.equals(chained.table.schema)
+    record = PlanRecord.read(planned)
+    assert {sum(part.verdicts.values()) for part in record.parts.values()} == {3 * 5}
+    assert groups_path(settings.out).is_file()
+    explainer = PlanExplainer(settings.out, library=chains[0])
+    assert all(explainer.explain(recipe.id)[1].kept for recipe in planned)
+    assert (render(planned[0], AssetLibrary(chains[0])).label == Label.NODULE).any()
 
 
 # Dependencies are pinned once

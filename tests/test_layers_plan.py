@@ -1,4 +1,4 @@
-"""Laws of planning at scale: explained pairs agree with the plan, policies reach their targets, order changes nothing."""
+"""Laws of planning at scale: explained pairs agree with the plan, policies reach their targets, order is no matter."""
 
 import json
 
