@@ -7,6 +7,7 @@ its CPU time, which is wall time on a machine with nothing else to do; all other
 """
 
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -173,6 +174,8 @@ def _loader_rate(catalogue: Path, dtype: torch.dtype, *, plain: bool = False) ->
 
 
 def _ray_against_one(catalogue: Path) -> dict[str, float]:
+    # Ray gives its workers the lowest priority but one, which on a shared machine would compare priorities.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     return {
         "one": _export_rate(catalogue, catalogue.parent / "one", engine="local", workers=1),
         "ray": _export_rate(catalogue, catalogue.parent / "ray", engine="ray", workers=2),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from lungsynth.hounsfield import Label
 from lungsynth.layers.catalogue import Catalogue, Recipe, read_catalogue
 from lungsynth.layers.library import AssetLibrary
 from lungsynth.layers.render import Enhancer, Rendered, Renderer
+from lungsynth.types import Affine
 
-__all__ = ["LayeredLungDataset", "LayeredLungStream", "collate_layers", "describe"]
+__all__ = ["LayeredLungDataset", "LayeredLungStream", "Outline", "collate_layers", "outline"]
 
 
 class LayeredLungDataset(torch.utils.data.Dataset):
@@ -56,6 +57,7 @@ class LayeredLungDataset(torch.utils.data.Dataset):
         self.enhance = enhance
         self.dtype = dtype
         self.categories = self.recipes.categories()
+        self._grids: dict[str, tuple[tuple[float, float], Affine]] = {}
 
     def __len__(self) -> int:
         return len(self.recipes)
@@ -72,39 +74,47 @@ class LayeredLungDataset(torch.utils.data.Dataset):
         return {
             "image": torch.from_numpy(rearrange(image, "h w -> 1 h w")).to(self.dtype),
             "mask": torch.from_numpy(rearrange(sample.label, "h w -> 1 h w")),
-            **as_tensors(self.describe(recipe, sample)),
+            **self.describe(outline(recipe, sample, self.categories)),
         }
 
-    def describe(self, recipe: Recipe, sample: Rendered) -> dict[str, Any]:
-        """What a dictionary says beside image and mask, as lists and arrays; `as_tensors` makes tensors of them."""
-        return describe(recipe, sample, self.categories, self.renderer.spacing_mm(recipe))
+    def describe(self, found: "Outline") -> dict[str, Any]:
+        """What a dictionary says beside image and mask."""
+        spacing_mm, affine = self._grid(found.lung)
+        annotations = np.array(found.annotations, dtype=np.float64)
+        return {
+            "boxes": torch.tensor(found.boxes, dtype=torch.float32),
+            "labels": torch.tensor(found.labels, dtype=torch.int64),
+            "meta": {
+                "id": found.id,
+                "affine": affine.copy(),
+                "spacing_mm": spacing_mm,
+                "centres_lps_mm": annotations[:, :3],
+                "diameters_mm": annotations[:, 3],
+            },
+        }
+
+    def _grid(self, lung: str) -> tuple[tuple[float, float], Affine]:
+        if lung not in self._grids:
+            asset = self.library[lung]
+            self._grids[lung] = asset.spacing_mm, asset.affine_matrix
+        return self._grids[lung]
 
 
-def describe(
-    recipe: Recipe, sample: Rendered, categories: tuple[str, ...], spacing_mm: tuple[float, float]
-) -> dict[str, Any]:
-    """Boxes, labels and meta of a sample, see `LayeredLungDataset`."""
-    annotations = np.array(sample.annotations, dtype=np.float64)
-    return {
-        "boxes": [list(box) for box in sample.boxes],
-        "labels": [categories.index(nodule.category) for nodule in recipe.nodules],
-        "meta": {
-            "id": recipe.id,
-            "affine": sample.affine,
-            "spacing_mm": spacing_mm,
-            "centres_lps_mm": annotations[:, :3],
-            "diameters_mm": annotations[:, 3],
-        },
-    }
+class Outline(NamedTuple):
+    """What is known of a sample once it is rendered, in the plain values that are quickly sent between processes."""
+
+    id: str
+    lung: str
+    boxes: list[tuple[int, ...]]
+    labels: list[int]
+    annotations: list[tuple[float, ...]]
 
 
-def as_tensors(described: dict[str, Any]) -> dict[str, Any]:
-    """`describe`'s boxes and labels as float32 (n, 4) and int64 (n,)."""
-    return {
-        "boxes": torch.tensor(described["boxes"], dtype=torch.float32),
-        "labels": torch.tensor(described["labels"], dtype=torch.int64),
-        "meta": described["meta"],
-    }
+def outline(recipe: Recipe, sample: Rendered, categories: tuple[str, ...]) -> Outline:
+    """The outline of a rendered recipe."""
+    labels = [categories.index(nodule.category) for nodule in recipe.nodules]
+    boxes, annotations = [tuple(box) for box in sample.boxes], [tuple(found) for found in sample.annotations]
+    return Outline(recipe.id, recipe.lung, boxes, labels, annotations)
 
 
 class LayeredLungStream(torch.utils.data.IterableDataset):

@@ -15,7 +15,7 @@ from einops import rearrange
 
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label
-from lungsynth.layers.dataset import LayeredLungDataset, as_tensors, collate_layers
+from lungsynth.layers.dataset import LayeredLungDataset, Outline, collate_layers, outline
 
 __all__ = ["LayeredLungLoader"]
 
@@ -25,7 +25,7 @@ class _Ticket(NamedTuple):
 
     slot: int
     shapes: list[tuple[int, int]]
-    described: list[dict[str, Any]]
+    outlines: list[Outline]
 
 
 class _SlotDataset(torch.utils.data.Dataset):
@@ -48,7 +48,7 @@ class _SlotDataset(torch.utils.data.Dataset):
         slot = (0 if worker is None else worker.id) * self.slots + self.turn % self.slots
         self.turn += 1
         images, masks = self.images[slot].numpy(), self.masks[slot].numpy()
-        shapes, described, begin = [], [], 0
+        shapes, outlines, begin = [], [], 0
         for index in indices:
             recipe = self.dataset.recipes[index]
             shape = self.dataset.renderer.shape(recipe)
@@ -58,9 +58,9 @@ class _SlotDataset(torch.utils.data.Dataset):
             if self.dataset.enhance is not None:
                 image[...] = self.dataset.enhance(image, mask == Label.NODULE)
             shapes.append(shape)
-            described.append(self.dataset.describe(recipe, sample))
+            outlines.append(outline(recipe, sample, self.dataset.categories))
             begin = here.stop
-        return _Ticket(slot, shapes, described)
+        return _Ticket(slot, shapes, outlines)
 
 
 class LayeredLungLoader(torch.utils.data.DataLoader):
@@ -109,7 +109,7 @@ class LayeredLungLoader(torch.utils.data.DataLoader):
 
     def _redeem(self, ticket: _Ticket) -> dict[str, Any]:
         images, masks = self._slots.images[ticket.slot], self._slots.masks[ticket.slot]
-        described = [as_tensors(one) for one in ticket.described]
+        described = [self._slots.dataset.describe(one) for one in ticket.outlines]
         if len(set(ticket.shapes)) == 1:
             (height, width), n = ticket.shapes[0], len(ticket.shapes)
             grid = {"n": n, "h": height, "w": width}
