@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fake_bundles import linear_state, write_fake_bundles, write_weights
+from fake_cohort import write_fake_cohort
 
 import lungsynth.chain.render_stage
 import lungsynth.layers.library
@@ -18,8 +19,8 @@ from lungsynth.chain import ChainSettings, run_chain
 from lungsynth.chain.check_stage import compare
 from lungsynth.chain.plan_stage import spread
 from lungsynth.chain.settings import Purpose, seeds
-from lungsynth.ct.volume import axial_affine, lps_to_voxel
-from lungsynth.ct.write import read_plane, write_plane
+from lungsynth.ct.volume import lps_to_voxel
+from lungsynth.ct.write import read_plane
 from lungsynth.errors import InputError
 from lungsynth.layers import AssetLibrary, read_catalogue
 from lungsynth.tracking import open_tracker
@@ -96,8 +97,8 @@ def test_categories_get_equal_numbers(finished):
 
 def test_pairs_are_spread_over_lungs_and_groups_as_long_as_there_are_others():
     farthest_first = [(0, 0), (1, 0), (2, 0), (3, 0), (0, 1), (1, 1), (2, 2)]
-    assert spread(farthest_first, 4, lungs=4, groups=4) == [(0, 0), (1, 0), (0, 1), (1, 1)]
-    assert spread(farthest_first[:3], 3, lungs=4, groups=4) == [(0, 0), (1, 0), (2, 0)]
+    assert spread(farthest_first, 4, lungs=4, groups=4) == [0, 1, 4, 5]
+    assert spread(farthest_first[:3], 3, lungs=4, groups=4) == [0, 1, 2]
 
 
 def test_the_enhancer_comes_last(finished, store, tmp_path):
@@ -269,36 +270,7 @@ def test_more_seeds_begin_with_the_fewer():
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory, bundles) -> Path:
-    """Real slices on a grid of their own; those of training are marked t, those of the test part x."""
-    folder = tmp_path_factory.mktemp("cohort")
-    for name in ("nodules", "slices", "labels"):
-        (folder / name).mkdir()
-    lists = {name: {"training": [], "validation": [], "test": []} for name in ("nodules", "lungs", "enhancement")}
-    sample = open_bundle(bundles, "wcapsgan")(
-        list(range(900, 924)), ["ground_glass", "part_solid", "solid"] * 8, [9.0] * 24
-    )
-    for index in range(24):
-        who = f"{'tx'[index >= 18]}{index}"
-        hu, alpha = sample["hu"][index][None], sample["alpha"][index][None]
-        np.savez(folder / "nodules" / f"{who}.npz", hu=hu, alpha=alpha, largest=0)
-        entry = {"nodule": f"nodules/{who}.npz", "nodule_id": who, "category": sample["category"][index]}
-        lists["nodules"]["training" if who[0] == "t" else "test"].append(entry)
-    affine = axial_affine(spacing_mm=(5.0, 2.0, 2.0), origin_lps_mm=(-100.0, -90.0, 40.0))
-    for who in ("t0", "t1", "x0"):
-        label = np.zeros((90, 110), np.uint8)
-        label[20:70, 10:45] = label[20:70, 60:95] = 1
-        hu = np.where(label == 1, -860 - len(lists["lungs"]["training"]), 30).astype(np.int16)
-        for kind, plane in (("slices", hu), ("labels", label)):
-            write_plane(folder / kind / f"{who}.nii.gz", plane, affine)
-        entry = {"image": f"slices/{who}.nii.gz", "label": f"labels/{who}.nii.gz", "category": "normal"}
-        lists["lungs"]["training" if who[0] == "t" else "test"].append(entry)
-    label[30:34, 20:24] = 2
-    write_plane(folder / "labels" / "t9.nii.gz", label, affine)
-    lists["enhancement"]["training"].append({"image": "slices/t0.nii.gz", "label": "labels/t9.nii.gz"})
-    (folder / "cohort.json").write_text(json.dumps({"format": 1, "split_hash": "ab" * 32}))
-    for name, entries in lists.items():
-        (folder / f"{name}.json").write_text(json.dumps(entries))
-    return folder
+    return write_fake_cohort(tmp_path_factory.mktemp("cohort"), open_bundle(bundles, "wcapsgan"))
 
 
 def test_real_ones_are_mixed_in_the_papers_proportion_from_the_training_part(finished, store, tmp_path, cohort):

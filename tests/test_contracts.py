@@ -23,11 +23,17 @@ from separation_toys import MIN_DIAMETER_MM, write_rigged_bundles, write_sources
 
 from lungsynth.bundles import open_bundle, resolved_config
 from lungsynth.chain import ChainSettings, run_chain
+from lungsynth.chain.plan_explain import PlanExplainer
+from lungsynth.chain.plan_record import PlanRecord, groups_path
+from lungsynth.chain.plan_run import run_plan
+from lungsynth.chain.plan_settings import PlanSettings
 from lungsynth.cohort.patches import PATCH_PX, PATCH_SPACING_MM, texture_class
 from lungsynth.cohort.phantom_files import make_phantom_cohort
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 from lungsynth.cohort.split import assign_splits
 from lungsynth.ct import Volume, axial_affine, read_plane, voxel_to_lps, write_plane
+from lungsynth.ct.write_dicom import SyntheticScan, dicom_bytes, synthetic_ct
+from lungsynth.export import Job, export_catalogue
 from lungsynth.hounsfield import CT_RANGE_HU, NETWORK_WINDOW, Label, to_int16
 from lungsynth.judge.baselines import MiddleGuess, NothingFound, ThresholdDetector
 from lungsynth.judge.detection import detect
@@ -470,6 +476,74 @@ def test_c10_2_methods_are_configs_with_weights(judged):
     rows = {row["method"]: row for row in json.loads((judged / "table_1.json").read_text())["rows"]}
     assert (rows["unet"]["train_minutes"], rows["unet"]["training"]) == (20, "may_have_trained")
     assert rows["dense_unet"]["train_minutes"] is None
+
+
+# C11 exports
+
+
+def exported(chain: Path, out: Path, kind: str, **how: object) -> dict[str, bytes]:
+    export_catalogue(Job(catalogue=chain / "catalogue.parquet", out=out, format=kind), **how)
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_c11_1_a_sample_is_its_lung_outside_the_nodules_and_noise_follows_the_seed(chains):
+    library = AssetLibrary(chains[0])
+    for recipe in read_catalogue(chains[0] / "catalogue.parquet"):
+        sample, (lung, _) = render(recipe, library), library.load(recipe.lung)
+        changed = sample.image != lung
+        for row_from, column_from, row_to, column_to in sample.boxes:
+            changed[max(0, row_from - 8) : row_to + 8, max(0, column_from - 8) : column_to + 8] = False
+        assert not changed.any()
+        assert np.array_equal(sample.image, render(recipe, AssetLibrary(chains[0])).image)
+
+
+def test_c11_2_files_of_an_export(chains, tmp_path):
+    ids = [recipe.id for recipe in read_catalogue(chains[0] / "catalogue.parquet")]
+    beside = {"annotations.csv", "detection.json", "coco.json", "checksums.sha256", "export.json"}
+    found = exported(chains[0], tmp_path / "nifti", "nifti")
+    images = {f"{folder}/{name}.nii.gz" for name in ids for folder in ("images", "masks")}
+    assert {name for name in found if not name.startswith(".parts/")} == beside | images
+    for name in images:
+        assert found[name] == (chains[0] / name).read_bytes()
+    shards = exported(chains[0], tmp_path / "webdataset", "webdataset")
+    assert [name for name in shards if name.startswith("shards/")] == ["shards/000000000-000000006.tar"]
+
+
+def test_c11_3_same_bytes_in_pieces(chains, tmp_path):
+    whole, out = exported(chains[0], tmp_path / "whole", "png"), tmp_path / "pieces"
+    exported(chains[0], out, "png", begin=4)
+    pieces = exported(chains[0], out, "png", begin=0, end=5)
+    assert {k: v for k, v in whole.items() if ".parts" not in k} == {
+        k: v for k, v in pieces.items() if ".parts" not in k
+    }
+
+
+def test_c11_4_dicom_is_marked_and_names_nobody():
+    first, again, other = (
+        synthetic_ct(
+            np.full((4, 5), -800, dtype=np.int16),
+            axial_affine(spacing_mm=(1.0, 0.7, 0.7), origin_lps_mm=(0.0, 0.0, 0.0)),
+            SyntheticScan(subject="synth-a", name=name, derivation="recipe synth-a"),
+        )
+        for name in ("synth-a", "synth-a", "synth-a-without")
+    )
+    assert dicom_bytes(first) == dicom_bytes(again)
+    assert first.SOPInstanceUID != other.SOPInstanceUID
+    assert (first.SyntheticData, first.ImageType[0], first.PatientBirthDate) == ("YES", "DERIVED", "")
+    assert first.ContributingEquipmentSequence[0].PurposeOfReferenceCodeSequence[0].CodeValue == "109100"
+
+
+def test_c7_4_a_plan_has_the_chains_columns_and_answers_for_its_pairs(chains, tmp_path):
+    settings = PlanSettings(out=tmp_path / "c.parquet", library=chains[0], lungs=3, groups=5, keep=6, seed=1)
+    run_plan(settings)
+    planned, chained = (read_catalogue(path) for path in (settings.out, chains[0] / "catalogue.parquet"))
+    assert planned.table.schema.equals(chained.table.schema)
+    record = PlanRecord.read(planned)
+    assert {sum(part.verdicts.values()) for part in record.parts.values()} == {3 * 5}
+    assert groups_path(settings.out).is_file()
+    explainer = PlanExplainer(settings.out, library=chains[0])
+    assert all(explainer.explain(recipe.id)[1].kept for recipe in planned)
+    assert (render(planned[0], AssetLibrary(chains[0])).label == Label.NODULE).any()
 
 
 # Dependencies are pinned once

@@ -76,7 +76,7 @@ def test_derived_columns_say_what_the_recipe_holds(tmp_path):
     assert [row["has_real_voxels"] for row in rows] == [False, True]
     assert [row["n_nodules"] for row in rows] == [2, 1]
     assert [row["weights_nodule"] for row in rows] == ["w", None]
-    assert rows[0]["min_distance_mm"] == min(placed["distance_mm"] for placed in rows[0]["nodules"])
+    assert rows[0]["min_distance_mm"] == min(rows[0]["distance_mm"])
     assert rows[0]["id"].startswith("synth-")
     assert len(rows[0]["id"]) == 22
 

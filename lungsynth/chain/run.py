@@ -20,12 +20,13 @@ from lungsynth.bundles import Weights, open_bundle, read_weights, resolved_confi
 from lungsynth.chain.asset_stage import LUNG_CONFIGS, LUNG_WEIGHTS, Samplers, make_assets, open_samplers
 from lungsynth.chain.check_stage import Segmenter, check_samples
 from lungsynth.chain.cohort_source import CohortSource, open_cohort
-from lungsynth.chain.plan_stage import PlanWeights, make_catalogue, presence
+from lungsynth.chain.plan_stage import make_catalogue, presence
 from lungsynth.chain.render_stage import remove_leftovers, render_samples
 from lungsynth.chain.report_stage import read_tile, write_reports
 from lungsynth.chain.settings import ChainSettings, check_folder, write_run_file
 from lungsynth.hounsfield import DISPLAY_WINDOW
 from lungsynth.layers import AssetLibrary, read_catalogue
+from lungsynth.layers.catalogue_rows import PlanWeights
 from lungsynth.layers.render import Enhancer
 from lungsynth.tracking import DEFAULT_URI, Run, Tracker, open_tracker
 
@@ -188,8 +189,8 @@ def _plan(settings: ChainSettings, tools: _Tools, run: Run) -> dict[str, float]:
         enhancer = tools.weights["cyclegan"].sha256 if settings.enhance else None
         weights = PlanWeights(nodule=tools.weights["wcapsgan"].sha256, enhancer=enhancer)
         library = AssetLibrary(settings.out)
-        figures = make_catalogue(library, path, settings, prior=presence(tools.cohort), weights=weights)
-    distances = [recipe.min_distance_mm for recipe in read_catalogue(path)]
+        figures = make_catalogue(library, path, settings, found=presence(library, tools.cohort), weights=weights)
+    distances = read_catalogue(path).table["min_distance_mm"].to_numpy()
     return {**figures, "samples": len(distances), "mean_distance_mm": float(np.mean(distances))}
 
 

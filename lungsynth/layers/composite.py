@@ -1,9 +1,14 @@
 """Overlaying nodules on a lung, in HU, on the lung's own grid.
 
-The patch (0.7 mm) is mirrored, turned and scaled, and averaged over each pixel of the lung where that is coarser:
-`image = alpha * nodule + (1 - alpha) * lung`, for ground glass too: what a nodule shows through stands in its own HU.
-Colour travels premultiplied, so the patch's surroundings do not leak in. Where alpha is 0 the lung is untouched, bit
-for bit.
+The patch is mirrored, turned and scaled onto the lung's pixels (see `stamp`), with the edge that the lung's scanner
+would have given it (see `fit`). Then, with the blend weight w in [0, 1],
+
+    image = lung + (1 - k) w (nodule - lung) + g sigma n
+
+k keeps what is denser than the nodule, so vessels run on into ground glass and the pleura is not painted over. n is
+noise of the lung's texture, sigma its amplitude at this place: that of lung where the nodule is thin, that of soft
+tissue where it is dense. g tops up the variance: of the lung's own noise (1 - w) is left, and of the nodule's only a
+share q is there, so g^2 = 1 - (1 - w)^2 - q w^2. Where w is 0 the lung is untouched, bit for bit.
 """
 
 import math
@@ -12,50 +17,55 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from einops import reduce
-from jaxtyping import Float32
-from scipy import ndimage
+from jaxtyping import Bool, Float32
 
-from lungsynth.hounsfield import Label, to_int16
-from lungsynth.layers.assets import ALPHA_SCALE, PATCH_SPACING_MM, AssetArray, disc_diameter_mm
+from lungsynth.errors import InputError
+from lungsynth.hounsfield import CT_RANGE_HU, Label
+from lungsynth.layers.assets import disc_diameter_mm
 from lungsynth.layers.lung_shape import Box
 from lungsynth.layers.placement import NodulePlacement
+from lungsynth.layers.stamp import Stamp
+from lungsynth.layers.texture import TILE_SIZE, TILE_UNIT, LungTexture, measure_texture
 from lungsynth.types import HuPlane, LabelPlane, MaskPlane
 
-__all__ = ["Finding", "NodulePatch", "Overlay", "overlay"]
+__all__ = ["Finding", "LungLayer", "NoduleMask", "Overlay", "overlay"]
+
+_DENSER_HU = 50.0  # a vessel is denser than the nodule by at least this much, and by twice the noise
 
 
-@dataclass(frozen=True, eq=False)
-class NodulePatch:
-    """A nodule ready for blending.
-
-    Args:
-        alpha: soft mask in [0, 1].
-        premultiplied: alpha * HU.
-        anchor_px: (row, column) of the centroid of alpha >= 0.5; it comes to lie where the nodule is placed.
-        reach_mm: from the anchor to the farthest pixel with alpha above 0, and one more.
-    """
-
-    alpha: Float32[np.ndarray, "64 64"]
-    premultiplied: Float32[np.ndarray, "64 64"]
-    anchor_px: tuple[float, float]
-    reach_mm: float
-
-    @classmethod
-    def from_asset(cls, stored: AssetArray) -> "NodulePatch":
-        """The patch of a stored nodule, see `assets`."""
-        alpha = stored[1].astype(np.float32) / ALPHA_SCALE
-        row, column = (float(np.mean(index)) for index in np.nonzero(alpha >= 0.5))
-        rows, columns = np.nonzero(alpha)
-        reach_px = float(np.sqrt((rows - row) ** 2 + (columns - column) ** 2).max()) + 1
-        return cls(alpha, alpha * stored[0].astype(np.float32), (row, column), reach_px * PATCH_SPACING_MM)
+NoduleMask = Bool[np.ndarray, "_ _"]  # its own box's shape
 
 
 class Finding(NamedTuple):
-    """What the label map shows of one nodule: its box, and the diameter of the disc of equal area."""
+    """What the label map shows of one nodule: its box, the diameter of the disc of equal area, its mask in the box."""
 
     box: Box
     diameter_mm: float
+    mask: NoduleMask
+
+
+@dataclass(frozen=True, eq=False)
+class LungLayer:
+    """A lung to lay nodules on.
+
+    Args:
+        hu: (H, W), left as it is.
+        label: `Label` ids without nodules.
+        spacing_mm: (row, column).
+        texture: its noise and edges; None for nodules without noise, with the edges of their patches.
+    """
+
+    hu: HuPlane
+    label: LabelPlane
+    spacing_mm: tuple[float, float]
+    texture: LungTexture | None = None
+
+    @classmethod
+    def of(cls, hu: HuPlane, mask: MaskPlane, *, spacing_mm: tuple[float, float], matched: bool = True) -> "LungLayer":
+        """A slice and its lung mask; `matched` measures its texture, which takes some milliseconds."""
+        label = np.where(mask, np.uint8(Label.LUNG), np.uint8(Label.BACKGROUND))
+        texture = measure_texture(hu, mask, spacing_mm=spacing_mm) if matched else None
+        return cls(hu, label, spacing_mm, texture)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,92 +84,116 @@ class Overlay:
 
 
 def overlay(
-    lung_hu: HuPlane,
-    lung_mask: MaskPlane,
-    nodules: Sequence[tuple[NodulePlacement, NodulePatch]],
+    lung: LungLayer,
+    nodules: Sequence[tuple[NodulePlacement, Stamp]],
     *,
-    spacing_mm: tuple[float, float],
+    seed: int = 0,
+    out: tuple[HuPlane, LabelPlane] | None = None,
 ) -> Overlay:
     """Blends nodules into a lung slice, one after the other.
 
     Args:
-        lung_hu: (H, W), left as it is.
-        lung_mask: (H, W).
-        nodules: where, and what.
-        spacing_mm: (row, column) of the lung.
+        lung: left as it is.
+        nodules: where, and what (`stamp.make_stamp` at the lung's spacing).
+        seed: of the noise.
+        out: arrays to fill with image and label; new ones when None.
+
+    Raises:
+        InputError: when a nodule lies outside the slice.
     """
-    image = np.array(lung_hu)
-    label = np.where(lung_mask, Label.LUNG, Label.BACKGROUND).astype(np.uint8)
+    image, label = out or (np.empty(lung.hu.shape, np.int16), np.empty(lung.hu.shape, np.uint8))
+    np.copyto(image, lung.hu)
+    np.copyto(label, lung.label)
     findings = []
-    for placement, patch in nodules:
-        window = _window(placement, patch, spacing_mm, image.shape)
-        alpha, premultiplied = _resample(placement, patch, window, spacing_mm)
+    for index, (placement, stamp) in enumerate(nodules):
+        window, part = _window(placement, stamp, image.shape)
         here = slice(window.row_from, window.row_to), slice(window.column_from, window.column_to)
-        blended = premultiplied + (1 - alpha) * image[here]
-        image[here] = np.where(alpha > 0, to_int16(blended), image[here])
-        nodule = _nodule_pixels(alpha)
+        nodule = stamp.nodule[part]
+        if not nodule.any():
+            raise InputError(
+                f"A nodule at ({placement.row_px:g}, {placement.col_px:g}) lies outside its slice of {image.shape} "
+                "pixels. The catalogue belongs to other lungs: use the folder that it was planned with."
+            )
+        noise = _noise(lung.texture, placement, nodule.shape, _mix(seed * 0x9E3779B97F4A7C15 + index))
+        image[here] = _blend(image[here], stamp, part, noise)
         label[here][nodule] = Label.NODULE
-        findings.append(_finding(nodule, window, spacing_mm))
+        findings.append(_finding(nodule, window, lung.spacing_mm))
     return Overlay(image, label, tuple(findings))
 
 
-def _window(
-    placement: NodulePlacement, patch: NodulePatch, spacing_mm: tuple[float, float], shape: tuple[int, ...]
-) -> Box:
-    """The pixels that a nodule can touch."""
-    reach = [patch.reach_mm * placement.scale / spacing + 1 for spacing in spacing_mm]
-    return Box(
-        max(0, math.floor(placement.row_px - reach[0])),
-        max(0, math.floor(placement.col_px - reach[1])),
-        min(shape[0], math.ceil(placement.row_px + reach[0]) + 1),
-        min(shape[1], math.ceil(placement.col_px + reach[1]) + 1),
-    )
+def _window(placement: NodulePlacement, stamp: Stamp, shape: tuple[int, ...]) -> tuple[Box, tuple[slice, slice]]:
+    """Where a stamp falls on a slice, and the part of it that does."""
+    top, left = math.floor(placement.row_px) + stamp.top, math.floor(placement.col_px) + stamp.left
+    height, width = stamp.weight.shape
+    box = Box(max(0, top), max(0, left), min(shape[0], top + height), min(shape[1], left + width))
+    return box, (slice(box.row_from - top, box.row_to - top), slice(box.column_from - left, box.column_to - left))
 
 
-def _resample(
-    placement: NodulePlacement, patch: NodulePatch, window: Box, spacing_mm: tuple[float, float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Alpha and alpha * HU on the window, each the mean over the lung's pixel (partial volume)."""
-    per_row, per_column = (max(1, round(spacing / (PATCH_SPACING_MM * placement.scale))) for spacing in spacing_mm)
-    down_mm = (_centres(window.row_from, window.row_to, per_row) - placement.row_px) * spacing_mm[0]
-    left_mm = (_centres(window.column_from, window.column_to, per_column) - placement.col_px) * spacing_mm[1]
-    at = _to_patch(placement, patch, down_mm[:, None], left_mm[None, :])
-    sampled = [ndimage.map_coordinates(plane, at, order=1) for plane in (patch.alpha, patch.premultiplied)]
-    alpha, premultiplied = (reduce(plane, "(h a) (w b) -> h w", "mean", a=per_row, b=per_column) for plane in sampled)
-    return alpha, premultiplied
+class _Noise(NamedTuple):
+    """Noise of one window: its amplitude in lung, what dense tissue has of it, and noise of an amplitude of 1."""
+
+    hu: float
+    dense_share: float
+    unit: Float32[np.ndarray, "height width"]
+    fine: float
 
 
-def _to_patch(placement: NodulePlacement, patch: NodulePatch, down_mm: np.ndarray, left_mm: np.ndarray) -> np.ndarray:
-    """Patch indices (2, h, w) of offsets from the nodule's centre: turned back, mirrored back, shrunk."""
-    angle = math.radians(placement.rotation_deg)
-    cos, sin = math.cos(angle), math.sin(angle)
-    row_mm = cos * down_mm - sin * left_mm
-    column_mm = sin * down_mm + cos * left_mm
-    mirror = -1 if placement.flip else 1
-    step_mm = PATCH_SPACING_MM * placement.scale
-    return np.stack([patch.anchor_px[0] + row_mm / step_mm, patch.anchor_px[1] + mirror * column_mm / step_mm])
+def _noise(texture: LungTexture | None, placement: NodulePlacement, shape: tuple[int, ...], word: int) -> _Noise | None:
+    amplitude_hu = 0.0 if texture is None else texture.noise_hu(placement.row_px, placement.col_px)
+    if texture is None or amplitude_hu == 0:
+        return None
+    rows = np.arange(word % TILE_SIZE, word % TILE_SIZE + shape[0]) % TILE_SIZE
+    begin = (word >> 32) % TILE_SIZE
+    columns = np.arange(begin, begin + shape[1]) % TILE_SIZE
+    unit = texture.tile[rows[:, None], columns].astype(np.float32)
+    unit *= np.float32(1 / TILE_UNIT)
+    return _Noise(amplitude_hu, texture.dense_share, unit, texture.fine)
 
 
-def _centres(start: int, stop: int, parts: int) -> np.ndarray:
-    """Centres of the equal parts of the pixels start .. stop."""
-    return start - 0.5 + (np.arange((stop - start) * parts) + 0.5) / parts
+def _mix(word: int) -> int:
+    """Scatters the bits of a seed (the finaliser of splitmix64)."""
+    mask = (1 << 64) - 1
+    word &= mask
+    word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 & mask
+    word = (word ^ word >> 27) * 0x94D049BB133111EB & mask
+    return word ^ word >> 31
 
 
-def _nodule_pixels(alpha: np.ndarray) -> np.ndarray:
-    """A nodule smaller than a pixel is the pixel that shows it best, so that no nodule is without a label."""
-    nodule = alpha >= 0.5
-    if not nodule.any():
-        nodule = np.zeros_like(nodule)
-        nodule.flat[np.argmax(alpha)] = True
-    return nodule
+def _blend(base: np.ndarray, stamp: Stamp, part: tuple[slice, slice], noise: _Noise | None) -> np.ndarray:
+    lung, weight = base.astype(np.float32), stamp.weight[part]
+    margin = np.float32(_DENSER_HU if noise is None else max(_DENSER_HU, 2 * noise.hu))
+    change = stamp.hu[part] - lung
+    denser = change + margin
+    denser *= -1 / margin
+    np.clip(denser, 0, 1, out=denser)
+    replaced = weight - weight * denser
+    change *= replaced
+    if noise is not None:
+        change += _top_up(replaced, stamp, part, noise)
+    change += lung
+    np.rint(change, out=change)
+    np.clip(change, *CT_RANGE_HU, out=change)
+    return np.where(weight > 0, change.astype(np.int16), base)
+
+
+def _top_up(replaced: np.ndarray, stamp: Stamp, part: tuple[slice, slice], noise: _Noise) -> np.ndarray:
+    """Noise that brings the variance to its due; how much the nodule has itself is judged by its fine structure."""
+    missing_hu = noise.hu * (1 - noise.dense_share)
+    due_hu = noise.hu - missing_hu * stamp.core_density
+    own = np.float32(min(1.0, (stamp.fine_hu / (noise.fine * due_hu)) ** 2))
+    rest = 1 - replaced
+    gain = 1 - rest * rest
+    gain -= own * (replaced * replaced)
+    np.maximum(gain, 0, out=gain)
+    np.sqrt(gain, out=gain)
+    gain *= np.float32(noise.hu) - np.float32(missing_hu) * stamp.density[part]
+    gain *= noise.unit
+    return gain
 
 
 def _finding(nodule: np.ndarray, window: Box, spacing_mm: tuple[float, float]) -> Finding:
     rows, columns = np.flatnonzero(nodule.any(axis=1)), np.flatnonzero(nodule.any(axis=0))
-    box = Box(
-        window.row_from + int(rows[0]),
-        window.column_from + int(columns[0]),
-        window.row_from + int(rows[-1]) + 1,
-        window.column_from + int(columns[-1]) + 1,
-    )
-    return Finding(box, disc_diameter_mm(int(nodule.sum()), spacing_mm))
+    top, left, bottom, right = int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+    box = Box(window.row_from + top, window.column_from + left, window.row_from + bottom, window.column_from + right)
+    diameter_mm = disc_diameter_mm(int(np.count_nonzero(nodule)), spacing_mm)
+    return Finding(box, diameter_mm, nodule[top:bottom, left:right])

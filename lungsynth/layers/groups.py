@@ -16,7 +16,10 @@ from lungsynth.errors import InputError
 from lungsynth.layers.assets import Asset, Source
 from lungsynth.layers.presence import PresencePrior
 
-__all__ = ["GroupSettings", "Member", "NoduleGroup", "draw_groups"]
+__all__ = ["PHASES", "GroupSettings", "Member", "NoduleGroup", "draw_groups"]
+
+PHASES = 4  # a centre lies on a quarter of a pixel
+_NUMBERS = 9  # uniform numbers a member takes: nodule, cell, u, v, scale, rotation, flip, two phases
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,9 @@ class Member:
         rotation_deg: turns the patch's column axis towards its row axis (clockwise on the screen).
         flip: mirrors the patch's columns, before turning.
         scale: enlarges the patch.
+        row_phase: fraction of a pixel of its centre, a quarter, the same on every lung, so that a resampled patch
+            serves all lungs of one spacing.
+        col_phase: likewise.
 
     Raises:
         InputError: when a value is out of its range.
@@ -47,6 +53,8 @@ class Member:
     rotation_deg: float = 0.0
     flip: bool = False
     scale: float = 1.0
+    row_phase: float = 0.0
+    col_phase: float = 0.0
 
     def __post_init__(self) -> None:
         if not (0 <= self.u <= 1 and 0 <= self.v <= 1 and self.diameter_mm > 0 and self.scale > 0):
@@ -54,6 +62,8 @@ class Member:
                 f"A member of a group needs u and v in [0, 1], a positive diameter_mm and a positive scale, got "
                 f"u={self.u:g}, v={self.v:g}, diameter_mm={self.diameter_mm:g}, scale={self.scale:g}."
             )
+        if not all(0 <= phase < 1 and phase * PHASES % 1 == 0 for phase in (self.row_phase, self.col_phase)):
+            raise InputError(f"A phase is 0, 0.25, 0.5 or 0.75 pixels, got {self.row_phase:g} and {self.col_phase:g}.")
 
 
 @dataclass(frozen=True)
@@ -73,12 +83,18 @@ class NoduleGroup:
     @cached_property
     def json(self) -> str:
         """Canonical JSON: a list of members, keys sorted, no spaces."""
-        return json.dumps([asdict(member) for member in self.members], sort_keys=True, separators=(",", ":"))
+        return json.dumps([vars(member) for member in self.members], sort_keys=True, separators=(",", ":"))
 
     @cached_property
     def id(self) -> str:
         """First 16 hex digits of the SHA-256 of the canonical JSON."""
         return hashlib.sha256(self.json.encode()).hexdigest()[:16]
+
+    @property
+    def category(self) -> str:
+        """The category of all members, or `mixed`."""
+        found = {member.category for member in self.members}
+        return found.pop() if len(found) == 1 else "mixed"
 
     @classmethod
     def from_json(cls, text: str) -> "NoduleGroup":
@@ -100,15 +116,17 @@ class GroupSettings:
     Args:
         count_probabilities: nodules a slice -> probability; scaled to a sum of 1.
         scale_range: of the patches.
+        diameter_range_mm: no nodule of this range is scaled out of it; None for any.
         rotate: by any angle; else not at all.
         flip: mirror every second nodule on average.
 
     Raises:
-        InputError: when a probability is negative, all are zero, a count is below 1, or the range is empty.
+        InputError: when a probability is negative, all are zero, a count is below 1, or a range is empty.
     """
 
     count_probabilities: Mapping[int, float] = field(default_factory=lambda: {1: 0.7, 2: 0.2, 3: 0.1})
     scale_range: tuple[float, float] = (0.9, 1.1)
+    diameter_range_mm: tuple[float, float] | None = None
     rotate: bool = True
     flip: bool = True
 
@@ -118,8 +136,23 @@ class GroupSettings:
             raise InputError(
                 f"count_probabilities needs counts >= 1 with probabilities, got {dict(self.count_probabilities)}."
             )
-        if not 0 < self.scale_range[0] <= self.scale_range[1]:
-            raise InputError(f"scale_range needs 0 < low <= high, got {self.scale_range}.")
+        for name in ("scale_range", "diameter_range_mm"):
+            found = getattr(self, name)
+            if found is not None and not 0 < found[0] <= found[1]:
+                raise InputError(f"{name} needs 0 < low <= high, got {found}.")
+
+    def scaled(self, diameter_mm: float, share: float) -> float:
+        """The scale at a share of the range, 3 digits."""
+        low, high = self.scale_range
+        scale = low + (high - low) * share
+        narrow, wide = self.diameter_range_mm or (0.0, 0.0)
+        if narrow <= diameter_mm <= wide:
+            scale = min(max(scale, narrow / diameter_mm), wide / diameter_mm)
+        return round(scale, 3)
+
+    def to_json(self) -> dict[str, object]:
+        """All values, for the record of a plan."""
+        return {**asdict(self), "count_probabilities": {str(n): p for n, p in self.count_probabilities.items()}}
 
 
 def draw_groups(
@@ -140,35 +173,58 @@ def draw_groups(
     if not nodules:
         raise InputError("Drawing groups needs at least one nodule, got none. Ask for another category or add nodules.")
     chosen = settings or GroupSettings()
-    return [_draw_group(nodules, np.random.default_rng([seed, index]), prior, chosen) for index in range(n)]
+    counts = sorted(chosen.count_probabilities)
+    edges = np.cumsum([chosen.count_probabilities[count] for count in counts])
+    width = 1 + counts[-1] * _NUMBERS
+    numbers = np.array([np.random.default_rng([seed, index]).random(width) for index in range(n)]).reshape(n, width)
+    sizes = np.searchsorted(edges[:-1], numbers[:, 0] * edges[-1], side="right")
+    draws = numbers[:, 1:].reshape(n, counts[-1], _NUMBERS)
+    places = prior.positions(draws[:, :, 1:4].reshape(-1, 3)).reshape(n, counts[-1], 2)
+    return [
+        NoduleGroup(_members(nodules, draws[index], places[index], counts[sizes[index]], chosen)) for index in range(n)
+    ]
 
 
-def _draw_group(
-    nodules: Sequence[Asset], rng: np.random.Generator, prior: PresencePrior, settings: GroupSettings
-) -> NoduleGroup:
-    counts = list(settings.count_probabilities)
-    weights = np.array([settings.count_probabilities[count] for count in counts], dtype=np.float64)
-    count = counts[int(rng.choice(len(counts), p=weights / weights.sum()))]
-    positions = prior.sample(rng, count)
+def _members(
+    nodules: Sequence[Asset], draws: np.ndarray, places: np.ndarray, count: int, settings: GroupSettings
+) -> tuple[Member, ...]:
     members = []
-    for (u, v), index in zip(
-        positions, rng.choice(len(nodules), size=count, replace=count > len(nodules)), strict=True
-    ):
-        nodule = nodules[int(index)]
+    chosen = _choose(draws[:count, 0].tolist(), len(nodules))
+    numbers, positions = draws[:count].tolist(), places[:count].tolist()
+    for index, (_, _, _, _, scale, rotation, flip, row, col), (u, v) in zip(chosen, numbers, positions, strict=True):
+        nodule = nodules[index]
+        diameter_mm = nodule.diameter_mm or 0.0
+        scaled = settings.scaled(diameter_mm, scale)
         # Rounded so that the text is short and says all there is.
-        scale = round(float(rng.uniform(*settings.scale_range)), 3)
-        rotation, flip = round(float(rng.uniform(0, 360)), 1), bool(rng.integers(2))
         members.append(
             Member(
                 asset=nodule.hash,
                 category=nodule.category,
                 source=nodule.source,
-                diameter_mm=round((nodule.diameter_mm or 0) * scale, 3),
-                u=round(float(u), 4),
-                v=round(float(v), 4),
-                rotation_deg=rotation if settings.rotate else 0.0,
-                flip=flip and settings.flip,
-                scale=scale,
+                diameter_mm=round(diameter_mm * scaled, 3),
+                u=round(u, 4),
+                v=round(v, 4),
+                rotation_deg=round(rotation * 360, 1) if settings.rotate else 0.0,
+                flip=flip < 0.5 and settings.flip,
+                scale=scaled,
+                row_phase=int(row * PHASES) / PHASES,
+                col_phase=int(col * PHASES) / PHASES,
             )
         )
-    return NoduleGroup(tuple(members))
+    return tuple(members)
+
+
+def _choose(numbers: list[float], n: int) -> list[int]:
+    """Indices below n, one for each uniform number, none twice while there are enough."""
+    free = list(range(n)) if n < 2 * len(numbers) else None
+    chosen: list[int] = []
+    for number in numbers:
+        if free is not None:
+            free = free or list(range(n))
+            chosen.append(free.pop(int(number * len(free))))
+            continue
+        index = int(number * n)
+        while index in chosen:
+            index = (index + 1) % n
+        chosen.append(index)
+    return chosen

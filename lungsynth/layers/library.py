@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int16
 
 from lungsynth.errors import InputError
+from lungsynth.layers.asset_files import load_asset, open_asset
 from lungsynth.layers.assets import (
     ALPHA_SCALE,
     PATCH_SPACING_MM,
@@ -159,15 +160,31 @@ class AssetLibrary:
         )
         return self._store(asset, stored)
 
-    def load(self, asset_hash: str) -> AssetArray:
+    def load(self, asset_hash: str, *, keep: bool = True) -> AssetArray:
         """The array of an asset, int16 (2, H, W), mapped, read-only; its bytes are checked at first.
+
+        Args:
+            asset_hash: of the asset.
+            keep: have it at hand when it is asked for again; else its memory is given back after use.
 
         Raises:
             InputError: when the file is missing, is no array, or its bytes do not match its name.
         """
-        if asset_hash not in self._arrays:
-            self._arrays[asset_hash] = _load_checked(self._path(asset_hash))
-        return self._arrays[asset_hash]
+        if asset_hash in self._arrays:
+            return self._arrays[asset_hash]
+        array = load_asset(self._path(asset_hash))
+        if keep:
+            self._arrays[asset_hash] = array
+        return array
+
+    def shape(self, asset_hash: str) -> tuple[int, int]:
+        """(H, W) of an asset, from the head of its file alone.
+
+        Raises:
+            InputError: when the file is missing or is no array.
+        """
+        _, height, width = open_asset(self._path(asset_hash)).shape
+        return height, width
 
     def save_table(self) -> Path:
         """Writes `assets.parquet`, sorted by hash; the same assets give the same bytes."""
@@ -215,15 +232,3 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
             f"{path}: expected the columns {_SCHEMA.names}, got {table.column_names}. Use the folder of a run."
         )
     return table.to_pylist()
-
-
-def _load_checked(path: Path) -> np.ndarray:
-    remedy = "Restore the file, or delete it and run the same command again."
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: expected an array, got what cannot be read: {error}. {remedy}") from error
-    found = content_hash(array)
-    if found != path.stem:
-        raise InputError(f"{path}: expected bytes with the hash {path.stem}, got {found}; it was changed. {remedy}")
-    return array

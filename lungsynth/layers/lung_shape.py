@@ -1,26 +1,28 @@
-"""The shape of the lungs on one slice: their bounding box, and the signed distance to the edge of the parenchyma.
+"""The shape of the lungs on one slice: their bounding box, the distance to the edge of the parenchyma, their vessels.
 
-Pixels are (row, column), fractional, with the centre of the first pixel at (0, 0). Distances are in mm, positive in
-the lung and negative outside; the edge lies half a pixel from the centres of its pixels. Holes no larger than a
-vessel are no edge.
+Pixels are (row, column), with the centre of the first pixel at (0, 0). Distances are positive in the lung and negative
+outside; the edge lies half a pixel from the centres of its pixels. Holes no larger than a vessel are no edge.
+Distances are kept as integers, multiples of 1/64 mm, and shares as sums over rectangles, so that all that is derived
+from them is the same on every machine.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Int16, Int32
 from scipy import ndimage
 
 from lungsynth.errors import InputError
 from lungsynth.types import HuPlane, MaskPlane
 
-__all__ = ["VESSEL_HU", "Box", "LungShape"]
+__all__ = ["AIRWAY_HU", "MARGIN_PX", "UNITS_PER_MM", "VESSEL_HU", "Box", "LungShape"]
 
-VESSEL_HU = -500  # vessels and airway walls in the parenchyma, above partial volume
-_VESSEL_WINDOW_MM = 5.0
+VESSEL_HU = -500  # vessels and airway walls in the parenchyma are above, partial volume below
+AIRWAY_HU = -960  # lumen of the airways, and emphysema
+UNITS_PER_MM = 64
+MARGIN_PX = 2  # background around the bounding box, so that the neighbours of each of its pixels exist
 _LARGEST_HOLE_MM2 = 80.0  # a vessel of 10 mm
-_MARGIN_PX = 1  # background kept around the bounding box
 
 
 class Box(NamedTuple):
@@ -39,71 +41,86 @@ class LungShape:
     Args:
         box: bounding box of the lungs.
         spacing_mm: (row, column).
-        signed_mm: signed distance to the edge on the box and one pixel around it.
-        vessel_share: share of vessels around a pixel, same grid; None when the HU are not known.
+        signed: distance to the edge in 1/64 mm, on the box and `MARGIN_PX` around it.
+        vessel_sums: vessel pixels above and left of each corner of that grid; None when vessels are not known.
+        airway_sums: likewise for the lumen of airways.
     """
 
     box: Box
     spacing_mm: tuple[float, float]
-    signed_mm: Float32[np.ndarray, "box_rows box_columns"]
-    vessel_share: Float32[np.ndarray, "box_rows box_columns"] | None = None
+    signed: Int16[np.ndarray, "rows columns"]
+    vessel_sums: Int32[np.ndarray, "corner_rows corner_columns"] | None = None
+    airway_sums: Int32[np.ndarray, "corner_rows corner_columns"] | None = None
 
     @classmethod
-    def from_mask(cls, mask: MaskPlane, *, spacing_mm: tuple[float, float], hu: HuPlane | None = None) -> "LungShape":
+    def from_mask(
+        cls,
+        mask: MaskPlane,
+        *,
+        spacing_mm: tuple[float, float],
+        hu: HuPlane | None = None,
+        vessels: MaskPlane | None = None,
+    ) -> "LungShape":
         """Measures a lung mask.
 
         Args:
             mask: (H, W), true in lung.
             spacing_mm: (row, column).
-            hu: the slice, to find its vessels.
+            hu: the slice, to find its vessels and airways.
+            vessels: (H, W), true in vessels and airways; takes the place of what the HU say.
 
         Raises:
-            InputError: when there is no lung, or the slice has another grid.
+            InputError: when there is no lung, or another plane has another grid.
         """
-        if not mask.any() or (hu is not None and hu.shape != mask.shape):
+        others = [plane.shape for plane in (hu, vessels) if plane is not None]
+        if not mask.any() or any(shape != mask.shape for shape in others):
             raise InputError(
                 f"Expected a lung mask with lung in it on the grid of its slice, got {int(mask.sum())} lung pixels, "
-                f"shape {mask.shape} and slice {None if hu is None else hu.shape}. Leave it out or mend its mask."
+                f"shape {mask.shape} and slice {others}. Leave it out or mend its mask."
             )
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         box = Box(int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
-        lung = _fill_small_holes(np.pad(_crop(mask, box), _MARGIN_PX), spacing_mm)
-        vessels = (
-            None if hu is None else _vessel_share(np.pad(_crop(hu, box), _MARGIN_PX, mode="edge"), lung, spacing_mm)
+        lung = _fill_small_holes(np.pad(_crop(mask, box), MARGIN_PX), spacing_mm)
+        vessel_sums = airway_sums = None
+        if vessels is not None:
+            vessel_sums = _sums(lung & np.pad(_crop(vessels, box), MARGIN_PX))
+        elif hu is not None:
+            values = np.pad(_crop(hu, box), MARGIN_PX)
+            vessel_sums, airway_sums = _sums(lung & (values > VESSEL_HU)), _sums(lung & (values < AIRWAY_HU))
+        return cls(
+            box=box,
+            spacing_mm=spacing_mm,
+            signed=_signed_distance(lung, spacing_mm),
+            vessel_sums=vessel_sums,
+            airway_sums=airway_sums,
         )
-        return cls(box=box, spacing_mm=spacing_mm, signed_mm=_signed_distance(lung, spacing_mm), vessel_share=vessels)
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Rows and columns of the bounding box."""
+        return self.box.row_to - self.box.row_from, self.box.column_to - self.box.column_from
+
+    @property
+    def size_mm(self) -> tuple[float, float]:
+        """Height and width of the bounding box."""
+        return self.size_px[0] * self.spacing_mm[0], self.size_px[1] * self.spacing_mm[1]
 
     def to_pixels(self, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(row, column) of positions in the bounding box (see `presence`)."""
-        row = self.box.row_from - 0.5 + v * (self.box.row_to - self.box.row_from)
-        return row, self.box.column_from - 0.5 + u * (self.box.column_to - self.box.column_from)
+        row = self.box.row_from - 0.5 + v * self.size_px[0]
+        return row, self.box.column_from - 0.5 + u * self.size_px[1]
 
     def to_unit(self, row: np.ndarray, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(u, v) of pixels: the inverse of `to_pixels`."""
-        v = (row + 0.5 - self.box.row_from) / (self.box.row_to - self.box.row_from)
-        return (column + 0.5 - self.box.column_from) / (self.box.column_to - self.box.column_from), v
+        v = (row + 0.5 - self.box.row_from) / self.size_px[0]
+        return (column + 0.5 - self.box.column_from) / self.size_px[1], v
 
     def distance_mm(self, row: np.ndarray, column: np.ndarray) -> np.ndarray:
-        """Signed distance to the edge of the lung, float64, linear between pixels."""
-        return self._look_up(self.signed_mm, row, column)
-
-    def inward(self, row: np.ndarray, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Unit vector (row, column) that points away from the nearest edge; 0 on a ridge."""
-        along_row = self.distance_mm(row + 1, column) - self.distance_mm(row - 1, column)
-        along_column = self.distance_mm(row, column + 1) - self.distance_mm(row, column - 1)
-        along_row, along_column = along_row / self.spacing_mm[0], along_column / self.spacing_mm[1]
-        length = np.maximum(np.sqrt(along_row**2 + along_column**2), 1e-6)
-        return along_row / length, along_column / length
-
-    def vessels(self, row: np.ndarray, column: np.ndarray) -> np.ndarray:
-        """Share of vessels around pixels, in [0, 1]; 0 when the HU are not known."""
-        if self.vessel_share is None:
-            return np.zeros(np.shape(row))
-        return self._look_up(self.vessel_share, row, column)
-
-    def _look_up(self, values: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
-        at = np.stack([row - self.box.row_from + _MARGIN_PX, column - self.box.column_from + _MARGIN_PX])
-        return ndimage.map_coordinates(values, at, order=1, mode="nearest", output=np.float64)
+        """Distance to the edge at the pixel nearest to each position, float64; at the margin beyond the box."""
+        rows, columns = self.signed.shape
+        row = np.clip(np.rint(row).astype(np.int64) - self.box.row_from + MARGIN_PX, 0, rows - 1)
+        column = np.clip(np.rint(column).astype(np.int64) - self.box.column_from + MARGIN_PX, 0, columns - 1)
+        return self.signed[row, column] / UNITS_PER_MM
 
 
 def _crop(plane: np.ndarray, box: Box) -> np.ndarray:
@@ -119,13 +136,16 @@ def _fill_small_holes(lung: np.ndarray, spacing_mm: tuple[float, float]) -> np.n
 
 
 def _signed_distance(lung: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:
-    inside = ndimage.distance_transform_edt(lung, sampling=spacing_mm)
-    outside = ndimage.distance_transform_edt(~lung, sampling=spacing_mm)
-    half_px = min(spacing_mm) / 2
-    return np.where(lung, inside - half_px, half_px - outside).astype(np.float32)
+    # In units of the finer spacing: squares of integers are exact, whatever the machine, where pixels are square.
+    unit = min(spacing_mm)
+    sampling = (spacing_mm[0] / unit, spacing_mm[1] / unit)
+    inside = ndimage.distance_transform_edt(lung, sampling=sampling)
+    outside = ndimage.distance_transform_edt(~lung, sampling=sampling)
+    signed = np.where(lung, inside - 0.5, 0.5 - outside) * (unit * UNITS_PER_MM)
+    return np.clip(np.rint(signed), -32768, 32767).astype(np.int16)
 
 
-def _vessel_share(hu: np.ndarray, lung: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:
-    size = [max(1, round(_VESSEL_WINDOW_MM / spacing)) for spacing in spacing_mm]
-    vessels = lung & (hu > VESSEL_HU)
-    return np.clip(ndimage.uniform_filter(vessels.astype(np.float32), size=size), 0, 1)
+def _sums(pixels: np.ndarray) -> np.ndarray:
+    sums = np.zeros((pixels.shape[0] + 1, pixels.shape[1] + 1), dtype=np.int32)
+    np.cumsum(np.cumsum(pixels, axis=0, dtype=np.int32), axis=1, out=sums[1:, 1:])
+    return sums

@@ -1,121 +1,226 @@
 """Planning: which pairs of a lung and a nodule group become samples, without rendering any.
 
 The paper overlays 5,000 groups on 500 lungs and keeps, of 2,500,000 pairs, the 1,000,000 farthest from the edge of
-the lung parenchyma (Chi et al., 2023). A pair's distance is that of its nodule nearest to the edge. Lungs are seen
-once, one after the other; only the best pairs so far are in memory. Equal distances: the earlier lung first, then the
-earlier group.
+the lung parenchyma (Chi et al., 2023). Lungs are measured one after the other and forgotten; only the best pairs so far
+are in memory. `policy` says what is best, `rules` what is allowed at all.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
-from jaxtyping import Float32, Int64, Shaped, UInt64
+from tqdm import tqdm
 
 from lungsynth.errors import InputError
 from lungsynth.layers.groups import NoduleGroup
 from lungsynth.layers.lung_shape import LungShape
-from lungsynth.layers.placement import GroupArrays, PlacementRules, Scores, Verdict, score
+from lungsynth.layers.members import GroupArrays
+from lungsynth.layers.policy import (
+    Classes,
+    Policy,
+    Target,
+    Weights,
+    classes_of,
+    farthest_rank,
+    fit_weights,
+    order_rank,
+    shuffled,
+    usable_pairs,
+)
+from lungsynth.layers.rules import PlacementRules, Verdict
+from lungsynth.layers.scoring import Scores, score
+from lungsynth.layers.selection import Best, Pairs
 
-__all__ = ["Plan", "Policy", "plan"]
+__all__ = ["Part", "Plan", "Ranking", "plan", "plan_parts"]
 
-Policy = Literal["farthest"]
+_FITTED_LUNGS = 64  # on which the weights of a policy are found
 
-_PAIR_BITS = np.uint64(32)
-_PAIR_MASK = np.uint64(0xFFFFFFFF)
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Part:
+    """A part of a plan with groups of its own, as a rule one category.
+
+    Args:
+        groups: all of them are tried on each lung.
+        keep: at most so many pairs.
+        policy: which of them.
+        target: what `matched` and `balanced` should reach.
+        max_per_lung: at most so many pairs of one lung; for short lists, which the widest lung would fill alone.
+
+    Raises:
+        InputError: when the policy is unknown, lacks its target, or a number is below 1.
+    """
+
+    groups: Sequence[NoduleGroup]
+    keep: int
+    policy: Policy = "farthest"
+    target: Target | None = None
+    max_per_lung: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.policy not in get_args(Policy) or self.keep < 1 or (self.max_per_lung or 1) < 1:
+            raise InputError(
+                f"A plan needs a policy of {get_args(Policy)}, keep >= 1 and max_per_lung >= 1, "
+                f"got {self.policy!r}, {self.keep} and {self.max_per_lung}."
+            )
+        if self.policy != "farthest" and self.target is None:
+            raise InputError(f"The policy {self.policy} needs a target: the distribution of real nodules.")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Ranking:
+    """What a policy ranks by: weights of classes and the seed of its random numbers, or neither (`farthest`)."""
+
+    weights: Weights | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Plan:
-    """The pairs kept, the farthest first.
+    """The pairs kept, the best first.
 
     Args:
-        lung: index of the lung.
-        group: index of the group.
-        min_distance_mm: of the nodule nearest to the edge.
+        pairs: what is kept.
         candidates: pairs looked at.
-        verdicts: pairs of each verdict; `KEPT` are those that may be used, of which the farthest stand here.
+        verdicts: pairs of each verdict; `KEPT` are those that may be used, of which the best stand in `pairs`.
+        ranking: what pairs were ranked by.
+        gaps: share of the kept nodules that are of another class than the target says, by distance and by size; None
+            without a target.
     """
 
-    lung: Int64[np.ndarray, " pairs"]
-    group: Int64[np.ndarray, " pairs"]
-    min_distance_mm: Float32[np.ndarray, " pairs"]
+    pairs: Pairs
     candidates: int
     verdicts: dict[Verdict, int]
+    ranking: Ranking
+    gaps: tuple[float, float] | None = None
 
     def __len__(self) -> int:
-        return len(self.lung)
+        return len(self.pairs)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return zip(self.lung.tolist(), self.group.tolist(), strict=True)
+        return zip(self.pairs.lung.tolist(), self.pairs.group.tolist(), strict=True)
+
+    @property
+    def threshold(self) -> int:
+        """The highest rank that is kept; pairs with a higher one are not."""
+        return int(self.pairs.rank.max()) if len(self.pairs) else 0
 
 
 def plan(
-    lungs: Iterable[LungShape],
+    lungs: Sequence[LungShape],
     groups: Sequence[NoduleGroup],
     *,
     keep: int,
     rules: PlacementRules | None = None,
     policy: Policy = "farthest",
+    target: Target | None = None,
     max_per_lung: int | None = None,
+    seed: int = 0,
 ) -> Plan:
-    """Scores all pairs and keeps the best.
+    """Scores all pairs of one part; see `Part` and `plan_parts`."""
+    part = Part(groups=groups, keep=keep, policy=policy, target=target, max_per_lung=max_per_lung)
+    return plan_parts(lungs, {"": part}, rules=rules, seed=seed)[""]
+
+
+def plan_parts(
+    lungs: Sequence[LungShape],
+    parts: Mapping[str, Part],
+    *,
+    lung_hashes: Sequence[int] | None = None,
+    rules: PlacementRules | None = None,
+    seed: int = 0,
+) -> dict[str, Plan]:
+    """Scores all pairs of lungs and groups, and keeps the best of each part.
 
     Args:
-        lungs: one shape a lung; may be a generator.
-        groups: all of them are tried on each lung.
-        keep: at most so many pairs.
+        lungs: one shape a lung; may measure them when asked (`__getitem__`), each is asked for once or twice.
+        parts: each with groups of its own.
+        lung_hashes: 64-bit numbers that name the lungs in random orders; their indices when None.
         rules: of placement.
-        policy: `farthest` is the paper's.
-        max_per_lung: at most so many pairs of one lung; for short lists, which the widest lung would fill alone.
-
-    Raises:
-        InputError: when the policy is unknown, a number is below 1, or there are more than 2**32 pairs.
+        seed: of random orders.
     """
-    if policy not in get_args(Policy) or keep < 1 or (max_per_lung is not None and max_per_lung < 1):
-        raise InputError(
-            f"A plan needs a policy of {get_args(Policy)}, keep >= 1 and max_per_lung >= 1, "
-            f"got {policy!r}, {keep} and {max_per_lung}."
+    chosen, names = rules or PlacementRules(), list(lung_hashes or range(len(lungs)))
+    runs = {name: _Run(part, chosen, seed) for name, part in parts.items()}
+    if any(part.policy != "farthest" for part in parts.values()):
+        step = max(1, len(lungs) // _FITTED_LUNGS)
+        fitted = [(names[index], lungs[index]) for index in range(0, len(lungs), step)]
+        for run in runs.values():
+            run.fit(fitted, share=len(fitted) / len(lungs))
+    for index in tqdm(range(len(lungs)), desc="lungs planned", unit="lung", disable=len(lungs) < _FITTED_LUNGS):
+        shape = lungs[index]
+        for run in runs.values():
+            run.see(index, names[index], shape)
+    return {name: run.finish() for name, run in runs.items()}
+
+
+class _Run:
+    """One part while its lungs pass."""
+
+    def __init__(self, part: Part, rules: PlacementRules, seed: int) -> None:
+        self.part, self.rules = part, rules
+        self.arrays = GroupArrays.of(part.groups)
+        self.ranking = Ranking(seed=seed)
+        self.best = Best(part.keep, self.arrays.places.shape[1])
+        self.counts = np.zeros(len(Verdict), dtype=np.int64)
+        self.hashes = np.empty(0, dtype=np.uint64)
+        if part.policy != "farthest":
+            self.hashes = np.array([int(group.id, 16) for group in part.groups], dtype=np.uint64)
+
+    def fit(self, lungs: Sequence[tuple[int, LungShape]], *, share: float) -> None:
+        """Finds the weights on some of the lungs."""
+        if self.part.target is None or self.part.policy == "farthest":
+            return
+        classes: list[Classes] = []
+        numbers: list[np.ndarray] = []
+        for name, shape in lungs:
+            scores = score(shape, self.arrays, self.rules)
+            usable = usable_pairs(scores)
+            classes.append(classes_of(self.arrays, scores.distance[self.arrays.places[usable]], usable))
+            numbers.append(shuffled(self.ranking.seed, name, self.hashes[usable]))
+        keep = max(1, round(self.part.keep * share))
+        weights = fit_weights(Classes.joined(classes), np.concatenate(numbers), keep=keep, target=self.part.target)
+        self.ranking = Ranking(weights=weights, seed=self.ranking.seed)
+
+    def see(self, index: int, name: int, shape: LungShape) -> None:
+        """Scores all groups on a lung and remembers the best."""
+        scores = score(shape, self.arrays, self.rules)
+        self.counts += np.bincount(scores.verdict, minlength=len(Verdict))
+        usable = usable_pairs(scores)
+        ranks = self.ranks(scores, usable, index, name)
+        below = np.flatnonzero(ranks <= self.best.threshold)
+        if (limit := self.part.max_per_lung) is not None and len(below) > limit:
+            below = below[np.argpartition(ranks[below], limit - 1)[:limit]]
+        chosen, ranks = usable[below], ranks[below]
+        places = self.arrays.places[chosen]
+        self.best.add(
+            Pairs(
+                rank=ranks,
+                lung=np.full(len(chosen), index, dtype=np.int32),
+                group=chosen.astype(np.int32),
+                row=scores.row[places],
+                col=scores.col[places],
+                distance=scores.distance[places],
+                min_distance=scores.min_distance[chosen],
+            )
         )
-    arrays, best = GroupArrays.of(groups), np.empty(0, dtype=np.uint64)
-    counts, seen = np.zeros(len(Verdict), dtype=np.int64), 0
-    for index, shape in enumerate(lungs):
-        scores = score(shape, arrays, rules or PlacementRules())
-        counts += np.bincount(scores.verdict, minlength=len(Verdict))
-        keys = _smallest(_keys(scores, first_pair=index * len(groups)), max_per_lung or len(groups))
-        best, seen = np.concatenate([best, keys]), index + 1
-        if len(best) > 2 * keep:
-            best = _smallest(best, keep)
-    return _unpack(np.sort(_smallest(best, keep)), groups=len(groups), lungs=seen, counts=counts)
 
+    def ranks(self, scores: Scores, usable: np.ndarray, index: int, name: int) -> np.ndarray:
+        """Ranks of the usable pairs of a lung."""
+        if self.ranking.weights is None:
+            return farthest_rank(scores, usable, index * len(self.arrays))
+        distance = scores.distance[self.arrays.places[usable]]
+        weights = self.ranking.weights.of(classes_of(self.arrays, distance, usable))
+        return order_rank(shuffled(self.ranking.seed, name, self.hashes[usable]), weights)
 
-def _keys(scores: Scores, *, first_pair: int) -> UInt64[np.ndarray, " kept"]:
-    """Sortable keys of the pairs that may be used: farther first, then the earlier pair.
-
-    The bits of a positive float32 sort as the number does; inverted they stand above the pair's number.
-    """
-    usable = np.flatnonzero(scores.verdict == Verdict.KEPT)
-    if first_pair + len(scores.verdict) > int(_PAIR_MASK):
-        raise InputError(
-            "A plan holds at most 2**32 pairs of a lung and a group; plan fewer lungs or groups at a time."
+    def finish(self) -> Plan:
+        """The plan when all lungs have passed."""
+        pairs, target = self.best.sorted(), self.part.target
+        gaps = None if target is None else classes_of(self.arrays, pairs.distance, pairs.group).gaps(target)
+        return Plan(
+            pairs=pairs,
+            candidates=int(self.counts.sum()),
+            verdicts={verdict: int(self.counts[verdict]) for verdict in Verdict},
+            ranking=self.ranking,
+            gaps=gaps,
         )
-    nearer = ~scores.min_distance_mm[usable].view(np.uint32)
-    return (nearer.astype(np.uint64) << _PAIR_BITS) | (usable + first_pair).astype(np.uint64)
-
-
-def _smallest(keys: Shaped[np.ndarray, " keys"], count: int) -> Shaped[np.ndarray, " kept"]:
-    return keys if len(keys) <= count else np.partition(keys, count - 1)[:count]
-
-
-def _unpack(
-    keys: UInt64[np.ndarray, " pairs"], *, groups: int, lungs: int, counts: Int64[np.ndarray, " verdicts"]
-) -> Plan:
-    lung, group = np.divmod((keys & _PAIR_MASK).astype(np.int64), max(groups, 1))
-    return Plan(
-        lung=lung,
-        group=group,
-        min_distance_mm=(~(keys >> _PAIR_BITS).astype(np.uint32)).view(np.float32),
-        candidates=lungs * groups,
-        verdicts={verdict: int(counts[verdict]) for verdict in Verdict},
-    )

@@ -46,12 +46,15 @@ class PresencePrior:
 
     def sample(self, rng: np.random.Generator, n: int) -> Positions:
         """Draws n positions, (n, 2) as (u, v)."""
+        return self.positions(rng.random((n, 3)))
+
+    def positions(self, numbers: Float[np.ndarray, "points 3"]) -> Positions:
+        """The positions that uniform numbers in [0, 1) stand for: a cell, and where in it."""
         rows, columns = self.grid.shape
         edges = np.cumsum(self.grid)
-        cell = np.searchsorted(edges, rng.random(n) * edges[-1], side="right")
+        cell = np.searchsorted(edges, numbers[:, 0] * edges[-1], side="right")
         row, column = np.divmod(np.minimum(cell, self.grid.size - 1), columns)
-        jitter = rng.random((n, 2))
-        return np.stack([(column + jitter[:, 0]) / columns, (row + jitter[:, 1]) / rows], axis=1)
+        return np.stack([(column + numbers[:, 1]) / columns, (row + numbers[:, 2]) / rows], axis=1)
 
 
 def analytic_presence(*, cells: int = 64, posterior: float = 2.0, peripheral: float = 2.0) -> PresencePrior:
@@ -73,6 +76,7 @@ def analytic_presence(*, cells: int = 64, posterior: float = 2.0, peripheral: fl
 def fit_presence(
     points: Positions,
     *,
+    weights: Float[np.ndarray, " points"] | None = None,
     cells: int = 64,
     bandwidth: float = 0.06,
     prior: PresencePrior | None = None,
@@ -82,12 +86,13 @@ def fit_presence(
 
     Args:
         points: (n, 2) as (u, v), from `LungShape.to_unit`; those outside the unit square are left out.
+        weights: how many positions each counts as; 1 when None.
         cells: cells along u and v.
         bandwidth: standard deviation of the Gaussian kernel, as a share of the bounding box.
         prior: `analytic_presence` when None.
         prior_points: how many positions the prior is worth.
     """
-    counts, _, _ = np.histogram2d(points[:, 1], points[:, 0], bins=cells, range=((0, 1), (0, 1)))
+    counts, _, _ = np.histogram2d(points[:, 1], points[:, 0], bins=cells, range=((0, 1), (0, 1)), weights=weights)
     smooth = ndimage.gaussian_filter(counts, bandwidth * cells, mode="reflect") * cells**2
     middle = (np.arange(cells) + 0.5) / cells
     v, u = np.meshgrid(middle, middle, indexing="ij")

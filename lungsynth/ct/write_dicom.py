@@ -1,0 +1,156 @@
+"""A synthetic slice as DICOM that tells the truth: a CT image of nobody, marked as synthetic.
+
+Nothing of a source patient is in it: names, UIDs and dates follow from the sample's name alone, so the same sample has
+the same bytes. Synthetic Data (0008,001C) is YES; a validator of 2022 does not know that attribute yet.
+"""
+
+import io
+import uuid
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
+from pydicom.valuerep import DSfloat
+
+from lungsynth.ct.write import write_atomically
+from lungsynth.hounsfield import CT_RANGE_HU
+from lungsynth.types import Affine, HuPlane
+
+__all__ = ["SyntheticScan", "derived_uid", "dicom_bytes", "mark_synthetic", "synthetic_ct", "write_dicom"]
+
+MANUFACTURER = "lungsynth"
+_NAMESPACE = uuid.UUID("5c0f3f5e-6a0d-5e0b-9c59-0d6a3f1f8b7e")
+_IMPLEMENTATION = "lungsynth"
+_FIRST_DAY = date(2000, 1, 1)  # day 0 of every synthetic patient
+_TIME = "120000"
+_LUNG_WINDOW = (-600, 1500)  # centre, width
+_RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticScan:
+    """Who and what a synthetic slice is.
+
+    Args:
+        subject: the synthetic patient; scans of one growth series share it.
+        name: of the sample, unique.
+        derivation: how it was made; goes to Derivation Description.
+        day: of the scan, from 0.
+        enhanced: whether a network worked on the image.
+    """
+
+    subject: str
+    name: str
+    derivation: str
+    day: int = 0
+    enhanced: bool = False
+
+    @property
+    def study_date(self) -> str:
+        """DICOM date of the scan."""
+        return (_FIRST_DAY + timedelta(days=self.day)).strftime("%Y%m%d")
+
+
+def derived_uid(*words: str) -> UID:
+    """A UID under 2.25 (a UUID as a number) that follows from words; other words, other UID."""
+    return UID(f"2.25.{uuid.uuid5(_NAMESPACE, '/'.join(words)).int}")
+
+
+def synthetic_ct(hu: HuPlane, affine: Affine, scan: SyntheticScan) -> FileDataset:
+    """A CT image of one slice.
+
+    Args:
+        hu: int16 (H, W), within `CT_RANGE_HU`.
+        affine: (column, row, slice) -> RAS mm, axial.
+        scan: who and what.
+    """
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = CTImageStorage
+    meta.MediaStorageSOPInstanceUID = derived_uid(scan.name, "image")
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.ImplementationClassUID = derived_uid("implementation")
+    meta.ImplementationVersionName = _IMPLEMENTATION
+    image = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    image.SOPClassUID, image.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+    _describe(image, scan)
+    _place(image, affine)
+    _fill(image, hu)
+    mark_synthetic(image, scan)
+    return image
+
+
+def mark_synthetic(dataset: Dataset, scan: SyntheticScan) -> None:
+    """Says that a dataset is synthetic, and what made it."""
+    dataset.SyntheticData = "YES"
+    equipment = Dataset()
+    purpose = Dataset()
+    purpose.CodeValue, purpose.CodingSchemeDesignator = "109100", "DCM"
+    purpose.CodeMeaning = "Synthesizing Equipment"
+    equipment.PurposeOfReferenceCodeSequence = [purpose]
+    equipment.Manufacturer = MANUFACTURER
+    equipment.ManufacturerModelName = MANUFACTURER
+    equipment.ContributionDescription = scan.derivation[:1024]
+    dataset.ContributingEquipmentSequence = [equipment]
+
+
+def dicom_bytes(dataset: Dataset) -> bytes:
+    """The file of a dataset that has its meta information."""
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def write_dicom(path: Path, dataset: Dataset) -> None:
+    """Writes a dataset, whole or not at all."""
+    write_atomically(path, dicom_bytes(dataset))
+
+
+def _describe(image: Dataset, scan: SyntheticScan) -> None:
+    image.SpecificCharacterSet = "ISO_IR 192"
+    image.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
+    image.InstanceCreationDate = image.StudyDate = image.SeriesDate = image.ContentDate = scan.study_date
+    image.InstanceCreationTime = image.StudyTime = image.SeriesTime = image.ContentTime = _TIME
+    image.AcquisitionDate, image.AcquisitionTime = scan.study_date, _TIME
+    image.AccessionNumber = image.ReferringPhysicianName = ""
+    image.StudyID, image.BodyPartExamined = "1", "CHEST"
+    image.Modality, image.Manufacturer, image.ManufacturerModelName = "CT", MANUFACTURER, MANUFACTURER
+    image.StudyDescription = "Synthetic chest CT, not of a patient"
+    image.SeriesDescription = "Synthetic lung slice"
+    image.PatientName, image.PatientID = f"Synthetic^{scan.subject}", scan.subject
+    image.PatientBirthDate = image.PatientSex = ""
+    image.PatientComments = "Synthetic: not a patient. Not for diagnosis."
+    image.StudyInstanceUID = derived_uid(scan.subject, "study", str(scan.day))
+    image.SeriesInstanceUID = derived_uid(scan.name, "series")
+    image.FrameOfReferenceUID = derived_uid(scan.subject, "frame")
+    image.SeriesNumber = image.InstanceNumber = 1
+    image.AcquisitionNumber = image.KVP = None
+    image.PatientPosition, image.PositionReferenceIndicator = "HFS", ""
+    image.DerivationDescription = scan.derivation[:1024]
+    image.BurnedInAnnotation, image.LossyImageCompression = "NO", "00"
+
+
+def _place(image: Dataset, affine: Affine) -> None:
+    lps = _RAS_TO_LPS[:, None] * affine[:3]
+    column_mm, row_mm, slice_mm = (float(np.linalg.norm(lps[:, axis])) for axis in range(3))
+    image.PixelSpacing = [_decimal(row_mm), _decimal(column_mm)]
+    image.SliceThickness = _decimal(slice_mm)
+    image.ImageOrientationPatient = [_decimal(v) for v in (*(lps[:, 0] / column_mm), *(lps[:, 1] / row_mm))]
+    image.ImagePositionPatient = [_decimal(v) for v in lps[:, 3]]
+
+
+def _fill(image: Dataset, hu: HuPlane) -> None:
+    image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+    image.Rows, image.Columns = hu.shape
+    image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 12, 11, 0
+    image.RescaleIntercept, image.RescaleSlope, image.RescaleType = CT_RANGE_HU[0], 1, "HU"
+    image.WindowCenter, image.WindowWidth = _LUNG_WINDOW
+    stored = np.clip(hu.astype(np.int32), *CT_RANGE_HU) - CT_RANGE_HU[0]
+    image.PixelData = stored.astype("<u2").tobytes()
+
+
+def _decimal(value: Any) -> DSfloat:
+    return DSfloat(float(value) + 0.0, auto_format=True)  # + 0.0 makes -0.0 a 0

@@ -1,0 +1,170 @@
+"""The formats that samples leave in. Same samples, same bytes: no clock, no user name, no chance is in a file.
+
+A format writes a part of the catalogue at a time. NIfTI, PNG and DICOM have files of their own for each sample;
+WebDataset and Zarr have one shard a part.
+"""
+
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from lungsynth.ct.write import write_atomically, write_plane
+from lungsynth.ct.write_dicom import SyntheticScan, synthetic_ct, write_dicom
+from lungsynth.ct.write_seg import synthetic_seg
+from lungsynth.errors import InputError
+from lungsynth.export.sample import Exported
+from lungsynth.hounsfield import DISPLAY_WINDOW
+from lungsynth.layers.atomic import replacing
+
+__all__ = ["FORMATS", "Format", "Written"]
+
+
+class Written(NamedTuple):
+    """A sample's files, relative to the output folder; for shards, `<shard>#<member>`."""
+
+    image: str
+    label: str
+
+
+Writer = Callable[[Sequence[Exported], Path, str], tuple[list[Written], list[str]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """How samples are written.
+
+    Args:
+        write: (samples, output folder, name of the part) -> the samples' files, and all files or folders written.
+        part_size: recipes a part.
+        shards: whether a part is one file (or folder), so that ranges must begin and end with parts.
+        check: raises `InputError` when a package that it needs is missing.
+    """
+
+    write: Writer
+    part_size: int
+    shards: bool = False
+    check: Callable[[], Any] = lambda: None
+
+
+def _nifti(samples: Sequence[Exported], out: Path, part: str) -> tuple[list[Written], list[str]]:
+    written = [Written(f"images/{sample.name}.nii.gz", f"masks/{sample.name}.nii.gz") for sample in samples]
+    for sample, names in zip(samples, written, strict=True):
+        write_plane(out / names.label, sample.label, sample.affine, descrip=sample.descrip)
+        write_plane(out / names.image, sample.image, sample.affine, descrip=sample.descrip)
+    return written, _flat(written)
+
+
+def _png(samples: Sequence[Exported], out: Path, part: str) -> tuple[list[Written], list[str]]:
+    written = [Written(f"images/{sample.name}.png", f"masks/{sample.name}.png") for sample in samples]
+    for sample, names in zip(samples, written, strict=True):
+        write_atomically(out / names.label, _png_bytes(sample.label))
+        write_atomically(out / names.image, _png_bytes(DISPLAY_WINDOW.to_grey(sample.image)))
+    return written, _flat(written)
+
+
+def _dicom(samples: Sequence[Exported], out: Path, part: str) -> tuple[list[Written], list[str]]:
+    written = [Written(f"{sample.recipe.id}/{sample.name}/ct.dcm", "") for sample in samples]
+    written = [Written(names.image, names.image.replace("ct.dcm", "seg.dcm")) for names in written]
+    for sample, names in zip(samples, written, strict=True):
+        scan = SyntheticScan(
+            subject=sample.recipe.id,
+            name=sample.name,
+            derivation=f"lungsynth recipe {sample.recipe.id}: nodules laid on a lung slice. Synthetic, no patient.",
+            day=sample.day,
+        )
+        image = synthetic_ct(sample.image, sample.affine, scan)
+        write_dicom(out / names.label, synthetic_seg(image, sample.lung, sample.nodules, sample.categories, scan))
+        write_dicom(out / names.image, image)
+    return written, _flat(written)
+
+
+def _webdataset(samples: Sequence[Exported], out: Path, part: str) -> tuple[list[Written], list[str]]:
+    shard = f"shards/{part}.tar"
+    with replacing(out / shard) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for sample in samples:
+            facts = {key: value for key, value in sample.facts().items() if key != "runs"}
+            _add(tar, f"{sample.name}.image.npy", _npy_bytes(sample.image))
+            _add(tar, f"{sample.name}.json", json.dumps(facts, sort_keys=True).encode())
+            _add(tar, f"{sample.name}.mask.npy", _npy_bytes(sample.label))
+    members = [Written(f"{shard}#{s.name}.image.npy", f"{shard}#{s.name}.mask.npy") for s in samples]
+    return members, [shard]
+
+
+def _zarr(samples: Sequence[Exported], out: Path, part: str) -> tuple[list[Written], list[str]]:
+    """A group a part and, in it, one a grid (`512x512`) with `image` and `mask` (N, H, W), a chunk a sample."""
+    zarr = _need_zarr()
+    name, written = f"parts/{part}.zarr", {}
+    temporary = out / f"parts/.{part}.zarr.part"
+    shutil.rmtree(temporary, ignore_errors=True)
+    root = zarr.open_group(temporary, mode="w", zarr_format=3, attributes={"synthetic": "lungsynth"})
+    by_grid = sorted(samples, key=lambda sample: sample.image.shape)  # stable: the catalogue's order within a grid
+    for (height, width), same in groupby(by_grid, key=lambda sample: sample.image.shape):
+        members, grid = list(same), f"{height}x{width}"
+        facts = [{k: v for k, v in sample.facts().items() if k != "runs"} for sample in members]
+        group = root.create_group(grid, attributes={"samples": facts})
+        for key, planes in (("image", [s.image for s in members]), ("mask", [s.label for s in members])):
+            array = np.stack(planes)
+            group.create_array(key, data=array, chunks=(1, height, width), shards=array.shape)
+        for index, sample in enumerate(members):
+            paths = (f"{name}#{grid}/{key}/{index}" for key in ("image", "mask"))
+            written[sample.name] = Written(*paths)
+    shutil.rmtree(out / name, ignore_errors=True)
+    temporary.rename(out / name)
+    files = sorted(path.relative_to(out).as_posix() for path in (out / name).rglob("*") if path.is_file())
+    return [written[sample.name] for sample in samples], files
+
+
+def _need_zarr() -> Any:
+    try:
+        import zarr
+    except ImportError as error:
+        raise InputError("Writing Zarr needs zarr. Install it with: pip install 'lungsynth[shards]'") from error
+    return zarr
+
+
+def _need_highdicom() -> None:
+    try:
+        import highdicom  # noqa: F401
+    except ImportError as error:
+        raise InputError("Writing DICOM needs highdicom. Install it with: pip install 'lungsynth[dicom]'") from error
+
+
+def _flat(written: Iterable[Written]) -> list[str]:
+    return [name for names in written for name in names]
+
+
+def _png_bytes(grey: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _npy_bytes(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    # A TarInfo of its own has no time, owner or group of this machine.
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+FORMATS = {
+    "nifti": Format(write=_nifti, part_size=64),
+    "dicom": Format(write=_dicom, part_size=32, check=_need_highdicom),
+    "png": Format(write=_png, part_size=64),
+    "webdataset": Format(write=_webdataset, part_size=256, shards=True),
+    "zarr": Format(write=_zarr, part_size=256, shards=True, check=_need_zarr),
+}

@@ -1,0 +1,169 @@
+import numpy as np
+import pytest
+import torch
+from layers_toys import add_lung, add_nodule, group_at, lung_hu, lung_mask
+from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureTyped
+
+from lungsynth.errors import InputError
+from lungsynth.layers import AssetLibrary, LungShape, PlacementRules, make_recipe, resolve, write_catalogue
+from lungsynth.layers.dataset import LayeredLungDataset, LayeredLungStream, collate_layers
+from lungsynth.layers.insert import RandInsertNodulesd
+from lungsynth.layers.loader import LayeredLungLoader
+
+N = 10
+
+
+@pytest.fixture(scope="module", params=["one grid", "two grids"])
+def catalogue(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("layers")
+    library = AssetLibrary(folder)
+    lungs = [add_lung(library, seed=seed) for seed in range(2)]
+    if request.param == "two grids":
+        hu, mask = lung_hu(lung_mask())[:, 20:], lung_mask()[:, 20:]
+        affine = lungs[0].affine_matrix
+        lungs[1] = library.add_lung(hu, mask, affine=affine, source="generated", origin="cropped")
+    nodules = [add_nodule(library, 6.0, category="ground_glass"), add_nodule(library, 9.0)]
+    recipes = []
+    for index in range(N):
+        lung = lungs[index % 2]
+        shape = LungShape.from_mask(library.load(lung.hash)[1] > 0, spacing_mm=lung.spacing_mm)
+        group = group_at(nodules[index % 2], *[(0.2, 0.5), (0.8, 0.5)][: 1 + index % 2])
+        recipes.append(make_recipe(lung, group, resolve(shape, group, PlacementRules()).placements, seed=index))
+    library.save_table()
+    return write_catalogue(recipes, folder / "catalogue.parquet")
+
+
+def same(first, second) -> bool:
+    return all(torch.equal(first[key], second[key]) for key in ("image", "mask", "boxes", "labels"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int16])
+def test_the_loader_gives_what_the_dataset_gives(catalogue, workers, dtype):
+    dataset = LayeredLungDataset(catalogue, dtype=dtype)
+    loader = LayeredLungLoader(dataset, batch_size=3, num_workers=workers, multiprocessing_context=_fork(workers))
+    for _ in range(2):
+        # Batches are kept, so that a slot overwritten too early would show.
+        batches = list(loader)
+        assert [len(batch["labels"]) for batch in batches] == [3, 3, 3, 1]
+        for number, batch in enumerate(batches):
+            expected = collate_layers([dataset[index] for index in range(3 * number, min(N, 3 * number + 3))])
+            assert type(batch["image"]) is type(expected["image"])
+            for key in ("image", "mask", "boxes", "labels"):
+                for got, wanted in zip(batch[key], expected[key], strict=True):
+                    assert got.dtype == wanted.dtype
+                    torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+            assert [meta["id"] for meta in batch["meta"]] == [meta["id"] for meta in expected["meta"]]
+
+
+def _fork(workers):
+    return "fork" if workers else None
+
+
+def test_without_copies_a_batch_is_right_until_the_next_is_asked_for(catalogue):
+    dataset = LayeredLungDataset(catalogue)
+    loader = LayeredLungLoader(dataset, batch_size=1, num_workers=2, copy=False, multiprocessing_context="fork")
+    for index, batch in enumerate(loader):
+        torch.testing.assert_close(batch["image"][0].float(), dataset[index]["image"], rtol=0, atol=0)
+
+
+def test_the_loader_and_the_dataset_refuse_what_they_cannot_do(catalogue):
+    with pytest.raises(InputError, match="makes its own batches"):
+        LayeredLungLoader(LayeredLungDataset(catalogue), collate_fn=list)
+    with pytest.raises(InputError, match=r"float32 or int16, got torch\.uint8"):
+        LayeredLungDataset(catalogue, dtype=torch.uint8)
+
+
+def test_an_enhancer_works_in_the_loader_too(catalogue):
+    def darker(hu, nodule_mask):
+        return np.where(nodule_mask, -1000, hu).astype(np.int16)
+
+    dataset = LayeredLungDataset(catalogue, enhance=darker)
+    (image, *_), (mask, *_) = (next(iter(LayeredLungLoader(dataset, batch_size=2)))[key] for key in ("image", "mask"))
+    assert (image[mask == 2] == -1000).all()
+
+
+@pytest.mark.parametrize("shuffle_seed", [None, 5])
+def test_ranks_and_workers_share_a_stream_without_loss(catalogue, shuffle_seed):
+    dataset = LayeredLungDataset(catalogue)
+    wanted = sorted(item["meta"]["id"] for item in dataset)
+    found = []
+    for rank in range(3):
+        stream = LayeredLungStream(dataset, shuffle_seed=shuffle_seed, rank=rank, ranks=3)
+        loader = torch.utils.data.DataLoader(
+            stream, batch_size=None, num_workers=2 if rank == 0 else 0, multiprocessing_context=_fork(rank == 0)
+        )
+        found += [item["meta"]["id"] for item in loader]
+    assert sorted(found) == wanted
+    with pytest.raises(InputError, match=r"one of 0 \.\. 2, got 3"):
+        LayeredLungStream(dataset, rank=3, ranks=3)
+
+
+def test_epochs_differ_in_order_alone(catalogue):
+    stream = LayeredLungStream(LayeredLungDataset(catalogue), shuffle_seed=1)
+    first = [item["meta"]["id"] for item in stream]
+    stream.set_epoch(1)
+    second = [item["meta"]["id"] for item in stream]
+    assert first != second
+    assert sorted(first) == sorted(second)
+
+
+def users_slice(kind):
+    mask = lung_mask()
+    image, label = lung_hu(mask, seed=9)[None].astype(np.float32) + 0.25, mask[None].astype(np.uint8)
+    if kind == "array":
+        return {"image": image, "label": label}
+    return {"image": MetaTensor(image, affine=np.diag([0.7, 0.7, 1.0, 1.0])), "label": torch.from_numpy(label)}
+
+
+@pytest.mark.parametrize("kind", ["array", "meta tensor"])
+def test_nodules_are_laid_on_a_users_slice(catalogue, kind):
+    insert = RandInsertNodulesd(catalogue.parent, spacing_mm=(0.7, 0.7) if kind == "array" else None)
+    before = users_slice(kind)
+    first, again = (insert.set_random_state(3)(before) for _ in range(2))
+    other = insert.set_random_state(4)(before)
+    image, label = (np.asarray(first[key])[0] for key in ("image", "label"))
+    assert type(first["image"]) is type(before["image"])
+    assert first["image"].dtype == before["image"].dtype
+    np.testing.assert_array_equal(first["image"], again["image"])
+    assert (np.asarray(first["image"]) != np.asarray(other["image"])).any()
+    assert len(first["boxes"]) == len(first["labels"]) >= 1
+    near = np.zeros(label.shape, dtype=bool)
+    for row_from, column_from, row_to, column_to in first["boxes"].int().tolist():
+        assert (label[row_from:row_to, column_from:column_to] == 2).any()
+        near[row_from - 5 : row_to + 5, column_from - 5 : column_to + 5] = True
+    untouched = np.asarray(users_slice(kind)["image"])[0]
+    np.testing.assert_array_equal(image[~near], untouched[~near])
+    np.testing.assert_array_equal(np.asarray(before["image"])[0], untouched)
+
+
+def test_insertion_extends_what_is_known_and_can_be_left_to_chance(catalogue):
+    known = users_slice("array") | {"boxes": torch.tensor([[1.0, 2.0, 3.0, 4.0]]), "labels": torch.tensor([0])}
+    known["label"][0, 1:3, 2:4] = 2
+    found = RandInsertNodulesd(catalogue.parent, spacing_mm=(0.7, 0.7)).set_random_state(3)(known)
+    assert found["boxes"][0].tolist() == [1, 2, 3, 4]
+    assert len(found["boxes"]) > 1
+    assert (found["label"][0, 1:3, 2:4] == 2).all()
+    never = RandInsertNodulesd(catalogue.parent, spacing_mm=(0.7, 0.7), prob=0.0)(known)
+    assert len(never["boxes"]) == 1
+    chained = Compose([RandInsertNodulesd(catalogue.parent, spacing_mm=(0.7, 0.7)), EnsureTyped(keys="image")])
+    chained.set_random_state(3)
+    assert isinstance(chained(users_slice("array"))["image"], torch.Tensor)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": np.zeros((1, 8, 8, 8))}, r"slices of shape \(1, H, W\), got \(1, 8, 8, 8\)"),
+        ({"image": np.full((1, 200, 240), 0.5)}, "expected CT in HU"),
+        ({"label": np.zeros((1, 200, 240))}, "lung mask with lung in it"),
+    ],
+)
+def test_a_slice_that_is_none_is_refused(catalogue, change, message):
+    with pytest.raises(InputError, match=message):
+        RandInsertNodulesd(catalogue.parent, spacing_mm=(0.7, 0.7))(users_slice("array") | change)
+    with pytest.raises(InputError, match="give spacing_mm"):
+        RandInsertNodulesd(catalogue.parent)(users_slice("array"))
+    with pytest.raises(InputError, match=r"no nodule of \('part_solid',\)"):
+        RandInsertNodulesd(catalogue.parent, categories=("part_solid",))

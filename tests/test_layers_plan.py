@@ -1,0 +1,286 @@
+"""Laws of planning at scale: explained pairs agree with the plan, policies reach their targets, order is no matter."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from layers_toys import add_nodule, disc, group_at, lung_hu, lung_mask
+
+from lungsynth.errors import InputError
+from lungsynth.layers import (
+    AssetLibrary,
+    LungShape,
+    PlacementRules,
+    Verdict,
+    analytic_presence,
+    draw_groups,
+    make_recipe,
+    plan,
+    read_catalogue,
+    read_rules,
+    resolve,
+    write_catalogue,
+)
+from lungsynth.layers.catalogue_rows import PlanWeights, write_pairs
+from lungsynth.layers.catalogue_table import TableWriter, sample_id, sample_seeds
+from lungsynth.layers.explain import PairPlace, explain
+from lungsynth.layers.library_lungs import LibraryLungs
+from lungsynth.layers.lidc_presence import expected_distances, lidc_nodules_per_slice, lidc_presence
+from lungsynth.layers.mixing import Purpose, mix, mix_arrays
+from lungsynth.layers.policy import (
+    DISTANCE_EDGES_MM,
+    SIZE_EDGES_MM,
+    Target,
+    balanced_target,
+    distance_class,
+    size_class,
+)
+from lungsynth.layers.selection import Best, Pairs, in_turn
+
+ALL_TYPES = PlacementRules(types=("isolated", "juxta_pleural", "juxta_vascular"))
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    library = AssetLibrary(tmp_path_factory.mktemp("library"))
+    for diameter in (4.5, 5.0, 7.0, 9.0, 12.0, 17.0):
+        add_nodule(library, diameter, source="real" if diameter == 7.0 else "generated", weights="w")
+    for seed, reach in enumerate((50, 45, 40, 48, 38)):
+        mask = disc((200, 240), (100, 60), reach) | disc((200, 240), (100, 180), 50)
+        hu = lung_hu(mask, seed)
+        hu[disc((200, 240), (100, 60), 6)] = 0  # a vessel
+        affine = np.diag([-0.7, -0.7, 1, 1.0])
+        library.add_lung(hu, mask, affine=affine, source="generated", origin=str(seed))
+    return library
+
+
+@pytest.fixture(scope="module")
+def lungs(library):
+    return LibraryLungs.of(library)
+
+
+@pytest.fixture(scope="module")
+def groups(library):
+    nodules = [asset for asset in library if asset.kind == "nodule"]
+    return draw_groups(nodules, 400, seed=3, prior=analytic_presence())
+
+
+def uneven() -> Target:
+    near = np.zeros(len(DISTANCE_EDGES_MM) + 1)
+    near[1:6] = (1, 4, 3, 1, 1)
+    sizes = np.zeros(len(SIZE_EDGES_MM) + 1)
+    sizes[1:5] = (1, 2, 3, 2)
+    return Target(distance=near, size=sizes)
+
+
+def counts(found, groups):
+    """Nodules of each class of distance and of size among the pairs of a plan."""
+    distances, sizes = [], []
+    for index in range(len(found)):
+        members = groups[found.pairs.group[index]].members
+        distances += [d for _, _, d in found.pairs.positions(index, len(members))]
+        sizes += [member.diameter_mm for member in members]
+    return (
+        np.bincount(distance_class(np.array(distances)), minlength=len(DISTANCE_EDGES_MM) + 1),
+        np.bincount(size_class(np.array(sizes)), minlength=len(SIZE_EDGES_MM) + 1),
+    )
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        PlacementRules(),
+        ALL_TYPES,
+        PlacementRules(types=("juxta_vascular",)),
+        PlacementRules(min_distance_mm=8, max_distance_mm=14, regions=("right", (0.5, 0.8, 0.2, 0.9))),
+        PlacementRules(max_vessel_share=0.05, max_airway_share=0.0, max_shift_mm=2.0, gap_mm=20.0),
+    ],
+)
+@pytest.mark.parametrize("policy", ["farthest", "matched"])
+def test_each_pair_is_explained_as_the_plan_decided(lungs, groups, rules, policy):
+    groups = groups[:60]
+    target = None if policy == "farthest" else uneven()
+    found = plan(lungs, groups, keep=40, rules=rules, policy=policy, target=target, seed=4)
+    kept, verdicts = set(found), dict.fromkeys(Verdict, 0)
+    for lung, shape in enumerate(lungs):
+        for index, group in enumerate(groups):
+            place = PairPlace(lung=lung, lung_hash=lung, group=index, groups=len(groups))
+            said = explain(shape, group, place, rules=rules, ranking=found.ranking, threshold=found.threshold)
+            verdicts[said.verdict] += 1
+            assert said.kept == ((lung, index) in kept)
+            assert (said.verdict is Verdict.KEPT) == all(member.verdict == "KEPT" for member in said.members) or (
+                said.verdict is Verdict.OVERLAP and said.smallest_gap_mm < rules.gap_mm
+            )
+            for member in said.members:
+                if member.verdict == "KEPT":
+                    assert member.type in rules.types
+                    assert member.distance_mm >= member.needed_mm
+                    assert member.shift_mm <= rules.max_shift_mm
+                    assert member.distance_mm <= (rules.max_distance_mm or np.inf)
+    assert verdicts == found.verdicts
+
+
+def test_each_rule_has_its_reason(lungs, library):
+    nodule = next(asset for asset in library if asset.kind == "nodule" and asset.diameter_mm < 5)
+    shape = LungShape.from_mask(lung_mask(), spacing_mm=(0.7, 0.7))
+    airway = np.where(disc((200, 240), (100, 60), 6), -1000, -850).astype(np.int16)
+    hollow = LungShape.from_mask(lung_mask(), spacing_mm=(0.7, 0.7), hu=airway)
+    marked = LungShape.from_mask(lung_mask(), spacing_mm=(0.7, 0.7), hu=airway, vessels=disc((200, 240), (100, 180), 6))
+    right, left = group_at(nodule, (50.5 / 221, 0.5)), group_at(nodule, (170.5 / 221, 0.5))
+
+    def verdict(lung, group, **rules):
+        return resolve(lung, group, PlacementRules(**rules)).verdict
+
+    assert verdict(shape, right) is Verdict.KEPT
+    assert verdict(shape, right, max_distance_mm=20) is Verdict.TOO_FAR
+    assert verdict(shape, right, min_distance_mm=40, max_shift_mm=3) in (Verdict.TOO_NEAR, Verdict.CROSSES_EDGE)
+    assert verdict(shape, right, regions=("left",)) is Verdict.OUTSIDE_REGION
+    assert verdict(shape, left, regions=("left",)) is Verdict.KEPT
+    assert verdict(hollow, right) is Verdict.ON_AIRWAY
+    assert verdict(marked, right) is Verdict.KEPT  # a mask takes the place of the HU
+    assert verdict(marked, left) is Verdict.ON_VESSEL
+    assert verdict(marked, left, max_vessel_share=1.0) is Verdict.KEPT
+    assert verdict(marked, left, max_vessel_share=1.0, types=("isolated",)) is Verdict.WRONG_TYPE
+    assert verdict(shape, right, types=("juxta_pleural",)) is Verdict.WRONG_TYPE
+
+
+def test_a_juxta_pleural_nodule_may_reach_into_the_wall(library):
+    nodule = max((asset for asset in library if asset.kind == "nodule"), key=lambda asset: asset.diameter_mm)
+    shape = LungShape.from_mask(lung_mask(), spacing_mm=(0.7, 0.7))
+    placed = resolve(shape, group_at(nodule, (0.02, 0.5)), ALL_TYPES).placements[0]
+    radius = nodule.diameter_mm / 2
+    assert 0.7 * radius <= placed.distance_mm < radius
+
+
+@pytest.mark.parametrize("keep", [120, 400])
+def test_matched_comes_out_as_the_target_says_where_there_is_a_choice(lungs, groups, keep):
+    target = uneven()
+    anyhow = plan(lungs, groups, keep=keep, rules=ALL_TYPES, policy="farthest")
+    found = plan(lungs, groups, keep=keep, rules=ALL_TYPES, policy="matched", target=target, seed=1)
+    assert len(found) == keep
+    for counted, before, wanted in zip(
+        counts(found, groups), counts(anyhow, groups), (target.distance, target.size), strict=True
+    ):
+        gap, gap_before = (abs(c / c.sum() - wanted).sum() / 2 for c in (counted, before))
+        assert gap < 0.1
+        assert gap < gap_before / 3
+
+
+def test_matched_keeps_what_there_is_when_there_is_no_choice(lungs, groups):
+    found = plan(lungs, groups[:20], keep=10_000, policy="matched", target=uneven())
+    assert len(found) == found.verdicts[Verdict.KEPT]
+
+
+def test_what_lacks_is_added_until_all_are_equal():
+    real = Target(distance=np.arange(1.0, len(DISTANCE_EDGES_MM) + 2), size=np.ones(len(SIZE_EDGES_MM) + 1))
+    target = balanced_target(real, real_nodules=55, nodules=45)
+    assert (real.distance * 55 + target.distance * 45).tolist() == pytest.approx([10.0] * 10)
+    some = balanced_target(real, real_nodules=55, nodules=3)
+    assert (real.distance * 55 + some.distance * 3)[:3].tolist() == pytest.approx([3.0, 3.0, 3.0])
+    assert some.distance[3:].sum() == 0
+
+
+def test_the_best_do_not_depend_on_how_they_arrive():
+    rng = np.random.default_rng(0)
+    ranks = rng.integers(0, 1 << 40, 500).astype(np.uint64)
+    places = rng.integers(0, 99, (500, 2)).astype(np.int16)
+    index = np.arange(500, dtype=np.int32)
+    pairs = Pairs(
+        rank=ranks, lung=index // 9, group=index, row=places, col=places, distance=places, min_distance=places[:, 0]
+    )
+    results = []
+    for size in (500, 60, 7):
+        best = Best(40, 2)
+        order = rng.permutation(500) if size == 60 else np.arange(500)
+        for begin in range(0, 500, size):
+            best.add(pairs.take(order[begin : begin + size]))
+        results.append(best.sorted())
+    for found in results:
+        np.testing.assert_array_equal(found.rank, np.sort(ranks)[:40])
+        np.testing.assert_array_equal(found.row, places[np.argsort(ranks)[:40]])
+
+
+def test_one_of_each_in_turn():
+    assert in_turn([2, 3]).tolist() == [0, 2, 1, 3, 4]
+
+
+def test_words_mix_alike_one_by_one_and_in_arrays():
+    words = [0, 1, 2**63 + 5, 2**64 - 1]
+    mixed = mix_arrays(Purpose.ID, np.array(words, dtype=np.uint64), 7)
+    assert mixed.tolist() == [mix(Purpose.ID, word, 7) for word in words]
+    assert len({mix(Purpose.ID, a, b) for a in range(50) for b in range(50)}) == 2500
+    assert mix(Purpose.ID, 1) != mix(Purpose.SEED, 1)
+
+
+def test_rows_made_by_the_million_are_those_of_recipes(tmp_path, library, lungs, groups):
+    found = plan(lungs, groups, keep=200)
+    with TableWriter(tmp_path / "rows.parquet", {"plan": {"a": 1}}) as writer:
+        weights = PlanWeights(nodule="w", enhancer=None)
+        write_pairs(writer, lungs.assets, [(found.pairs, groups)], seed=9, weights=weights)
+    recipes = []
+    for lung, index in found:
+        asset, group = lungs.assets[lung], groups[index]
+        hashes = (np.array([int(text, 16)], dtype=np.uint64) for text in (asset.hash, group.id))
+        seed = int(sample_seeds(9, *hashes)[0])
+        placed = resolve(lungs[lung], group, PlacementRules()).placements
+        recipes.append(make_recipe(asset, group, placed, seed=seed, weights_nodule="w"))
+        assert recipes[-1].id == sample_id(int(asset.hash, 16), int(group.id, 16), seed)
+    catalogue = read_catalogue(tmp_path / "rows.parquet")
+    assert list(catalogue) == recipes
+    assert json.loads(catalogue.table.schema.metadata[b"lungsynth.plan"]) == {"a": 1}
+    write_catalogue(recipes, tmp_path / "recipes.parquet")
+    names = pq.read_schema(tmp_path / "recipes.parquet").names
+    one, other = (pq.read_table(tmp_path / f"{name}.parquet").to_pylist() for name in ("rows", "recipes"))
+    assert one == other
+    assert {"id", "category", "lung", "group", "row_px", "distance_mm", "seed"} <= set(names)
+    assert catalogue.find(recipes[5].id) == 5
+    assert catalogue.find("synth-0") is None
+    assert all(not recipe.has_real_voxels for recipe in catalogue.without_real_voxels())
+    assert 0 < len(catalogue.without_real_voxels()) < len(catalogue)
+
+
+def test_the_table_of_lidc_favours_the_posterior_lung_and_not_the_middle(lungs):
+    shapes = list(lungs)
+    prior = lidc_presence(shapes)
+    (front, back, middle) = prior.density(np.array([0.25, 0.25, 0.5]), np.array([0.2, 0.7, 0.5]))
+    assert back > 1.5 * front > 0
+    assert middle == 0
+    assert sum(lidc_nodules_per_slice().values()) == pytest.approx(1, abs=1e-3)
+    shares = expected_distances(prior, shapes)
+    assert shares.sum() == pytest.approx(1)
+    assert shares[-1] < shares[:3].min()  # few points of a lung are that far from its edge
+
+
+def test_rules_are_a_file(tmp_path):
+    rules = PlacementRules(types=("juxta_pleural",), regions=("right", (0.1, 0.2, 0.3, 0.4)), max_distance_mm=9.0)
+    path = tmp_path / "rules.json"
+    path.write_text(json.dumps(rules.to_json()))
+    assert read_rules(path) == rules
+    path.write_text('{"gap": 1}')
+    with pytest.raises(InputError, match=r"rules\.json: Unknown placement rules \['gap'\]"):
+        read_rules(path)
+    path.write_text('{"gap_mm": "x"}')
+    with pytest.raises(InputError, match=r"rules\.json"):
+        read_rules(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"gap_mm": -1.0}, "must not be negative"),
+        ({"types": ("spiculated",)}, "need types among"),
+        ({"regions": ("middle lobe",)}, "Unknown region"),
+        ({"regions": ((0.5, 0.2, 0.0, 1.0),)}, "A region needs"),
+        ({"min_distance_mm": 9.0, "max_distance_mm": 3.0}, "must not be below"),
+        ({"pleural_clearance": 2.0}, "must not exceed"),
+    ],
+)
+def test_rules_that_cannot_be_are_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        PlacementRules(**values)
+
+
+def test_a_policy_without_its_target_is_refused(lungs, groups):
+    with pytest.raises(InputError, match="needs a target"):
+        plan(lungs, groups, keep=3, policy="balanced")

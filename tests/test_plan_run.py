@@ -1,0 +1,205 @@
+"""Laws of scripts/plan.py: a seed gives its bytes, a plan answers for its pairs, bad input leaves nothing."""
+
+import importlib.util
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_bundles import write_fake_bundles
+from fake_cohort import write_fake_cohort
+
+from lungsynth.bundles import open_bundle
+from lungsynth.chain.cohort_source import open_cohort
+from lungsynth.chain.plan_explain import PlanExplainer
+from lungsynth.chain.plan_record import PlanRecord, groups_path
+from lungsynth.chain.plan_run import run_plan
+from lungsynth.chain.plan_settings import PAPER, PlanSettings
+from lungsynth.chain.plan_targets import shares_of_samples
+from lungsynth.chain.real_nodules import measure
+from lungsynth.errors import InputError
+from lungsynth.layers import AssetLibrary, PlacementRules, read_catalogue, render
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory) -> Path:
+    return write_fake_bundles(tmp_path_factory.mktemp("bundles"), "planned")
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory, bundles) -> Path:
+    return write_fake_cohort(tmp_path_factory.mktemp("cohort"), open_bundle(bundles, "wcapsgan"))
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory, bundles, cohort) -> PlanSettings:
+    settings = PlanSettings(
+        out=tmp_path_factory.mktemp("plan") / "catalogue.parquet",
+        lungs=12,
+        groups=30,
+        keep=100,
+        nodules=24,
+        seed=3,
+        bundles=bundles,
+        cohort=cohort,
+    )
+    run_plan(settings)
+    return settings
+
+
+def script(*arguments: object) -> int:
+    path = Path(__file__).parents[1] / "scripts" / "plan.py"
+    spec = importlib.util.spec_from_file_location("plan_script", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main([str(argument) for argument in arguments])
+
+
+def test_a_plan_keeps_what_was_asked_for_and_its_samples_can_be_rendered(planned):
+    catalogue = read_catalogue(planned.out)
+    assert Counter(recipe.category for recipe in catalogue) == dict.fromkeys(catalogue.categories(), 100)
+    assert len({recipe.id for recipe in catalogue}) == 300
+    assert {recipe.category for recipe in catalogue[:3]} == set(catalogue.categories())
+    library = AssetLibrary(planned.folder)
+    assert (render(catalogue[7], library).label == 2).any()
+    kinds = Counter((asset.kind, asset.source) for asset in library)
+    assert kinds["nodule", "real"] == 12  # 200 : 1000
+    assert kinds["lung", "real"] == 1  # 50 : 450
+
+
+def test_the_same_settings_give_the_same_bytes_and_are_not_done_twice(planned, tmp_path):
+    again = replace(planned, out=tmp_path / "catalogue.parquet")
+    first, second = run_plan(again), run_plan(again)
+    assert again.out.read_bytes() == planned.out.read_bytes()
+    assert groups_path(again.out).read_bytes() == groups_path(planned.out).read_bytes()
+    assert first.plan_seconds > second.plan_seconds == 0
+    assert second.record.to_json() == first.record.to_json()
+
+
+def test_another_plan_is_not_written_over(planned):
+    with pytest.raises(InputError, match="holds another plan"):
+        run_plan(replace(planned, keep=90))
+    with pytest.raises(InputError, match=r"assets\.json: the assets beside --out were made with other seed"):
+        run_plan(replace(planned, seed=4))
+
+
+def test_every_pair_answers_under_its_id_and_its_names(planned):
+    explainer = PlanExplainer(planned.out)
+    record, kept, verdicts = PlanRecord.read(explainer.catalogue), 0, Counter()
+    for group in (0, 29, 30, 75):
+        for lung, asset in enumerate(explainer.lungs.assets):
+            sample, said = explainer.explain(f"{lung}:{group}")
+            assert (explainer.catalogue.find(sample) is not None) == said.kept
+            assert explainer.explain(sample) == (sample, said)
+            assert explainer.explain(f"{asset.hash}:{explainer._groups[group][1]}") == (sample, said)
+            kept += said.kept
+            verdicts[said.verdict.name] += 1
+    assert kept > 0
+    for part in record.parts.values():
+        assert sum(part.verdicts.values()) == part.candidates == 12 * 30
+
+
+def test_nonsense_has_no_explanation(planned):
+    explainer = PlanExplainer(planned.out)
+    for query, message in (("synth-12", "Expected a sample id"), ("99:0", "No lung 99"), ("0:zz", "No group zz")):
+        with pytest.raises(InputError, match=message):
+            explainer.explain(query)
+    with pytest.raises(InputError, match="no pair of 12 lungs"):
+        explainer.explain("synth-0123456789abcdef")
+
+
+def test_without_real_voxels_there_are_none(planned, tmp_path):
+    settings = replace(planned, out=tmp_path / "a" / "c.parquet", real_voxels=False)
+    run_plan(settings)
+    assert not any(recipe.has_real_voxels for recipe in read_catalogue(settings.out))
+    other = replace(planned, out=tmp_path / "c.parquet", real_voxels=False, library=planned.folder, bundles=None)
+    run_plan(other)
+    assert not any(recipe.has_real_voxels for recipe in read_catalogue(other.out))
+
+
+@pytest.mark.parametrize("policy", ["matched", "balanced"])
+def test_the_policies_of_real_data_run_from_a_cohort(planned, tmp_path, policy):
+    settings = replace(planned, out=tmp_path / "c.parquet", policy=policy, library=planned.folder, bundles=None)
+    outcome = run_plan(settings)
+    assert set(outcome.record.parts) == {"ground_glass", "part_solid", "solid"}
+    explainer = PlanExplainer(settings.out, library=planned.folder)
+    for group in (3, 40):
+        for lung in range(len(explainer.lungs)):
+            sample, said = explainer.explain(f"{lung}:{group}")
+            assert (explainer.catalogue.find(sample) is not None) == said.kept
+
+
+def test_categories_get_their_shares(cohort):
+    real = measure(open_cohort(cohort))
+    real = replace(real, diameters_mm={"solid": [8.0] * 60, "part_solid": [6.0] * 15, "ground_glass": [7.0] * 20})
+    categories = ("ground_glass", "part_solid", "solid")
+    assert list(shares_of_samples("farthest", 90, real, categories).values()) == [90, 90, 90]
+    assert list(shares_of_samples("matched", 90, real, categories).values()) == [30, 22, 90]
+    assert list(shares_of_samples("balanced", 90, real, categories).values()) == [85, 90, 45]
+
+
+def test_a_cohort_is_measured(cohort):
+    real = measure(open_cohort(cohort))
+    assert real.points.shape == (1, 2)
+    assert real.points[0] == pytest.approx((12 / 85, 12 / 50), abs=0.02)
+    assert real.distance_mm[0] == pytest.approx(24, abs=1.5)  # 12 pixels of 2 mm
+    assert sum(real.counts().values()) == pytest.approx(1, abs=1e-3)
+    assert set(real.diameters_mm) == {"ground_glass", "part_solid", "solid"}
+
+
+def test_the_paper_is_a_preset_and_its_numbers_stand():
+    assert dict(PAPER) == {"lungs": 500, "groups": 5000, "keep": 1_000_000, "nodules": 1200}
+
+
+def test_the_script_tells_what_was_kept_and_why(planned, bundles, cohort, tmp_path, capsys):
+    rules = tmp_path / "rules.json"
+    rules.write_text('{"min_distance_mm": 12, "max_shift_mm": 4}')
+    out = tmp_path / "plan" / "c.parquet"
+    options = ["--out", out, "--lungs", 6, "--groups", 20, "--preset", "paper", "--nodules", 12]
+    assert script(*options, "--cohort", cohort, "--bundles", bundles, "--rules", rules) == 0
+    told = capsys.readouterr().out
+    assert "too_near" in told
+    assert "images out for each of 7 real images in" in told
+    assert script("--out", out, "--explain", "0:0") == 0
+    assert capsys.readouterr().out.startswith("synth-")
+    recipes = read_catalogue(out)
+    assert min(recipe.min_distance_mm for recipe in recipes) >= 12
+    assert np.all(np.diff([recipe.min_distance_mm for recipe in recipes if recipe.category == "solid"]) <= 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"policy": "matched", "cohort": None}, "needs --cohort"),
+        ({"bundles": None}, "needs --bundles"),
+        ({"keep": 0}, "--keep must be at least 1"),
+        ({"vessel_masks": Path("nowhere")}, "--vessel-masks"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(planned, change, message):
+    with pytest.raises(InputError, match=message):
+        replace(planned, **change)
+
+
+def test_assets_that_no_plan_made_are_not_taken_unasked(planned, tmp_path):
+    shutil.copytree(planned.folder, tmp_path / "copy")
+    (tmp_path / "copy" / "assets.json").unlink()
+    (tmp_path / "copy" / "catalogue.parquet").unlink()
+    with pytest.raises(InputError, match="holds assets that no plan made"):
+        run_plan(replace(planned, out=tmp_path / "copy" / "catalogue.parquet"))
+
+
+def test_vessels_of_a_file_count(planned, tmp_path):
+    library = AssetLibrary(planned.folder)
+    real = next(asset for asset in library if asset.kind == "lung" and asset.source == "real")
+    from lungsynth.ct.write import write_plane
+
+    (tmp_path / "masks").mkdir()
+    everywhere = np.ones(library.load(real.hash).shape[1:], np.uint8)
+    write_plane(tmp_path / "masks" / f"{real.origin}.nii.gz", everywhere, real.affine_matrix)
+    settings = replace(planned, out=tmp_path / "c.parquet", library=planned.folder, vessel_masks=tmp_path / "masks")
+    outcome = run_plan(replace(settings, rules=PlacementRules()))
+    assert all(part.verdicts["ON_VESSEL"] > 20 for part in outcome.record.parts.values())
+    assert real.hash not in {recipe.lung for recipe in read_catalogue(settings.out)}
