@@ -1,4 +1,5 @@
 # make demo: 64 synthetic slices from the weights in the repository.   make test, make check: what CI runs.
+# make tables COHORT=...: trains what the tables compare, then prints them (hours).
 # make tour: the whole life of a cohort on the procedural phantom, training included, at tiny sizes.
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,9 +7,10 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 TOUR := runs/tour
+TABLES ?= runs/tables
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test check tour bundles clean
+.PHONY: demo test check tour tables bundles clean
 
 demo: $(INSTALLED)
 	$(PY) scripts/synthesize.py --out demo --count 64 --seed 0
@@ -23,6 +25,11 @@ check: $(INSTALLED_TEST)
 
 tour: $(INSTALLED_TEST)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash scripts/tour.sh $(TOUR)
+
+tables: $(INSTALLED)
+	test -n "$(COHORT)" || { echo "make tables needs COHORT=FOLDER, written by scripts/prepare.py" >&2; exit 2; }
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash scripts/train_tables.sh "$(COHORT)" $(TABLES)
+	$(PY) scripts/evaluate.py segmentation --cohort "$(COHORT)" --out $(TABLES)/table_1 --weights $(TABLES)
 
 bundles: $(INSTALLED)
 	$(PY) scripts/package_bundles.py --out dist --zip
