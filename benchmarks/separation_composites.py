@@ -22,7 +22,9 @@ from lungsynth.layers import (
     resolve,
 )
 from lungsynth.layers.assets import ALPHA_SCALE, PATCH_SPACING_MM, disc_diameter_mm
+from lungsynth.layers.composite import LungLayer
 from lungsynth.layers.groups import Member, NoduleGroup
+from lungsynth.layers.stamp import make_stamp
 from lungsynth.separation.stacks import Stack
 
 SMALLEST_MM = 3.0  # of a nodule, and of what a slice shows of it
@@ -128,4 +130,6 @@ def _with_nodule(stack: Stack, k: int, placed: NodulePlacement, nodule: HeldOutN
     scale = float(np.sqrt(1 - (2 * off_mm / nodule.diameter_mm) ** 2))
     here = replace(placed, scale=scale, diameter_mm=nodule.diameter_mm * scale)
     lung = stack.labels[k] == Label.LUNG
-    return overlay(stack.volume.plane(k), lung, [(here, nodule.patch)], spacing_mm=stack.volume.spacing_mm[1:]).image
+    spacing_mm = stack.volume.spacing_mm[1:]
+    layer = LungLayer.of(stack.volume.plane(k), lung, spacing_mm=spacing_mm, matched=False)
+    return overlay(layer, [(here, make_stamp(here, nodule.patch, spacing_mm))]).image

@@ -397,7 +397,8 @@ def test_each_method_trains_and_its_weights_detect(name, cohort, tmp_path):
     run_training(name, cohort, tmp_path, max_epochs=1)
     sidecar = json.loads((tmp_path / "model.json").read_text())
     assert 0 <= sidecar["train_minutes"] < 10
-    metrics = ("dice_mean", "dice_lung", "dice_nodule") if name in SEGMENTERS else ("froc",)
+    dices = ("dice_mean", "dice_lung", "dice_nodule", "dice_nodule_pooled")
+    metrics = dices if name in SEGMENTERS else ("froc",)
     assert set(sidecar["validation"]) == set(metrics)
     weights = torch.load(tmp_path / "model.pt", weights_only=True)
     assert sum(value.numel() for value in weights.values()) < 0.7e6

@@ -12,7 +12,7 @@ MAX_FUNCTION_LINES = 40  # without its signature's and docstring's lines
 
 
 def nodes(path: Path, *kinds: type[ast.AST]) -> list[ast.AST]:
-    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds)]
+    return [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, kinds)]
 
 
 def body_lines(function: ast.FunctionDef) -> int:
@@ -22,9 +22,9 @@ def body_lines(function: ast.FunctionDef) -> int:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_module(path):
-    assert len(path.read_text().splitlines()) <= MAX_MODULE_LINES
-    tree = ast.parse(path.read_text())
-    assert not path.read_text().strip() or ast.get_docstring(tree), "a module says its concept first"
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_MODULE_LINES
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert not path.read_text(encoding="utf-8").strip() or ast.get_docstring(tree), "a module says its concept first"
     long = [f.name for f in nodes(path, ast.FunctionDef) if body_lines(f) > MAX_FUNCTION_LINES]
     assert not long
     for node in tree.body:

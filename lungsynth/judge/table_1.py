@@ -121,7 +121,7 @@ def _rows(entries: Sequence[Entry]) -> list[TableRow]:
                 "train_minutes": entry.contestant.train_minutes,
             },
             paper=TABLE_1.get(entry.contestant.name, {}),
-            marks={"cpm": "†"} if entry.figures.origin.get("cpm") == "composites" else {},
+            marks={"cpm": " (c)"} if entry.figures.origin.get("cpm") == "composites" else {},
         )
         for entry in entries
     ]

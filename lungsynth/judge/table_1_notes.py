@@ -36,7 +36,7 @@ def _all(
         yield f"Left out: {name}: {reason}"
     yield from _about_images(part, outcomes[0] if outcomes else Outcome())
     if outcomes and sum(len(case.targets) for case in outcomes[0].scans.cases) < FEWEST_LESIONS:
-        yield f"† of the composites, a slice instead of a scan: the scans have fewer than {FEWEST_LESIONS} lesions."
+        yield f"(c) of the composites, a slice instead of a scan: the scans have fewer than {FEWEST_LESIONS} lesions."
     yield (
         "The paper measured on LUNA16 and does not say how; its accuracy may count pixels or candidates. "
         "Methods without a nodule map have no accuracy and no Dice."
