@@ -58,7 +58,8 @@ def measure(repeats: int) -> tuple[dict[str, float], list[str]]:
         ("  copying image and mask instead", best["copy"], f"image alone {best['copy_image']:.0f}/s"),
         ("  MONAI dictionary transforms", best["monai"], "patch turned, resampled, noise, paste, boxes"),
         ("two processes, each alone", loader["alone"], "samples thrown away"),
-        ("  LayeredLungLoader, 2 workers", loader["loader"], f"int16, batches of {BATCH}; share {efficiencies}"),
+        ("  LayeredLungLoader, 2 workers", loader["loader"], f"int16, batches of {BATCH}, views; share {efficiencies}"),
+        ("  the same, batches of their own", loader["copied"], "int16, copied in the main process"),
         ("  the same, float32", loader["float"], "converted in the main process"),
         ("  plain DataLoader, 2 workers", loader["plain"], "int16, collate_layers"),
         ("export, one process", ray["one"], "NIfTI; from the first part written to the last"),
@@ -128,7 +129,8 @@ def _one_process(catalogue: Path) -> dict[str, float]:
 def _two_processes(catalogue: Path) -> dict[str, float]:
     return {
         "alone": _alone(catalogue),
-        "loader": _loader_rate(catalogue, torch.int16),
+        "loader": _loader_rate(catalogue, torch.int16, copy=False),
+        "copied": _loader_rate(catalogue, torch.int16),
         "float": _loader_rate(catalogue, torch.float32),
         "plain": _loader_rate(catalogue, torch.int16, plain=True),
     }
@@ -155,7 +157,7 @@ def _render_alone(catalogue: Path, which: int, barrier: object, results: object)
     results.put(_rate(lambda index: renderer.render(recipes[index]), order[MEASURED : 2 * MEASURED], time.perf_counter))
 
 
-def _loader_rate(catalogue: Path, dtype: torch.dtype, *, plain: bool = False) -> float:
+def _loader_rate(catalogue: Path, dtype: torch.dtype, *, copy: bool = True, plain: bool = False) -> float:
     dataset = LayeredLungDataset(catalogue, dtype=dtype)
     order = _order(catalogue)[: 4 * MEASURED].tolist()
     if plain:
@@ -163,7 +165,7 @@ def _loader_rate(catalogue: Path, dtype: torch.dtype, *, plain: bool = False) ->
             dataset, batch_size=BATCH, num_workers=2, sampler=order, collate_fn=collate_layers
         )
     else:
-        loader = LayeredLungLoader(dataset, batch_size=BATCH, num_workers=2, sampler=order)
+        loader = LayeredLungLoader(dataset, batch_size=BATCH, num_workers=2, sampler=order, copy=copy)
     count = 0
     for batch in loader:
         count += len(batch["image"])
