@@ -44,9 +44,17 @@ class CapsuleDiscriminator(nn.Module):
         self.stem = nn.Sequential(*layers)
         self.primary = PrimaryCapsules(width, n_maps, capsule_dim)
         self.routing = RoutingCapsules(n_maps * 16, capsule_dim, 2, output_dim)
+        self.apply(_keep_variance)
 
     def forward(self, x: Tensor, category: Tensor, diameter_mm: Tensor) -> Tensor:
         """Lengths (B,), in [0, 1), of the capsule of samples (B, 2, size, size); 1 is real."""
         u = squash(self.primary(self.stem(beside(x, self.conditions(category, diameter_mm)))).float())
         v = squash(self.routing.gather(self.routing.couplings(u), u))
         return torch.linalg.vector_norm(v[:, 0], dim=1)
+
+
+def _keep_variance(layer: nn.Module) -> None:
+    """Weights that keep the variance of features (He et al., 2015): squashing a short capsule leaves it no gradient."""
+    if isinstance(layer, nn.Conv2d):
+        nn.init.kaiming_normal_(layer.weight, SLOPE)
+        nn.init.zeros_(layer.bias)

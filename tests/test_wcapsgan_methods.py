@@ -1,0 +1,352 @@
+"""Laws of the other methods of Table II in the wcapsgan bundle, and of what all its trainings share."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from lungsynth.bundles import open_bundle
+
+ROOT = Path(__file__).parents[1]
+BUNDLE = ROOT / "bundles" / "wcapsgan_bundle"
+CONFIGS = BUNDLE / "configs"
+sys.path.insert(0, str(BUNDLE))
+
+from wcapsgan.baselines.biggan import BigGanCritic, BigGanGenerator  # noqa: E402
+from wcapsgan.baselines.capsulegan import CapsuleDiscriminator  # noqa: E402
+from wcapsgan.baselines.dcgan import DcganCritic, DcganGenerator  # noqa: E402
+from wcapsgan.baselines.plain import PlainDiscriminator, PlainGenerator  # noqa: E402
+from wcapsgan.budget import TimeBudget  # noqa: E402
+from wcapsgan.data import CohortSamples, load_datalist  # noqa: E402
+from wcapsgan.latents import seeded_generator  # noqa: E402
+from wcapsgan.losses import gradient_penalty  # noqa: E402
+from wcapsgan.objectives import Hinge, Margin, NonSaturating, Wasserstein  # noqa: E402
+from wcapsgan.standing import StandingStatistics  # noqa: E402
+
+METHODS = ("gan", "dcgan", "wgan", "biggan", "capsulenets")
+CATEGORIES = ["ground_glass", "solid"]
+TINY = {
+    "gan": {"widths": [8, 8], "critic_widths": [8, 8]},
+    "dcgan": {"width": 8, "critic_width": 8},
+    "wgan": {"width": 8, "critic_width": 8, "n_critic": 2},
+    "biggan": {"width": 8, "critic_width": 8},
+    "capsulenets": {"width": 8, "critic_width": 8},
+}
+
+
+def disc(diameter: float, size: int = 16) -> np.ndarray:
+    rows, columns = np.indices((size, size)) - (size - 1) / 2
+    return (np.hypot(rows, columns) <= diameter / 2).astype(np.float16)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Path:
+    """Discs of 4 to 7 px in noise, ground glass or solid."""
+    folder = tmp_path_factory.mktemp("cohort")
+    (folder / "nodules").mkdir()
+    rng, entries = np.random.default_rng(0), []
+    for i in range(6):
+        alpha = np.stack([disc(7 - 0.5 * i), disc(7 - 0.4 * i)])
+        hu = np.where(alpha > 0, -400 if i % 2 else 0, -850) + rng.normal(0, 30, alpha.shape)
+        np.savez(folder / "nodules" / f"{i}.npz", hu=hu.astype(np.int16), alpha=alpha, largest=1)
+        entries.append({"nodule": f"nodules/{i}.npz", "category": CATEGORIES[1 - i % 2]})
+    (folder / "nodules.json").write_text(json.dumps({"training": entries, "validation": entries, "test": []}))
+    return folder
+
+
+def open_training(name: str, cohort: Path, output: Path, **settings: Any) -> ConfigWorkflow:
+    files = [CONFIGS / "train.json", *([CONFIGS / f"train_{name}.json"] if name in METHODS else [])]
+    defaults = {"max_epochs": 2, "epoch_length": 2, "batch_size": 4, "val_interval": 1, "size": 16, "latent_dim": 8}
+    workflow = ConfigWorkflow(
+        config_file=[str(file) for file in files],
+        meta_file=str(CONFIGS / "metadata.json"),
+        logging_file=False,
+        workflow_type="train",
+        bundle_root=str(BUNDLE),
+        dataset_dir=str(cohort),
+        output_dir=str(output),
+        categories=CATEGORIES,
+        device="cpu",
+        **{**defaults, **TINY.get(name, {"channels": 8, "critic_channels": 4}), **settings},
+    )
+    workflow.initialize()
+    return workflow
+
+
+def train(name: str, cohort: Path, output: Path, **settings: Any) -> dict[str, Any]:
+    workflow = open_training(name, cohort, output, **settings)
+    workflow.run()
+    epoch = workflow.parser.get_parsed_content("train#trainer").state.epoch
+    return torch.load(output / f"resume_checkpoint_epoch={epoch}.pt", weights_only=True)
+
+
+def assert_equal_states(one: dict[str, Any], other: dict[str, Any]) -> None:
+    for part in ("generator", "critic", "ema"):
+        for key, value in one[part].items():
+            assert torch.equal(value, other[part][key]), (part, key)
+
+
+# ---------------------------------------------------------------- objectives
+def test_objectives_are_those_of_the_papers() -> None:
+    real, fake = torch.tensor([0.8, 0.95]), torch.tensor([0.05, 0.4])
+    probability = torch.sigmoid
+    goodfellow = -(probability(real).log().mean() + (1 - probability(fake)).log().mean())
+    torch.testing.assert_close(NonSaturating().critic_loss(real, fake), goodfellow)
+    torch.testing.assert_close(NonSaturating().generator_loss(fake), -probability(fake).log().mean())
+    assert float(Hinge().critic_loss(real, fake)) == pytest.approx((0.2 + 0.05) / 2 + (1.05 + 1.4) / 2)
+    assert float(Hinge().generator_loss(fake)) == pytest.approx(-0.225)
+    assert float(Margin().critic_loss(real, fake)) == pytest.approx(0.1**2 / 2 + 0.5 * 0.3**2 / 2)
+    assert float(Margin().generator_loss(fake)) == pytest.approx((0.85**2 + 0.5**2) / 2)
+    assert float(Wasserstein(drift=0).critic_loss(real, fake)) == pytest.approx(0.225 - 0.875)
+    assert not any(objective.penalty_interval for objective in (NonSaturating(), Hinge(), Margin()))
+    with pytest.raises(ValueError, match="at least 1 critic step, got 0"):
+        Wasserstein(penalty_interval=0)
+
+
+def test_lazy_penalty_counts_as_often_as_it_is_left_out(cohort, tmp_path) -> None:
+    penalties: dict[int, list[float]] = {}
+    for interval in (1, 3):
+        workflow = open_training("", cohort, tmp_path, penalty_interval=interval)
+        trainer = workflow.parser.get_parsed_content("train#trainer")
+        calls, penalties[interval] = [], []
+        trainer.critic.register_forward_hook(lambda *_, t=trainer, c=calls: c.append(t.state.iteration))
+        for iteration in range(1, 6):
+            trainer.state.iteration = iteration
+            penalties[interval].append(trainer._iteration(trainer, None)["gradient_penalty"])
+        assert [calls.count(iteration) for iteration in range(1, 6)] == ([3] * 5 if interval == 1 else [3, 2, 2, 3, 2])
+    assert penalties[3][0] == pytest.approx(3 * penalties[1][0])
+    assert [penalty > 0 for penalty in penalties[3]] == [True, False, False, True, False]
+
+
+def test_shared_forward_gives_what_the_same_draws_give(cohort, tmp_path) -> None:
+    trainer = open_training("", cohort, tmp_path, shared_forward=True).parser.get_parsed_content("train#trainer")
+    made = []
+    generate = trainer._generate
+    trainer._generate = lambda draws, learning: made.append(generate(draws, learning=learning)) or made[-1]
+    trainer.state.iteration = 1
+    trainer._iteration(trainer, None)
+    assert len(made) == 1
+    assert made[0].samples.requires_grad
+    trainer.shared_forward, trainer.state.iteration = False, 2
+    trainer._iteration(trainer, None)
+    assert [samples.samples.requires_grad for samples in made[1:]] == [False, True]
+
+
+# ---------------------------------------------------------------- networks
+def generators(size: int, n_categories: int) -> list[torch.nn.Module]:
+    return [
+        PlainGenerator(12, n_categories, size, widths=(6, 6), pixels=16),
+        DcganGenerator(12, n_categories, size, width=8),
+        BigGanGenerator(12, n_categories, size, width=8),
+    ]
+
+
+def critics(size: int, n_categories: int) -> list[torch.nn.Module]:
+    return [
+        PlainDiscriminator(n_categories, size, widths=(6, 6), pixels=16),
+        DcganCritic(n_categories, size, width=8, batch_norm=True),
+        DcganCritic(n_categories, size, width=8, batch_norm=False),
+        BigGanCritic(n_categories, size, width=8),
+        CapsuleDiscriminator(n_categories, size, width=8),
+    ]
+
+
+@pytest.mark.parametrize(("size", "n_categories"), [(16, 1), (64, 3)])
+def test_networks_have_the_interface_and_each_weight_a_gradient(size: int, n_categories: int) -> None:
+    torch.manual_seed(0)
+    latent, category, diameter = torch.randn(6, 12), torch.arange(6) % n_categories, torch.linspace(0, 12, 6)
+    for generator in generators(size, n_categories):
+        assert (generator.latent_dim, generator.n_categories, generator.size) == (12, n_categories, size)
+        assert generator.diameter_quantiles.shape == (n_categories, 101)
+        samples = generator(latent, category, diameter)
+        assert samples.shape == (6, 2, size, size)
+        assert samples[:, 0].abs().max() <= 1
+        assert samples[:, 1].min() >= 0
+        (samples * torch.randn(samples.shape)).sum().backward()
+        assert all(p.grad.abs().sum() > 0 for p in generator.parameters())
+    for critic in critics(size, n_categories):
+        values = critic(torch.randn(6, 2, size, size), category, diameter)
+        assert values.shape == (6,)
+        (values * torch.randn(6)).sum().backward()
+        idle = [name for name, p in critic.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+        assert not idle, (type(critic).__name__, idle)
+
+
+def test_capsule_lengths_are_probabilities_and_move() -> None:
+    torch.manual_seed(0)
+    discriminator = CapsuleDiscriminator(2, 32, width=32)
+    lengths = discriminator(torch.randn(8, 2, 32, 32), torch.arange(8) % 2, torch.ones(8)).detach()
+    assert 0.01 < float(lengths.min())
+    assert float(lengths.max()) < 1
+
+
+def test_spectral_norm_bounds_the_layers() -> None:
+    critic = BigGanCritic(2, 16, width=8)
+    with torch.no_grad():
+        for p in critic.parameters():
+            p.mul_(30)
+        for _ in range(30):
+            critic(torch.randn(4, 2, 16, 16), torch.zeros(4, dtype=torch.int64), torch.ones(4))
+    weight = critic.eval().last.first.weight.detach().flatten(1)
+    assert float(torch.linalg.matrix_norm(weight, 2)) == pytest.approx(1, abs=0.05)
+
+
+def test_penalty_reaches_every_weight_of_the_wgan_critic() -> None:
+    critic = DcganCritic(2, 16, width=8, batch_norm=False)
+    x, conditions = torch.randn(2, 3, 2, 16, 16), (torch.arange(3) % 2, torch.ones(3))
+    gradient_penalty(critic, x[0], x[1], conditions, torch.rand(3)).backward()
+    assert all(p.grad.abs().sum() > 0 for name, p in critic.named_parameters() if name.endswith("weight"))
+
+
+def test_sizes_that_cannot_be_reached_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"multiple of pixels \(64\) or smaller, got 96"):
+        PlainGenerator(8, 1, 96)
+    with pytest.raises(ValueError, match=r"latent_dim must be at least 5 for a size of 64, got 4"):
+        BigGanGenerator(4, 1, 64, width=16)
+
+
+def test_standing_statistics_are_those_of_the_network_itself(cohort) -> None:
+    samples = CohortSamples(load_datalist(cohort, "nodule", "training"), layer="nodule", size=16, categories=CATEGORIES)
+    torch.manual_seed(0)
+    generator = DcganGenerator(8, 2, 16, width=8)
+    standing = StandingStatistics(generator, dataset=samples, batch_size=64, batches=4)
+    seen = []
+    generator.layers[0].register_forward_hook(lambda layer, args, out: seen.append(out.detach()))
+    standing()
+    norm = generator.layers[1]
+    torch.testing.assert_close(norm.running_mean, torch.cat(seen).mean(dim=(0, 2, 3)), atol=1e-4, rtol=1e-3)
+    assert norm.momentum == 0.1
+    assert not generator.training
+    first = {key: value.clone() for key, value in generator.state_dict().items()}
+    standing()
+    assert all(torch.equal(first[key], value) for key, value in generator.state_dict().items())
+
+
+# ---------------------------------------------------------------- trainings
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_trains_resumes_and_samples(name: str, cohort, tmp_path) -> None:
+    whole = train(name, cohort, tmp_path / "whole")
+    train(name, cohort, tmp_path / "parts", max_epochs=1)
+    torch.rand(7)  # noise between the two
+    resume = str(tmp_path / "parts" / "resume_checkpoint_epoch=1.pt")
+    resumed = train(name, cohort, tmp_path / "parts", resume_from=resume)
+    assert_equal_states(whole, resumed)
+    assert resumed["clock"]["minutes"] >= 0
+    sidecar = json.loads((tmp_path / "whole" / "model.json").read_text())
+    assert sidecar["train_minutes"] >= 0
+    assert "swd" in sidecar["validation"]
+    tiny = {key: value for key, value in TINY[name].items() if key in ("width", "widths")}
+    sampler = open_bundle(
+        ROOT / "bundles",
+        "wcapsgan",
+        configs=("inference.json", f"inference_{name}.json"),
+        weights=tmp_path / "whole" / "model.pt",
+        overrides={"size": 16, "latent_dim": 8, "categories": CATEGORIES, "network_batch_size": 4, **tiny},
+    )
+    assert type(sampler.network).__name__ == sidecar["network"].split(".")[-1]
+    seeds, names, asked = list(range(6)), CATEGORIES * 3, [None, 5.0] * 3
+    together = sampler(seeds, names, asked)
+    assert together["hu"].shape == together["alpha"].shape == (6, 16, 16)
+    for order in ([4], [5, 0, 3]):
+        some = sampler([seeds[i] for i in order], [names[i] for i in order], [asked[i] for i in order])
+        for key in ("hu", "alpha", "diameter_mm"):
+            assert some[key].tobytes() == together[key][order].tobytes()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_overlays_fit_lungs_and_stay_small(name: str) -> None:
+    parser = ConfigWorkflow(
+        config_file=[str(CONFIGS / f) for f in ("train.json", "train_lung.json", f"train_{name}.json")],
+        meta_file=str(CONFIGS / "metadata.json"),
+        logging_file=False,
+        workflow_type="train",
+        bundle_root=str(BUNDLE),
+        device="cpu",
+    ).parser
+    generator, critic = (parser.get_parsed_content(key) for key in ("network_def", "critic_def"))
+    assert (generator.size, generator.n_categories) == (256, 1)
+    assert sum(value.numel() for value in generator.state_dict().values()) * 4 < 2.95e6
+    with torch.no_grad():
+        lung = generator(torch.randn(2, generator.latent_dim), torch.zeros(2, dtype=torch.int64), torch.zeros(2))
+        assert critic(lung, torch.zeros(2, dtype=torch.int64), torch.zeros(2)).shape == (2,)
+    train_config, inference_config = (
+        json.loads((CONFIGS / f"{kind}_{name}.json").read_text()) for kind in ("train", "inference")
+    )
+    for key in ("width", "widths"):
+        assert train_config.get(key) == inference_config.get(key)
+    assert parser.get_parsed_content("sidecar#network") == train_config["network_def"]["_target_"]
+
+
+def test_a_training_ends_with_its_budget_and_the_clock_goes_on(cohort, tmp_path) -> None:
+    workflow = open_training("gan", cohort, tmp_path, max_epochs=50, max_minutes=5)
+    workflow.parser.get_parsed_content("clock").load_state_dict({"minutes": 5.0})  # as a resumed training would
+    workflow.run()
+    assert workflow.parser.get_parsed_content("train#trainer").state.epoch == 1
+    clock = SimpleNamespace(minutes=lambda: 3.0)
+    engine = SimpleNamespace(state=SimpleNamespace(device="cpu", epoch=7), terminate=lambda: ended.append(True))
+    ended: list[bool] = []
+    TimeBudget(clock, 3.5)(engine)
+    assert not ended
+    TimeBudget(clock, 3.0)(engine)
+    assert ended
+    with pytest.raises(ValueError, match="positive or None"):
+        TimeBudget(clock, 0)
+
+
+# ---------------------------------------------------------------- several processes
+OBJECTIVES = {"gan": NonSaturating(), "wgan": Wasserstein(), "biggan": Hinge(), "capsulenets": Margin()}
+
+
+def outputs_of(name: str, cohort: Path, output: Path, *, batch_size: int) -> list[dict[str, float]]:
+    """Two steps of the objective `name` with the networks of W-CapsuleGAN, in as many processes as there are."""
+    workflow = open_training("", cohort, output, batch_size=batch_size, amp=False)
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    trainer.objective = OBJECTIVES[name]
+    if torch.distributed.is_initialized():
+        trainer.generator, trainer.critic = (
+            torch.nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+            for network in (trainer.generator, trainer.critic)
+        )
+    outputs = []
+    for iteration in (1, 2):
+        trainer.state.iteration = iteration
+        outputs.append(trainer._iteration(trainer, None))
+    return outputs
+
+
+def join_processes(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+
+
+def test_two_processes_give_the_losses_of_one(cohort, tmp_path) -> None:
+    alone = {name: outputs_of(name, cohort, tmp_path, batch_size=8) for name in OBJECTIVES}
+    code = f"import test_wcapsgan_methods as t; from pathlib import Path; t.second_process(Path({str(cohort)!r}), Path({str(tmp_path)!r}))"
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    other = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths})
+    try:
+        join_processes(0, tmp_path)
+        together = {name: outputs_of(name, cohort, tmp_path, batch_size=4) for name in OBJECTIVES}
+        torch.distributed.destroy_process_group()
+        assert other.wait(60) == 0
+    finally:
+        other.kill()
+    for name, steps in alone.items():
+        for one, two in zip(steps, together[name], strict=True):
+            both = {key: value for key, value in one.items() if key != "diversity"}  # of a process's own samples
+            assert {key: two[key] for key in both} == pytest.approx(both, rel=1e-3, abs=1e-4), name
+
+
+def second_process(cohort: Path, folder: Path) -> None:
+    join_processes(1, folder)
+    for name in OBJECTIVES:
+        outputs_of(name, cohort, folder, batch_size=4)
+    torch.distributed.destroy_process_group()
