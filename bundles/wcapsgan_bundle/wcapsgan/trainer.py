@@ -186,7 +186,9 @@ class WCapsGANTrainer(Trainer):
         world = dist.get_world_size() if dist.is_initialized() else 1
         shape = torch.Size((len(samples) * world, *samples.shape[1:]))
         drawn = self.augmentation.draw(draw, shape)
-        own = {name: self._own(value) for name, value in drawn._asdict().items() if name != "margin"}
+        own = {
+            name: self._own(value) for name, value in drawn._asdict().items() if name != "margin" and value is not None
+        }
         return augment(samples, drawn._replace(**own))
 
     def _share(self, make: Any) -> Tensor:
