@@ -133,7 +133,7 @@ def test_a_sample_alone_equals_itself_in_a_batch() -> None:
 @pytest.mark.parametrize(("spatial_dims", "flat_background"), [(2, True), (3, False)])
 def test_scripted_networks_equal_themselves(spatial_dims: int, flat_background: bool) -> None:
     generator = Generator(4, 2, 32, 4, spatial_dims=spatial_dims, flat_background=flat_background).eval()
-    critic = MultiScaleCritic(2, 32, 4, scales=(1, 2), spatial_dims=spatial_dims).eval()
+    critic = MultiScaleCritic(2, 32, 4, scales=(1, 2), depths=(0, 1), spatial_dims=spatial_dims).eval()
     latent, (category, diameter) = torch.randn(2, 4), conditions(2)
     samples = generator(latent, category, diameter)
     assert samples.shape == (2, 2, *[32] * spatial_dims)

@@ -1,55 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The terms of critic and generator (Arjovsky 2017; Gulrajani 2017), as small pure functions."""
-
-from typing import NamedTuple
+"""Two terms that any objective may have beside it, as pure functions: the slope of a critic, the size of a nodule."""
 
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "CriticTerms",
-    "GeneratorTerms",
-    "LossWeights",
-    "disc_diameter_mm",
-    "gradient_penalty",
-]
-
-
-class LossWeights(NamedTuple):
-    """How much each term counts.
-
-    Attributes:
-        gradient_penalty: 10 in Gulrajani 2017.
-        drift: keeps real scores near 0, where nothing else would hold them (Karras 2018).
-        diameter: a mm of difference between the diameter asked for and the one made; 0 for lungs.
-    """
-
-    gradient_penalty: float = 10.0
-    drift: float = 1e-3
-    diameter: float = 0.25
-
-
-class CriticTerms(NamedTuple):
-    """Scalars: the estimated Wasserstein distance, the gradient penalty and the drift."""
-
-    distance: Tensor
-    penalty: Tensor
-    drift: Tensor
-
-    def total(self, weights: LossWeights) -> Tensor:
-        """What the critic minimises."""
-        return -self.distance + weights.gradient_penalty * self.penalty + weights.drift * self.drift
-
-
-class GeneratorTerms(NamedTuple):
-    """Scalars: the negative score of the generated samples and the error of their diameters in mm."""
-
-    adversarial: Tensor
-    diameter: Tensor
-
-    def total(self, weights: LossWeights) -> Tensor:
-        """What the generator minimises."""
-        return self.adversarial + weights.diameter * self.diameter
+__all__ = ["disc_diameter_mm", "gradient_penalty"]
 
 
 def gradient_penalty(

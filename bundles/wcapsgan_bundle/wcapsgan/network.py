@@ -133,6 +133,8 @@ class CapsuleCritic(nn.Module):
         n_categories: at least 1.
         size: pixels of the square image, 8 times a power of two.
         channels: of the first features; doubled at each coarser level up to `4 * channels`.
+        depth: further convolutions at each level, before the resolution is halved. Without them the critic takes the
+            outlines of generated nodules for real while they are still too round.
         in_channels: 2, image and mask.
         spatial_dims: 2, or 3 for cubes.
         n_maps: primary capsules at each of the 4 x 4 positions.
@@ -146,6 +148,7 @@ class CapsuleCritic(nn.Module):
         n_categories: int,
         size: int,
         channels: int,
+        depth: int = 0,
         in_channels: int = 2,
         spatial_dims: int = 2,
         n_maps: int = 16,
@@ -157,10 +160,18 @@ class CapsuleCritic(nn.Module):
         levels = levels_between(size, 8)
         convolution, singletons = layers_of(spatial_dims)
         widths = [channels * min(2**level, 4) for level in range(levels)]  # fine to coarse
+        self.fine = nn.Sequential()
+        if depth:
+            self.fine = nn.Sequential(
+                convolution(in_channels, channels // 2, kernel_size=3, padding=1), nn.LeakyReLU(SLOPE)
+            )
+            in_channels = channels // 2
         self.first = convolution(in_channels, channels, kernel_size=4, stride=2, padding=1)
         self.diameter_shift = nn.Sequential(DiameterFeatures(channels), Rearrange(f"b c -> b c {singletons}"))
         stem: list[nn.Module] = [nn.LeakyReLU(SLOPE)]
         for narrow, wide in itertools.pairwise(widths):
+            for _ in range(depth):
+                stem += [convolution(narrow, narrow, kernel_size=3, padding=1), nn.LeakyReLU(SLOPE)]
             stem += [convolution(narrow, wide, kernel_size=4, stride=2, padding=1), nn.LeakyReLU(SLOPE)]
         self.stem = nn.Sequential(*stem)
         self.primary = PrimaryCapsules(widths[-1], n_maps, capsule_dim, spatial_dims=spatial_dims)
@@ -173,7 +184,9 @@ class CapsuleCritic(nn.Module):
 
     def capsules(self, x: Tensor, diameter_mm: Tensor) -> Tensor:
         """Output capsules before squashing, shape (B, n_categories + 1, category_dim); the last is of no category."""
-        return self.routing(self.primary(self.stem(self.first(x) + self.diameter_shift(diameter_mm))).float())
+        return self.routing(
+            self.primary(self.stem(self.first(self.fine(x)) + self.diameter_shift(diameter_mm))).float()
+        )
 
     def forward(self, x: Tensor, category: Tensor, diameter_mm: Tensor) -> Tensor:
         """Scores samples (B, 2, size, size) of categories (B,) and diameters (B,); higher is more real, shape (B,)."""
@@ -194,6 +207,7 @@ class MultiScaleCritic(nn.Module):
         size: pixels of the square image.
         channels: see `CapsuleCritic`.
         scales: sides of the squares in pixels, one a critic.
+        depths: see `CapsuleCritic`, one a critic.
         spatial_dims: 2, or 3 for cubes.
         routing_iterations: of the routing by agreement.
     """
@@ -204,6 +218,7 @@ class MultiScaleCritic(nn.Module):
         size: int,
         channels: int,
         scales: Sequence[int] = (1,),
+        depths: Sequence[int] = (0,),
         spatial_dims: int = 2,
         routing_iterations: int = 3,
     ) -> None:
@@ -213,10 +228,11 @@ class MultiScaleCritic(nn.Module):
                 n_categories,
                 size // scale,
                 channels,
+                depth=depth,
                 spatial_dims=spatial_dims,
                 routing_iterations=routing_iterations,
             )
-            for scale in scales
+            for scale, depth in zip(scales, depths, strict=True)
         )
         pool = nn.AvgPool2d if spatial_dims == 2 else nn.AvgPool3d
         self.pools = nn.ModuleList(pool(scale) if scale > 1 else nn.Identity() for scale in scales)

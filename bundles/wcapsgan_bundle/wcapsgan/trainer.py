@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training of a W-CapsuleGAN: critic steps, then one generator step, and the average generator after it.
+"""Training of a generator and its critic: critic steps, then one generator step, and the average generator after it.
 
-Each step draws all of its randomness (samples, latents, augmentations, mixes) from a generator of its seed and its
-number, so a training that was stopped goes on exactly, and processes that share a step draw shares of one batch.
+What they play for is an `Objective`. Each step draws all of its randomness (samples, latents, augmentations, mixes)
+from a generator of its seed and its number, so a training that was stopped goes on exactly, and processes that share a
+step draw shares of one batch.
 """
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.engines import Trainer
 from monai.inferers import Inferer, SimpleInferer
@@ -18,24 +18,31 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from .augment import AugmentationRange, augment
+from .augment import AugmentationRange
 from .data import Batch, CohortSamples
-from .latents import draw_latents, seeded_generator
-from .losses import CriticTerms, GeneratorTerms, LossWeights, disc_diameter_mm, gradient_penalty
+from .draws import StepDraws, averaged
+from .latents import seeded_generator
+from .losses import disc_diameter_mm, gradient_penalty
+from .objectives import Objective, Wasserstein
+from .precision import bfloat16_is_fast
 
-__all__ = ["WCapsGANTrainer", "bfloat16_is_fast"]
+__all__ = ["WCapsGANTrainer"]
 
 logger = logging.getLogger(__name__)
 
 COLLAPSED = 0.3  # share of the real samples' spread below which the generator is said to have collapsed
 
 
-def bfloat16_is_fast(device: torch.device) -> bool:
-    """Whether the device multiplies in bfloat16; CPUs without such instructions emulate it, ten times slower."""
-    if device.type == "cpu":
-        features = torch.cpu.get_capabilities()
-        return bool(features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16"))
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+class Generated(NamedTuple):
+    """Generated samples (B, 2, ...), and real ones whose category and diameter they were asked for."""
+
+    samples: Tensor
+    asked: Batch
+
+    @property
+    def conditions(self) -> tuple[Tensor, Tensor]:
+        """Category and diameter, each (B,)."""
+        return self.asked.category, self.asked.diameter_mm
 
 
 class WCapsGANTrainer(Trainer):
@@ -51,15 +58,18 @@ class WCapsGANTrainer(Trainer):
         dataset: where the real samples are drawn from.
         generator: may be wrapped for distributed training, as `critic` may. Change a network's memory format before
             wrapping it, never after: DistributedDataParallel would silently scramble its gradients.
-        critic: see `CapsuleCritic`.
+        critic: called as `critic(samples, category, diameter_mm)`, returns values (B,); see `CapsuleCritic`.
         generator_optimizer: of the generator.
         critic_optimizer: of the critic.
         ema: the average generator.
         batch_size: samples a step and process.
-        critic_scale: the critic sees samples averaged over squares of that many pixels: a coarse critic costs less and
-            teaches the outlines first; then go on with 1 (growing resolution, after Karras et al., 2018).
         n_critic: critic steps before each generator step, each with fresh reals and latents.
-        weights: of the losses' terms.
+        objective: what the two play for; by default the Wasserstein distance with its gradient penalty.
+        diameter_weight: how much a mm of difference between the diameter asked for and the one made counts in the
+            generator's loss; 0 for lungs.
+        apart: the critic sees real and generated samples in batches of their own, as a critic with batch norm must.
+        shared_forward: the generator learns from the samples of the last critic step instead of fresh ones, which
+            spares a pass through the generator.
         augmentation: drawn for real and generated samples alike; None for none.
         seed: of everything drawn.
         amp: bfloat16 autocast, where the device has it.
@@ -80,9 +90,11 @@ class WCapsGANTrainer(Trainer):
         critic_optimizer: Optimizer,
         ema: AveragedModel,
         batch_size: int,
-        critic_scale: int = 1,
         n_critic: int = 1,
-        weights: LossWeights | None = None,
+        objective: Objective | None = None,
+        diameter_weight: float = 0.25,
+        apart: bool = False,
+        shared_forward: bool = False,
         augmentation: AugmentationRange | None = None,
         seed: int = 0,
         amp: bool = True,
@@ -93,8 +105,8 @@ class WCapsGANTrainer(Trainer):
         self.dataset, self.batch_size, self.n_critic, self.seed = dataset, batch_size, n_critic, seed
         self.generator, self.critic, self.ema = generator, critic, ema
         self.generator_optimizer, self.critic_optimizer = generator_optimizer, critic_optimizer
-        self.critic_scale = critic_scale
-        self.weights = weights or LossWeights()
+        self.apart, self.shared_forward = apart, shared_forward
+        self.objective, self.diameter_weight = objective or Wasserstein(), diameter_weight
         self.augmentation = augmentation
         self.inferer = inferer or SimpleInferer()
         self.amp = amp and bfloat16_is_fast(self.state.device)
@@ -110,96 +122,82 @@ class WCapsGANTrainer(Trainer):
         super(Trainer, self).run()
 
     def _iteration(self, engine: Engine, batchdata: Any) -> dict[str, float]:
-        draw = seeded_generator(self.seed, engine.state.iteration)
+        draws = self._draws(engine.state.iteration)
         self.generator.train()
         self.critic.train().requires_grad_(True)
-        for _ in range(self.n_critic):
-            batch = self._draw_reals(draw)
-            critic_terms, diversity = self._critic_step(batch, draw)
+        end = engine.state.iteration * self.n_critic
+        critic_steps = []
+        for step in range(end - self.n_critic, end):
+            fake = self._generate(draws, learning=self.shared_forward and step == end - 1)
+            critic_steps.append(self._critic_step(step, fake, draws))
         self.critic.requires_grad_(False)  # spares the generator step the critic's weight gradients
-        generator_terms = self._generator_step(self._draw_reals(draw), draw)
+        if not self.shared_forward:
+            fake = self._generate(draws, learning=True)
+        loss, diameter_error = self._generator_step(fake, draws)
         self.ema.update_parameters(_unwrapped(self.generator))
-        return _averaged(
-            {
-                "loss": generator_terms.total(self.weights),
-                "critic_loss": critic_terms.total(self.weights),
-                "wasserstein": critic_terms.distance,
-                "gradient_penalty": critic_terms.penalty,
-                "diameter_error_mm": generator_terms.diameter,
-                "diversity": diversity,
-            }
-        )
+        means = {key: torch.stack([step[key] for step in critic_steps]).mean() for key in critic_steps[0]}
+        diversity = means.pop("diversity")
+        return averaged({"loss": loss, **means, "diameter_error_mm": diameter_error, "diversity": diversity})
 
-    def _critic_step(self, batch: Batch, draw: torch.Generator) -> tuple[CriticTerms, Tensor]:
-        latent = self._draw_latents(draw)
-        conditions = (batch.category, batch.diameter_mm)
-        with torch.no_grad(), self._autocast():
-            fake = self.inferer(latent, _unwrapped(self.generator), *conditions)
-        diversity = _spread(fake) / _spread(batch.samples).clamp(min=1e-6)
-        real, fake = (self._augmented(self._seen(samples), draw) for samples in (batch.samples, fake))
-        with self._autocast():
-            both = self.critic(torch.cat([real, fake]), *(torch.cat([c, c]) for c in conditions)).float()
-        real_score, fake_score = both.chunk(2)
-        mix = self._share(lambda count: torch.rand(count, generator=draw))
-        penalty = gradient_penalty(self.critic, real, fake, conditions, mix)
-        terms = CriticTerms(real_score.mean() - fake_score.mean(), penalty, real_score.square().mean())
+    def _generate(self, draws: StepDraws, *, learning: bool) -> Generated:
+        """Samples of the categories and diameters of fresh real ones, with a gradient when the generator learns."""
+        asked = draws.reals()
+        latent = draws.latents(_unwrapped(self.generator).latent_dim)
+        network = self.generator if learning else _unwrapped(self.generator)
+        with torch.set_grad_enabled(learning), self._autocast():
+            return Generated(self.inferer(latent, network, asked.category, asked.diameter_mm), asked)
+
+    def _critic_step(self, step: int, generated: Generated, draws: StepDraws) -> dict[str, Tensor]:
+        real, fake = generated.asked.samples, generated.samples.detach()
+        diversity = _spread(fake) / _spread(real).clamp(min=1e-6)
+        real, fake = (draws.augmented(samples) for samples in (real, fake))
+        values = self._values(real, fake, generated.conditions)
+        loss, figures = self.objective.critic_loss(*values), self.objective.figures(*values)
+        if interval := self.objective.penalty_interval:
+            penalty = torch.zeros((), device=loss.device)
+            if step % interval == 0:
+                mix = draws.shares()
+                penalty = interval * gradient_penalty(self.critic, real, fake, generated.conditions, mix)
+            loss = loss + self.objective.gradient_penalty * penalty
+            figures["gradient_penalty"] = penalty
         self.critic_optimizer.zero_grad(set_to_none=True)
-        terms.total(self.weights).backward()
+        loss.backward()
         self.critic_optimizer.step()
-        return terms, diversity
+        terms = {"critic_loss": loss, **figures, "diversity": diversity}
+        return {name: term.detach() for name, term in terms.items()}
 
-    def _generator_step(self, batch: Batch, draw: torch.Generator) -> GeneratorTerms:
-        latent = self._draw_latents(draw)
-        conditions = (batch.category, batch.diameter_mm)
+    def _generator_step(self, generated: Generated, draws: StepDraws) -> tuple[Tensor, Tensor]:
+        fake = generated.samples
         with self._autocast():
-            fake = self.inferer(latent, self.generator, *conditions)
-            score = _unwrapped(self.critic)(self._augmented(self._seen(fake), draw), *conditions).float()
+            seen = draws.augmented(fake)
+            values = _unwrapped(self.critic)(seen, *generated.conditions).float()
         error = torch.zeros((), device=fake.device)
-        if self.weights.diameter > 0:
-            error = (disc_diameter_mm(fake[:, 1], self.dataset.spacing_mm) - batch.diameter_mm).abs().mean()
-        terms = GeneratorTerms(-score.mean(), error)
+        if self.diameter_weight > 0:
+            made_mm = disc_diameter_mm(fake[:, 1], self.dataset.spacing_mm)
+            error = (made_mm - generated.asked.diameter_mm).abs().mean()
+        loss = self.objective.generator_loss(values) + self.diameter_weight * error
         self.generator_optimizer.zero_grad(set_to_none=True)
-        terms.total(self.weights).backward()
+        loss.backward()
         self.generator_optimizer.step()
-        return terms
+        return loss, error
 
-    def _draw_reals(self, draw: torch.Generator) -> Batch:
-        """A batch of fresh real samples, or the share of it that this process has."""
-        world = dist.get_world_size() if dist.is_initialized() else 1
-        batch = self.dataset.draw(draw, self.batch_size * world)
-        return Batch(*(self._own(values) for values in batch))
+    def _values(self, real: Tensor, fake: Tensor, conditions: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """The critic's values of real and generated samples, each (B,)."""
+        with self._autocast():
+            if self.apart:
+                return self.critic(real, *conditions).float(), self.critic(fake, *conditions).float()
+            both = self.critic(torch.cat([real, fake]), *(torch.cat([c, c]) for c in conditions)).float()
+        of_real, of_fake = both.chunk(2)
+        return of_real, of_fake
 
-    def _draw_latents(self, draw: torch.Generator) -> Tensor:
-        dim = _unwrapped(self.generator).latent_dim
-        return self._share(lambda count: draw_latents(draw, count, dim))
-
-    def _seen(self, samples: Tensor) -> Tensor:
-        """Samples at the critic's resolution."""
-        if self.critic_scale == 1:
-            return samples
-        pool = nn.functional.avg_pool2d if samples.dim() == 4 else nn.functional.avg_pool3d
-        return pool(samples, self.critic_scale)
-
-    def _augmented(self, samples: Tensor, draw: torch.Generator) -> Tensor:
-        if self.augmentation is None:
-            return samples
-        world = dist.get_world_size() if dist.is_initialized() else 1
-        shape = torch.Size((len(samples) * world, *samples.shape[1:]))
-        drawn = self.augmentation.draw(draw, shape)
-        own = {
-            name: self._own(value) for name, value in drawn._asdict().items() if name != "margin" and value is not None
-        }
-        return augment(samples, drawn._replace(**own))
-
-    def _share(self, make: Any) -> Tensor:
-        """Of what `make(count)` draws for all processes, the rows of this one."""
-        world = dist.get_world_size() if dist.is_initialized() else 1
-        return self._own(make(self.batch_size * world))
-
-    def _own(self, values: Tensor) -> Tensor:
-        """The rows of this process, on its device."""
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        return values[rank::world].to(self.state.device)
+    def _draws(self, iteration: int) -> StepDraws:
+        return StepDraws(
+            seeded_generator(self.seed, iteration),
+            dataset=self.dataset,
+            augmentation=self.augmentation,
+            batch_size=self.batch_size,
+            device=self.state.device,
+        )
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.amp)
@@ -229,12 +227,3 @@ def _unwrapped(network: nn.Module) -> Any:
 def _spread(samples: Tensor) -> Tensor:
     """Mean over pixels of the standard deviation over the samples' images."""
     return samples[:, 0].std(dim=0).mean()
-
-
-def _averaged(terms: dict[str, Tensor]) -> dict[str, float]:
-    """Floats, averaged over the processes."""
-    values = torch.stack([value.detach().float() for value in terms.values()])
-    if dist.is_initialized():
-        dist.all_reduce(values)
-        values = values / dist.get_world_size()
-    return dict(zip(terms, values.tolist(), strict=True))
