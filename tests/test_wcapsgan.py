@@ -19,10 +19,10 @@ from wcapsgan.data import CohortSamples, load_datalist  # noqa: E402
 from wcapsgan.distance import sliced_wasserstein  # noqa: E402
 from wcapsgan.inferer import Sampler  # noqa: E402
 from wcapsgan.latents import seeded_generator  # noqa: E402
-from wcapsgan.layers import Upsample  # noqa: E402
+from wcapsgan.layers import NoiseFields, Upsample  # noqa: E402
 from wcapsgan.losses import disc_diameter_mm, gradient_penalty  # noqa: E402
-from wcapsgan.network import CapsuleCritic, Generator  # noqa: E402
-from wcapsgan.weights import load_network  # noqa: E402
+from wcapsgan.network import CapsuleCritic, Generator, MultiScaleCritic  # noqa: E402
+from wcapsgan.weights import load_network, start_from  # noqa: E402
 
 TINY = {"size": 16, "channels": 8, "latent_dim": 4}
 CATEGORIES = ["ground_glass", "solid"]
@@ -130,18 +130,53 @@ def test_a_sample_alone_equals_itself_in_a_batch() -> None:
     torch.testing.assert_close(each, scores, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("spatial_dims", "smooth"), [(2, False), (3, True)])
-def test_scripted_networks_equal_themselves(spatial_dims: int, smooth: bool) -> None:
-    generator = Generator(4, 2, 16, 8, spatial_dims=spatial_dims, smooth=smooth).eval()
-    critic = CapsuleCritic(2, 16, 4, spatial_dims=spatial_dims).eval()
+@pytest.mark.parametrize(("spatial_dims", "flat_background"), [(2, True), (3, False)])
+def test_scripted_networks_equal_themselves(spatial_dims: int, flat_background: bool) -> None:
+    generator = Generator(4, 2, 32, 4, spatial_dims=spatial_dims, flat_background=flat_background).eval()
+    critic = MultiScaleCritic(2, 32, 4, scales=(1, 2), depths=(0, 1), spatial_dims=spatial_dims).eval()
     latent, (category, diameter) = torch.randn(2, 4), conditions(2)
     samples = generator(latent, category, diameter)
-    assert samples.shape == (2, 2, *[16] * spatial_dims)
+    assert samples.shape == (2, 2, *[32] * spatial_dims)
     assert samples[:, 0].abs().max() <= 1
     assert samples[:, 1].min() >= 0
     torch.testing.assert_close(torch.jit.script(generator)(latent, category, diameter), samples)
     scores = critic(samples, category, diameter)
     torch.testing.assert_close(torch.jit.script(critic)(samples, category, diameter), scores)
+
+
+def test_noise_of_a_latent_is_white_and_its_own() -> None:
+    fields = NoiseFields(32, 64)
+    noise = fields(torch.randn(2, 40, generator=seeded_generator(3)))
+    assert noise.shape == (2, 1, 64, 64)
+    values = noise[:, 0].flatten(1)
+    torch.testing.assert_close(values.std(dim=1), torch.ones(2), atol=0.05, rtol=0)
+    neighbours = (noise[..., 1:] * noise[..., :-1]).mean()
+    assert abs(float(neighbours)) < 0.05
+    assert abs(float(torch.corrcoef(values)[0, 1])) < 0.5
+    assert not fields.state_dict()  # they follow from the size
+
+
+def test_grown_generator_begins_as_its_smaller_self(tmp_path) -> None:
+    torch.manual_seed(0)
+    small, large = Generator(4, 2, 16, 16), Generator(4, 2, 32, 8, widest=8)
+    torch.save(small.state_dict(), tmp_path / "model.pt")
+    start_from([large], tmp_path / "model.pt")
+    latent, (category, diameter) = torch.randn(2, 4), conditions(2)
+    with torch.no_grad():
+        smaller, larger = small(latent, category, diameter), large(latent, category, diameter)
+    inner = (..., slice(4, -4), slice(4, -4))
+    averaged = functional.avg_pool2d(larger, 2)
+    assert float((averaged - smaller)[inner].abs().mean()) < 0.1 * float(smaller.std())
+
+
+def test_outside_the_mask_a_nodule_lies_on_one_level() -> None:
+    torch.manual_seed(0)
+    sampler = Sampler(
+        Generator(4, 2, 16, 8, flat_background=True), layer="nodule", categories=CATEGORIES, spacing_mm=0.7
+    )
+    samples = sampler([1, 2, 3], ["solid"] * 3, [None] * 3)
+    for hu, alpha in zip(samples["hu"], samples["alpha"], strict=True):
+        assert len(np.unique(hu[alpha == 0])) == 1
 
 
 def test_size_that_cannot_be_reached_is_refused() -> None:
@@ -194,7 +229,7 @@ def test_weights_of_another_network_are_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"model\.pt: expected weights of a Generator with the"):
         load_network(Generator(4, 2, 16, 16), tmp_path / "model.pt")
     with pytest.raises(ValueError, match=r"model\.pt: expected weights of a Generator with the"):
-        load_network(Generator(4, 2, 16, 8, smooth=True), tmp_path / "model.pt")
+        start_from([Generator(4, 2, 16, 16)], tmp_path / "model.pt")
     with pytest.raises(FileNotFoundError, match=r"none\.pt: expected the weights"):
         load_network(Generator(4, 2, 16, 8), tmp_path / "none.pt")
 
@@ -216,7 +251,7 @@ def test_missing_category_and_cohort_are_named(cohort, tmp_path) -> None:
         CohortSamples(load_datalist(cohort, "nodule", "training"), layer="nodule", size=16, categories=["part_solid"])
     with pytest.raises(FileNotFoundError, match=r"lungs\.json: expected the data list of a COHORT"):
         load_datalist(tmp_path, "lung", "training")
-    with pytest.raises(ValueError, match=r"expected slices of 64 x 64 pixels, got 16 x 16"):
+    with pytest.raises(ValueError, match=r"expected slices of 64 x 64 pixels or a multiple, got 16 x 16"):
         CohortSamples(load_datalist(cohort, "nodule", "training"), layer="nodule", size=64)
 
 
@@ -227,6 +262,23 @@ def test_augmentation_moves_the_mask_with_its_image() -> None:
     moved = augment(x, moves.draw(seeded_generator(0), x.shape))
     torch.testing.assert_close(moved[:, 0], moved[:, 1] * 2 - 1)
     assert len({sample.numpy().tobytes() for sample in moved}) > 4
+
+
+def test_augmentation_without_interpolation_leaves_half_of_the_samples_alone() -> None:
+    x = torch.rand(16, 2, 16, 16, generator=seeded_generator(1))
+    moves = AugmentationRange(brightness=0, contrast=0, translation=0, flips=False, rotation_deg=10, zoom=0.1)
+    moved = augment(x, moves.draw(seeded_generator(0), x.shape))
+    same = [torch.allclose(a, b, atol=1e-4) for a, b in zip(x, moved, strict=True)]
+    assert 3 < sum(same) < 13
+
+
+def test_larger_files_are_averaged(cohort) -> None:
+    whole, half = (
+        CohortSamples(load_datalist(cohort, "nodule", "training"), layer="nodule", size=size, spacing_mm=11.2 / size)
+        for size in (16, 8)
+    )
+    first, second = (samples.take(torch.tensor([3])).samples for samples in (whole, half))
+    torch.testing.assert_close(functional.avg_pool2d(first, 2), second, atol=2e-3, rtol=0)
 
 
 def test_soft_diameter_is_that_of_the_disc() -> None:

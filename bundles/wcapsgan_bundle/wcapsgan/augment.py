@@ -5,6 +5,7 @@ On small data a critic learns its samples by heart; augmenting the real ones alo
 augmentations. First draw, then apply: the drawn values are a plain tuple.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -21,13 +22,19 @@ class AugmentationRange(NamedTuple):
         brightness: largest shift of the image, in units of [-1, 1].
         contrast: largest relative change of the contrast about the image's mean.
         translation: largest shift as a share of the side.
-        flips: whether axes may be reversed. Not for lungs: a heart on the other side would become as good as real.
+        flips: whether axes may be reversed and exchanged. Not for lungs: a heart on the other side would become as
+            good as real.
+        rotation_deg: largest rotation in the plane.
+        zoom: largest relative change of the size. Half of the samples are neither rotated nor zoomed, so that the
+            critic sees pixels that no interpolation has smoothed.
     """
 
     brightness: float = 0.05
     contrast: float = 0.1
     translation: float = 0.0625
     flips: bool = True
+    rotation_deg: float = 0.0
+    zoom: float = 0.0
 
     def draw(self, generator: torch.Generator, shape: torch.Size) -> "Augmentation":
         """Draws for a batch of `shape` (B, 2, S, S[, S])."""
@@ -35,17 +42,36 @@ class AugmentationRange(NamedTuple):
         brightness, contrast = (torch.rand(2, count, generator=generator) * 2 - 1).unbind()
         starts = torch.randint(2 * margin + 1, (count, axes), generator=generator)
         flips = torch.rand(count, axes, generator=generator) < (0.5 if self.flips else 0)
-        return Augmentation(brightness * self.brightness, contrast * self.contrast, starts, margin, flips)
+        exchange = torch.rand(count, generator=generator) < (0.5 if self.flips else 0)
+        moved = (torch.rand(count, generator=generator) < 0.5).float()
+        angle, zoom = (torch.rand(2, count, generator=generator) * 2 - 1).unbind()
+        angle, zoom = moved * angle * math.radians(self.rotation_deg), 1 + moved * zoom * self.zoom
+        warp = torch.stack([angle, zoom], dim=1) if self.rotation_deg or self.zoom else None
+        return Augmentation(
+            brightness * self.brightness, contrast * self.contrast, starts, margin, flips, exchange, warp
+        )
 
 
 class Augmentation(NamedTuple):
-    """Values drawn a sample: brightness (B,), contrast (B,), window starts (B, axes), their margin, flips (B, axes)."""
+    """Values drawn a sample.
+
+    Attributes:
+        brightness: (B,).
+        contrast: (B,).
+        starts: of the windows, (B, axes).
+        margin: their largest value is twice that.
+        flips: (B, axes).
+        exchange: of the last two axes, (B,).
+        warp: angle in radians and zoom, (B, 2); None for neither.
+    """
 
     brightness: Tensor
     contrast: Tensor
     starts: Tensor
     margin: int
     flips: Tensor
+    exchange: Tensor
+    warp: Tensor | None = None
 
 
 def augment(x: Tensor, drawn: Augmentation) -> Tensor:
@@ -57,7 +83,18 @@ def augment(x: Tensor, drawn: Augmentation) -> Tensor:
     x = torch.cat([mean + (image - mean) * (1 + contrast) + brightness, mask], dim=1)
     for axis, flip in zip(axes, drawn.flips.to(x.device).unbind(1), strict=True):
         x = torch.where(flip[(...,) + (None,) * (x.ndim - 1)], x.flip(axis), x)
+    x = torch.where(drawn.exchange.to(x.device)[(...,) + (None,) * (x.ndim - 1)], x.transpose(-1, -2), x)
+    x = _warp(x, drawn.warp) if drawn.warp is not None else x
     return _translate(x, drawn) if drawn.margin else x
+
+
+def _warp(x: Tensor, warp: Tensor) -> Tensor:
+    """Turns and zooms slices (B, 2, S, S) about their middle, the border repeated."""
+    angle, zoom = warp.to(x.device).unbind(1)
+    cos, sin, zero = angle.cos() / zoom, angle.sin() / zoom, torch.zeros_like(angle)
+    matrix = torch.stack([torch.stack([cos, -sin, zero], dim=1), torch.stack([sin, cos, zero], dim=1)], dim=1)
+    grid = functional.affine_grid(matrix, list(x.shape), align_corners=False)
+    return functional.grid_sample(x, grid.to(x.dtype), padding_mode="border", align_corners=False)
 
 
 def _translate(x: Tensor, drawn: Augmentation) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from einops import reduce
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -19,6 +20,7 @@ from .hounsfield import to_unit
 
 __all__ = ["Batch", "CohortSamples", "load_datalist"]
 
+_SQUARES = "n (h a) (w b) -> n h w"
 LARGE_ENOUGH = 0.5  # slices of a nodule are used from this share of its largest area on
 
 
@@ -63,7 +65,7 @@ class CohortSamples(Dataset):
     Args:
         data: entries of `load_datalist`.
         layer: "nodule" or "lung", the entries' key of the npz file.
-        size: pixels of a sample's side.
+        size: pixels of a sample's side; files of a multiple of it are averaged over squares.
         categories: names in the order of their indices; entries of other categories are left out. Empty: one
             category that takes all.
         category_key: the entries' key of the category, such as "category" or "malignancy".
@@ -117,12 +119,17 @@ class CohortSamples(Dataset):
                 keep = area >= max(LARGE_ENOUGH * area.max(), 1)
                 largest = int(file["largest"])
                 hu, mask = (a[[largest]] if self.largest_only or not keep.any() else a[keep] for a in (hu, mask))
-        if hu.shape[1:] != (self.size, self.size):
+        scale = hu.shape[1] // self.size
+        if hu.shape[1:] != (scale * self.size, scale * self.size) or scale < 1:
             raise ValueError(
-                f"{path}: expected slices of {self.size} x {self.size} pixels, got {hu.shape[1]} x {hu.shape[2]}. "
+                f"{path}: expected slices of {self.size} x {self.size} pixels or a multiple, got {hu.shape[1]} x "
+                f"{hu.shape[2]}. "
                 "Set `size`, or prepare the COHORT with the grid of this layer."
             )
-        return np.clip(hu, -1024, 3071).astype(np.int16), mask.astype(np.float16)
+        hu = np.clip(hu, -1024, 3071)
+        if scale > 1:
+            hu, mask = (reduce(a.astype(np.float32), _SQUARES, "mean", a=scale, b=scale) for a in (hu, mask))
+        return np.rint(hu).astype(np.int16), mask.astype(np.float16)
 
     def __len__(self) -> int:
         return len(self.hu)

@@ -89,9 +89,14 @@ class Sampler:
         diameter = self._diameters(generators, index, diameters_mm)
         samples = self._generate(latent, index, diameter) if generators else torch.zeros(0, 2, 1, 1)
         image, mask = samples[:, 0].numpy(), samples[:, 1].numpy()
+        hu = np.rint(to_hu(image)).astype(np.int16)
+        if self.layer == "lung":
+            pictures = {"hu": hu, "mask": _lung_masks(mask)}
+        else:
+            alpha = _nodule_alphas(mask)
+            pictures = {"hu": _even_surroundings(hu, alpha), "alpha": alpha}
         return {
-            "hu": np.rint(to_hu(image)).astype(np.int16),
-            **({"mask": _lung_masks(mask)} if self.layer == "lung" else {"alpha": _nodule_alphas(mask)}),
+            **pictures,
             "category": list(categories),
             "diameter_mm": diameter.numpy(),
             "seed": np.asarray(seeds, dtype=np.int64),
@@ -139,6 +144,12 @@ def _nodule_alphas(alpha: np.ndarray) -> np.ndarray:
     cleaned[:, [0, -1], :] = 0
     cleaned[:, :, [0, -1]] = 0
     return np.stack([one * _components(one > 0, one, largest=1) for one in cleaned]).astype(np.float16)
+
+
+def _even_surroundings(hu: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """HU (N, H, W) with one level, the median, wherever alpha is 0, as in the patches of a cohort."""
+    level = [np.median(one[outside]) if outside.any() else 0 for one, outside in zip(hu, alpha == 0, strict=True)]
+    return np.where(alpha == 0, np.rint(level).astype(np.int16)[:, None, None], hu)
 
 
 def _lung_masks(mask: np.ndarray) -> np.ndarray:

@@ -8,7 +8,17 @@ from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["SLOPE", "DiameterFeatures", "PixelNorm", "Smooth", "UpBlock", "Upsample", "layers_of", "levels_between"]
+__all__ = [
+    "SLOPE",
+    "DiameterFeatures",
+    "NoiseFields",
+    "PixelNorm",
+    "Smooth",
+    "UpBlock",
+    "Upsample",
+    "layers_of",
+    "levels_between",
+]
 
 SLOPE = 0.2  # of LeakyReLU
 DIAMETER_SCALE_MM = 20.0  # brings nodule diameters (3 to 40 mm) to order 1
@@ -91,21 +101,46 @@ class Smooth(nn.Module):
         return functional.conv3d(x, self.kernel, groups=self.channels)
 
 
-class UpBlock(nn.Module):
-    """One doubling of the resolution: upsample, normalise within the sample, modulate by style, activate."""
+class NoiseFields(nn.Module):
+    """White noise that follows from the latent, for what no latent can hold: the noise of a scanner, pixel by pixel.
 
-    def __init__(
-        self, in_channels: int, out_channels: int, style_dim: int, *, spatial_dims: int = 2, pixel_norm: bool = False
-    ) -> None:
+    Fixed fields of white noise are mixed by a part of the latent, scaled to length one. Each pixel of the mixture is
+    standard normal and independent of its neighbours; latents that are not alike give noise that is not alike. The
+    fields follow from the size alone, so they are not stored with the weights.
+
+    Args:
+        n_fields: how many latent numbers choose the noise.
+        size: pixels of the side.
+        spatial_dims: 2 or 3.
+    """
+
+    def __init__(self, n_fields: int, size: int, *, spatial_dims: int = 2) -> None:
         super().__init__()
-        self.upsample = Upsample(in_channels, out_channels, spatial_dims=spatial_dims)
-        groups = nn.GroupNorm(max(out_channels // 8, 1), out_channels, affine=False)
-        self.norm = PixelNorm() if pixel_norm else groups
-        self.activation = nn.LeakyReLU(SLOPE)
+        self.n_fields = n_fields
+        draw = torch.Generator().manual_seed(size)
+        fields = torch.randn(n_fields, *[size] * spatial_dims, generator=draw)
+        self.register_buffer("fields", fields, persistent=False)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Noise of latents (B, latent_dim), shape (B, 1, size, size[, size])."""
+        mixture = functional.normalize(latent[:, : self.n_fields], dim=1)
+        return torch.einsum("bk,k...->b...", mixture, self.fields).unsqueeze(1)
+
+
+class UpBlock(nn.Module):
+    """One doubling of the resolution: upsample, add noise, normalise each pixel, modulate by style, activate."""
+
+    def __init__(self, in_channels: int, out_channels: int, style_dim: int, *, spatial_dims: int = 2) -> None:
+        super().__init__()
         singletons = layers_of(spatial_dims)[1]
+        self.upsample = Upsample(in_channels, out_channels, spatial_dims=spatial_dims)
+        self.noise_strength = nn.Parameter(torch.full((out_channels, *[1] * spatial_dims), 0.1))
+        self.norm = PixelNorm()
+        self.activation = nn.LeakyReLU(SLOPE)
         self.scale = nn.Sequential(nn.Linear(style_dim, out_channels), Rearrange(f"b c -> b c {singletons}"))
         self.shift = nn.Sequential(nn.Linear(style_dim, out_channels), Rearrange(f"b c -> b c {singletons}"))
 
-    def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        x = self.norm(self.upsample(x))
+    def forward(self, x: Tensor, style: Tensor, noise: Tensor) -> Tensor:
+        x = self.upsample(x)
+        x = self.norm(x + (self.noise_strength * noise).to(x.dtype))
         return self.activation(torch.addcmul(self.shift(style), x, 1 + self.scale(style)))

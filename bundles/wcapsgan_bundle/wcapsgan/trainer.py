@@ -63,8 +63,6 @@ class WCapsGANTrainer(Trainer):
         critic_optimizer: of the critic.
         ema: the average generator.
         batch_size: samples a step and process.
-        critic_scale: the critic sees samples averaged over squares of that many pixels: a coarse critic costs less and
-            teaches the outlines first; then go on with 1 (growing resolution, after Karras et al., 2018).
         n_critic: critic steps before each generator step, each with fresh reals and latents.
         objective: what the two play for; by default the Wasserstein distance with its gradient penalty.
         diameter_weight: how much a mm of difference between the diameter asked for and the one made counts in the
@@ -92,7 +90,6 @@ class WCapsGANTrainer(Trainer):
         critic_optimizer: Optimizer,
         ema: AveragedModel,
         batch_size: int,
-        critic_scale: int = 1,
         n_critic: int = 1,
         objective: Objective | None = None,
         diameter_weight: float = 0.25,
@@ -108,7 +105,7 @@ class WCapsGANTrainer(Trainer):
         self.dataset, self.batch_size, self.n_critic, self.seed = dataset, batch_size, n_critic, seed
         self.generator, self.critic, self.ema = generator, critic, ema
         self.generator_optimizer, self.critic_optimizer = generator_optimizer, critic_optimizer
-        self.critic_scale, self.apart, self.shared_forward = critic_scale, apart, shared_forward
+        self.apart, self.shared_forward = apart, shared_forward
         self.objective, self.diameter_weight = objective or Wasserstein(), diameter_weight
         self.augmentation = augmentation
         self.inferer = inferer or SimpleInferer()
@@ -153,7 +150,7 @@ class WCapsGANTrainer(Trainer):
     def _critic_step(self, step: int, generated: Generated, draws: StepDraws) -> dict[str, Tensor]:
         real, fake = generated.asked.samples, generated.samples.detach()
         diversity = _spread(fake) / _spread(real).clamp(min=1e-6)
-        real, fake = (draws.augmented(self._seen(samples)) for samples in (real, fake))
+        real, fake = (draws.augmented(samples) for samples in (real, fake))
         values = self._values(real, fake, generated.conditions)
         loss, figures = self.objective.critic_loss(*values), self.objective.figures(*values)
         if interval := self.objective.penalty_interval:
@@ -172,7 +169,7 @@ class WCapsGANTrainer(Trainer):
     def _generator_step(self, generated: Generated, draws: StepDraws) -> tuple[Tensor, Tensor]:
         fake = generated.samples
         with self._autocast():
-            seen = draws.augmented(self._seen(fake))
+            seen = draws.augmented(fake)
             values = _unwrapped(self.critic)(seen, *generated.conditions).float()
         error = torch.zeros((), device=fake.device)
         if self.diameter_weight > 0:
@@ -201,13 +198,6 @@ class WCapsGANTrainer(Trainer):
             batch_size=self.batch_size,
             device=self.state.device,
         )
-
-    def _seen(self, samples: Tensor) -> Tensor:
-        """Samples at the critic's resolution."""
-        if self.critic_scale == 1:
-            return samples
-        pool = nn.functional.avg_pool2d if samples.dim() == 4 else nn.functional.avg_pool3d
-        return pool(samples, self.critic_scale)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.amp)

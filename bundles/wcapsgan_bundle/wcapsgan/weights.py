@@ -1,28 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights into networks, with an error that helps when they do not fit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ["load_network", "start_from"]
 
 
 def start_from(networks: Sequence[nn.Module], weights: str | Path) -> None:
-    """Gives networks the weights of an earlier training to begin with; errors as in `load_network`."""
+    """Gives generators the weights of an earlier training to begin with; errors as in `load_network`.
+
+    The earlier training may have had a smaller size, with the same widths at its resolutions: the generator then grows.
+    What its new resolutions add to the output is nothing at first (growing resolution, after Karras et al., 2018).
+    """
     for network in networks:
-        load_network(network, weights, next(network.parameters()).device)
+        load_network(network, weights, next(network.parameters()).device, grow=True)
 
 
-def load_network(network: nn.Module, weights: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+def load_network(
+    network: nn.Module, weights: str | Path, device: torch.device | str = "cpu", *, grow: bool = False
+) -> nn.Module:
     """Loads a plain state dict into a network, for inference.
 
     Args:
         network: of the same settings as in training.
         weights: the file.
         device: where the network goes.
+        grow: see `start_from`.
 
     Returns:
         The network itself, in evaluation mode.
@@ -37,10 +44,21 @@ def load_network(network: nn.Module, weights: str | Path, device: torch.device |
             f"{path}: expected the weights of {type(network).__name__}, found no file. Train them, or pass --weights."
         )
     try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict({**_grown(network, state), **state} if grow else state)
     except RuntimeError as error:
         raise ValueError(
             f"{path}: expected weights of a {type(network).__name__} with the settings of this config, got others "
             "(size, channels, latent_dim and categories must be those of the training)."
         ) from error
     return network.to(device).eval()
+
+
+def _grown(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network's own values of those resolutions that `state` does not reach; their heads give 0."""
+    known = {key.split(".")[1] for key in state if key.startswith("blocks.")}
+    return {
+        key: torch.zeros_like(value) if key.startswith("heads.") else value
+        for key, value in network.state_dict().items()
+        if key.startswith(("blocks.", "heads.")) and key.split(".")[1] not in known
+    }
