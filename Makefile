@@ -30,6 +30,8 @@ tables: $(INSTALLED)
 	test -n "$(COHORT)" || { echo "make tables needs COHORT=FOLDER, written by scripts/prepare.py" >&2; exit 2; }
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash scripts/train_tables.sh "$(COHORT)" $(TABLES)
 	$(PY) scripts/evaluate.py segmentation --cohort "$(COHORT)" --out $(TABLES)/table_1 --weights $(TABLES)
+	$(PY) scripts/evaluate.py nodules --cohort "$(COHORT)" --out $(TABLES)/table_2_nodules --weights $(TABLES)
+	$(PY) scripts/evaluate.py lungs --cohort "$(COHORT)" --out $(TABLES)/table_2_lungs --weights $(TABLES)
 
 bundles: $(INSTALLED)
 	$(PY) scripts/package_bundles.py --out dist --zip

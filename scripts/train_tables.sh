@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
 # Trains what the tables compare, one after the other: train_tables.sh COHORT OUT [METHOD ...]
 # Weights come to OUT/<method>.pt and .json. A method that has them is skipped; one that was stopped goes on where it was.
-# Each takes about 12 minutes of one processor core with bfloat16 (AMP=False without it: about half as long again).
+# METHODs are those of Table I (unet, unet_plus_plus, cnn_vgg, faster_rcnn_3d), nodules_NAME and lungs_NAME of Table II with
+# NAME one of gan, dcgan, wgan, biggan, capsulenets, w_capsulegan_equal (W-CapsuleGAN itself at the others' budget), or the
+# groups table_1, nodules, lungs. Without any, the three groups.
+# Methods of Table I take about 12 minutes each of one processor core with bfloat16 (AMP=False without it: about half as
+# long again). Those of Table II take NODULE_MINUTES or LUNG_MINUTES of one core, validations included, whatever the method.
 set -euo pipefail
 
 if [ $# -lt 2 ]; then
@@ -10,11 +14,14 @@ if [ $# -lt 2 ]; then
 fi
 cohort=$1 out=$2
 shift 2
-bundle=bundles/lung_seg_bundle
+NODULE_MINUTES=${NODULE_MINUTES:-60} LUNG_MINUTES=${LUNG_MINUTES:-60}
+table_1=(unet unet_plus_plus cnn_vgg faster_rcnn_3d)
+table_2=(gan dcgan wgan biggan capsulenets)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} MLFLOW_DISABLE_TELEMETRY=true
 
-train_method() {
-    local name=$1 work=$out/training/$1 resume=()
+train_method() {  # METHOD BUNDLE CONFIG_FILES [OVERRIDES ...]
+    local name=$1 bundle=bundles/$2 configs=$3 work=$out/training/$1 resume=()
+    shift 3
     if [ -f "$out/$name.pt" ]; then
         echo "$name: has weights, skipped"
         return
@@ -24,15 +31,41 @@ train_method() {
     last=$(find "$work" -name 'resume_*.pt' | sort -V | tail -n 1)
     if [ -n "$last" ]; then resume=(--resume_from "$last"); fi
     echo "$name: ${last:+goes on from $last, }log in $work/train.log"
-    python -m monai.bundle run --config_file "['$bundle/configs/train.json','$bundle/configs/train_$name.json']" \
-        --bundle_root "$bundle" --dataset_dir "$cohort" --output_dir "$work" --amp "${AMP:-True}" "${resume[@]}" \
-        >> "$work/train.log" 2>&1
+    python -m monai.bundle run --config_file "$configs" --bundle_root "$bundle" --dataset_dir "$cohort" \
+        --output_dir "$work" --amp "${AMP:-True}" "$@" "${resume[@]}" >> "$work/train.log" 2>&1
     cp "$work/model.json" "$out/$name.json"
     cp "$work/model.pt" "$out/$name.pt.part"
     mv "$out/$name.pt.part" "$out/$name.pt"
 }
 
-# Table I
-for method in "${@:-unet unet_plus_plus cnn_vgg faster_rcnn_3d}"; do
-    for name in $method; do train_method "$name"; done
+segmentation() {
+    local configs=bundles/lung_seg_bundle/configs
+    train_method "$1" lung_seg_bundle "['$configs/train.json','$configs/train_$1.json']"
+}
+
+# The minutes alone end a training: no patience, no last epoch.
+generation() {  # METHOD MINUTES CONFIG_FILES ...
+    local method=$1 name=${1#*_} minutes=$2 files configs=bundles/wcapsgan_bundle/configs
+    shift 2
+    files=$(printf ",'$configs/%s'" "$@")
+    if [ "$name" != w_capsulegan_equal ]; then files+=",'$configs/train_$name.json'"; fi
+    train_method "$method" wcapsgan_bundle "[${files:1}]" --weights_name model.pt \
+        --max_minutes "$minutes" --max_epochs 1000000 --patience 1000000
+}
+
+if [ $# -eq 0 ]; then set -- table_1 nodules lungs; fi
+methods=()
+for method in "$@"; do
+    case $method in
+        table_1) methods+=("${table_1[@]}") ;;
+        nodules | lungs) methods+=("${table_2[@]/#/${method}_}") ;;
+        *) methods+=("$method") ;;
+    esac
+done
+for method in "${methods[@]}"; do
+    case $method in
+        nodules_*) generation "$method" "$NODULE_MINUTES" train.json ;;
+        lungs_*) generation "$method" "$LUNG_MINUTES" train.json train_lung.json ;;
+        *) segmentation "$method" ;;
+    esac
 done

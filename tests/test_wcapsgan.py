@@ -13,6 +13,7 @@ from torch.nn import functional
 BUNDLE = Path(__file__).parents[1] / "bundles" / "wcapsgan_bundle"
 sys.path.insert(0, str(BUNDLE))
 
+from wcapsgan import modulation  # noqa: E402
 from wcapsgan.augment import AugmentationRange, augment  # noqa: E402
 from wcapsgan.capsules import RoutingCapsules, squash  # noqa: E402
 from wcapsgan.data import CohortSamples, load_datalist  # noqa: E402
@@ -99,6 +100,24 @@ def test_upsampling_equals_nearest_neighbour_and_convolution(spatial_dims: int) 
     kernel = layer.weight.transpose(0, 1).flip(*range(2, 2 + spatial_dims))
     expected = convolve(functional.interpolate(x, scale_factor=2.0), kernel, padding=1)
     torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_modulation_in_one_pass_equals_separate_operations(spatial_dims: int, monkeypatch) -> None:
+    monkeypatch.setattr(modulation, "CACHED", 2 * 6 * 4**spatial_dims)  # two samples at a time
+    torch.manual_seed(0)
+    shape, ones = (3, 6, *[4] * spatial_dims), [1] * spatial_dims
+    x, noise = torch.randn(shape, dtype=torch.float32, requires_grad=True), torch.randn(3, 1, *shape[2:])
+    strength, scale, shift = (torch.randn(*b, 6, *ones, requires_grad=True) for b in ([], [3], [3]))
+    h = x + strength * noise
+    n = h / (h.square().mean(dim=1, keepdim=True) + 1e-8).sqrt()
+    expected = functional.leaky_relu(shift + n * (1 + scale), 0.2)
+    y = modulation.modulated(x, noise, strength, scale, shift, 0.2)
+    torch.testing.assert_close(y, expected)
+    weight = torch.randn(shape)
+    inputs = (x, strength, scale, shift)
+    for got, want in zip(*(torch.autograd.grad((o * weight).sum(), inputs) for o in (y, expected)), strict=True):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
 
 
 def test_gradient_penalty_is_zero_for_a_unit_slope() -> None:

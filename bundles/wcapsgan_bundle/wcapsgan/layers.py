@@ -8,6 +8,8 @@ from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .modulation import modulated
+
 __all__ = [
     "SLOPE",
     "DiameterFeatures",
@@ -141,6 +143,8 @@ class UpBlock(nn.Module):
         self.shift = nn.Sequential(nn.Linear(style_dim, out_channels), Rearrange(f"b c -> b c {singletons}"))
 
     def forward(self, x: Tensor, style: Tensor, noise: Tensor) -> Tensor:
-        x = self.upsample(x)
+        x, scale, shift = self.upsample(x), self.scale(style), self.shift(style)
+        if not torch.jit.is_scripting() and x.device.type == "cpu":
+            return modulated(x, noise, self.noise_strength, scale, shift, self.activation.negative_slope)
         x = self.norm(x + (self.noise_strength * noise).to(x.dtype))
-        return self.activation(torch.addcmul(self.shift(style), x, 1 + self.scale(style)))
+        return self.activation(torch.addcmul(shift, x, 1 + scale))
