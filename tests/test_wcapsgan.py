@@ -1,5 +1,6 @@
 """Laws of wcapsgan_bundle, on networks and cohorts small enough to run in seconds."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch.nn import functional
 BUNDLE = Path(__file__).parents[1] / "bundles" / "wcapsgan_bundle"
 sys.path.insert(0, str(BUNDLE))
 
-from wcapsgan import modulation  # noqa: E402
+from wcapsgan import losses, modulation  # noqa: E402
 from wcapsgan.augment import AugmentationRange, augment  # noqa: E402
 from wcapsgan.capsules import RoutingCapsules, squash  # noqa: E402
 from wcapsgan.data import CohortSamples, load_datalist  # noqa: E402
@@ -23,6 +24,7 @@ from wcapsgan.latents import seeded_generator  # noqa: E402
 from wcapsgan.layers import NoiseFields, Upsample  # noqa: E402
 from wcapsgan.losses import disc_diameter_mm, gradient_penalty  # noqa: E402
 from wcapsgan.network import CapsuleCritic, Generator, MultiScaleCritic  # noqa: E402
+from wcapsgan.slopes import slopes_only  # noqa: E402
 from wcapsgan.weights import load_network, start_from  # noqa: E402
 
 TINY = {"size": 16, "channels": 8, "latent_dim": 4}
@@ -118,6 +120,27 @@ def test_modulation_in_one_pass_equals_separate_operations(spatial_dims: int, mo
     inputs = (x, strength, scale, shift)
     for got, want in zip(*(torch.autograd.grad((o * weight).sum(), inputs) for o in (y, expected)), strict=True):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_penalty_has_the_gradient_that_pytorch_gives(spatial_dims: int, monkeypatch) -> None:
+    torch.manual_seed(0)
+    critic = CapsuleCritic(2, 16, 4, depth=1, spatial_dims=spatial_dims).double()
+    real, fake = torch.randn(2, 3, 2, *[16] * spatial_dims, dtype=torch.float64)
+    mix, names = torch.rand(3), [name for name, _ in critic.named_parameters()]
+    gradients = []
+    for context in (slopes_only, contextlib.nullcontext):
+        monkeypatch.setattr(losses, "slopes_only", context)
+        monkeypatch.setattr(
+            torch.Tensor, "float", torch.Tensor.double
+        )  # the penalty's float32 is too coarse to compare
+        penalty = gradient_penalty(critic, real, fake, (torch.arange(3) % 2, torch.ones(3, dtype=torch.float64)), mix)
+        gradients.append(torch.autograd.grad(penalty, list(critic.parameters()), allow_unused=True))
+    for name, got, want in zip(names, *gradients, strict=True):
+        if want is not None:
+            torch.testing.assert_close(got, want, msg=name) if got is not None else pytest.fail(name)
+        else:
+            assert got is None or not got.any(), name
 
 
 def test_gradient_penalty_is_zero_for_a_unit_slope() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .modulation import modulated
+from .slopes import Convolution2d, Convolution3d
 
 __all__ = [
     "SLOPE",
@@ -38,7 +39,7 @@ def layers_of(spatial_dims: int) -> tuple[type[nn.Module], str]:
     """Convolution of that many axes, and the singleton axes for einops."""
     if spatial_dims not in (2, 3):
         raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
-    return (nn.Conv2d, "() ()") if spatial_dims == 2 else (nn.Conv3d, "() () ()")
+    return (Convolution2d, "() ()") if spatial_dims == 2 else (Convolution3d, "() () ()")
 
 
 class DiameterFeatures(nn.Module):

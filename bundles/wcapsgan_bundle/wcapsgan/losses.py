@@ -4,6 +4,8 @@
 import torch
 from torch import Tensor, nn
 
+from .slopes import slopes_only
+
 __all__ = ["disc_diameter_mm", "gradient_penalty"]
 
 
@@ -24,7 +26,9 @@ def gradient_penalty(
     with torch.autocast(real.device.type, enabled=False):
         share = mix.float()[(...,) + (None,) * (real.ndim - 1)]
         x = (share * real.float() + (1 - share) * fake.float()).requires_grad_()
-        (slope,) = torch.autograd.grad(critic(x, *conditions).sum(), x, create_graph=True)
+        with slopes_only():
+            scores = critic(x, *conditions)
+        (slope,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
         return (torch.linalg.vector_norm(slope.flatten(1), dim=1) - 1).square().mean()
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .capsules import PrimaryCapsules, RoutingCapsules
 from .layers import SLOPE, DiameterFeatures, NoiseFields, Smooth, UpBlock, layers_of, levels_between
+from .slopes import Leaky
 
 __all__ = ["CapsuleCritic", "Generator", "MultiScaleCritic"]
 
@@ -162,17 +163,15 @@ class CapsuleCritic(nn.Module):
         widths = [channels * min(2**level, 4) for level in range(levels)]  # fine to coarse
         self.fine = nn.Sequential()
         if depth:
-            self.fine = nn.Sequential(
-                convolution(in_channels, channels // 2, kernel_size=3, padding=1), nn.LeakyReLU(SLOPE)
-            )
+            self.fine = nn.Sequential(convolution(in_channels, channels // 2, kernel_size=3, padding=1), Leaky(SLOPE))
             in_channels = channels // 2
         self.first = convolution(in_channels, channels, kernel_size=4, stride=2, padding=1)
         self.diameter_shift = nn.Sequential(DiameterFeatures(channels), Rearrange(f"b c -> b c {singletons}"))
-        stem: list[nn.Module] = [nn.LeakyReLU(SLOPE)]
+        stem: list[nn.Module] = [Leaky(SLOPE)]
         for narrow, wide in itertools.pairwise(widths):
             for _ in range(depth):
-                stem += [convolution(narrow, narrow, kernel_size=3, padding=1), nn.LeakyReLU(SLOPE)]
-            stem += [convolution(narrow, wide, kernel_size=4, stride=2, padding=1), nn.LeakyReLU(SLOPE)]
+                stem += [convolution(narrow, narrow, kernel_size=3, padding=1), Leaky(SLOPE)]
+            stem += [convolution(narrow, wide, kernel_size=4, stride=2, padding=1), Leaky(SLOPE)]
         self.stem = nn.Sequential(*stem)
         self.primary = PrimaryCapsules(widths[-1], n_maps, capsule_dim, spatial_dims=spatial_dims)
         n_primary = n_maps * 4**spatial_dims

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import SLOPE, levels_between
+from ..slopes import Convolution2d, Leaky
 from .interface import ConditionalGenerator, Conditions, as_sample, beside, halving_widths
 
 __all__ = ["DcganCritic", "DcganGenerator"]
@@ -58,12 +59,12 @@ class DcganCritic(nn.Module):
         super().__init__()
         self.conditions = Conditions(n_categories)
         widths = halving_widths(width, levels_between(size, 4), narrowest=min(NARROWEST, width))[::-1]  # fine to coarse
-        layers: list[nn.Module] = [nn.Conv2d(2 + self.conditions.width, widths[0], 4, 2, 1), nn.LeakyReLU(SLOPE)]
+        layers: list[nn.Module] = [Convolution2d(2 + self.conditions.width, widths[0], 4, 2, 1), Leaky(SLOPE)]
         for narrow, wide in itertools.pairwise(widths):
-            layers.append(nn.Conv2d(narrow, wide, 4, 2, 1, bias=not batch_norm))
+            layers.append(Convolution2d(narrow, wide, 4, 2, 1, bias=not batch_norm))
             layers += [nn.BatchNorm2d(wide)] if batch_norm else []
-            layers.append(nn.LeakyReLU(SLOPE))
-        self.layers = nn.Sequential(*layers, nn.Conv2d(width, 1, 4))
+            layers.append(Leaky(SLOPE))
+        self.layers = nn.Sequential(*layers, Convolution2d(width, 1, 4))
         if batch_norm:
             self.apply(_start_small)
 
