@@ -3,11 +3,11 @@
 python benchmarks/gan_training.py [--json FILE] [--cohort COHORT]
 
 - `step`: critic step and generator step of `configs/train.json` on nodules (made-up ones, unless a COHORT is given), as
-  shipped with `shared_forward`, beside the same networks, weights, draws and batch in plain float32: no autocast, no
-  channels-last memory, no setting of the allocator, samples generated once for each network's step, PyTorch's own
-  second derivatives, separate operations after each convolution, and routing as public CapsuleGAN code has it (a loop
-  that keeps all votes). Twice: with the upsampling of this bundle (`step_speedup`), and with the upsampling that it
-  equals, nearest neighbour and a convolution (`step_speedup_plain_upsampling`). The losses of all are compared.
+  shipped, beside the same networks, weights, draws and batch written plainly: float32, no autocast, no channels-last
+  memory, no setting of the allocator, each sample made when it is needed, nearest neighbour and a convolution to
+  upsample, separate operations after it, PyTorch's own second derivatives, and routing as public CapsuleGAN code has
+  it (a loop that keeps all votes). `step_speedup_same_upsampling` is that beside plain code which has this bundle's
+  upsampling by one transposed convolution already. The losses of all are compared.
 - `routing`: one layer of the critic's size, forward and backward, time and peak memory of what it allocates.
 - `generation`: nodules a second of the shipped sampler, and what the processor could do: its matrix products a second
   over the multiplications of a nodule.
@@ -37,7 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "wcapsgan_bundle"
-WAYS = ("shipped", "plain", "plain, upsampling as written elsewhere")
+WAYS = ("shipped", "plain", "plain but for the upsampling")
 TARGETS = {"step_speedup": ">= 2"}
 COMPARED = ("loss", "critic_loss", "wasserstein", "gradient_penalty", "diameter_error_mm")
 
@@ -66,6 +66,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="CPU cores to use")
     parser.add_argument("--rounds", type=int, default=4, help="of the comparison, each of two steps")
     parser.add_argument("--cpu", action="store_true", help="count processor seconds instead of the clock's")
+    parser.add_argument("--shared", action="store_true", help="with shared_forward, if the config has it off")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -106,14 +107,14 @@ def time_steps(arguments: argparse.Namespace) -> dict[str, Any]:
     shipped, *plain = WAYS
     return {
         "step_speedup": fastest[plain[0]] / fastest[shipped],
-        "step_speedup_plain_upsampling": fastest[plain[1]] / fastest[shipped],
+        "step_speedup_same_upsampling": fastest[plain[1]] / fastest[shipped],
         "step_seconds": fastest,
         **{f"difference of losses, {way}": differences(outputs[way], outputs[shipped]) for way in plain},
     }
 
 
 def differences(plain: list[dict[str, float]], shipped: list[dict[str, float]]) -> dict[str, float]:
-    """Of all terms in the first two steps, and of the critic's loss over all steps, relative to the critic's first loss.
+    """Of all terms in the first two steps, and of the critic's loss over all steps, relative to its first.
 
     Two steps see one update of each network; later the scores of two trainings drift apart, as their zero is arbitrary.
     """
@@ -127,7 +128,7 @@ def differences(plain: list[dict[str, float]], shipped: list[dict[str, float]]) 
 
 def start_worker(way: str, arguments: argparse.Namespace) -> Any:
     command = [sys.executable, __file__, "--way", way, "--cohort", arguments.cohort, "--threads", arguments.threads]
-    command += ["--cpu"] if arguments.cpu else []
+    command += [option for option, wanted in (("--cpu", arguments.cpu), ("--shared", arguments.shared)) if wanted]
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "PYTHONPATH": paths}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -168,10 +169,12 @@ def open_trainer(arguments: argparse.Namespace) -> Any:
             "critic": "$@critic_def.to(@device)",
             "initialize": ["$sys.path.insert(0, str(@bundle_root))", "$monai.utils.set_determinism(@seed)"],
         }
-    workflow = open_workflow("train", dataset_dir=str(arguments.cohort), shared_forward=not plain, **settings)
+    if arguments.shared:
+        settings["shared_forward"] = True
+    workflow = open_workflow("train", dataset_dir=str(arguments.cohort), **settings)
     trainer = workflow.parser.get_parsed_content("train#trainer")
     if plain:
-        write_plainly(trainer, plain_upsampling=arguments.way != WAYS[1])
+        write_plainly(trainer, plain_upsampling=arguments.way == WAYS[1])
     return trainer
 
 
@@ -216,7 +219,8 @@ def write_plainly(trainer: Any, *, plain_upsampling: bool) -> None:
             elif isinstance(module, Leaky):
                 module.forward = lambda x, m=module: functional.leaky_relu(x, m.negative_slope)
     wcapsgan.losses.slopes_only = nullcontext
-    trainer._generate = Regenerating(trainer)
+    if trainer.shared_forward:
+        trainer._generate, trainer.shared_forward = Regenerating(trainer), False
 
 
 class Regenerating:

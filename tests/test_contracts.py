@@ -316,6 +316,8 @@ def test_c6_4_bundles_stand_alone():
     for repeated in ("provenance.py", "resume.py"):
         texts = {(ROOT / f"bundles/{name}_bundle/{name}/{repeated}").read_text() for name in BUNDLES}
         assert len(texts) == 1
+    clocks = {(ROOT / f"bundles/{name}_bundle/{name}/clock.py").read_text() for name in ("lung_seg", "wcapsgan")}
+    assert len(clocks) == 1
     for path in (ROOT / "lungsynth").rglob("*.py"):
         assert not re.search(r"^\s*(from|import) (lung_seg|wcapsgan|cyclegan)\b", path.read_text(), flags=re.M)
 
