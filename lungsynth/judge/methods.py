@@ -17,7 +17,16 @@ from lungsynth.judge.matching import Detector
 from lungsynth.judge.paper import METHOD_NAMES
 from lungsynth.judge.test_part import TestPart
 
-__all__ = ["OWN", "Method", "Relation", "find_methods", "known_methods", "open_detector", "relation_to"]
+__all__ = [
+    "OWN",
+    "Method",
+    "Relation",
+    "count_parameters",
+    "find_methods",
+    "known_methods",
+    "open_detector",
+    "relation_to",
+]
 
 OWN = "dense_unet"
 _BUNDLE = "lung_seg"
@@ -133,6 +142,15 @@ def relation_to(part: TestPart, sidecar: Mapping[str, Any]) -> Relation:
     return "other_collections" if trained and judged and not trained & judged else "may_have_trained"
 
 
+def count_parameters(path: Path) -> int:
+    """Trained numbers of a state dict; running statistics are not trained.
+
+    Raises:
+        InputError: when the file is damaged.
+    """
+    return sum(_trained(path))
+
+
 def _method(name: str, bundles: Path, folder: Path) -> Method:
     weights: str | Path = "model.pt" if name == OWN else folder / f"{name}.pt"
     read = read_weights_file(weights) if isinstance(weights, Path) else read_weights(bundles, _BUNDLE, file=weights)
@@ -142,7 +160,7 @@ def _method(name: str, bundles: Path, folder: Path) -> Method:
         weights=weights,
         sha256=read.sha256,
         sidecar=read.sidecar,
-        parameters=sum(_trained(read.path)),
+        parameters=count_parameters(read.path),
     )
 
 
