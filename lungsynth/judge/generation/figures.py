@@ -58,26 +58,24 @@ def measure_generator(matched: Drawn, balanced: Drawn, reference: Reference) -> 
         balanced: as many of each category: Inception Score, diversity, asked against measured.
         reference: the real side.
     """
-    vectors, near = (
-        reference.features(matched.samples.hu),
-        find_copies(matched.samples, reference.slices, flips=reference.flips),
-    )
+    vectors, balanced_vectors = (reference.features(drawn.samples.hu) for drawn in (matched, balanced))
+    near = find_copies(matched.samples, reference.slices, flips=reference.flips)
     copied = reference.threshold.copied(near, matched.samples)
+    right = right_classes(reference.features, balanced_vectors, balanced.samples)
     share = estimate_ratio(matched.samples.owners, copied.tolist(), [1.0] * len(copied), seed=reference.seed)
-    headline, asked = {"copy_share": share}, _asked(balanced, reference)
-    for part in (
-        _distances(matched.samples, vectors, reference),
-        _two_sample(matched.samples, vectors, reference),
-        _alone(balanced.samples, reference.features(balanced.samples.hu), reference),
-        asked,
-    ):
-        headline |= part
+    headline = {
+        "copy_share": share,
+        **_distances(matched.samples, vectors, reference),
+        **_two_sample(matched.samples, vectors, reference),
+        **_alone(balanced.samples, balanced_vectors, reference),
+        **_asked(balanced, right, reference),
+    }
     return GeneratorFigures(
         headline=headline,
         copies=int(copied.sum()),
         fid_by_n=_fid_by_n(reference.vectors.vectors, vectors.vectors, seed=reference.seed),
         checks=_checks(matched.samples, reference),
-        by_category=_by_category(balanced, reference),
+        by_category=_by_category(balanced, right, reference),
     )
 
 
@@ -120,8 +118,8 @@ def _distances(samples: Samples, found: FeatureSet, reference: Reference) -> Gro
         fid = frechet_distance(real, made, x_weights=w, y_weights=v)
         return fid, kernel_distance(kernels, x_weights=w, y_weights=v), *manifolds.figures(w, v)
 
-    found_ = _against(samples, reference, figures, n=[len(made)] * len(names), recentre=True)
-    return dict(zip(names, found_, strict=True))
+    estimates = _against(samples, reference, figures, n=[len(made)] * len(names), recentre=True)
+    return dict(zip(names, estimates, strict=True))
 
 
 def _two_sample(samples: Samples, found: FeatureSet, reference: Reference) -> Group:
@@ -155,28 +153,26 @@ def _alone(samples: Samples, found: FeatureSet, reference: Reference) -> Group:
             score = inception_score(found.probabilities, weights=drawn * even)
         return score, pairs.mean(drawn)
 
-    found_ = estimate([owners], figures, n=list(counts.values()), seed=reference.seed, resamples=_RESAMPLES)
-    return {name: figure for name, figure in zip(counts, found_, strict=True) if figure.value is not None}
+    estimates = estimate([owners], figures, n=list(counts.values()), seed=reference.seed, resamples=_RESAMPLES)
+    return {name: figure for name, figure in zip(counts, estimates, strict=True) if figure.value is not None}
 
 
-def _asked(balanced: Drawn, reference: Reference) -> Group:
+def _asked(balanced: Drawn, right: np.ndarray | None, reference: Reference) -> Group:
     group: Group = {}
     if balanced.asked_mm is not None:
         group |= diameter_figures(balanced.samples, balanced.asked_mm, seed=reference.seed)
-    right = right_classes(reference.features, reference.features(balanced.samples.hu), balanced.samples)
     truth = reference.right
     if right is not None and truth is not None:
         group |= texture_figures((reference.held_out, truth), (balanced.samples, right), seed=reference.seed)
     return group
 
 
-def _by_category(balanced: Drawn, reference: Reference) -> dict[str, Group]:
+def _by_category(balanced: Drawn, right: np.ndarray | None, reference: Reference) -> dict[str, Group]:
     columns: dict[str, np.ndarray] = {}
     if balanced.asked_mm is not None:
         error = balanced.samples.diameter_mm - balanced.asked_mm
         columns["diameter_within"] = np.abs(error) <= TOLERANCE_MM
         columns["diameter_bias_mm"] = error
-    right = right_classes(reference.features, reference.features(balanced.samples.hu), balanced.samples)
     truth = reference.right
     if right is not None:
         columns["texture_agreement"] = right

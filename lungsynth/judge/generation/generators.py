@@ -7,7 +7,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from jaxtyping import Float
 from lungsynth.bundles import bundle_root, open_bundle, read_weights, read_weights_file, resolved_config
 from lungsynth.errors import InputError
 from lungsynth.judge.generation.samples import Kind, Samples
-from lungsynth.judge.methods import Relation, count_parameters
+from lungsynth.judge.methods import Relation, count_parameters, relation_to
 from lungsynth.judge.paper import GENERATOR_NAMES
+from lungsynth.judge.test_part import TestPart
 
 __all__ = ["OWN", "Drawn", "Generator", "Requests", "find_generators", "known_generators"]
 
@@ -61,7 +62,6 @@ class Generator:
         parameters: trained numbers; None for what is not trained.
         train_minutes: None where not known.
         relation: of its training to the judged patients; None for what is not trained.
-        sidecar: of its weights.
     """
 
     name: str
@@ -71,7 +71,6 @@ class Generator:
     parameters: int | None = None
     train_minutes: float | None = None
     relation: Relation | None = None
-    sidecar: Mapping[str, Any] = field(default_factory=dict)
 
 
 def known_generators(bundles: Path) -> list[str]:
@@ -84,12 +83,13 @@ def known_generators(bundles: Path) -> list[str]:
 
 
 def find_generators(
-    kind: Kind, bundles: Path, weights: Path, *, wanted: Sequence[str] | None = None
+    kind: Kind, part: TestPart, bundles: Path, weights: Path, *, wanted: Sequence[str] | None = None
 ) -> tuple[list[Generator], dict[str, str]]:
     """The methods that have weights.
 
     Args:
         kind: what they generate.
+        part: on whose patients they are judged.
         bundles: folder of the bundles.
         weights: folder with `<kind>_NAME.pt` and `.json` of the methods but the product's.
         wanted: names; all when None.
@@ -107,7 +107,7 @@ def find_generators(
     found = []
     for name in (name for name in known if wanted is None or name in wanted):
         try:
-            found.append(_generator(name, kind, bundles, weights))
+            found.append(_generator(name, kind, part, bundles, weights))
         except InputError as error:
             if wanted is not None:
                 raise
@@ -115,7 +115,7 @@ def find_generators(
     return found, {} if wanted is not None else missing
 
 
-def _generator(name: str, kind: Kind, bundles: Path, folder: Path) -> Generator:
+def _generator(name: str, kind: Kind, part: TestPart, bundles: Path, folder: Path) -> Generator:
     own = name == OWN
     path = folder / f"{kind}_{name}.pt"
     read = read_weights(bundles, _BUNDLE, file=_OWN_WEIGHTS[kind]) if own else read_weights_file(path)
@@ -136,7 +136,7 @@ def _generator(name: str, kind: Kind, bundles: Path, folder: Path) -> Generator:
         identity=hashlib.sha256(known.encode()).hexdigest(),
         parameters=count_parameters(read.path),
         train_minutes=float(minutes) if isinstance(minutes, int | float) else None,
-        sidecar=read.sidecar,
+        relation=relation_to(part, read.sidecar),
     )
 
 

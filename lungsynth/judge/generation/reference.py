@@ -1,4 +1,4 @@
-"""What generated samples are held against: the held-out samples of a cohort, measured once, and the training samples."""
+"""What generated samples are held against: a cohort's held-out samples, measured once, and its training samples."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from lungsynth.judge.generation.samples import Kind, Samples, read_lungs, read_n
 from lungsynth.judge.generation.two_sample import owner_folds
 from lungsynth.judge.test_part import TestPart
 
-__all__ = ["Reference", "balanced_requests", "matched_requests", "read_reference"]
+__all__ = ["Reference", "balanced_requests", "matched_requests", "read_reference", "right_classes"]
 
 _MATCHED_SEED = 1_000_000  # seeds of the matched set begin here, so that they are none of the balanced set's
 
