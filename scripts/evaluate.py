@@ -73,7 +73,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--part",
         choices=("test", "validation"),
         default="test",
-        help="validation: to choose operating points or weights",
+        help="validation: to choose weights and thresholds",
     )
     parser.add_argument(
         "--weights",

@@ -71,9 +71,7 @@ def table_2_json(
         "kind": reference.kind,
         "n": len(reference.held_out),
         "n_patients": len(set(reference.held_out.owners)),
-        "n_per_category": {
-            name: len(reference.held_out.of(name)) for name in sorted(set(reference.held_out.categories))
-        },
+        "n_per_category": dict(sorted(Counter(reference.held_out.categories).items())),
         "n_training": len(reference.training),
         "count": count,
         "part": part.part,
