@@ -15,8 +15,8 @@ from lungsynth.errors import InputError
 
 __all__ = ["KernelMatrices", "Vectors", "frechet_distance", "inception_score", "kernel_distance", "kernel_matrices"]
 
-Vectors = Float[np.ndarray, "n features"]
-SampleWeights = Float[np.ndarray, " n"]
+Vectors = Float[np.ndarray, "_ features"]
+SampleWeights = Float[np.ndarray, " _"]
 KernelMatrices = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 

@@ -54,7 +54,8 @@ def pair_similarity(samples: Samples, *, pairs: int, seed: int) -> PairSimilarit
     """
     rng = np.random.default_rng(seed)
     first, second = rng.integers(len(samples), size=(2, 8 * pairs))
-    wanted = np.array([_comparable(samples, i, j) for i, j in zip(first, second, strict=True)], dtype=bool)
+    categories, owners = (np.unique(names, return_inverse=True)[1] for names in (samples.categories, samples.owners))
+    wanted = (categories[first] == categories[second]) & (owners[first] != owners[second])
     first, second = first[wanted][:pairs], second[wanted][:pairs]
     images = unit_images(samples.hu)
     if images.shape[-1] > _MAX_PX:
@@ -74,10 +75,6 @@ def ms_ssim(a: Tensor, b: Tensor) -> Float[np.ndarray, " pairs"]:
         a, b, gaussian_kernel=False, kernel_size=_WINDOW, data_range=2.0, betas=betas, reduction="none"
     )
     return torch.as_tensor(found).double().reshape(-1).numpy()
-
-
-def _comparable(samples: Samples, i: int, j: int) -> bool:
-    return samples.categories[i] == samples.categories[j] and samples.owners[i] != samples.owners[j]
 
 
 def _parts(places: np.ndarray) -> Sequence[np.ndarray]:

@@ -49,7 +49,7 @@ def write_mixed(line: Line, reference: Reference, folder: Path) -> tuple[Path, P
     The generated ones were asked for the categories and diameters of other held-out ones than those shown.
     """
     rng = np.random.default_rng(reference.seed)
-    order, half = rng.permutation(len(reference.held_out)), min(_MIXED, len(reference.held_out) // 2)
+    order, half = rng.permutation(len(reference.held_out)).tolist(), min(_MIXED, len(reference.held_out) // 2)
     tiles = [(_tile(reference.held_out, i), "real", reference.held_out.categories[i]) for i in order[:half]]
     tiles += [
         (_tile(line.matched.samples, i), "generated", line.matched.samples.categories[i])

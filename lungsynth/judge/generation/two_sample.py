@@ -23,7 +23,7 @@ from lungsynth.judge.generation.samples import Samples
 __all__ = ["Right", "balanced_accuracy", "owner_folds", "tell_by_features", "tell_by_pixels"]
 
 _FOLDS = 3
-_EPOCHS, _BATCH, _MAX_PX = 16, 32, 64
+_STEPS, _BATCH, _MAX_PX = 300, 32, 64
 _FITS = 60  # steps of L-BFGS
 _PENALTY = 1e-2  # of the logistic regression's squared weights
 
@@ -124,11 +124,10 @@ def _train_cnn(x: Tensor, wanted: Tensor, unseen: Tensor, *, seed: int, flips: b
         network = nn.Sequential(
             *(_layer(2, 16), _layer(16, 32), _layer(32, 48), Reduce("b c h w -> b c", "mean"), nn.Linear(48, 1))
         ).to(memory_format=torch.channels_last)
-    steps = max(len(x) // _BATCH, 1) * _EPOCHS
     optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=_STEPS)
     draw, weights = torch.Generator().manual_seed(seed), _side_weights(wanted)
-    for _ in range(steps):
+    for _ in range(_STEPS):
         chosen = torch.randint(len(x), (_BATCH,), generator=draw)
         images = _mirrored(x[chosen], draw) if flips else x[chosen]
         odds = network(images.contiguous(memory_format=torch.channels_last))[:, 0]
