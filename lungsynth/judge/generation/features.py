@@ -23,7 +23,7 @@ from lungsynth.judge.generation.feature_network import load_feature_network
 from lungsynth.judge.generation.samples import Kind
 from lungsynth.types import HuPlanes
 
-__all__ = ["FeatureSet", "Features", "open_features"]
+__all__ = ["WEIGHTS", "FeatureSet", "Features", "open_features"]
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 _BATCH = 64
