@@ -589,7 +589,7 @@ def test_c12_1_what_the_judge_of_generation_writes(generated):
     assert all((generated / name.replace("<method>", "memoriser")).is_file() for name in files if name != ".json")
     assert set(table) <= keys
     assert set(table["rows"][0]) <= keys
-    assert set(table["floor"]) == {"fid", "kid", "c2st", "c2st_features"}
+    assert set(table["floor"]) == {"fid", "kid", "c2st", "c2st_features", "c2st_patch"}
     assert [row["method"] for row in table["rows"]] == ["memoriser", "average", "dcgan", "w_capsulegan"]
 
 

@@ -33,8 +33,14 @@ from lungsynth.judge.generation.generators import find_generators, known_generat
 from lungsynth.judge.generation.manifold import compare_manifolds
 from lungsynth.judge.generation.measurements import nodule_measurements
 from lungsynth.judge.generation.run import GenerationSettings, judge_generation
-from lungsynth.judge.generation.samples import Samples, join, read_lungs, read_nodules
-from lungsynth.judge.generation.two_sample import balanced_accuracy, owner_folds, tell_by_features, tell_by_pixels
+from lungsynth.judge.generation.samples import Samples, join, pasted, read_lungs, read_nodules
+from lungsynth.judge.generation.two_sample import (
+    balanced_accuracy,
+    owner_folds,
+    paired_folds,
+    tell_by_features,
+    tell_by_pixels,
+)
 from lungsynth.judge.test_part import open_test_part
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -205,6 +211,7 @@ def test_an_owner_has_one_fold_and_one_owner_is_refused():
     folds = owner_folds(["a", "b", "a", "c"], seed=0)
     assert folds[0] == folds[2]
     assert len(set(folds)) == 3
+    assert paired_folds(np.array([2, 0, 2, 1]), ["x", "x", "x", "y"]).tolist() == [2, 2, 2, 1]
     one = np.zeros(4, np.int64)
     with pytest.raises(InputError, match="two patients"):
         tell_by_features(np.zeros((4, 2)), np.zeros((4, 2)), (one, one))
@@ -325,6 +332,14 @@ def test_any_torchscript_file_serves_and_others_are_refused(tmp_path):
 
 
 # samples and methods
+
+
+def test_pasted_nodules_keep_their_inside_and_lie_on_a_level_lung():
+    samples = nodules(1, 3)
+    shown = pasted(samples)
+    inside = samples.mask == 1
+    assert (shown.hu[inside] == samples.hu[inside]).all()
+    assert (shown.hu[samples.mask == 0] == -850).all()
 
 
 def test_samples_are_read_taken_and_joined(cohort, tmp_path):

@@ -28,7 +28,7 @@ class Estimate:
         low: lower end; None with fewer than two patients.
         high: upper end; likewise.
         n: what was counted (nodules, slices, scans).
-        patients: whom they came from.
+        patients: whom they came from; 0 for samples that come from nobody.
     """
 
     value: float | None

@@ -5,6 +5,7 @@ asked is therefore divided by its agreement with the label of real held-out nodu
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -27,8 +28,7 @@ def diameter_figures(samples: Samples, asked_mm: Float[np.ndarray, " n"], *, see
     }
     ones = np.ones(len(samples)).tolist()
     return {
-        name: estimate_ratio(samples.owners, values.astype(np.float64).tolist(), ones, seed=seed)
-        for name, values in columns.items()
+        name: _mean(samples, values.astype(np.float64).tolist(), ones, seed=seed) for name, values in columns.items()
     }
 
 
@@ -61,6 +61,7 @@ def texture_figures(
     groups = [[f"{index}:{owner}" for owner in side.owners] for index, side in enumerate(sides)]
     n = [len(real[0]), len(generated[0]), len(generated[0])]
     found = estimate(groups, figures, n=n, seed=seed)
+    found = [replace(figure, patients=len(groups[0])) for figure in found]
     return dict(zip(("texture_real", "texture_agreement", "texture_ratio"), found, strict=True))
 
 
@@ -92,9 +93,14 @@ def by_category(samples: Samples, values: Mapping[str, np.ndarray], *, seed: int
     found = {}
     for category in sorted(set(samples.categories)):
         places = samples.of(category)
-        owners = [samples.owners[i] for i in places]
+        part, ones = samples.take(places), np.ones(len(places)).tolist()
         found[category] = {
-            name: estimate_ratio(owners, column[places].astype(np.float64).tolist(), [1.0] * len(owners), seed=seed)
+            name: _mean(part, column[places].astype(np.float64).tolist(), ones, seed=seed)
             for name, column in values.items()
         }
     return found
+
+
+def _mean(samples: Samples, values: list[float], ones: list[float], *, seed: int) -> Estimate:
+    found = estimate_ratio(samples.owners, values, ones, seed=seed)
+    return replace(found, patients=0) if samples.independent else found

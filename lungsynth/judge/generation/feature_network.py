@@ -1,7 +1,8 @@
 """The domain's feature network: a small CNN that learnt what radiologists say of a nodule, or where a lung slice lies.
 
 Its features are the layer before the heads, scaled by their mean and spread over the training samples, so that a
-distance has the unit of that spread. They are few (64), because FID with F features needs many more than F samples.
+distance has the unit of that spread, and saturating at two spreads. They are few (64), because FID with F features
+needs many more than F samples.
 """
 
 import hashlib
@@ -31,6 +32,9 @@ class FeatureNetwork(nn.Module):
         classes: names of the K classes.
         targets: names of the T numbers that are regressed.
     """
+
+    feature_mean: Tensor
+    feature_spread: Tensor
 
     def __init__(
         self, *, size: int, channels: Sequence[int], features: int, classes: Sequence[str], targets: Sequence[str]
@@ -64,7 +68,9 @@ class FeatureNetwork(nn.Module):
         raw = self.raw(x)
         answers = self.heads(raw)
         count = len(self.classes)
-        return (raw - self.feature_mean) / self.feature_spread, answers[:, :count], answers[:, count:]
+        # Saturating: a few huge nodules would else decide every distance, and every interval.
+        scaled = 2 * torch.tanh((raw - self.feature_mean) / self.feature_spread / 2)
+        return scaled, answers[:, :count], answers[:, count:]
 
 
 def save_feature_network(path: Path, network: FeatureNetwork, facts: Mapping[str, Any]) -> None:

@@ -96,7 +96,8 @@ def train_features(
         features=_FEATURES,
         classes=classes,
         targets=data.names,
-    ).to(memory_format=torch.channels_last)
+    )
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     spread = _spread(data.targets)
     weights = 1 / torch.bincount(data.classes, minlength=len(classes)).clamp(min=1).float()
     optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=0.02)

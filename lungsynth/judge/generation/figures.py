@@ -5,7 +5,7 @@ figure (`bootstrap.estimate`, `recentre`), because a set that is drawn from a se
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,13 +19,15 @@ from lungsynth.judge.generation.diversity import pair_similarity
 from lungsynth.judge.generation.features import FeatureSet
 from lungsynth.judge.generation.generators import Drawn
 from lungsynth.judge.generation.manifold import compare_manifolds
-from lungsynth.judge.generation.reference import Reference, right_classes
+from lungsynth.judge.generation.reference import Reference, as_shown, right_classes
 from lungsynth.judge.generation.samples import Samples
-from lungsynth.judge.generation.two_sample import balanced_accuracy, owner_folds, tell_by_features, tell_by_pixels
+from lungsynth.judge.generation.two_sample import balanced_accuracy, paired_folds, tell_by_features, tell_by_pixels
 
 __all__ = ["GeneratorFigures", "measure_generator", "measure_real"]
 
 _RESAMPLES = 400
+_NONE = float("inf")
+_BOUNDS = ((0.0, _NONE), (-_NONE, _NONE), (0.0, 1.0), (0.0, 1.0), (0.0, _NONE), (0.0, 1.0))
 _PAIRS = {"nodules": 600, "lungs": 200}
 
 Group = dict[str, Estimate]
@@ -58,16 +60,17 @@ def measure_generator(matched: Drawn, balanced: Drawn, reference: Reference) -> 
         balanced: as many of each category: Inception Score, diversity, asked against measured.
         reference: the real side.
     """
-    vectors, balanced_vectors = (reference.features(drawn.samples.hu) for drawn in (matched, balanced))
-    near = find_copies(matched.samples, reference.slices, flips=reference.flips)
+    shown, shown_balanced = (as_shown(drawn.samples, reference.kind) for drawn in (matched, balanced))
+    vectors, balanced_vectors = (reference.features(samples.hu) for samples in (shown, shown_balanced))
+    near = find_copies(shown, reference.slices, flips=reference.flips)
     copied = reference.threshold.copied(near, matched.samples)
     right = right_classes(reference.features, balanced_vectors, balanced.samples)
     share = estimate_ratio(matched.samples.owners, copied.tolist(), [1.0] * len(copied), seed=reference.seed)
     headline = {
         "copy_share": share,
-        **_distances(matched.samples, vectors, reference),
+        **_distances(shown, vectors, reference),
         **_two_sample(matched.samples, vectors, reference),
-        **_alone(balanced.samples, balanced_vectors, reference),
+        **_alone(shown_balanced, balanced_vectors, reference),
         **_asked(balanced, right, reference),
     }
     return GeneratorFigures(
@@ -82,7 +85,7 @@ def measure_generator(matched: Drawn, balanced: Drawn, reference: Reference) -> 
 def measure_real(reference: Reference) -> GeneratorFigures:
     """The held-out samples themselves: what a figure of one set alone is worth. Categories count evenly in the IS."""
     return GeneratorFigures(
-        headline=_alone(reference.held_out, reference.vectors, reference), copies=reference.held_out_copies
+        headline=_alone(reference.pasted, reference.vectors, reference), copies=reference.held_out_copies
     )
 
 
@@ -103,7 +106,8 @@ def _against(
         real, made = np.split(weights, [len(groups[0])])
         return statistic(real[places[0]], made[places[1]])
 
-    return estimate(groups, weighted, n=n, seed=reference.seed, resamples=_RESAMPLES, recentre=recentre)
+    found = estimate(groups, weighted, n=n, seed=reference.seed, resamples=_RESAMPLES, recentre=recentre)
+    return [replace(figure, patients=len(groups[0])) for figure in found]
 
 
 def _distances(samples: Samples, found: FeatureSet, reference: Reference) -> Group:
@@ -119,16 +123,26 @@ def _distances(samples: Samples, found: FeatureSet, reference: Reference) -> Gro
         return fid, kernel_distance(kernels, x_weights=w, y_weights=v), *manifolds.figures(w, v)
 
     estimates = _against(samples, reference, figures, n=[len(made)] * len(names), recentre=True)
-    return dict(zip(names, estimates, strict=True))
+    bounded = [_bounded(figure, bounds) for figure, bounds in zip(estimates, _BOUNDS, strict=True)]
+    return dict(zip(names, bounded, strict=True))
+
+
+def _bounded(figure: Estimate, bounds: tuple[float, float]) -> Estimate:
+    """Keeps an interval that was moved within what the figure can be."""
+    if figure.low is None or figure.high is None:
+        return figure
+    return replace(figure, low=max(figure.low, bounds[0]), high=min(figure.high, bounds[1]))
 
 
 def _two_sample(samples: Samples, found: FeatureSet, reference: Reference) -> Group:
-    folds = (reference.folds, owner_folds(samples.owners, seed=reference.seed))
+    folds, shown = (reference.folds, paired_folds(reference.folds, samples.owners)), as_shown(samples, reference.kind)
     try:
         rights = {
-            "c2st": tell_by_pixels(reference.held_out, samples, folds, seed=reference.seed),
+            "c2st": tell_by_pixels(reference.pasted, shown, folds, seed=reference.seed),
             "c2st_features": tell_by_features(reference.vectors.vectors, found.vectors, folds),
         }
+        if reference.kind == "nodules":
+            rights["c2st_patch"] = tell_by_pixels(reference.held_out, samples, folds, seed=reference.seed)
     except InputError:  # one patient: nobody learns
         return {}
 
@@ -136,7 +150,8 @@ def _two_sample(samples: Samples, found: FeatureSet, reference: Reference) -> Gr
         return [balanced_accuracy(right, w, v) for right in rights.values()]
 
     count = len(samples) + len(reference.held_out)
-    return dict(zip(rights, _against(samples, reference, figures, n=[count] * 2, recentre=False), strict=True))
+    estimates = _against(samples, reference, figures, n=[count] * len(rights), recentre=False)
+    return dict(zip(rights, estimates, strict=True))
 
 
 def _alone(samples: Samples, found: FeatureSet, reference: Reference) -> Group:
@@ -154,7 +169,12 @@ def _alone(samples: Samples, found: FeatureSet, reference: Reference) -> Group:
         return score, pairs.mean(drawn)
 
     estimates = estimate([owners], figures, n=list(counts.values()), seed=reference.seed, resamples=_RESAMPLES)
-    return {name: figure for name, figure in zip(counts, estimates, strict=True) if figure.value is not None}
+    patients = 0 if samples.independent else len(owners)
+    return {
+        name: replace(figure, patients=patients)
+        for name, figure in zip(counts, estimates, strict=True)
+        if figure.value is not None
+    }
 
 
 def _asked(balanced: Drawn, right: np.ndarray | None, reference: Reference) -> Group:

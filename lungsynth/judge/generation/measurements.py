@@ -27,7 +27,7 @@ Single = Mapping[str, float]
 
 
 def nodule_measurements(samples: Samples) -> Measured:
-    """Diameter, density, noise, edge and outline of each nodule."""
+    """Diameter, density, noise, edge and outline of each nodule; the roundness of few pixels may exceed 1."""
     return _table([_nodule(hu, mask, samples.spacing_mm) for hu, mask in zip(samples.hu, samples.mask, strict=True)])
 
 
@@ -78,7 +78,7 @@ def _nodule(hu: np.ndarray, soft: np.ndarray, spacing_mm: float) -> Single:
         "noise_hu": _noise_hu(plane, mask),
         "solid_fraction": float((plane[mask] > _SOLID_HU).mean()),
         "edge_hu_per_mm": float(steep[outline].mean()),
-        "roundness": float(min(4 * np.pi * mask.sum() / perimeter**2, 1.0)),
+        "roundness": float(4 * np.pi * mask.sum() / perimeter**2),
         "elongation": float(widths[1] / widths[0]),
         "convexity": _convexity(mask),
         "pieces": float(ndimage.label(mask)[1]),

@@ -13,14 +13,14 @@ from lungsynth.hounsfield import DISPLAY_WINDOW
 from lungsynth.judge.generation.copies import find_copies
 from lungsynth.judge.generation.ct_checks import Check
 from lungsynth.judge.generation.lines import Line
-from lungsynth.judge.generation.reference import Reference
+from lungsynth.judge.generation.reference import Reference, as_shown
 from lungsynth.judge.generation.samples import Samples
 from lungsynth.judge.tables import markdown_table
 from lungsynth.layers.atomic import replacing
 
 __all__ = ["method_montage", "nearest_montage", "save_distributions", "save_fid_by_n", "save_picture", "write_mixed"]
 
-_NODULE_PX, _LUNG_PX = 96, 192
+_NODULE_PX, _LUNG_PX = 112, 192
 _COLUMNS = {"nodules": 16, "lungs": 8}
 _MIXED = 32  # of each side
 _MIXED_COLUMNS = {"nodules": 8, "lungs": 8}
@@ -50,11 +50,9 @@ def write_mixed(line: Line, reference: Reference, folder: Path) -> tuple[Path, P
     """
     rng = np.random.default_rng(reference.seed)
     order, half = rng.permutation(len(reference.held_out)).tolist(), min(_MIXED, len(reference.held_out) // 2)
-    tiles = [(_tile(reference.held_out, i), "real", reference.held_out.categories[i]) for i in order[:half]]
-    tiles += [
-        (_tile(line.matched.samples, i), "generated", line.matched.samples.categories[i])
-        for i in order[half : 2 * half]
-    ]
+    made = as_shown(line.matched.samples, reference.kind)
+    tiles = [(_tile(reference.pasted, i), "real", reference.held_out.categories[i]) for i in order[:half]]
+    tiles += [(_tile(made, i), "generated", made.categories[i]) for i in order[half : 2 * half]]
     shown = [tiles[i] for i in rng.permutation(len(tiles))]
     columns = _MIXED_COLUMNS[reference.kind]
     caption = f"{half} real, {half} generated: which?  Rows from the top, columns from the left"
@@ -73,7 +71,7 @@ def write_mixed(line: Line, reference: Reference, folder: Path) -> tuple[Path, P
 
 def nearest_montage(line: Line, reference: Reference) -> Image.Image:
     """The generated samples that come nearest to a training sample for their size, above it."""
-    samples = line.matched.samples
+    samples = as_shown(line.matched.samples, reference.kind)
     near = find_copies(samples, reference.slices, flips=reference.flips)
     ratio = near.distances / reference.threshold.at(samples.diameter_mm)
     first = np.argsort(ratio, kind="stable")[:_NEAREST].tolist()

@@ -10,11 +10,11 @@ from lungsynth.judge.generation.copies import CopyThreshold, copy_threshold, fin
 from lungsynth.judge.generation.ct_checks import Check, measure_checks
 from lungsynth.judge.generation.features import Features, FeatureSet
 from lungsynth.judge.generation.generators import Requests
-from lungsynth.judge.generation.samples import Kind, Samples, read_lungs, read_nodules
+from lungsynth.judge.generation.samples import Kind, Samples, pasted, read_lungs, read_nodules
 from lungsynth.judge.generation.two_sample import owner_folds
 from lungsynth.judge.test_part import TestPart
 
-__all__ = ["Reference", "balanced_requests", "matched_requests", "read_reference", "right_classes"]
+__all__ = ["Reference", "as_shown", "balanced_requests", "matched_requests", "read_reference", "right_classes"]
 
 _MATCHED_SEED = 1_000_000  # seeds of the matched set begin here, so that they are none of the balanced set's
 
@@ -26,10 +26,11 @@ class Reference:
     Args:
         kind: nodules or lungs.
         held_out: of the judged part, one slice a nodule.
+        pasted: nodules as they reach an image; lungs as they are.
         training: likewise, of the training patients.
-        slices: all slices that a generator may have been trained on.
+        slices: all slices that a generator may have been trained on, pasted.
         features: the feature network.
-        vectors: features of `held_out`.
+        vectors: features of `pasted`.
         checks: measurements of `held_out`.
         folds: of `held_out`, for the two-sample tests.
         threshold: below which a distance is a copy's.
@@ -39,6 +40,7 @@ class Reference:
 
     kind: Kind
     held_out: Samples
+    pasted: Samples
     training: Samples
     slices: Samples
     features: Features
@@ -71,21 +73,28 @@ def read_reference(part: TestPart, kind: Kind, features: Features, *, seed: int)
     held_out = held_out.take([i for i, name in enumerate(held_out.categories) if name in shared])
     if not len(held_out):
         raise InputError(f"{part.folder}: no category of its {part.part} {kind} is in its training part.")
-    near = find_copies(held_out, slices, flips=kind == "nodules")
+    shown, slices = as_shown(held_out, kind), as_shown(slices, kind)
+    near = find_copies(shown, slices, flips=kind == "nodules")
     threshold = copy_threshold(near, held_out)
     return Reference(
         kind=kind,
         held_out=held_out,
+        pasted=shown,
         training=training,
         slices=slices,
         features=features,
-        vectors=features(held_out.hu),
+        vectors=features(shown.hu),
         checks=measure_checks(held_out, kind),
         folds=owner_folds(held_out.owners, seed=seed),
         threshold=threshold,
         held_out_copies=int(threshold.copied(near, held_out).sum()),
         seed=seed,
     )
+
+
+def as_shown(samples: Samples, kind: Kind) -> Samples:
+    """Nodules pasted on a level lung, lungs as they are."""
+    return pasted(samples) if kind == "nodules" else samples
 
 
 def matched_requests(reference: Reference) -> Requests:

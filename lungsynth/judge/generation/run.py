@@ -109,10 +109,9 @@ def judge_generation(settings: GenerationSettings, *, tracking_uri: str = DEFAUL
         lines, failed = _run_all(
             [*baselines(reference.training, part.identity), *methods], reference, settings, identity
         )
-        told = {"count": settings.count, "left_out": {**left_out, **failed}}
-        real = measure_real(reference)
-        table = table_2_json(part, reference, lines, real, **told)
-        markdown = table_2_markdown(part, reference, lines, real, **told)
+        real, absent = measure_real(reference), {**left_out, **failed}
+        table = table_2_json(part, reference, lines, real, count=settings.count, left_out=absent)
+        markdown = table_2_markdown(part, reference, lines, real, count=settings.count, left_out=absent)
         write_atomically(settings.out / "table_2.json", (json.dumps(table, indent=1) + "\n").encode())
         write_atomically(settings.out / "table_2.md", markdown.encode())
         pictures = _draw(lines, reference, settings.out)

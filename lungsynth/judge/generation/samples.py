@@ -1,14 +1,14 @@
 """Samples that are compared: nodule patches or lungs, real or generated, as arrays.
 
-A nodule is its patch `hu` (contract C2.3: the nodule on the local lung level), because that is what generators make;
-a lung is a normal slice on the generator's grid (C3.2). Each sample has an owner, which is drawn as a whole by the
-bootstrap: the patient of a real one, itself for a generated one.
+A nodule is its patch `hu` with its alpha (contract C2.3), as generators make it; `pasted`, it is what reaches an image:
+laid by its alpha on a level lung. A lung is a normal slice on the generator's grid (C3.2). Each sample has an owner,
+which is drawn as a whole by the bootstrap: the patient of a real one, itself for a generated one.
 """
 
 import json
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +20,23 @@ from lungsynth.errors import InputError
 from lungsynth.layers.assets import PATCH_SPACING_MM
 from lungsynth.types import Float16Planes, HuPlanes
 
-__all__ = ["LUNG_SPACING_MM", "UNKNOWN", "Kind", "Samples", "join", "read_lungs", "read_nodules"]
+__all__ = [
+    "LUNG_SPACING_MM",
+    "PASTED_HU",
+    "UNKNOWN",
+    "Kind",
+    "Samples",
+    "join",
+    "pasted",
+    "read_lungs",
+    "read_nodules",
+]
 
 Kind = Literal["nodules", "lungs"]
 
 LUNG_SPACING_MM = 1.4  # of 256 pixels; contract C3.1
 UNKNOWN = "unknown"  # a nodule that nobody rated; no generator can be asked for it
+PASTED_HU = -850  # of the level lung that nodules are laid on to be compared
 _LARGE_ENOUGH = 0.5  # of a nodule's largest area; smaller slices show its poles
 _FIELD_MM = 256 * LUNG_SPACING_MM
 
@@ -67,6 +78,11 @@ class Samples:
         area = (self.mask >= 0.5).sum(axis=(1, 2))
         return 2 * np.sqrt(area / np.pi) * self.spacing_mm
 
+    @property
+    def independent(self) -> bool:
+        """Whether each sample is its own owner, so that no patient is behind them."""
+        return self.owners == self.names
+
     def take(self, indices: Sequence[int] | np.ndarray) -> "Samples":
         """The samples at these places, in this order."""
         places = np.asarray(indices, dtype=np.int64)
@@ -82,6 +98,17 @@ class Samples:
     def of(self, category: str) -> np.ndarray:
         """Places of the samples of a category."""
         return np.flatnonzero(np.array(self.categories, dtype=object) == category)
+
+
+def pasted(samples: Samples) -> Samples:
+    """Nodules laid by their alpha on a lung of -850 HU.
+
+    A patch's surroundings are levelled for real nodules and never reach an image for any; compared as they are, they
+    would give away each generated nodule by a trace of noise that nobody will see.
+    """
+    alpha = samples.mask.astype(np.float32)
+    hu = alpha * samples.hu + (1 - alpha) * PASTED_HU
+    return replace(samples, hu=np.rint(hu).astype(np.int16))
 
 
 def join(parts: Sequence[Samples]) -> Samples:

@@ -32,6 +32,7 @@ COLUMNS = (
 )
 _MORE = (
     Column(key="c2st_features", title="Two-sample test, on features", unit="samples"),
+    Column(key="c2st_patch", title="on patches as made", unit="samples"),
     Column(key="copy_share", title="Copies, share", unit="samples"),
     Column(key="diameter_within", title="Diameter within 1.5 mm", unit="samples", digits=2),
     Column(key="diameter_error_mm", title="Error, mm", unit="samples", digits=2),
@@ -42,6 +43,7 @@ _MORE = (
     Column(key="train_minutes", title="Training, minutes", digits=0),
 )
 REAL = "real"
+FLOOR = ("fid", "kid", "c2st", "c2st_features", "c2st_patch")
 
 
 def table_2_json(
@@ -78,7 +80,7 @@ def table_2_json(
         "split_hash": part.split_hash,
         "features": reference.features.name,
         "features_identity": reference.features.identity,
-        "floor": {name: _value(floor.headline.get(name)) for name in ("fid", "kid", "c2st", "c2st_features")},
+        "floor": {name: _value(floor.headline.get(name)) for name in FLOOR},
         "real": {
             **{name: asdict(figure) for name, figure in real.headline.items()},
             "copies": real.copies,

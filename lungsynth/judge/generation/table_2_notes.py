@@ -33,8 +33,8 @@ def _all(
             yield text + ", ".join(named) + "."
     if part.part == "validation":
         yield "**The validation part chose weights: these are no figures of unseen patients.**"
-    for name, reason in left_out.items():
-        yield f"Left out: {name}: {reason}"
+    for reason in dict.fromkeys(left_out.values()):
+        yield f"Left out: {', '.join(name for name, why in left_out.items() if why == reason)}: {reason}"
     yield from _about_patients(reference)
     yield from _about_features(part, reference)
     yield (
@@ -49,7 +49,10 @@ def _all(
         f"by size; {reference.held_out_copies} of the {len(reference.held_out)} held-out ones do."
     )
     if reference.kind == "nodules":
-        yield "Nodules are compared as patches on the local lung level (contract C2.3), as generators make them."
+        yield (
+            "Nodules are compared as they reach an image: laid by their alpha on a lung of -850 HU. CT checks, and the "
+            "two-sample test on patches as made, see the patches with the surroundings that generators gave them."
+        )
 
 
 def _about_patients(reference: Reference) -> Iterator[str]:
