@@ -21,6 +21,7 @@ from lungsynth.layers.atomic import replacing
 __all__ = ["method_montage", "nearest_montage", "save_distributions", "save_fid_by_n", "save_picture", "write_mixed"]
 
 _NODULE_PX, _LUNG_PX = 112, 192
+_CUT_PX = 12  # of a nodule's patch, each side
 _COLUMNS = {"nodules": 16, "lungs": 8}
 _MIXED = 32  # of each side
 _MIXED_COLUMNS = {"nodules": 8, "lungs": 8}
@@ -51,8 +52,8 @@ def write_mixed(line: Line, reference: Reference, folder: Path) -> tuple[Path, P
     rng = np.random.default_rng(reference.seed)
     order, half = rng.permutation(len(reference.held_out)).tolist(), min(_MIXED, len(reference.held_out) // 2)
     made = as_shown(line.matched.samples, reference.kind)
-    tiles = [(_tile(reference.pasted, i), "real", reference.held_out.categories[i]) for i in order[:half]]
-    tiles += [(_tile(made, i), "generated", made.categories[i]) for i in order[half : 2 * half]]
+    tiles = [(_tile(reference.pasted, i, near=True), "real", reference.held_out.categories[i]) for i in order[:half]]
+    tiles += [(_tile(made, i, near=True), "generated", made.categories[i]) for i in order[half : 2 * half]]
     shown = [tiles[i] for i in rng.permutation(len(tiles))]
     columns = _MIXED_COLUMNS[reference.kind]
     caption = f"{half} real, {half} generated: which?  Rows from the top, columns from the left"
@@ -75,8 +76,8 @@ def nearest_montage(line: Line, reference: Reference) -> Image.Image:
     near = find_copies(samples, reference.slices, flips=reference.flips)
     ratio = near.distances / reference.threshold.at(samples.diameter_mm)
     first = np.argsort(ratio, kind="stable")[:_NEAREST].tolist()
-    above = [_tile(samples, i) for i in first]
-    below = [_tile(reference.slices, int(near.indices[i])) for i in first]
+    above = [_tile(samples, i, near=True) for i in first]
+    below = [_tile(reference.slices, int(near.indices[i]), near=True) for i in first]
     numbers = ", ".join(f"{ratio[i]:.2f}" for i in first)
     heads = (f"{line.generator.title}: distance / threshold {numbers}", "nearest training samples (maybe mirrored)")
     return Image.fromarray(
@@ -149,7 +150,10 @@ def _save_figure(figure: Any, path: Path) -> Path:
     return path
 
 
-def _tile(samples: Samples, index: int) -> Tile:
+def _tile(samples: Samples, index: int, *, near: bool = False) -> Tile:
+    """A picture; `near`: the middle 28 mm of a nodule's patch."""
     side = _NODULE_PX if samples.spacing_mm < 1 else _LUNG_PX
-    grey = Image.fromarray(DISPLAY_WINDOW.to_grey(samples.hu[index]))
+    cut = _CUT_PX if near and samples.spacing_mm < 1 else 0
+    plane = samples.hu[index, cut : samples.hu.shape[1] - cut, cut : samples.hu.shape[2] - cut]
+    grey = Image.fromarray(DISPLAY_WINDOW.to_grey(plane))
     return repeat(np.asarray(grey.resize((side, side), Image.Resampling.BICUBIC)), "h w -> h w c", c=3)
