@@ -207,6 +207,17 @@ def test_nobody_tells_equal_sets_and_everybody_tells_noise():
     assert 0.3 < balanced_accuracy(tell_by_features(x, y, folds), *ones) < 0.7
 
 
+def test_further_real_samples_teach_what_one_patient_cannot():
+    rng = np.random.default_rng(3)
+    real = np.concatenate([rng.normal((0, -4), 1, (20, 2)), rng.normal((0, 4), 1, (20, 2))])  # two unlike patients
+    made = rng.normal((3, 0), 1, (40, 2))
+    folds = np.repeat([0, 1], 20), np.tile([0, 1], 20)
+    known = np.concatenate([rng.normal((0, y), 1, (20, 2)) for y in (-4, -2, 0, 2, 4)])
+    ones = np.ones(40), np.ones(40)
+    assert balanced_accuracy(tell_by_features(real, made, folds, known=known), *ones) > 0.85
+    assert balanced_accuracy(tell_by_features(real, made, folds), *ones) < 0.8
+
+
 def test_an_owner_has_one_fold_and_one_owner_is_refused():
     folds = owner_folds(["a", "b", "a", "c"], seed=0)
     assert folds[0] == folds[2]

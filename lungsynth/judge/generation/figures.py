@@ -136,13 +136,16 @@ def _bounded(figure: Estimate, bounds: tuple[float, float]) -> Estimate:
 
 def _two_sample(samples: Samples, found: FeatureSet, reference: Reference) -> Group:
     folds, shown = (reference.folds, paired_folds(reference.folds, samples.owners)), as_shown(samples, reference.kind)
+    known = reference.further_real(samples.owners)
+    known_shown = as_shown(known, reference.kind)
+    known_vectors = reference.features(known_shown.hu).vectors if len(known) else None
     try:
         rights = {
-            "c2st": tell_by_pixels(reference.pasted, shown, folds, seed=reference.seed),
-            "c2st_features": tell_by_features(reference.vectors.vectors, found.vectors, folds),
+            "c2st": tell_by_pixels(reference.pasted, shown, folds, seed=reference.seed, known=known_shown),
+            "c2st_features": tell_by_features(reference.vectors.vectors, found.vectors, folds, known=known_vectors),
         }
         if reference.kind == "nodules":
-            rights["c2st_patch"] = tell_by_pixels(reference.held_out, samples, folds, seed=reference.seed)
+            rights["c2st_patch"] = tell_by_pixels(reference.held_out, samples, folds, seed=reference.seed, known=known)
     except InputError:  # one patient: nobody learns
         return {}
 

@@ -79,7 +79,8 @@ def nearest_montage(line: Line, reference: Reference) -> Image.Image:
     above = [_tile(samples, i, near=True) for i in first]
     below = [_tile(reference.slices, int(near.indices[i]), near=True) for i in first]
     numbers = ", ".join(f"{ratio[i]:.2f}" for i in first)
-    heads = (f"{line.generator.title}: distance / threshold {numbers}", "nearest training samples (maybe mirrored)")
+    mirrored = " (maybe mirrored)" if reference.flips else ""
+    heads = (f"{line.generator.title}: distance / threshold {numbers}", f"nearest training samples{mirrored}")
     return Image.fromarray(
         np.concatenate(
             [tile_block(head, tiles, columns=len(tiles)) for head, tiles in zip(heads, (above, below), strict=True)]

@@ -1,5 +1,6 @@
 """What generated samples are held against: a cohort's held-out samples, measured once, and its training samples."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,17 @@ from lungsynth.judge.generation.samples import Kind, Samples, pasted, read_lungs
 from lungsynth.judge.generation.two_sample import owner_folds
 from lungsynth.judge.test_part import TestPart
 
-__all__ = ["Reference", "as_shown", "balanced_requests", "matched_requests", "read_reference", "right_classes"]
+__all__ = [
+    "FEW_PATIENTS",
+    "Reference",
+    "as_shown",
+    "balanced_requests",
+    "matched_requests",
+    "read_reference",
+    "right_classes",
+]
 
+FEW_PATIENTS = 10  # below, what real samples are cannot be learnt from the held-out ones alone
 _MATCHED_SEED = 1_000_000  # seeds of the matched set begin here, so that they are none of the balanced set's
 
 
@@ -55,6 +65,17 @@ class Reference:
     def flips(self) -> bool:
         """Whether a mirror image is as good; a heart on the other side is not."""
         return self.kind == "nodules"
+
+    def further_real(self, owners: Sequence[str]) -> Samples:
+        """Training samples that two-sample tests learn from where few patients are held out; else none.
+
+        Args:
+            owners: of the samples that are to be told; training patients among them are no further ones.
+        """
+        enough = len(set(self.held_out.owners)) >= FEW_PATIENTS
+        handed_out = set(owners)
+        places = [] if enough else [i for i, who in enumerate(self.training.owners) if who not in handed_out]
+        return self.training.take(places)
 
     @property
     def right(self) -> np.ndarray | None:

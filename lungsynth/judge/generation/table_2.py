@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from lungsynth.judge.bootstrap import Estimate
@@ -10,6 +10,7 @@ from lungsynth.judge.generation.ct_checks import UNITS
 from lungsynth.judge.generation.figures import GeneratorFigures
 from lungsynth.judge.generation.lines import Line
 from lungsynth.judge.generation.reference import Reference
+from lungsynth.judge.generation.samples import Kind
 from lungsynth.judge.generation.table_2_notes import notes
 from lungsynth.judge.generation.trivial import MEMORISER
 from lungsynth.judge.paper import TABLE_2
@@ -65,9 +66,8 @@ def table_2_json(
         count: samples a category of the balanced set.
         left_out: methods without figures, and why.
     """
-    rows = [
-        {**row, **_extras(line)} for row, line in zip(json_rows((*COLUMNS, *_MORE), _rows(lines)), lines, strict=True)
-    ]
+    plain = json_rows((*_columns(reference.kind), *_MORE), _rows(lines, reference.kind))
+    rows = [{**row, **_extras(line)} for row, line in zip(plain, lines, strict=True)]
     floor = next((line.figures for line in lines if line.generator.name == MEMORISER), GeneratorFigures())
     return {
         "kind": reference.kind,
@@ -102,14 +102,14 @@ def table_2_markdown(
 ) -> str:
     """The content of `table_2.md`; the arguments are those of `table_2_json`."""
     last = TableRow(name=REAL, title=f"*held-out {reference.kind}*", figures={**real.headline, "copies": real.copies})
-    rows = [*_rows(lines), last]
+    rows = [*_rows(lines, reference.kind), last]
     patients = len(set(reference.held_out.owners))
     sections = [
         f"# Table II: generators of {reference.kind}\n",
         f"{len(reference.held_out)} {reference.kind} of {patients} patients of the {part.part} part, features: "
         f"{reference.features.name}. 95 % intervals. `-`: no such figure. What each figure means stands in "
         "docs/judging.md.\n",
-        paper_table("Method", COLUMNS, rows),
+        paper_table("Method", _columns(reference.kind), rows),
         *notes(part, reference, [line.generator for line in lines], left_out, count=count),
         "## More\n",
         paper_table("Method", [c for c in _MORE if any(row.figures.get(c.key) is not None for row in rows)], rows),
@@ -125,7 +125,12 @@ def table_2_markdown(
     return "\n".join(section for section in sections if section)
 
 
-def _rows(lines: Sequence[Line]) -> list[TableRow]:
+def _columns(kind: Kind) -> tuple[Column, ...]:
+    """The paper's Table II is of nodules."""
+    return COLUMNS if kind == "nodules" else tuple(replace(column, in_paper=False) for column in COLUMNS)
+
+
+def _rows(lines: Sequence[Line], kind: Kind) -> list[TableRow]:
     return [
         TableRow(
             name=line.generator.name,
@@ -136,7 +141,7 @@ def _rows(lines: Sequence[Line]) -> list[TableRow]:
                 "parameters": line.generator.parameters,
                 "train_minutes": line.generator.train_minutes,
             },
-            paper=TABLE_2.get(line.generator.name, {}),
+            paper=TABLE_2.get(line.generator.name, {}) if kind == "nodules" else {},
         )
         for line in lines
     ]

@@ -3,14 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from lungsynth.judge.generation.generators import Generator
-from lungsynth.judge.generation.reference import Reference
+from lungsynth.judge.generation.reference import FEW_PATIENTS, Reference
 from lungsynth.judge.methods import relation_to
 from lungsynth.judge.table_1_notes import RELATIONS
 from lungsynth.judge.test_part import TestPart
 
 __all__ = ["notes"]
-
-_FEW_PATIENTS = 10
 
 
 def notes(
@@ -59,10 +57,12 @@ def _about_patients(reference: Reference) -> Iterator[str]:
     patients = len(set(reference.held_out.owners))
     if patients < 2:
         yield "**One patient is held out: nothing here has an interval, and nothing holds for the next patient.**"
-    elif patients < _FEW_PATIENTS:
+    elif patients < FEW_PATIENTS:
         yield (
             f"**{patients} patients are held out: slices of one patient are alike, and n counts slices. Intervals over "
-            "so few patients say little, and the order of methods may turn with the next patient.**"
+            "so few patients say little, and the order of methods may turn with the next patient.** The two-sample "
+            "tests of methods learn from training patients too; the floor's cannot, and may fall below 0.5, since it "
+            "learns patients."
         )
 
 
@@ -71,11 +71,13 @@ def _about_features(part: TestPart, reference: Reference) -> Iterator[str]:
     if features.classes:
         yield (
             f"The Inception Score is that of the feature network's {len(features.classes)} classes "
-            f"({', '.join(features.classes)}), which bound it: the paper's is of ImageNet's 1,000 classes and not "
-            "comparable, nor is its FID, which is of other features and another n."
+            f"({', '.join(features.classes)}), which bound it."
         )
-    else:
-        yield "The paper's FID is of other features and another n: its figures are to be seen, not to be subtracted."
+    if reference.kind == "nodules":
+        yield (
+            "The paper's Inception Score is of ImageNet's 1,000 classes, its FID of other features and another n: its "
+            "figures are to be seen, not to be subtracted."
+        )
     if features.sidecar and relation_to(part, features.sidecar) == "may_have_trained":
         yield (
             "**The feature network may have been trained on judged patients** (another split of the same collections): "

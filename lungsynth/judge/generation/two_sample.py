@@ -3,7 +3,8 @@
 0.5: nobody can tell; 1: always. Cross-fitted: an answer comes from a classifier that saw neither the sample nor any
 other of its patient. Both sides count evenly, whatever their numbers. Two classifiers: a small CNN that sees HU and
 mask, and logistic regression on the features. A test that fails to tell may only be a weak classifier, so the floor
-(training patients against held-out ones) and both stand in the tables.
+(training patients against held-out ones) and both stand in the tables. Of very few held-out patients nobody learns what
+real is; then training patients are shown to the classifiers too, and only held-out ones are asked about.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from lungsynth.judge.generation.samples import Samples
 __all__ = ["Right", "balanced_accuracy", "owner_folds", "paired_folds", "tell_by_features", "tell_by_pixels"]
 
 _FOLDS = 3
-_STEPS, _BATCH, _MAX_PX = 300, 32, 64
+_STEPS, _BATCH, _MAX_PX = 300, 32, 128
 _FITS = 60  # steps of L-BFGS
 _PENALTY = 1e-2  # of the logistic regression's squared weights
 
@@ -54,19 +55,30 @@ def paired_folds(folds: np.ndarray, owners: Sequence[str]) -> np.ndarray:
     return np.array([most[owner] for owner in owners], dtype=np.int64)
 
 
-def tell_by_features(real: Vectors, generated: Vectors, folds: tuple[np.ndarray, np.ndarray]) -> Right:
+def tell_by_features(
+    real: Vectors, generated: Vectors, folds: tuple[np.ndarray, np.ndarray], *, known: Vectors | None = None
+) -> Right:
     """Logistic regression on features; True where it was right.
 
     Args:
         real: features (N, F).
         generated: features (M, F).
         folds: of either side, from `owner_folds`.
+        known: of further real samples to learn from.
     """
     vectors = torch.from_numpy(np.concatenate([real, generated])).float()
-    return _cross_fit(vectors, len(real), folds, _logistic)
+    further = vectors[:0] if known is None else torch.from_numpy(known).float()
+    return _cross_fit(vectors, len(real), folds, _logistic, further)
 
 
-def tell_by_pixels(real: Samples, generated: Samples, folds: tuple[np.ndarray, np.ndarray], *, seed: int) -> Right:
+def tell_by_pixels(
+    real: Samples,
+    generated: Samples,
+    folds: tuple[np.ndarray, np.ndarray],
+    *,
+    seed: int,
+    known: Samples | None = None,
+) -> Right:
     """A small CNN on HU and mask; True where it was right.
 
     Args:
@@ -74,12 +86,15 @@ def tell_by_pixels(real: Samples, generated: Samples, folds: tuple[np.ndarray, n
         generated: others, on the same grid.
         folds: of either side, from `owner_folds`.
         seed: of initial weights, order and augmentation.
+        known: further real samples to learn from.
     """
 
     def train(x: Tensor, wanted: Tensor, unseen: Tensor) -> Tensor:
         return _train_cnn(x, wanted, unseen, seed=seed, flips=real.spacing_mm < 1.0)
 
-    return _cross_fit(torch.cat([_planes(real), _planes(generated)]), len(real), folds, train)
+    planes = torch.cat([_planes(real), _planes(generated)])
+    further = planes[:0] if known is None or not len(known) else _planes(known)
+    return _cross_fit(planes, len(real), folds, train, further)
 
 
 def balanced_accuracy(
@@ -89,7 +104,9 @@ def balanced_accuracy(
     return float((real @ right[0] / real.sum() + generated @ right[1] / generated.sum()) / 2)
 
 
-def _cross_fit(x: Tensor, count: int, folds: tuple[np.ndarray, np.ndarray], classifier: Classifier) -> Right:
+def _cross_fit(
+    x: Tensor, count: int, folds: tuple[np.ndarray, np.ndarray], classifier: Classifier, known: Tensor
+) -> Right:
     if min(len(set(side.tolist())) for side in folds) < 2:
         raise InputError("A two-sample test needs two patients or more on each side: one learns, the other is asked.")
     fold, wanted = torch.from_numpy(np.concatenate(folds)), torch.ones(len(x))
@@ -98,7 +115,8 @@ def _cross_fit(x: Tensor, count: int, folds: tuple[np.ndarray, np.ndarray], clas
     for index in range(int(fold.max()) + 1):
         unseen = fold == index
         if unseen.any():
-            answers[unseen] = classifier(x[~unseen], wanted[~unseen], x[unseen])
+            labels = torch.cat([wanted[~unseen], torch.zeros(len(known))])
+            answers[unseen] = classifier(torch.cat([x[~unseen], known]), labels, x[unseen])
     right = ((answers > 0).float() == wanted).numpy()
     return right[:count], right[count:]
 
@@ -127,7 +145,7 @@ def _logistic(x: Tensor, wanted: Tensor, unseen: Tensor) -> Tensor:
 
 
 def _planes(samples: Samples) -> Tensor:
-    """HU in the networks' window and the mask, (N, 2, S, S), at most 64 pixels."""
+    """HU in the networks' window and the mask, (N, 2, S, S), at most 128 pixels."""
     images = torch.cat([unit_images(samples.hu), torch.from_numpy(samples.mask.astype(np.float32))[:, None]], dim=1)
     return functional.avg_pool2d(images, max(images.shape[-1] // _MAX_PX, 1))
 
@@ -142,12 +160,12 @@ def _train_cnn(x: Tensor, wanted: Tensor, unseen: Tensor, *, seed: int, flips: b
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=_STEPS)
-    draw, weights = torch.Generator().manual_seed(seed), _side_weights(wanted)
+    draw, sides = torch.Generator().manual_seed(seed), [(wanted == label).nonzero()[:, 0] for label in (0, 1)]
     for _ in range(_STEPS):
-        chosen = torch.randint(len(x), (_BATCH,), generator=draw)
+        chosen = torch.cat([side[torch.randint(len(side), (_BATCH // 2,), generator=draw)] for side in sides])
         images = _mirrored(x[chosen], draw) if flips else x[chosen]
         odds = network(images.contiguous(memory_format=torch.channels_last))[:, 0]
-        loss = functional.binary_cross_entropy_with_logits(odds, wanted[chosen], weight=weights[chosen])
+        loss = functional.binary_cross_entropy_with_logits(odds, wanted[chosen])
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
