@@ -4,9 +4,20 @@ Rows run anterior to posterior, columns from the patient's right to left, slices
 """
 
 import numpy as np
-from jaxtyping import Bool, Float, Int16, UInt8
+from jaxtyping import Bool, Float, Float16, Int16, UInt8
 
-__all__ = ["Affine", "HuPatches", "HuPlane", "HuVolume", "LabelPlane", "LabelVolume", "MaskPlane", "Plane"]
+__all__ = [
+    "Affine",
+    "Float16Planes",
+    "HuPatches",
+    "HuPlane",
+    "HuPlanes",
+    "HuVolume",
+    "LabelPlane",
+    "LabelVolume",
+    "MaskPlane",
+    "Plane",
+]
 
 HuVolume = Int16[np.ndarray, "depth height width"]
 LabelVolume = UInt8[np.ndarray, "depth height width"]
@@ -15,6 +26,9 @@ HuPlane = Int16[np.ndarray, "height width"]
 LabelPlane = UInt8[np.ndarray, "height width"]
 MaskPlane = Bool[np.ndarray, "height width"]
 Plane = Float[np.ndarray, "height width"]
+
+HuPlanes = Int16[np.ndarray, "n size size"]
+Float16Planes = Float16[np.ndarray, "n size size"]
 
 HuPatches = Int16[np.ndarray, "slices 64 64"]
 

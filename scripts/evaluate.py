@@ -1,6 +1,8 @@
 """Judges the stages of the product on patients that they never saw, beside trivial baselines and the paper.
 
 python scripts/evaluate.py segmentation --cohort COHORT --out OUT
+python scripts/evaluate.py nodules --cohort COHORT --out OUT
+python scripts/evaluate.py lungs --cohort COHORT --out OUT
 python scripts/evaluate.py folds OUT [OUT ...] --out POOLED
 """
 
@@ -20,6 +22,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_segmentation(commands)
+    for kind in ("nodules", "lungs"):
+        _add_generation(commands, kind)
     _add_folds(commands)
     return parser.parse_args(arguments)
 
@@ -29,23 +33,22 @@ def _add_segmentation(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     parser.set_defaults(judge=judge_segmentation)
     _add_common(parser)
     parser.add_argument(
-        "--weights",
-        type=Path,
-        default=ROOT / "benchmarks" / "weights",
-        help="folder with NAME.pt and NAME.json of the methods beside this one (default: this repository's)",
-    )
-    parser.add_argument(
-        "--methods",
-        type=lambda text: tuple(text.split(",")),
-        help="names, separated by commas (default: all that have weights)",
-    )
-    parser.add_argument(
         "--composites", type=int, default=200, help="whole slices with a known nodule to make (default: 200)"
     )
+
+
+def _add_generation(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", kind: str) -> None:
+    parser = commands.add_parser(kind, help=f"Table II: generators of {kind}")
+    parser.set_defaults(judge=judge_generation, kind=kind)
+    _add_common(parser)
     parser.add_argument(
-        "--require-held-out",
-        action="store_true",
-        help="refuse methods that may have been trained on the judged patients",
+        "--count", type=int, default=200, help="generated a category, beside those matched to held-out ones"
+    )
+    parser.add_argument(
+        "--features",
+        default="domain",
+        help="domain, inception (needs torch-fidelity and its weights) or a TorchScript file (B, 1, S, S) in [-1, 1] "
+        "-> (B, F) (default: domain)",
     )
 
 
@@ -67,7 +70,27 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         help="folder of the three bundles (default: this repository's)",
     )
     parser.add_argument(
-        "--part", choices=("test", "validation"), default="test", help="validation: to choose operating points"
+        "--part",
+        choices=("test", "validation"),
+        default="test",
+        help="validation: to choose weights and thresholds",
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=ROOT / "benchmarks" / "weights",
+        help="folder with the weights of the methods beside this one: NAME.pt (segmentation), nodules_NAME.pt or "
+        "lungs_NAME.pt, each with its .json (default: this repository's)",
+    )
+    parser.add_argument(
+        "--methods",
+        type=lambda text: tuple(text.split(",")),
+        help="names, separated by commas (default: all that have weights)",
+    )
+    parser.add_argument(
+        "--require-held-out",
+        action="store_true",
+        help="refuse methods that may have been trained on the judged patients",
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     parser.add_argument(
@@ -88,6 +111,18 @@ def judge_segmentation(options: dict[str, object], tracking_uri: str | None) -> 
     print(f"Table            {result.out / 'table_1.md'} and {result.out / 'table_1.json'}")
     print(f"FROC             {result.out / 'froc.png'}")
     print(f"Largest errors   {result.out / 'errors' / 'errors.md'}")
+    print(f"Open the UI with {ui_command(result.tracking_uri)}")
+
+
+def judge_generation(options: dict[str, object], tracking_uri: str | None) -> None:
+    """Evaluates, prints Table II, and says where everything stands."""
+    from lungsynth.judge.generation.run import GenerationSettings, judge_generation
+    from lungsynth.tracking import DEFAULT_URI, ui_command
+
+    result = judge_generation(GenerationSettings(**options), tracking_uri=tracking_uri or DEFAULT_URI)  # type: ignore[arg-type]
+    print(result.markdown)
+    print(f"Table            {result.out / 'table_2.md'} and {result.out / 'table_2.json'}")
+    print(f"Pictures         {', '.join(str(picture) for picture in result.pictures)}")
     print(f"Open the UI with {ui_command(result.tracking_uri)}")
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from fake_bundles import write_fake_bundles
+from generation_toys import write_generator_bundle, write_toy_cohort
 from judge_toys import tell, write_method_bundle
 from monai.bundle import ConfigParser
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation, SqueezeDim
@@ -37,6 +38,9 @@ from lungsynth.export import Job, export_catalogue
 from lungsynth.hounsfield import CT_RANGE_HU, NETWORK_WINDOW, Label, to_int16
 from lungsynth.judge.baselines import MiddleGuess, NothingFound, ThresholdDetector
 from lungsynth.judge.detection import detect
+from lungsynth.judge.generation.feature_network import load_feature_network
+from lungsynth.judge.generation.features import WEIGHTS
+from lungsynth.judge.generation.run import GenerationSettings, judge_generation
 from lungsynth.judge.segmentation import SegmentationSettings, judge_segmentation
 from lungsynth.layers import AssetLibrary, read_catalogue, render
 from lungsynth.layers.assets import ALPHA_SCALE, content_hash
@@ -79,6 +83,21 @@ def judged(cohort, tmp_path_factory) -> Path:
     paths = {"cohort": cohort, "out": folder / "out", "bundles": bundles, "weights": weights}
     settings = SegmentationSettings(**paths, methods=("unet", "dense_unet"), composites=2)
     judge_segmentation(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory) -> Path:
+    """Table II of toy generators."""
+    folder = tmp_path_factory.mktemp("generated")
+    bundles, weights = write_generator_bundle(folder, "contract_generators")
+    tell(weights / "nodules_dcgan.pt", train_minutes=20)
+    paths = {"cohort": write_toy_cohort(folder / "cohort"), "out": folder / "out", "bundles": bundles}
+    settings = GenerationSettings(**paths, weights=weights, kind="nodules", count=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lungsynth.judge.generation.two_sample._STEPS", 4)
+        patch.setattr("lungsynth.judge.generation.figures._RESAMPLES", 10)
+        judge_generation(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
     return folder / "out"
 
 
@@ -560,3 +579,33 @@ def test_pins_of_the_project_and_of_the_bundles_agree():
     for name in BUNDLES:
         for package, stated in metadata(name)["required_packages_version"].items():
             assert pins.get(package, stated) == stated
+
+
+# C12 judged generation
+
+
+def test_c12_1_what_the_judge_of_generation_writes(generated):
+    table = json.loads((generated / "table_2.json").read_text())
+    text = re.search(r"\*\*C12\.1\*\*.*?\n- ", CONTRACTS, re.S).group()
+    files, keys = re.findall(r"`([a-z0-9_./<>]+\.[a-z]+)`", text), set(re.findall(r"`([a-z0-9_]+)`", text))
+    assert all((generated / name.replace("<method>", "memoriser")).is_file() for name in files if name != ".json")
+    assert set(table) <= keys
+    assert set(table["rows"][0]) <= keys
+    assert set(table["floor"]) == {"fid", "kid", "c2st", "c2st_features", "c2st_patch"}
+    assert [row["method"] for row in table["rows"]] == ["memoriser", "average", "dcgan", "w_capsulegan"]
+
+
+def test_c12_2_generators_are_configs_with_weights(generated):
+    rows = {row["method"]: row for row in json.loads((generated / "table_2.json").read_text())["rows"]}
+    assert (rows["dcgan"]["train_minutes"], rows["dcgan"]["training"]) == (20, "may_have_trained")
+    assert rows["w_capsulegan"]["parameters"] == 8
+
+
+@pytest.mark.parametrize("kind", ["nodules", "lungs"])
+def test_c12_3_feature_networks_are_small_and_say_what_they_know(kind):
+    network, sidecar = load_feature_network(WEIGHTS / f"{kind}_features.pt")
+    assert (WEIGHTS / f"{kind}_features.pt").stat().st_size < 1_500_000
+    assert sidecar["network"].endswith(type(network).__name__)
+    keys = {"sha256", "split_hash", "data", "seed", "versions", "validation"}
+    assert keys | {"settings", "epochs", "train_minutes", "samples", "patients"} <= set(sidecar)
+    assert all(source["licence"] and source["citation"] for source in sidecar["data"])

@@ -4,6 +4,7 @@
 weights `NAME.pt` and sidecar in a folder of their own.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,19 @@ from lungsynth.judge.matching import Detector
 from lungsynth.judge.paper import METHOD_NAMES
 from lungsynth.judge.test_part import TestPart
 
-__all__ = ["OWN", "Method", "Relation", "find_methods", "known_methods", "open_detector", "relation_to"]
+__all__ = [
+    "OWN",
+    "Method",
+    "Relation",
+    "check_relations",
+    "count_parameters",
+    "find_methods",
+    "known_methods",
+    "open_detector",
+    "relation_to",
+]
+
+_LOG = logging.getLogger(__name__)
 
 OWN = "dense_unet"
 _BUNDLE = "lung_seg"
@@ -133,6 +146,37 @@ def relation_to(part: TestPart, sidecar: Mapping[str, Any]) -> Relation:
     return "other_collections" if trained and judged and not trained & judged else "may_have_trained"
 
 
+def count_parameters(path: Path) -> int:
+    """Trained numbers of a state dict; running statistics are not trained.
+
+    Raises:
+        InputError: when the file is damaged.
+    """
+    return sum(_trained(path))
+
+
+def check_relations(relations: Mapping[str, Relation | None], *, required: bool) -> None:
+    """Warns of methods that may know the judged patients, or refuses them.
+
+    Args:
+        relations: by method.
+        required: refuse.
+
+    Raises:
+        InputError: when it is required that none may.
+    """
+    doubtful = [name for name, relation in relations.items() if relation == "may_have_trained"]
+    if not doubtful:
+        return
+    message = (
+        f"{', '.join(doubtful)}: the weights' split is not this cohort's, and a collection that is judged here "
+        "trained them, or nobody knows, so that they may know the judged patients."
+    )
+    if required:
+        raise InputError(f"{message} Train them on this cohort, or leave out --require-held-out.")
+    _LOG.warning("%s The figures hold only if you know that they do not.", message)
+
+
 def _method(name: str, bundles: Path, folder: Path) -> Method:
     weights: str | Path = "model.pt" if name == OWN else folder / f"{name}.pt"
     read = read_weights_file(weights) if isinstance(weights, Path) else read_weights(bundles, _BUNDLE, file=weights)
@@ -142,7 +186,7 @@ def _method(name: str, bundles: Path, folder: Path) -> Method:
         weights=weights,
         sha256=read.sha256,
         sidecar=read.sidecar,
-        parameters=sum(_trained(read.path)),
+        parameters=count_parameters(read.path),
     )
 
 

@@ -5,7 +5,7 @@ The paper measured on LUNA16 and does not say how; its figures are not those of 
 
 from collections.abc import Mapping
 
-__all__ = ["METHOD_NAMES", "TABLE_1"]
+__all__ = ["GENERATOR_NAMES", "METHOD_NAMES", "TABLE_1", "TABLE_2"]
 
 # In the paper's order; the last is the product's.
 METHOD_NAMES: Mapping[str, str] = {
@@ -22,4 +22,24 @@ TABLE_1: Mapping[str, Mapping[str, float]] = {
     "unet": {"sensitivity": 0.932, "nodules_per_scan": 8.0, "accuracy": 0.873},
     "unet_plus_plus": {"sensitivity": 0.897, "nodules_per_scan": 32.5},
     "dense_unet": {"sensitivity": 0.943, "nodules_per_scan": 12.2, "accuracy": 0.963},
+}
+
+# Of Table II; the last is the product's.
+GENERATOR_NAMES: Mapping[str, str] = {
+    "gan": "GAN",
+    "dcgan": "DCGAN",
+    "wgan": "WGAN-GP",
+    "biggan": "BigGAN (small)",
+    "capsulenets": "CapsuleNets",
+    "w_capsulegan": "W-CapsuleGAN (this method)",
+}
+
+# The Inception Score is that of ImageNet's classes (it may exceed the number of ours), n is not told.
+TABLE_2: Mapping[str, Mapping[str, float]] = {
+    "biggan": {"inception_score": 1.6, "fid": 233.0},
+    "gan": {"inception_score": 5.4, "fid": 74.2},
+    "dcgan": {"inception_score": 5.9, "fid": 84.3},
+    "wgan": {"inception_score": 7.2, "fid": 54.5},
+    "capsulenets": {"inception_score": 7.5, "fid": 102.1},
+    "w_capsulegan": {"inception_score": 7.9, "fid": 30.2},
 }

@@ -20,7 +20,7 @@ from lungsynth.judge.crops import one_reader_ceiling, read_crops
 from lungsynth.judge.figures import measure
 from lungsynth.judge.froc import Froc
 from lungsynth.judge.gallery import write_gallery
-from lungsynth.judge.methods import OWN, find_methods
+from lungsynth.judge.methods import OWN, check_relations, find_methods
 from lungsynth.judge.pictures import save_froc
 from lungsynth.judge.records import Outcome
 from lungsynth.judge.table_1 import Entry, table_1_json, table_1_markdown
@@ -86,7 +86,7 @@ def judge_segmentation(settings: SegmentationSettings, *, tracking_uri: str = DE
     part = open_test_part(settings.cohort, settings.part)
     methods, left_out = find_methods(settings.bundles, settings.weights, wanted=settings.methods)
     contestants = [*baselines(), *(contestant_of(method, part) for method in methods)]
-    _check_relations(contestants, required=settings.require_held_out)
+    check_relations({each.name: each.relation for each in contestants}, required=settings.require_held_out)
     tracker = open_tracker(tracking_uri)
     with (
         tracker.run(f"segmentation-{part.part}", tags={"judge": "segmentation"}) as run,
@@ -137,19 +137,6 @@ def _run_all(
     for name, reason in failed.items():
         _LOG.warning("%s is left out: %s", name, reason)
     return outcomes, failed
-
-
-def _check_relations(contestants: Sequence[Contestant], *, required: bool) -> None:
-    doubtful = [contestant.name for contestant in contestants if contestant.relation == "may_have_trained"]
-    if not doubtful:
-        return
-    message = (
-        f"{', '.join(doubtful)}: the weights' split is not this cohort's, and a collection that is judged here "
-        "trained them, or nobody knows, so that they may know the judged patients."
-    )
-    if required:
-        raise InputError(f"{message} Train them on this cohort, or leave out --require-held-out.")
-    _LOG.warning("%s The figures hold only if you know that they do not.", message)
 
 
 def _problems(images: Images, entries: Sequence[Entry]) -> tuple[str, ...]:

@@ -7,9 +7,9 @@ from lungsynth.judge.figures import FEWEST_LESIONS
 from lungsynth.judge.records import Outcome
 from lungsynth.judge.test_part import TestPart
 
-__all__ = ["notes"]
+__all__ = ["RELATIONS", "notes"]
 
-_RELATIONS = {
+RELATIONS = {
     "held_out": "The judged patients were held out from the training (same split) of: ",
     "other_collections": "Trained on other collections than the judged ones: ",
     "may_have_trained": "**May have been trained on judged patients** (another split of the same collections, "
@@ -27,7 +27,7 @@ def notes(
 def _all(
     part: TestPart, contestants: Sequence[Contestant], outcomes: Sequence[Outcome], left_out: Mapping[str, str]
 ) -> Iterator[str]:
-    for relation, text in _RELATIONS.items():
+    for relation, text in RELATIONS.items():
         if named := [contestant.title for contestant in contestants if contestant.relation == relation]:
             yield text + ", ".join(named) + "."
     if part.part == "validation":

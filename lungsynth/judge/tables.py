@@ -125,7 +125,8 @@ def _counted(column: Column, rows: Sequence[TableRow]) -> str:
     largest = max(known, key=lambda figure: figure.n, default=None)
     if largest is None or not column.unit:
         return ""
-    return f"{_number(largest.n, column.unit)}, {_number(largest.patients, 'patients')}"
+    counted = _number(largest.n, column.unit)
+    return f"{counted}, {_number(largest.patients, 'patients')}" if largest.patients else counted
 
 
 def _number(count: int, unit: str) -> str:

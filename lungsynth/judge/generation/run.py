@@ -1,0 +1,168 @@
+"""Table II: every method of wcapsgan_bundle that has weights, against the held-out samples of a cohort.
+
+Files of OUT: `table_2.md`, `table_2.json`, `montage.png`, `mixed.png` with `mixed_key.md`, `nearest.png`,
+`fid_by_n.png`, `distributions.png`, and `.parts/` with the samples and figures of each method.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lungsynth.ct.write import write_atomically
+from lungsynth.errors import InputError
+from lungsynth.judge.generation.ct_checks import measure_checks
+from lungsynth.judge.generation.features import open_features
+from lungsynth.judge.generation.figures import measure_real
+from lungsynth.judge.generation.generators import OWN, Generator, find_generators
+from lungsynth.judge.generation.lines import Line, run_generator
+from lungsynth.judge.generation.pictures import (
+    method_montage,
+    nearest_montage,
+    save_distributions,
+    save_fid_by_n,
+    save_picture,
+    write_mixed,
+)
+from lungsynth.judge.generation.reference import Reference, read_reference
+from lungsynth.judge.generation.samples import Kind
+from lungsynth.judge.generation.table_2 import table_2_json, table_2_markdown
+from lungsynth.judge.generation.trivial import baselines
+from lungsynth.judge.methods import check_relations
+from lungsynth.judge.test_part import Part, open_test_part
+from lungsynth.tracking import DEFAULT_URI, Run, open_tracker
+
+__all__ = ["GenerationSettings", "Judgement", "judge_generation"]
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSettings:
+    """What is judged, and where.
+
+    Args:
+        kind: `nodules` or `lungs`.
+        cohort: folder written by scripts/prepare.py.
+        out: folder of the tables; made when absent.
+        bundles: folder of the bundles.
+        weights: folder with the weights of the methods but the product's.
+        methods: names; all that have weights when None.
+        part: `test`, or `validation` to choose weights.
+        count: generated samples a category, beside those matched to the held-out ones.
+        features: `domain`, `inception` or a TorchScript file.
+        seed: of everything random.
+        require_held_out: refuse methods that may have been trained on the judged patients.
+
+    Raises:
+        InputError: when a number is too small.
+    """
+
+    kind: Kind
+    cohort: Path
+    out: Path
+    bundles: Path
+    weights: Path
+    methods: tuple[str, ...] | None = None
+    part: Part = "test"
+    count: int = 200
+    features: str = "domain"
+    seed: int = 0
+    require_held_out: bool = False
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.seed < 0:
+            raise InputError(f"--count must be 1 or more and --seed not negative, got {self.count} and {self.seed}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What came of it: the table as Markdown and as JSON, the pictures, and where it was tracked."""
+
+    out: Path
+    markdown: str
+    table: Mapping[str, Any]
+    pictures: tuple[Path, ...]
+    tracking_uri: str
+
+
+def judge_generation(settings: GenerationSettings, *, tracking_uri: str = DEFAULT_URI) -> Judgement:
+    """Generates, measures, and writes Table II.
+
+    Raises:
+        InputError: when the cohort, the feature network, a wanted method or the tracking store cannot be used.
+    """
+    part = open_test_part(settings.cohort, settings.part)
+    features = open_features(settings.features, settings.kind)
+    methods, left_out = find_generators(
+        settings.kind, part, settings.bundles, settings.weights, wanted=settings.methods
+    )
+    check_relations({each.name: each.relation for each in methods}, required=settings.require_held_out)
+    tracker = open_tracker(tracking_uri)
+    with tracker.run(f"{settings.kind}-{part.part}", tags={"judge": settings.kind}) as run:
+        reference = read_reference(part, settings.kind, features, seed=settings.seed)
+        identity = f"{part.identity}:{settings.kind}:{features.identity}:{settings.seed}"
+        lines, failed = _run_all(
+            [*baselines(reference.training, part.identity), *methods], reference, settings, identity
+        )
+        real, absent = measure_real(reference), {**left_out, **failed}
+        table = table_2_json(part, reference, lines, real, count=settings.count, left_out=absent)
+        markdown = table_2_markdown(part, reference, lines, real, count=settings.count, left_out=absent)
+        write_atomically(settings.out / "table_2.json", (json.dumps(table, indent=1) + "\n").encode())
+        write_atomically(settings.out / "table_2.md", markdown.encode())
+        pictures = _draw(lines, reference, settings.out)
+        _track(run, settings, table, lines, pictures)
+    return Judgement(out=settings.out, markdown=markdown, table=table, pictures=pictures, tracking_uri=tracker.uri)
+
+
+def _run_all(
+    generators: Sequence[Generator], reference: Reference, settings: GenerationSettings, identity: str
+) -> tuple[list[Line], dict[str, str]]:
+    """The lines, and why others are missing."""
+    lines, failed, folder = [], dict[str, str](), settings.out / ".parts"
+    for generator in tqdm(generators, desc="methods", unit="method"):
+        try:
+            lines.append(run_generator(generator, reference, count=settings.count, identity=identity, folder=folder))
+        except InputError as error:
+            if generator.name in (settings.methods or ()) or generator.parameters is None:
+                raise
+            failed[generator.name] = str(error)
+            _LOG.warning("%s is left out: %s", generator.name, error)
+    return lines, failed
+
+
+def _draw(lines: Sequence[Line], reference: Reference, out: Path) -> tuple[Path, ...]:
+    """All pictures; those of one method show the product's, else the last one."""
+    shown = next((line for line in lines if line.generator.name == OWN), lines[-1])
+    checks = {line.generator.title: measure_checks(line.matched.samples, reference.kind) for line in lines}
+    return (
+        save_picture(method_montage(lines, reference), out / "montage.png"),
+        *write_mixed(shown, reference, out),
+        save_picture(nearest_montage(shown, reference), out / "nearest.png"),
+        save_fid_by_n(lines, out / "fid_by_n.png"),
+        save_distributions(reference.checks, checks, out / "distributions.png"),
+    )
+
+
+def _track(
+    run: Run, settings: GenerationSettings, table: Mapping[str, Any], lines: Sequence[Line], pictures: Sequence[Path]
+) -> None:
+    """Logs settings, figures, tables and pictures; no id of a patient or file."""
+    run.log_params({key: table[key] for key in ("kind", "part", "split_hash", "n", "count", "features")})
+    run.log_params({"seed": settings.seed})
+    run.log_metrics(
+        {
+            f"{line.generator.name}/{name}": figure.value
+            for line in lines
+            for name, figure in line.figures.headline.items()
+            if figure.value is not None
+        }
+    )
+    run.log_json(table, "table_2.json")
+    run.log_file(settings.out / "table_2.md")
+    for picture in pictures:
+        run.log_file(picture, "pictures")

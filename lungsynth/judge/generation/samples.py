@@ -1,0 +1,205 @@
+"""Samples that are compared: nodule patches or lungs, real or generated, as arrays.
+
+A nodule is its patch `hu` with its alpha (contract C2.3), as generators make it; `pasted`, it is what reaches an image:
+laid by its alpha on a level lung. A lung is a normal slice on the generator's grid (C3.2). Each sample has an owner,
+which is drawn as a whole by the bootstrap: the patient of a real one, itself for a generated one.
+"""
+
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from lungsynth.errors import InputError
+from lungsynth.layers.assets import PATCH_SPACING_MM
+from lungsynth.types import Float16Planes, HuPlanes
+
+__all__ = [
+    "LUNG_SPACING_MM",
+    "PASTED_HU",
+    "UNKNOWN",
+    "Kind",
+    "Samples",
+    "join",
+    "pasted",
+    "read_lungs",
+    "read_nodules",
+]
+
+Kind = Literal["nodules", "lungs"]
+
+LUNG_SPACING_MM = 1.4  # of 256 pixels; contract C3.1
+UNKNOWN = "unknown"  # a nodule that nobody rated; no generator can be asked for it
+PASTED_HU = -850  # of the level lung that nodules are laid on to be compared
+_LARGE_ENOUGH = 0.5  # of a nodule's largest area; smaller slices show its poles
+_FIELD_MM = 256 * LUNG_SPACING_MM
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Samples:
+    """Samples of one kind.
+
+    Args:
+        hu: int16 (N, S, S).
+        mask: float16 (N, S, S), the nodule's alpha or the lung mask, in [0, 1].
+        categories: of each.
+        owners: of each, what the bootstrap draws.
+        names: of each; a nodule's or slice's id, or a seed.
+        spacing_mm: of a pixel.
+
+    Raises:
+        InputError: when the lengths differ.
+    """
+
+    hu: HuPlanes
+    mask: Float16Planes
+    categories: tuple[str, ...]
+    owners: tuple[str, ...]
+    names: tuple[str, ...]
+    spacing_mm: float
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.hu), len(self.mask), len(self.categories), len(self.owners), len(self.names)}
+        if len(lengths) > 1:
+            raise InputError(f"Samples need as many images, masks, categories, owners and names, got {lengths}.")
+
+    def __len__(self) -> int:
+        return len(self.hu)
+
+    @cached_property
+    def diameter_mm(self) -> Float[np.ndarray, " n"]:
+        """Of the disc as large as the mask (at least 0.5)."""
+        area = (self.mask >= 0.5).sum(axis=(1, 2))
+        return 2 * np.sqrt(area / np.pi) * self.spacing_mm
+
+    @property
+    def independent(self) -> bool:
+        """Whether each sample is its own owner, so that no patient is behind them."""
+        return self.owners == self.names
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Samples":
+        """The samples at these places, in this order."""
+        places = np.asarray(indices, dtype=np.int64)
+        return Samples(
+            hu=self.hu[places],
+            mask=self.mask[places],
+            categories=tuple(self.categories[i] for i in places),
+            owners=tuple(self.owners[i] for i in places),
+            names=tuple(self.names[i] for i in places),
+            spacing_mm=self.spacing_mm,
+        )
+
+    def of(self, category: str) -> np.ndarray:
+        """Places of the samples of a category."""
+        return np.flatnonzero(np.array(self.categories, dtype=object) == category)
+
+
+def pasted(samples: Samples) -> Samples:
+    """Nodules laid by their alpha on a lung of -850 HU.
+
+    A patch's surroundings are levelled for real nodules and never reach an image for any; compared as they are, they
+    would give away each generated nodule by a trace of noise that nobody will see.
+    """
+    alpha = samples.mask.astype(np.float32)
+    hu = alpha * samples.hu + (1 - alpha) * PASTED_HU
+    return replace(samples, hu=np.rint(hu).astype(np.int16))
+
+
+def join(parts: Sequence[Samples]) -> Samples:
+    """Samples of several sets, one after the other.
+
+    Raises:
+        InputError: when there is none, or their grids differ.
+    """
+    if len({(part.hu.shape[1:], part.spacing_mm) for part in parts}) != 1:
+        raise InputError("Samples are joined when they are on one grid; there are none, or several grids.")
+    return Samples(
+        hu=np.concatenate([part.hu for part in parts]),
+        mask=np.concatenate([part.mask for part in parts]),
+        categories=tuple(name for part in parts for name in part.categories),
+        owners=tuple(name for part in parts for name in part.owners),
+        names=tuple(name for part in parts for name in part.names),
+        spacing_mm=parts[0].spacing_mm,
+    )
+
+
+def read_nodules(cohort: Path, section: str, *, largest_only: bool = True) -> Samples:
+    """The rated nodules of a section of `nodules.json`.
+
+    Args:
+        cohort: COHORT folder.
+        section: `training`, `validation` or `test`.
+        largest_only: one slice a nodule, its largest; else each of at least half the largest area.
+
+    Raises:
+        InputError: when the section has none, or a file is damaged.
+    """
+    found = []
+    for entry in _entries(cohort, "nodules", section):
+        if str(entry.get("category", UNKNOWN)) != UNKNOWN:
+            hu, alpha, largest = _arrays(cohort / entry["nodule"], ("hu", "alpha", "largest"))
+            area = (alpha >= 0.5).sum(axis=(1, 2))
+            keep = [int(largest)] if largest_only else np.flatnonzero(area >= max(_LARGE_ENOUGH * area.max(), 1))
+            found.append((entry, entry["nodule_id"], hu[keep], alpha[keep]))
+    return _samples(found, cohort / "nodules.json", section, PATCH_SPACING_MM)
+
+
+def read_lungs(cohort: Path, section: str) -> Samples:
+    """The normal slices of a section of `lungs.json`, on the generator's grid.
+
+    Raises:
+        InputError: when the section has none, or a file is damaged.
+    """
+    found = []
+    for entry in _entries(cohort, "lungs", section):
+        hu, mask = _arrays(cohort / entry["lung"], ("hu", "mask"))
+        found.append((entry, Path(entry["lung"]).stem, hu[None], mask[None]))
+    spacing_mm = _FIELD_MM / found[0][2].shape[-1] if found else LUNG_SPACING_MM
+    return _samples(found, cohort / "lungs.json", section, spacing_mm)
+
+
+def _samples(
+    found: Sequence[tuple[dict[str, Any], str, np.ndarray, np.ndarray]], path: Path, section: str, spacing_mm: float
+) -> Samples:
+    if not found:
+        raise InputError(
+            f"{path}: expected rated samples in `{section}`, got none. Prepare the cohort from more patients, or with "
+            "ratings (LIDC's XML)."
+        )
+    counts = [len(hu) for _, _, hu, _ in found]
+
+    def spread(values: Sequence[str]) -> tuple[str, ...]:
+        return tuple(value for value, count in zip(values, counts, strict=True) for _ in range(count))
+
+    return Samples(
+        hu=np.concatenate([hu for _, _, hu, _ in found]).astype(np.int16),
+        mask=np.concatenate([mask for _, _, _, mask in found]).astype(np.float16),
+        categories=spread([str(entry.get("category", "normal")) for entry, *_ in found]),
+        owners=spread([str(entry.get("patient_id", name)) for entry, name, *_ in found]),
+        names=spread([name for _, name, *_ in found]),
+        spacing_mm=spacing_mm,
+    )
+
+
+def _entries(cohort: Path, name: str, section: str) -> list[dict[str, Any]]:
+    path = cohort / f"{name}.json"
+    try:
+        return list(json.loads(path.read_text()).get(section, []))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: expected a data list, got {error}. Give --cohort a folder that scripts/prepare.py wrote."
+        ) from error
+
+
+def _arrays(path: Path, names: Sequence[str]) -> tuple[np.ndarray, ...]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return tuple(arrays[name] for name in names)
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise InputError(f"{path}: expected arrays {list(names)} ({error}). Prepare the cohort again.") from error

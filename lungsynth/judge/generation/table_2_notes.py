@@ -1,0 +1,85 @@
+"""What has to be said under Table II: whom the figures hold for, what is missing, and how to read the columns."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from lungsynth.judge.generation.generators import Generator
+from lungsynth.judge.generation.reference import FEW_PATIENTS, Reference
+from lungsynth.judge.methods import relation_to
+from lungsynth.judge.table_1_notes import RELATIONS
+from lungsynth.judge.test_part import TestPart
+
+__all__ = ["notes"]
+
+
+def notes(
+    part: TestPart,
+    reference: Reference,
+    generators: Sequence[Generator],
+    left_out: Mapping[str, str],
+    *,
+    count: int,
+) -> list[str]:
+    """Markdown paragraphs."""
+    return [text + "\n" for text in _all(part, reference, generators, left_out, count)]
+
+
+def _all(
+    part: TestPart, reference: Reference, generators: Sequence[Generator], left_out: Mapping[str, str], count: int
+) -> Iterator[str]:
+    for relation, text in RELATIONS.items():
+        if named := [generator.title for generator in generators if generator.relation == relation]:
+            yield text + ", ".join(named) + "."
+    if part.part == "validation":
+        yield "**The validation part chose weights: these are no figures of unseen patients.**"
+    for reason in dict.fromkeys(left_out.values()):
+        yield f"Left out: {', '.join(name for name, why in left_out.items() if why == reason)}: {reason}"
+    yield from _about_patients(reference)
+    yield from _about_features(part, reference)
+    yield (
+        "The first line hands out training samples: its distances are the floor, training patients against held-out "
+        "ones at the same n, and all that it makes are copies. Distances, two-sample tests, checks and copies: one "
+        "sample for each held-out one, of its category and diameter. Inception Score, MS-SSIM, asked and measured: "
+        f"{count} a category, diameters as in training."
+    )
+    yield (
+        "Two-sample test: share of right answers of a small CNN that sees HU and mask, on patients that it did not "
+        "learn from; 0.5: nobody can tell. Copies: nearer to a training sample than 99 % of the held-out ones come, "
+        f"by size; {reference.held_out_copies} of the {len(reference.held_out)} held-out ones do."
+    )
+    if reference.kind == "nodules":
+        yield (
+            "Nodules are compared as they reach an image: laid by their alpha on a lung of -850 HU. CT checks, and the "
+            "two-sample test on patches as made, see the patches with the surroundings that generators gave them."
+        )
+
+
+def _about_patients(reference: Reference) -> Iterator[str]:
+    patients = len(set(reference.held_out.owners))
+    if patients < 2:
+        yield "**One patient is held out: nothing here has an interval, and nothing holds for the next patient.**"
+    elif patients < FEW_PATIENTS:
+        yield (
+            f"**{patients} patients are held out: slices of one patient are alike, and n counts slices. Intervals over "
+            "so few patients say little, and the order of methods may turn with the next patient.** The two-sample "
+            "tests of methods learn from training patients too; the floor's cannot, and may fall below 0.5, since it "
+            "learns patients."
+        )
+
+
+def _about_features(part: TestPart, reference: Reference) -> Iterator[str]:
+    features = reference.features
+    if features.classes:
+        yield (
+            f"The Inception Score is that of the feature network's {len(features.classes)} classes "
+            f"({', '.join(features.classes)}), which bound it."
+        )
+    if reference.kind == "nodules":
+        yield (
+            "The paper's Inception Score is of ImageNet's 1,000 classes, its FID of other features and another n: its "
+            "figures are to be seen, not to be subtracted."
+        )
+    if features.sidecar and relation_to(part, features.sidecar) == "may_have_trained":
+        yield (
+            "**The feature network may have been trained on judged patients** (another split of the same collections): "
+            "its distances may flatter. Train it on this cohort with scripts/train_features.py."
+        )
