@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad
 
-from .hounsfield import HU_PER_UNIT
+from .hounsfield import HU_PER_UNIT, WINDOW_HU
 
 __all__ = ["PatchDiscriminator", "ResidualEnhancer", "WithDetail"]
 
@@ -24,17 +24,22 @@ class WithDetail(nn.Module):
     The texture of lung, some 40 HU, is a 35th of the window: without amplification the discriminators overlook it, the
     generators get no gradient, and the cycle and identity terms hold them at the identity. The window is shifted so
     that air is 0: then the zero padding of the convolutions continues the image with air.
+
+    Args:
+        gain: of the detail.
+        ceiling_hu: what is denser looks like this.
     """
 
     reach_px = 2
 
-    def __init__(self, *, gain: float = 8.0) -> None:
+    def __init__(self, *, gain: float = 8.0, ceiling_hu: float = WINDOW_HU[1]) -> None:
         super().__init__()
         self.gain = gain
+        self.ceiling_unit = (ceiling_hu - WINDOW_HU[0]) / HU_PER_UNIT - 1
 
     def forward(self, unit: Tensor) -> Tensor:
-        """Window in [0, 2] and `gain` times its difference from the mean of 5 x 5 px."""
-        seen = unit.clamp(-1.0, 1.0) + 1.0
+        """The window from 0 on, and `gain` times its difference from the mean of 5 x 5 px."""
+        seen = unit.clamp(-1.0, self.ceiling_unit) + 1.0
         blurred = avg_pool2d(seen, kernel_size=5, stride=1, padding=2, count_include_pad=False)
         return torch.cat([seen, self.gain * (seen - blurred)], dim=1)
 
@@ -90,18 +95,21 @@ class ResidualEnhancer(nn.Module):
         # In cells to each side: one for the first and the last layer, one more than its dilation for each block.
         reach = 2 + sum(dilation + 1 for dilation in dilations)
         self.receptive_field_px = 1 + 2 * (self.alignment_px * (reach + 1) - 1 + WithDetail.reach_px)
-        self.head = nn.Sequential(WithDetail(), nn.PixelUnshuffle(2), nn.Conv2d(8, channels, kernel_size=3, padding=1))
+        self.cells = nn.Sequential(WithDetail(), nn.PixelUnshuffle(2))
+        self.first = nn.Conv2d(8, channels, kernel_size=3, padding=1)
         self.blocks = nn.Sequential(*(DilatedResidual(channels, dilation=dilation) for dilation in dilations))
-        last = nn.Conv2d(channels, 4, kernel_size=3, padding=1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.tail = nn.Sequential(nn.ReLU(), last, nn.PixelShuffle(2))
+        self.last = nn.Conv2d(channels, 4, kernel_size=3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+        self.pixels = nn.PixelShuffle(2)
 
     def residual(self, unit: Tensor) -> Tensor:
         """Change of each pixel (B, 1, H, W), in units, within +-`max_residual_unit`."""
         height, width = unit.shape[-2], unit.shape[-1]
         even = pad(unit, [0, width % 2, 0, height % 2], value=-1.0)  # odd sizes go on with air
-        change = torch.tanh(self.tail(self.blocks(self.head(even))))
+        # The layers may be kept in another precision than the image, which is never rounded to theirs.
+        features = self.blocks(self.first(self.cells(even).to(self.first.weight.dtype)))
+        change = torch.tanh(self.pixels(self.last(torch.relu(features))).to(unit.dtype))
         return self.max_residual_unit * change[..., :height, :width]
 
     def forward(self, unit: Tensor) -> Tensor:
@@ -112,18 +120,21 @@ class ResidualEnhancer(nn.Module):
 class PatchDiscriminator(nn.Module):
     """Scores patches of 38 x 38 px: (B, 1, H, W) -> (B, 1, H / 4 - 2, W / 4 - 2), LSGAN (1 real, 0 fake).
 
-    A smaller sibling of the 70 x 70 one of Isola et al. (2017), without normalisation. It sees what the generators see.
+    A smaller sibling of the 70 x 70 one of Isola et al. (2017), without normalisation. It sees what the generators see,
+    but for what is denser than `ceiling_hu`: whether vessels and heart were filled with contrast medium is a matter of
+    the scan, not of the composite, and nothing that the generators should learn.
 
     Args:
         channels: feature maps of the first layer; doubled in each of the two that follow.
+        ceiling_hu: see above.
     """
 
     receptive_field_px = 34 + 2 * WithDetail.reach_px
 
-    def __init__(self, *, channels: int = 32) -> None:
+    def __init__(self, *, channels: int = 32, ceiling_hu: float = WINDOW_HU[1]) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            WithDetail(),
+            WithDetail(ceiling_hu=ceiling_hu),
             nn.Conv2d(2, channels, kernel_size=4, stride=2, padding=1),
             nn.LeakyReLU(0.2),
             nn.Conv2d(channels, 2 * channels, kernel_size=4, stride=2, padding=1),
