@@ -34,6 +34,14 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--lungs", type=int, help="distinct lungs (default: the root of 2.5 COUNT, at most 500)")
     parser.add_argument("--groups", type=int, help="nodule groups (default: 2.5 COUNT / LUNGS, more when too few fit)")
+    parser.add_argument(
+        "--real-share", type=float, help="share of real lungs, and of real nodules (default: the paper's, 1/10 and 1/6)"
+    )
+    parser.add_argument(
+        "--spare-diseased",
+        action="store_true",
+        help="use nothing of the patients in enhancement.json: for composites that the CycleGAN is trained on",
+    )
     return parser.parse_args(arguments)
 
 

@@ -97,6 +97,7 @@ def run_chain(settings: ChainSettings, *, tracking_uri: str = DEFAULT_URI) -> Ch
 def _prepare(settings: ChainSettings) -> tuple[_Tools, dict[str, Any]]:
     """Looks at every input: returns the tools, and what `run.json` says."""
     cohort = open_cohort(settings.cohort) if settings.cohort else None
+    cohort = cohort.without_diseased() if cohort and settings.spare_diseased else cohort
     weights = _weights(settings)
     identity = _identity(settings, cohort, weights)
     check_folder(settings.out, identity)
@@ -137,6 +138,8 @@ def _identity(settings: ChainSettings, cohort: CohortSource | None, weights: Map
         "enhance": settings.enhance,
         "lungs": settings.lungs,
         "groups": settings.groups,
+        "real_share": settings.real_share,
+        "spare_diseased": settings.spare_diseased,
         **{f"cohort_{key}": cohort.identity[key] if cohort else None for key in ("split_hash", "datalists")},
         **{f"weights_{name}": value for name, value in hashes.items()},
     }
@@ -208,7 +211,8 @@ def _render(settings: ChainSettings, tools: _Tools, run: Run) -> dict[str, float
 
 def _report(settings: ChainSettings, tools: _Tools, run: Run) -> dict[str, float]:
     recipes = list(read_catalogue(settings.out / "catalogue.parquet"))
-    write_reports(recipes, AssetLibrary(settings.out), settings.out)
+    patients = tools.cohort.patients if tools.cohort else {}
+    write_reports(recipes, AssetLibrary(settings.out), settings.out, patients=patients)
     run.log_file(settings.out / "contact_sheet.png")
     nodules = Counter(f"nodules_{nodule.category}" for recipe in recipes for nodule in recipe.nodules)
     real = sum(recipe.has_real_voxels for recipe in recipes)
