@@ -27,6 +27,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--no-enhance", dest="enhance", action="store_false", help="leave out the CycleGAN")
     parser.add_argument(
+        "--no-gate",
+        dest="gate",
+        action="store_false",
+        help="do not ask lung_seg_bundle whether it still finds the nodules that it found before the CycleGAN",
+    )
+    parser.add_argument(
         "--batch-size", type=int, default=16, help="samples between two reports of progress; no byte depends on it"
     )
     parser.add_argument(

@@ -50,6 +50,7 @@ class ChainSettings:
         bundles: folder of the three bundles.
         cohort: folder written by `scripts/prepare.py`, whose training part lends real nodules and lungs.
         enhance: send the composites through the CycleGAN.
+        gate: blend back what would cost or invent a nodule.
         batch_size: samples between two reports of progress; no byte depends on it.
         lungs: distinct lungs; None for the paper's rule.
         groups: nodule groups; None for the paper's rule.
@@ -66,6 +67,7 @@ class ChainSettings:
     bundles: Path
     cohort: Path | None = None
     enhance: bool = True
+    gate: bool = True
     batch_size: int = 16
     lungs: int | None = None
     groups: int | None = None
@@ -88,14 +90,12 @@ class ChainSettings:
         pairs = ceil(_PAIRS_PER_SAMPLE * self.count)
         lungs = self.lungs or min(_MAX_LUNGS, ceil(sqrt(pairs)))
         groups = self.groups or ceil(pairs / lungs)
-        nodules = min(_MAX_NODULES, _NODULES_PER_GROUP * groups)
-        own = self.real_share
         return Sizes(
             lungs=lungs,
             groups=groups,
-            nodules=nodules,
-            real_lungs=round(lungs * (REAL_LUNGS if own is None else own)),
-            real_nodules=round(nodules * (REAL_NODULES if own is None else own)),
+            nodules=min(_MAX_NODULES, _NODULES_PER_GROUP * groups),
+            real_lungs_share=REAL_LUNGS if self.real_share is None else self.real_share,
+            real_nodules_share=REAL_NODULES if self.real_share is None else self.real_share,
         )
 
 
@@ -106,8 +106,18 @@ class Sizes:
     lungs: int
     groups: int
     nodules: int
-    real_lungs: int
-    real_nodules: int
+    real_lungs_share: Fraction | float = REAL_LUNGS
+    real_nodules_share: Fraction | float = REAL_NODULES
+
+    @property
+    def real_lungs(self) -> int:
+        """Lungs of patients, as far as there are any."""
+        return round(self.lungs * self.real_lungs_share)
+
+    @property
+    def real_nodules(self) -> int:
+        """Nodules of patients, likewise."""
+        return round(self.nodules * self.real_nodules_share)
 
 
 def seeds(seed: int, purpose: Purpose, *keys: int, n: int) -> list[int]:

@@ -14,7 +14,7 @@ import nibabel
 import numpy as np
 import torch
 from monai.transforms import MapTransform, Randomizable, Transform
-from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from torch.nn.functional import interpolate
 
 from .hounsfield import to_unit
@@ -122,7 +122,8 @@ class LoadSlice(Transform):
 def _spacing_mm(path: str | Path) -> float:
     """Side of a square as large as a pixel."""
     image = nibabel.load(path)
-    rows, columns = np.linalg.norm(image.as_reoriented(_to_frame(image.affine)).affine[:3, :2], axis=0)
+    framed = image.affine @ inv_ornt_aff(_to_frame(image.affine), image.shape)  # of the head alone
+    rows, columns = np.linalg.norm(framed[:3, :2], axis=0)
     return float(np.sqrt(rows * columns))
 
 
