@@ -225,6 +225,8 @@ def test_each_term_measures_its_own_fault() -> None:
     assert [float(term) for term in generator_terms(made)[:4]] == [0.25, 1.0, 2.0, 0.5]
     nothing = generator_terms(made._replace(nodule=torch.zeros_like(nodule)))
     assert [float(nothing.nodule), float(nothing.volume)] == [0, 0]
+    huber = generator_terms(made, tolerance_hu=1.5 * HU_PER_UNIT)
+    assert [float(huber.cycle), float(huber.identity)] == pytest.approx([1 / 3, 2 - 0.75])
     assert float(generator_terms(made).total(**LOSS_WEIGHTS)) == pytest.approx(
         sum(w * float(t) for w, t in zip([1, *LOSS_WEIGHTS.values()], generator_terms(made), strict=True))
     )

@@ -10,7 +10,7 @@ the terms. Images and masks are (B, 1, H, W), images in units; means are taken o
 
 from typing import NamedTuple
 
-from torch import Tensor, sigmoid
+from torch import Tensor, sigmoid, where
 from torch.nn.functional import max_pool2d
 
 from .hounsfield import HU_PER_UNIT, WINDOW_HU
@@ -69,16 +69,23 @@ class GeneratorTerms(NamedTuple):
         return total
 
 
-def generator_terms(made: Translation) -> GeneratorTerms:
+def generator_terms(made: Translation, *, tolerance_hu: float = 0.0) -> GeneratorTerms:
     """LSGAN (Mao et al., 2017, Eq. 9), cycle (Zhu et al., 2017, Eq. 2), identity (section 5.2), and what keeps labels.
 
     `nodule` is the mean absolute change of HU inside the nodules; for `volume` and `outline` see those functions.
+
+    Args:
+        made: by one direction.
+        tolerance_hu: a pixel's change in `cycle`, `identity` and `nodule` below this costs by its square, above it half
+            of it less (Huber, 1964). A plain absolute value costs the first HU as much as the last one, and, since the
+            texture at stake is that small, holds the generators at the identity.
     """
+    unit = tolerance_hu / HU_PER_UNIT
     return GeneratorTerms(
         adversarial=(made.score.float() - 1).square().mean(),
-        cycle=(made.back - made.source).abs().mean(),
-        identity=(made.same - made.source).abs().mean(),
-        nodule=_masked_mean((made.fake - made.source).abs(), made.nodule),
+        cycle=_cost(made.back - made.source, unit).mean(),
+        identity=_cost(made.same - made.source, unit).mean(),
+        nodule=_masked_mean(_cost(made.fake - made.source, unit), made.nodule),
         volume=volume_change(made.source, made.fake, made.nodule).mean(),
         outline=outline_change(made.source, made.fake),
     )
@@ -110,6 +117,12 @@ def outline_change(source: Tensor, fake: Tensor) -> Tensor:
 def discriminator_loss(real_score: Tensor, fake_score: Tensor) -> Tensor:
     """LSGAN loss of one discriminator (Mao et al., 2017, Eq. 9): real patches to 1, fakes to 0."""
     return 0.5 * ((real_score.float() - 1).square().mean() + fake_score.float().square().mean())
+
+
+def _cost(change: Tensor, tolerance: float) -> Tensor:
+    """|change| where the tolerance is 0."""
+    size = change.abs()
+    return size if tolerance == 0 else where(size < tolerance, size.square() / (2 * tolerance), size - tolerance / 2)
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:

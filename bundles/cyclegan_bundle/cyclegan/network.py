@@ -143,6 +143,15 @@ class PatchDiscriminator(nn.Module):
             nn.LeakyReLU(0.2),
             nn.Conv2d(4 * channels, 1, kernel_size=4, padding=1),
         )
+        self._spread()
+
+    def _spread(self) -> None:
+        """Starts with signals of one size in all layers (He et al., 2015); PyTorch's start lets them fade."""
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, a=0.2, nonlinearity="leaky_relu")
+                nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.layers[-1].weight, std=0.01)
 
     def forward(self, unit: Tensor) -> Tensor:
         """Scores of overlapping patches."""

@@ -54,6 +54,7 @@ class CycleGANTrainer(Trainer):
         x_history: pool of fakes of X, made by F.
         y_history: pool of fakes of Y, made by G.
         weights: of the terms of the loss.
+        tolerance_hu: see `losses.generator_terms`.
         inferer: called as `inferer(image, generator)`.
         amp: mixed precision, bfloat16 by autocast on `device`'s type; bfloat16 needs no scaling of the loss.
         train_handlers: attached to this engine, in this order.
@@ -72,6 +73,7 @@ class CycleGANTrainer(Trainer):
         y_history: ImageHistory,
         weights: LossWeights,
         inferer: Any,
+        tolerance_hu: float = 0.0,
         amp: bool = False,
         train_handlers: Sequence[Any] | None = None,
     ) -> None:
@@ -86,7 +88,7 @@ class CycleGANTrainer(Trainer):
         self.networks = networks
         self.g_optimizer, self.d_optimizer = g_optimizer, d_optimizer
         self.x_history, self.y_history = x_history, y_history
-        self.weights = weights
+        self.weights, self.tolerance_hu = weights, tolerance_hu
         self.inferer = inferer
         self.autocast = torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=amp)
 
@@ -104,7 +106,7 @@ class CycleGANTrainer(Trainer):
         with _Frozen(nets.D_X) as D_X, _Frozen(nets.D_Y) as D_Y:
             with self.autocast:
                 to_y, to_x = self._translate(batch, D_X, D_Y)
-            terms = generator_terms(to_y), generator_terms(to_x)
+            terms = [generator_terms(made, tolerance_hu=self.tolerance_hu) for made in (to_y, to_x)]
             weights = vars(self.weights)
             loss = terms[0].total(**weights) + terms[1].total(**weights)
             loss.backward()
