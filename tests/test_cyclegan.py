@@ -135,27 +135,27 @@ def test_residual_is_bounded_for_any_size(size) -> None:
 
 @pytest.mark.parametrize("dilations", [(1, 2, 2, 1), (3,)])
 def test_pixel_depends_on_its_neighbourhood_only_and_on_all_of_it(dilations) -> None:
-    network = trained_like(dilations=dilations).double()  # else a single pixel's weight would be lost in rounding
-    reach = network.receptive_field_px // 2
-    size, centre = 4 * reach, 2 * reach
-    image = (torch.rand(1, 1, size, size, dtype=torch.float64) - 0.5).requires_grad_()
-    field = torch.zeros(size, size, dtype=torch.bool)
-    for pixel in ((centre, centre), (centre + 1, centre + 1)):  # the two corners of a cell of 2 x 2
-        image.grad = None
-        network(image)[0, 0, *pixel].backward()
-        reached = image.grad[0, 0].nonzero() - torch.tensor(pixel)
-        field[0, 0] |= bool(reached.abs().max() == reach)
-        assert reached.abs().max() <= reach
-    assert field[0, 0]
+    reached_all = False
+    for seed in range(4):  # where a ReLU is shut, a way is not seen
+        network = trained_like(seed=seed, dilations=dilations).double()  # else a far pixel's weight is lost in rounding
+        reach = network.receptive_field_px // 2
+        size, centre = 4 * reach, 2 * reach
+        image = (torch.rand(1, 1, size, size, dtype=torch.float64) - 0.5).requires_grad_()
+        for pixel in ((centre, centre), (centre + 1, centre + 1)):  # the two corners of a cell of 2 x 2
+            image.grad = None
+            network(image)[0, 0, *pixel].backward()
+            reached = (image.grad[0, 0].nonzero() - torch.tensor(pixel)).abs().max()
+            reached_all |= bool(reached == reach)
+            assert reached <= reach
+    assert reached_all
 
 
 def test_region_computed_alone_equals_the_whole_slice() -> None:
     network = trained_like()
-    reach = network.receptive_field_px // 2 + 1
+    reach = -(-(network.receptive_field_px // 2) // network.alignment_px) * network.alignment_px
     image = torch.rand(1, 1, 160, 140) - 0.5
     top, left = 40, 36
     region = image[..., top - reach : top + 20 + reach, left - reach : left + 30 + reach]
-    assert reach % network.alignment_px == 0
     alone = network(region)[..., reach:-reach, reach:-reach]
     torch.testing.assert_close(alone, network(image)[..., top : top + 20, left : left + 30], atol=2e-5, rtol=0)
 
@@ -182,7 +182,7 @@ def test_generator_refuses_a_bound_of_zero() -> None:
 # ---------------------------------------------------------------- losses, history, schedule, distance
 
 
-def test_swapping_the_domains_swaps_the_losses() -> None:
+def test_swapping_the_domains_swaps_the_losses(monkeypatch) -> None:
     def trainer_and_batch(swapped: bool):
         torch.manual_seed(0)
         G, F = trained_like(seed=1), trained_like(seed=2)
@@ -195,6 +195,7 @@ def test_swapping_the_domains_swaps_the_losses() -> None:
         return make_trainer(Networks(**nets)), batch
 
     (one, batch), (other, swapped_batch) = trainer_and_batch(False), trainer_and_batch(True)
+    monkeypatch.setattr("cyclegan.trainer._SHIFTS", 1)  # drawn for one direction first, then for the other
     losses, swapped = one._iteration(one, batch), other._iteration(other, swapped_batch)
     assert losses["loss"] == pytest.approx(swapped["loss"])
     for name in ("adversarial_", "cycle_", "identity_", "nodule_", "volume_", "outline_", "d_"):
@@ -245,11 +246,11 @@ def test_volume_term_sees_a_nodule_grow_and_the_outline_term_a_lung_shrink() -> 
     for radius in (5, 7):
         expected = abs(int((distance <= radius).sum()) - area) / area
         assert float(volume_change(disc(6), disc(radius), nodule)) == pytest.approx(expected, abs=0.01)
-    assert float(outline_change(disc(6), disc(7))) == pytest.approx(
+    assert float(outline_change(disc(6), disc(7)).mean()) == pytest.approx(
         float((distance <= 7).sum() - area) / 48**2, abs=1e-3
     )
     noisy = disc(6) + 0.02 * torch.randn(1, 1, 48, 48, generator=torch.Generator().manual_seed(0))
-    assert float(outline_change(disc(6), noisy)) < 1e-3
+    assert float(outline_change(disc(6), noisy).mean()) < 1e-3
     metric = LabelsKept(lambda output: output)
     for after in (disc(6), disc(7), disc(6) + 30 / HU_PER_UNIT):
         metric.update((disc(6), after, nodule))

@@ -34,6 +34,8 @@ def trained_like(**settings) -> Enhancer:
     network = ResidualEnhancer(channels=8, dilations=[1, 2])
     for weight in network.parameters():
         torch.nn.init.normal_(weight, std=0.15)
+    with torch.no_grad():
+        network.last.weight.mul_(0.3)
     return Enhancer(network, nodule_max_residual_hu=40, **settings)
 
 
@@ -71,15 +73,17 @@ class Bright:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("places", [PLACES[:1], PLACES, [(0.2, 0.3), (0.2, 0.65)]])
-def test_local_enhancement_is_that_of_the_whole_slice_pixel_for_pixel(tmp_path, places, precision) -> None:
+def test_local_enhancement_is_that_of_the_whole_slice(tmp_path, places, precision) -> None:
     library = AssetLibrary(tmp_path)
     recipe, renderer = recipe_on(library, *places), Renderer(library)
     sample, enhance = renderer.render(recipe), trained_like(precision=precision)
     image, outcome = EnhancementStage(enhance)(sample, recipe.lung, renderer.layer(recipe))
     whole = enhance(sample.image, sample.label == Label.NODULE)
-    np.testing.assert_array_equal(image, whole)  # the tolerance that is promised is 1 HU, see docs/rendering.md
+    off = np.abs(image.astype(int) - whole)
+    assert off.max() <= 1
+    assert np.count_nonzero(off) <= 2, "a sum in another order may fall on the other side of a half"
     assert (image != sample.image).mean() > 0.1
-    np.testing.assert_array_equal(outcome.changes.counts, Changes.of(sample.image, whole, sample.label).counts)
+    np.testing.assert_array_equal(outcome.changes.counts, Changes.of(sample.image, image, sample.label).counts)
 
 
 def test_a_lung_is_enhanced_once_and_a_sample_costs_its_regions(tmp_path) -> None:
@@ -180,10 +184,12 @@ def test_a_finding_that_is_new_is_blended_back_on_its_lung_already(tmp_path) -> 
 
 
 def test_what_the_gate_does_not_mind_stays_enhanced(tmp_path) -> None:
-    enhance = trained_like()
-    sample, image, outcome = run_gate(tmp_path, enhance)
-    assert outcome.verdict == "kept"
-    np.testing.assert_array_equal(image, enhance(sample.image, sample.label == Label.NODULE))
+    def grain(hu: np.ndarray, nodule: np.ndarray) -> np.ndarray:
+        return (hu + hu % 7 - 3).astype(np.int16)
+
+    sample, image, outcome = run_gate(tmp_path, grain)
+    assert (outcome.verdict, outcome.found, outcome.lost, outcome.invented) == ("kept", 2, 0, 0)
+    np.testing.assert_array_equal(image, grain(sample.image, sample.label == Label.NODULE))
 
 
 def test_a_sample_that_cannot_be_mended_is_left_as_it_was_composed(tmp_path) -> None:

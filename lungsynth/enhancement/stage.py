@@ -137,7 +137,7 @@ class EnhancementStage:
 
     def _make_lung(self, layer: LungLayer) -> tuple[HuPlane, Plane | None]:
         """A lung is looked at as a whole, once, so that samples need only be where their nodules are."""
-        hu = np.ascontiguousarray(layer.hu)
+        hu = np.array(layer.hu)  # of its own: assets are mapped and not to be written to, which torch warns of
         enhanced = self._enhance(hu, np.zeros(hu.shape, np.bool_))
         if self._gate is None:
             return enhanced, None

@@ -25,6 +25,8 @@ __all__ = [
 ]
 
 MARGIN_PX = 3
+VOLUME_TOLERANCE = 0.05
+OUTLINE_TOLERANCE = 0.2
 SOFT_UNIT = 50 / HU_PER_UNIT  # width of a soft threshold: 50 HU
 OUTLINE_UNIT = (-500 - WINDOW_HU[0]) / HU_PER_UNIT - 1  # half way between lung and tissue
 _PIXELS = (1, 2, 3)
@@ -72,13 +74,14 @@ class GeneratorTerms(NamedTuple):
 def generator_terms(made: Translation, *, tolerance_hu: float = 0.0) -> GeneratorTerms:
     """LSGAN (Mao et al., 2017, Eq. 9), cycle (Zhu et al., 2017, Eq. 2), identity (section 5.2), and what keeps labels.
 
-    `nodule` is the mean absolute change of HU inside the nodules; for `volume` and `outline` see those functions.
+    `nodule` is the mean absolute change of HU inside the nodules; `volume` and `outline` are the means of those
+    functions. All of them have a tolerance: a change below it costs by its square, above it half of it less (Huber,
+    1964). A plain absolute value costs the first HU as much as the last one, and, since the texture at stake is small,
+    holds the generators at the identity.
 
     Args:
         made: by one direction.
-        tolerance_hu: a pixel's change in `cycle`, `identity` and `nodule` below this costs by its square, above it half
-            of it less (Huber, 1964). A plain absolute value costs the first HU as much as the last one, and, since the
-            texture at stake is that small, holds the generators at the identity.
+        tolerance_hu: of a pixel in `cycle`, `identity` and `nodule`.
     """
     unit = tolerance_hu / HU_PER_UNIT
     return GeneratorTerms(
@@ -86,8 +89,8 @@ def generator_terms(made: Translation, *, tolerance_hu: float = 0.0) -> Generato
         cycle=_cost(made.back - made.source, unit).mean(),
         identity=_cost(made.same - made.source, unit).mean(),
         nodule=_masked_mean(_cost(made.fake - made.source, unit), made.nodule),
-        volume=volume_change(made.source, made.fake, made.nodule).mean(),
-        outline=outline_change(made.source, made.fake),
+        volume=_cost(volume_change(made.source, made.fake, made.nodule), VOLUME_TOLERANCE).mean(),
+        outline=_cost(outline_change(made.source, made.fake), OUTLINE_TOLERANCE).mean(),
     )
 
 
@@ -110,8 +113,8 @@ def volume_change(source: Tensor, fake: Tensor, nodule: Tensor) -> Tensor:
 
 
 def outline_change(source: Tensor, fake: Tensor) -> Tensor:
-    """Share of pixels that pass from lung to tissue or back, softly, at `OUTLINE_UNIT`: outline, vessels, pleura."""
-    return (sigmoid((fake - OUTLINE_UNIT) / SOFT_UNIT) - sigmoid((source - OUTLINE_UNIT) / SOFT_UNIT)).abs().mean()
+    """By how much each pixel passes from lung to tissue or back, softly, at `OUTLINE_UNIT`: outline, vessels."""
+    return (sigmoid((fake - OUTLINE_UNIT) / SOFT_UNIT) - sigmoid((source - OUTLINE_UNIT) / SOFT_UNIT)).abs()
 
 
 def discriminator_loss(real_score: Tensor, fake_score: Tensor) -> Tensor:

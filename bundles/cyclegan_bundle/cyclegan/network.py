@@ -15,7 +15,9 @@ from torch.nn.functional import avg_pool2d, pad
 
 from .hounsfield import HU_PER_UNIT, WINDOW_HU
 
-__all__ = ["PatchDiscriminator", "ResidualEnhancer", "WithDetail"]
+__all__ = ["PatchDiscriminator", "ResidualEnhancer", "WithDetail", "spread"]
+
+PIXEL_CHANNELS = 8  # feature maps of full resolution
 
 
 class WithDetail(nn.Module):
@@ -44,6 +46,14 @@ class WithDetail(nn.Module):
         return torch.cat([seen, self.gain * (seen - blurred)], dim=1)
 
 
+def spread(network: nn.Module) -> None:
+    """Starts with signals of one size in all layers (He et al., 2015); PyTorch's start lets them fade."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, a=0.2, nonlinearity="leaky_relu")
+            nn.init.zeros_(layer.bias)
+
+
 class DilatedResidual(nn.Module):
     """x + conv(relu(conv_dilated(relu(x)))), same shape (B, C, H, W)."""
 
@@ -64,8 +74,8 @@ class ResidualEnhancer(nn.Module):
     """Adds a bounded residual to an image: G(x) = x + b tanh(r(x)), where r sees x clamped to the window.
 
     r works on cells of 2 x 2 px, four values each (Shi et al., 2016), a quarter of the work of full resolution
-    without loss of detail; a region therefore starts at even rows and columns (`alignment_px`). The last layer starts
-    at zero, so that training starts from the identity.
+    without loss of detail; a region therefore starts at even rows and columns (`alignment_px`). The last layer sees
+    pixels again, so that it can join what cells left unequal, and starts at zero: training starts from the identity.
 
     Args:
         channels: feature maps of the hidden layers.
@@ -92,16 +102,19 @@ class ResidualEnhancer(nn.Module):
                 f"got {channels}, {max_residual_hu:g} and {list(dilations)}."
             )
         self.max_residual_unit = max_residual_hu / HU_PER_UNIT
-        # In cells to each side: one for the first and the last layer, one more than its dilation for each block.
+        # In cells to each side: one for the first and the last on cells, one more than its dilation for each block.
         reach = 2 + sum(dilation + 1 for dilation in dilations)
-        self.receptive_field_px = 1 + 2 * (self.alignment_px * (reach + 1) - 1 + WithDetail.reach_px)
+        # The last layer's neighbour may lie in the next cell, which reaches as far from there.
+        self.receptive_field_px = 1 + 2 * (self.alignment_px * (reach + 1) + WithDetail.reach_px)
         self.cells = nn.Sequential(WithDetail(), nn.PixelUnshuffle(2))
         self.first = nn.Conv2d(8, channels, kernel_size=3, padding=1)
         self.blocks = nn.Sequential(*(DilatedResidual(channels, dilation=dilation) for dilation in dilations))
-        self.last = nn.Conv2d(channels, 4, kernel_size=3, padding=1)
+        self.pixels = nn.Sequential(
+            nn.ReLU(), nn.Conv2d(channels, 4 * PIXEL_CHANNELS, kernel_size=3, padding=1), nn.PixelShuffle(2), nn.ReLU()
+        )
+        self.last = nn.Conv2d(PIXEL_CHANNELS, 1, kernel_size=3, padding=1)
+        spread(self)
         nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
-        self.pixels = nn.PixelShuffle(2)
 
     def residual(self, unit: Tensor) -> Tensor:
         """Change of each pixel (B, 1, H, W), in units, within +-`max_residual_unit`."""
@@ -109,7 +122,7 @@ class ResidualEnhancer(nn.Module):
         even = pad(unit, [0, width % 2, 0, height % 2], value=-1.0)  # odd sizes go on with air
         # The layers may be kept in another precision than the image, which is never rounded to theirs.
         features = self.blocks(self.first(self.cells(even).to(self.first.weight.dtype)))
-        change = torch.tanh(self.pixels(self.last(torch.relu(features))).to(unit.dtype))
+        change = torch.tanh(self.last(self.pixels(features)).to(unit.dtype))
         return self.max_residual_unit * change[..., :height, :width]
 
     def forward(self, unit: Tensor) -> Tensor:
@@ -143,14 +156,7 @@ class PatchDiscriminator(nn.Module):
             nn.LeakyReLU(0.2),
             nn.Conv2d(4 * channels, 1, kernel_size=4, padding=1),
         )
-        self._spread()
-
-    def _spread(self) -> None:
-        """Starts with signals of one size in all layers (He et al., 2015); PyTorch's start lets them fade."""
-        for layer in self.layers:
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, a=0.2, nonlinearity="leaky_relu")
-                nn.init.zeros_(layer.bias)
+        spread(self)
         nn.init.normal_(self.layers[-1].weight, std=0.01)
 
     def forward(self, unit: Tensor) -> Tensor:

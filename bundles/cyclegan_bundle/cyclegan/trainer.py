@@ -19,16 +19,18 @@ from .losses import Translation, discriminator_loss, generator_terms
 
 __all__ = ["CycleGANTrainer", "LossWeights", "Networks"]
 
+_SHIFTS = 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
     """Weights of the generators' terms; that of the adversarial term is 1."""
 
-    cycle_weight: float = 10.0
-    identity_weight: float = 5.0
-    nodule_weight: float = 10.0
+    cycle_weight: float = 1.0
+    identity_weight: float = 0.5
+    nodule_weight: float = 4.0
     volume_weight: float = 1.0
-    outline_weight: float = 10.0
+    outline_weight: float = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +126,8 @@ class CycleGANTrainer(Trainer):
         fake_y, same_y = self._apply(G, x, y)
         fake_x, same_x = self._apply(F, y, x)
         (back_x,), (back_y,) = self._apply(F, fake_y), self._apply(G, fake_x)
-        to_y = Translation(x, batch["x_nodule"], fake=fake_y, back=back_x, same=same_x, score=D_Y(fake_y))
-        to_x = Translation(y, batch["y_nodule"], fake=fake_x, back=back_y, same=same_y, score=D_X(fake_x))
+        to_y = Translation(x, batch["x_nodule"], fake=fake_y, back=back_x, same=same_x, score=D_Y(_shifted(fake_y)))
+        to_x = Translation(y, batch["y_nodule"], fake=fake_x, back=back_y, same=same_y, score=D_X(_shifted(fake_x)))
         return to_y, to_x
 
     def _apply(self, network: nn.Module, *images: Tensor) -> Sequence[Tensor]:
@@ -146,8 +148,21 @@ class CycleGANTrainer(Trainer):
 
     def _score(self, network: nn.Module, real: Tensor, fake: Tensor) -> Sequence[Tensor]:
         if real.shape[1:] != fake.shape[1:]:
-            return network(real), network(fake)
-        return network(torch.cat([real, fake])).split([len(real), len(fake)])
+            return network(_shifted(real)), network(_shifted(fake))
+        return network(_shifted(torch.cat([real, fake]))).split([len(real), len(fake)])
+
+
+def _shifted(images: Tensor) -> Tensor:
+    """The images less `_SHIFTS` - 1 rows and columns, at random on which side.
+
+    The generators work on cells of 2 x 2 px and the discriminators in strides of 4 from the same corner: without this,
+    a pattern of cells can hide between the strides.
+    """
+    row, column = torch.randint(_SHIFTS, (2,)).tolist()
+    rows, columns = (
+        slice(at, size - _SHIFTS + 1 + at) for at, size in zip((row, column), images.shape[2:], strict=True)
+    )
+    return images[:, :, rows, columns]
 
 
 class _Frozen:
