@@ -24,7 +24,7 @@ from cyclegan.history import ImageHistory  # noqa: E402
 from cyclegan.hounsfield import HU_PER_UNIT, to_hu, to_int16, to_unit  # noqa: E402
 from cyclegan.inferer import Enhancer, SaveEnhanced, load_weights  # noqa: E402
 from cyclegan.losses import Translation, generator_terms, outline_change, volume_change  # noqa: E402
-from cyclegan.network import PatchDiscriminator, ResidualEnhancer  # noqa: E402
+from cyclegan.network import Grain, PatchDiscriminator, ResidualEnhancer  # noqa: E402
 from cyclegan.pairs import UnpairedDataset  # noqa: E402
 from cyclegan.precision import ready  # noqa: E402
 from cyclegan.schedule import linear_decay  # noqa: E402
@@ -158,6 +158,18 @@ def test_region_computed_alone_equals_the_whole_slice() -> None:
     region = image[..., top - reach : top + 20 + reach, left - reach : left + 30 + reach]
     alone = network(region)[..., reach:-reach, reach:-reach]
     torch.testing.assert_close(alone, network(image)[..., top : top + 20, left : left + 30], atol=2e-5, rtol=0)
+
+
+def test_grain_is_white_noise_that_moves_with_the_image() -> None:
+    rows, columns = np.mgrid[:120, :140]
+    hu = np.rint(-850 + 40 * np.sin(rows / 15) * np.cos(columns / 11)).astype(np.int16)  # smooth, as a drawn lung
+    grain = Grain()(to_unit(torch.from_numpy(hu))[None, None])[0, 0].numpy()
+    part = Grain()(to_unit(torch.from_numpy(hu[7:60, 5:90]))[None, None])[0, 0].numpy()
+    np.testing.assert_array_equal(part[1:-1, 1:-1], grain[8:59, 6:89])
+    assert np.abs(grain).max() <= 1
+    assert grain.std() == pytest.approx(1 / np.sqrt(3), rel=0.1)
+    for neighbour in (grain[:, 1:] * grain[:, :-1], grain[1:] * grain[:-1]):
+        assert abs(neighbour.mean() / grain.var()) < 0.15
 
 
 def test_scripted_generator_gives_the_same() -> None:
@@ -578,7 +590,7 @@ def test_bfloat16_changes_an_enhanced_slice_by_little() -> None:
     hu = np.random.default_rng(0).integers(-1000, 100, (50, 61), dtype=np.int16)
     mask = np.zeros(hu.shape, bool)
     exact, rounded = (Enhancer(network, precision=kind)(hu, mask).astype(int) for kind in ("float32", "bfloat16"))
-    assert 0 < np.abs(exact - rounded).max() <= 8
+    assert 0 < np.abs(exact - rounded).max() <= 15
     assert next(network.parameters()).dtype == torch.float32, "the network itself stays as it is"
     with pytest.raises(ValueError, match="precision must be one of"):
         ready(network, device="cpu", precision="half")

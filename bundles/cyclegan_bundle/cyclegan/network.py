@@ -15,7 +15,7 @@ from torch.nn.functional import avg_pool2d, pad
 
 from .hounsfield import HU_PER_UNIT, WINDOW_HU
 
-__all__ = ["PatchDiscriminator", "ResidualEnhancer", "WithDetail", "spread"]
+__all__ = ["Grain", "PatchDiscriminator", "ResidualEnhancer", "Seen", "WithDetail", "spread"]
 
 PIXEL_CHANNELS = 8  # feature maps of full resolution
 
@@ -44,6 +44,41 @@ class WithDetail(nn.Module):
         seen = unit.clamp(-1.0, self.ceiling_unit) + 1.0
         blurred = avg_pool2d(seen, kernel_size=5, stride=1, padding=2, count_include_pad=False)
         return torch.cat([seen, self.gain * (seen - blurred)], dim=1)
+
+
+class Grain(nn.Module):
+    """Noise that follows from the image itself: (B, 1, H, W) in units -> (B, 1, H, W), evenly spread in [-1, 1].
+
+    A network without a source of noise answers a smooth lung with a pattern. This one is a hash of a pixel's whole HU
+    and those of its four neighbours, so it is local, needs no seed, and moves with the image. All numbers are integers
+    that float32 holds exactly: it has the same bits on every machine.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hu_per_unit = HU_PER_UNIT
+
+    def forward(self, unit: Tensor) -> Tensor:
+        """The hash, with air around the image."""
+        hu = torch.round((unit.detach() + 1.0) * self.hu_per_unit + 24.0)  # from 0 at -1024 HU on
+        around = pad(hu, [1, 1, 1, 1])
+        mixed = 89.0 * around[..., :-2, 1:-1] + 97.0 * around[..., 2:, 1:-1] + 101.0 * around[..., 1:-1, :-2]
+        mixed = torch.remainder(mixed + 103.0 * around[..., 1:-1, 2:] + 107.0 * hu, 509.0)
+        mixed = torch.remainder(mixed * mixed + 31.0 * mixed, 521.0)
+        return torch.remainder(mixed * mixed + 7.0 * mixed, 257.0) / 128.0 - 1.0
+
+
+class Seen(nn.Module):
+    """What a generator sees: the channels of `WithDetail` and `Grain`, (B, 1, H, W) -> (B, 3, H, W)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.detail = WithDetail()
+        self.grain = Grain()
+
+    def forward(self, unit: Tensor) -> Tensor:
+        """Window, detail, noise."""
+        return torch.cat([self.detail(unit), self.grain(unit)], dim=1)
 
 
 def spread(network: nn.Module) -> None:
@@ -106,8 +141,8 @@ class ResidualEnhancer(nn.Module):
         reach = 2 + sum(dilation + 1 for dilation in dilations)
         # The last layer's neighbour may lie in the next cell, which reaches as far from there.
         self.receptive_field_px = 1 + 2 * (self.alignment_px * (reach + 1) + WithDetail.reach_px)
-        self.cells = nn.Sequential(WithDetail(), nn.PixelUnshuffle(2))
-        self.first = nn.Conv2d(8, channels, kernel_size=3, padding=1)
+        self.cells = nn.Sequential(Seen(), nn.PixelUnshuffle(2))
+        self.first = nn.Conv2d(12, channels, kernel_size=3, padding=1)
         self.blocks = nn.Sequential(*(DilatedResidual(channels, dilation=dilation) for dilation in dilations))
         self.pixels = nn.Sequential(
             nn.ReLU(), nn.Conv2d(channels, 4 * PIXEL_CHANNELS, kernel_size=3, padding=1), nn.PixelShuffle(2), nn.ReLU()

@@ -29,7 +29,7 @@ class LossWeights:
     cycle_weight: float = 1.0
     identity_weight: float = 0.5
     nodule_weight: float = 4.0
-    volume_weight: float = 1.0
+    volume_weight: float = 3.0
     outline_weight: float = 5.0
 
 
