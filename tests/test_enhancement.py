@@ -230,6 +230,25 @@ def test_a_nodule_never_found_is_not_lost_and_findings_of_the_lung_are_not_new(t
     assert compare([on, far], [on]) == (1, 0, 0)
 
 
+def test_within_the_margin_nothing_may_get_worse(tmp_path) -> None:
+    library, _, _ = library_in(tmp_path)
+    recipe, renderer = recipe_on(library, PLACES[0]), Renderer(library)
+    sample, gate = renderer.render(recipe), Gate(Bright(), margin=0.2, tolerance=0.02)
+    centre = sample.boxes[0].row_from + 3.0, sample.boxes[0].column_from + 3.0
+
+    def worse(place, before: float, after: float) -> tuple[int, int, int, int]:
+        found = [np.array([[0, *place, 5, probability]]) for probability in (before, after)]
+        result = gate.compare(*found, sample, (0.7, 0.7))
+        return len(result.lost), result.n_lost, len(result.invented), result.n_invented
+
+    assert worse(centre, 0.65, 0.60) == (1, 0, 0, 0), "still found, but less probable"
+    assert worse(centre, 0.65, 0.64) == worse(centre, 0.95, 0.75) == (0, 0, 0, 0)
+    assert worse(centre, 0.51, 0.495) == (1, 1, 0, 0), "nothing crosses the operating point"
+    assert worse((20, 20), 0.35, 0.45) == (0, 0, 1, 0)
+    assert worse((20, 20), 0.495, 0.505) == (0, 0, 1, 1)
+    assert worse((20, 20), 0.75, 0.95) == worse((20, 20), 0.45, 0.35) == (0, 0, 0, 0)
+
+
 def test_passage_is_smooth_and_leaves_nothing_of_the_change_on_the_spot() -> None:
     from lungsynth.enhancement.gate import Spot
 

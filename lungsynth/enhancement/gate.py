@@ -3,6 +3,9 @@
 A candidate counts from the detector's operating point on. It is on a nodule when it lies on the nodule's mask or
 within its radius of its centre (2 mm at least); elsewhere it is known when there was one near it before. What is lost
 or new is blended back: around it the slice becomes again what it was, with a smooth passage.
+
+A probability depends a little on how much of the slice the detector sees. So a gate that looks at parts of slices keeps
+a margin around the operating point, in which no probability may get worse by more than a tolerance; none may cross it.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,11 +45,15 @@ class Comparison:
 
     Args:
         found: nodules found before.
-        lost: those of them that are not found after.
-        invented: candidates after, on no nodule and not there before.
+        n_lost: those of them that are not found after.
+        n_invented: candidates found after, on no nodule and not found before.
+        lost: what is to be blended back: those, and nodules that became less probable within the margin.
+        invented: likewise, with candidates that became more probable within the margin.
     """
 
     found: int
+    n_lost: int
+    n_invented: int
     lost: tuple[Spot, ...]
     invented: tuple[Spot, ...]
 
@@ -63,13 +70,24 @@ class Gate:
         detector: of `lung_seg_bundle`; its `operating_point` says from which probability on it found something.
         context_mm: what it sees around a region that is looked at.
         same_mm: candidates before and after this near are one.
+        margin: around the operating point; 0 compares what counts as found and nothing else.
+        tolerance: of changes within the margin.
     """
 
-    def __init__(self, detector: Detector, *, context_mm: float = 20.0, same_mm: float = 5.0) -> None:
+    def __init__(
+        self,
+        detector: Detector,
+        *,
+        context_mm: float = 40.0,
+        same_mm: float = 5.0,
+        margin: float = 0.0,
+        tolerance: float = 0.0,
+    ) -> None:
         self.detector = detector
         self.operating_point = float(getattr(detector, "operating_point", 0.5))
         self.context_mm = context_mm
         self.same_mm = same_mm
+        self.margin, self.tolerance = margin, tolerance
 
     def look(self, hu: HuPlane, spacing_mm: tuple[float, float], boxes: Sequence[Box] | None = None) -> Candidates:
         """The candidates of a slice, or of some boxes of it and the context around each, in pixels of the slice."""
@@ -91,20 +109,27 @@ class Gate:
             sample: its nodules.
             spacing_mm: (row, column).
         """
-        on_before, on_after = (self._on_nodules(found, sample, spacing_mm) for found in (before, after))
-        was, still = (np.atleast_1d(on.any(axis=0)) for on in (on_before, on_after))
-        lost = tuple(_spot(sample.boxes[index]) for index in np.flatnonzero(was & ~still))
-        known = _distances_mm(after, before[:, 1:3], spacing_mm).min(axis=1, initial=np.inf) <= self.same_mm
-        new = after[~known & ~on_after.any(axis=1)]
+        point, low, high = (self.operating_point + self.margin * side for side in (0, -1, 1))
+        was, still = (_highest(found, self._on_nodules(found, sample, spacing_mm)) for found in (before, after))
+        gone = (was >= point) & (still < point)
+        fallen = gone | (was >= low) & (still < np.minimum(was - self.tolerance, high))
+        lost = tuple(_spot(sample.boxes[index]) for index in np.flatnonzero(fallen))
+        free = after[~self._on_nodules(after, sample, spacing_mm).any(axis=1)]
+        near = _distances_mm(before, free[:, 1:3], spacing_mm) <= self.same_mm
+        known = _highest(before, near)
+        new = (free[:, 4] >= point) & (known < point)
+        risen = new | (free[:, 4] >= low) & (known < high) & (free[:, 4] > known + self.tolerance)
         pixel_mm = min(spacing_mm)
-        invented = tuple(Spot(float(c[1]), float(c[2]), float(c[3]) / 2 / pixel_mm) for c in new)
-        return Comparison(found=int(was.sum()), lost=lost, invented=invented)
+        invented = tuple(Spot(float(c[1]), float(c[2]), float(c[3]) / 2 / pixel_mm) for c in free[risen])
+        counts = {"found": was >= point, "n_lost": gone, "n_invented": new}
+        return Comparison(**{key: int(which.sum()) for key, which in counts.items()}, lost=lost, invented=invented)
 
     def _candidates(self, hu: HuPlane, seen: Box, spacing_mm: tuple[float, float]) -> Candidates:
         part = np.ascontiguousarray(hu[seen.row_from : seen.row_to, seen.column_from : seen.column_to])
         found = np.asarray(self.detector(part[None], (_SLICE_MM, *spacing_mm))["candidates"], dtype=np.float64)
         found = found.reshape(-1, 5)
-        return found[found[:, 4] >= self.operating_point] + [0, seen.row_from, seen.column_from, 0, 0]
+        least = self.operating_point - self.margin
+        return found[found[:, 4] >= least] + [0, seen.row_from, seen.column_from, 0, 0]
 
     def _on_nodules(self, found: Candidates, sample: Rendered, spacing_mm: tuple[float, float]) -> np.ndarray:
         """Which candidate is on which nodule, (candidates, nodules)."""
@@ -128,6 +153,11 @@ def passage(spots: Sequence[Spot], shape: tuple[int, int]) -> Plane:
         x = np.clip(away / _PASSAGE_PX, 0, 1)
         kept = np.minimum(kept, (x * x * (3 - 2 * x)).astype(np.float32))
     return np.rint(kept * SHARE_STEPS) / np.float32(SHARE_STEPS)
+
+
+def _highest(found: Candidates, there: np.ndarray) -> np.ndarray:
+    """Highest probability of the candidates (first axis of `there`) at each place; 0 where there is none."""
+    return np.asarray(np.where(there, found[:, 4:5], 0.0).max(axis=0, initial=0.0))
 
 
 def _spot(box: Box) -> Spot:

@@ -23,6 +23,7 @@ __all__ = ["EnhancementStage", "Outcome", "Verdict", "open_stage"]
 
 Verdict = Literal["unchecked", "kept", "blended", "refused"]
 
+GATE_MARGIN, GATE_TOLERANCE = 0.2, 0.02
 _ROUNDS = 3  # of blending back before a slice is refused
 
 
@@ -121,7 +122,7 @@ class EnhancementStage:
     ) -> tuple[HuPlane, Outcome]:
         before = gate.look(sample.image, layer.spacing_mm, boxes)
         first = result = gate.compare(before, gate.look(image, layer.spacing_mm, boxes), sample, layer.spacing_mm)
-        facts = {"found": first.found, "lost": len(first.lost), "invented": len(first.invented)}
+        facts = {"found": first.found, "lost": first.n_lost, "invented": first.n_invented}
         if first.kept:
             return image, Outcome(verdict="kept", changes=changes, **facts)
         mended = image
@@ -171,7 +172,7 @@ def open_stage(bundles: Path, *, gate: bool, folder: Path | None = None) -> Enha
     if not gate:
         return EnhancementStage(enhance, key=key, folder=folder)
     key = f"{key}-{read_weights(bundles, 'lung_seg').sha256[:16]}"
-    looking = Gate(open_bundle(bundles, "lung_seg", component="detector"))
+    looking = Gate(open_bundle(bundles, "lung_seg", component="detector"), margin=GATE_MARGIN, tolerance=GATE_TOLERANCE)
     return EnhancementStage(enhance, gate=looking, key=key, folder=folder)
 
 

@@ -19,6 +19,7 @@ from lungsynth.bundles import open_bundle, read_weights
 from lungsynth.ct.write import write_atomically
 from lungsynth.enhancement import Changes, EnhancementStage, Gate, open_stage
 from lungsynth.enhancement.gate import Comparison
+from lungsynth.enhancement.stage import GATE_MARGIN, GATE_TOLERANCE
 from lungsynth.errors import InputError
 from lungsynth.judge.composites import Composites
 from lungsynth.judge.test_part import Part, open_test_part
@@ -100,6 +101,7 @@ def _identity(settings: EnhancementSettings, part: str) -> dict[str, Any]:
         "seed": settings.seed,
         "wanted": settings.composites,
         "weights": {name: read_weights(settings.bundles, name).sha256 for name in ("cyclegan", "lung_seg")},
+        "gate": {"margin": GATE_MARGIN, "tolerance": GATE_TOLERANCE},
     }
 
 
@@ -165,7 +167,7 @@ def _compared(gate: Gate, sample: Rendered, image: HuPlane, layer: LungLayer) ->
 
 
 def _counts(comparison: Comparison) -> dict[str, int]:
-    return {"lost": len(comparison.lost), "invented": len(comparison.invented)}
+    return {"lost": comparison.n_lost, "invented": comparison.n_invented}
 
 
 def _figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -127,7 +127,7 @@ class ResidualEnhancer(nn.Module):
         self,
         *,
         channels: int = 32,
-        max_residual_hu: float = 150.0,
+        max_residual_hu: float = 60.0,
         dilations: Sequence[int] = (1, 2, 2, 1),
     ) -> None:
         super().__init__()

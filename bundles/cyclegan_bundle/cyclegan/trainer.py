@@ -26,10 +26,10 @@ _SHIFTS = 4
 class LossWeights:
     """Weights of the generators' terms; that of the adversarial term is 1."""
 
-    cycle_weight: float = 1.0
-    identity_weight: float = 0.5
+    cycle_weight: float = 3.0
+    identity_weight: float = 1.5
     nodule_weight: float = 4.0
-    volume_weight: float = 3.0
+    volume_weight: float = 1.0
     outline_weight: float = 5.0
 
 
