@@ -3,6 +3,7 @@
 python scripts/evaluate.py segmentation --cohort COHORT --out OUT
 python scripts/evaluate.py nodules --cohort COHORT --out OUT
 python scripts/evaluate.py lungs --cohort COHORT --out OUT
+python scripts/evaluate.py enhancement --cohort COHORT --out OUT
 python scripts/evaluate.py folds OUT [OUT ...] --out POOLED
 """
 
@@ -25,6 +26,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     for kind in ("nodules", "lungs"):
         _add_generation(commands, kind)
     _add_folds(commands)
+    _add_enhancement(commands)
     return parser.parse_args(arguments)
 
 
@@ -58,6 +60,13 @@ def _add_folds(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("folds", type=Path, nargs="+", help="folders that `segmentation` wrote, one a fold")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+
+
+def _add_enhancement(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("enhancement", help="what the CycleGAN does to labels: nodules kept, lost, invented")
+    parser.set_defaults(judge=judge_enhancement)
+    _add_common(parser)
+    parser.add_argument("--composites", type=int, default=1000, help="whole slices with a known nodule (default: 1000)")
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -131,6 +140,23 @@ def judge_folds(options: dict[str, object], tracking_uri: str | None) -> None:
     from lungsynth.judge.folds import judge_folds
 
     print(judge_folds(**options))  # type: ignore[arg-type]
+
+
+def judge_enhancement(options: dict[str, object], tracking_uri: str | None) -> None:
+    """Judges the enhancer and prints its figures."""
+    from lungsynth.judge.enhancement import WAYS, EnhancementSettings, judge_enhancement
+
+    settings = EnhancementSettings(**options)  # type: ignore[arg-type]
+    result = judge_enhancement(settings)
+    print(f"Composites       {result['composites']}, in which {result['nodules_found']} nodules are found")
+    for way in WAYS:
+        for name, share in ((key, result[way][key]) for key in ("labels_kept", "slices_with_invented")):
+            if share["n"]:
+                low, high = (f"{share[end]:.2%}" for end in ("low", "high"))
+                print(f"{way:16} {name} {share['value']:.2%} [{low}, {high}], n = {share['n']}")
+    for name, value in result["changes"].items():
+        print(f"HU change        {name} {value:.2f}" if value is not None else f"HU change        {name} none")
+    print(f"All figures      {settings.out / 'enhancement.json'}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -25,6 +25,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--growth", type=_days, metavar="DAYS,DAYS", help="the nodules on these days, e.g. 0,90,180")
     parser.add_argument("--doubling-days", type=float, default=150.0, help="volume-doubling time (default: 150)")
     parser.add_argument("--enhance", action="store_true", help="send the composites through the CycleGAN")
+    parser.add_argument(
+        "--no-gate",
+        dest="gate",
+        action="store_false",
+        help="with --enhance: do not ask lung_seg_bundle whether it still finds the nodules that it found",
+    )
     parser.add_argument("--bundles", type=Path, default=BUNDLES, help="folder of the bundles, for --enhance")
     return parser.parse_args(arguments)
 
@@ -50,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
             pairs=args.pairs,
             growth=growth,
             bundles=args.bundles.absolute() if args.enhance else None,
+            gate=args.gate,
         )
         begin, end = args.range
         totals = export_catalogue(job, begin=begin, end=end, engine=args.engine, workers=args.workers)
@@ -63,6 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
     if totals.left_out:
         print(f"Left out   {totals.left_out} recipes whose nodules would outgrow their lung")
     print(f"Labels     {args.out / 'annotations.csv'}, detection.json, coco.json")
+    if args.enhance:
+        print(f"Enhanced   {args.out / 'enhanced.json'}: what became of labels and HU")
     print(f"Checksums  {args.out / 'checksums.sha256'}")
     return 0
 

@@ -27,6 +27,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--no-enhance", dest="enhance", action="store_false", help="leave out the CycleGAN")
     parser.add_argument(
+        "--no-gate",
+        dest="gate",
+        action="store_false",
+        help="do not ask lung_seg_bundle whether it still finds the nodules that it found before the CycleGAN",
+    )
+    parser.add_argument(
         "--batch-size", type=int, default=16, help="samples between two reports of progress; no byte depends on it"
     )
     parser.add_argument(
@@ -34,6 +40,14 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--lungs", type=int, help="distinct lungs (default: the root of 2.5 COUNT, at most 500)")
     parser.add_argument("--groups", type=int, help="nodule groups (default: 2.5 COUNT / LUNGS, more when too few fit)")
+    parser.add_argument(
+        "--real-share", type=float, help="share of real lungs, and of real nodules (default: the paper's, 1/10 and 1/6)"
+    )
+    parser.add_argument(
+        "--spare-diseased",
+        action="store_true",
+        help="use nothing of the patients in enhancement.json: for composites that the CycleGAN is trained on",
+    )
     return parser.parse_args(arguments)
 
 

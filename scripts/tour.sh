@@ -39,8 +39,9 @@ step "the bundles with the weights just trained (the committed ones stay as they
 python scripts/package_bundles.py --out "$tour/bundles" \
     --weights lung_seg="$tour/lung_seg" --weights wcapsgan="$tour/nodules" --weights wcapsgan="$tour/lungs"
 
+# Of generated lungs and nodules alone: the few patients of the phantom are all needed as reals.
 step "synthesise composites, not enhanced"
-python scripts/synthesize.py --cohort "$tour/cohort" --bundles "$tour/bundles" --out "$tour/composites" --count 12 --seed 1 --no-enhance
+python scripts/synthesize.py --bundles "$tour/bundles" --out "$tour/composites" --count 12 --seed 1 --no-enhance
 
 step "train cyclegan_bundle on them"
 train cyclegan bundles/cyclegan_bundle/configs/train.json cyclegan --composite_dir "$tour/composites" \

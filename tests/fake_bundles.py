@@ -86,6 +86,18 @@ class Segmenter:
 
     def __call__(self, hu, spacing_mm):
         return {"lung": (hu < -500).astype(np.float32), "nodule": (hu > 0).astype(np.float32)}
+
+
+class Detector:
+    """Finds nothing, whatever it is shown."""
+
+    operating_point = 0.5
+
+    def __init__(self, weights):
+        torch.load(weights, weights_only=True)
+
+    def __call__(self, hu, spacing_mm):
+        return {"candidates": np.zeros((0, 5), np.float32)}
 '''
 
 
@@ -163,6 +175,7 @@ def write_fake_bundles(bundles: Path, prefix: str) -> Path:
             "inference.json": {
                 "bundle_root": ".",
                 "segmenter": {"_target_": f"{segmenter}.sampling.Segmenter", "weights": at + "'/models/model.pt'"},
+                "detector": {"_target_": f"{segmenter}.sampling.Detector", "weights": at + "'/models/model.pt'"},
             }
         },
         {"model.pt": linear_state(2)},

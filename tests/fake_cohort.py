@@ -11,7 +11,7 @@ from lungsynth.ct.write import write_plane
 
 
 def write_fake_cohort(folder: Path, sampler: Callable) -> Path:
-    """Real slices on a grid of their own; those of training are marked t, those of the test part x."""
+    """Real slices on a grid of their own; those of training are named t, of the test part x; patients p0 .. p5."""
     for name in ("nodules", "slices", "labels"):
         (folder / name).mkdir()
     lists = {name: {"training": [], "validation": [], "test": []} for name in ("nodules", "lungs", "enhancement")}
@@ -22,7 +22,7 @@ def write_fake_cohort(folder: Path, sampler: Callable) -> Path:
         hu, alpha = sample["hu"][index][None], sample["alpha"][index][None]
         np.savez(folder / "nodules" / f"{who}.npz", hu=hu, alpha=alpha, largest=0)
         facts = {"category": sample["category"][index], "diameter_mm": float(sample["diameter_mm"][index])}
-        entry = {"nodule": f"nodules/{who}.npz", "nodule_id": who, **facts}
+        entry = {"nodule": f"nodules/{who}.npz", "nodule_id": who, "patient_id": f"p{index % 6}", **facts}
         lists["nodules"]["training" if who[0] == "t" else "test"].append(entry)
     affine = axial_affine(spacing_mm=(5.0, 2.0, 2.0), origin_lps_mm=(-100.0, -90.0, 40.0))
     for who in ("t0", "t1", "x0"):
@@ -32,10 +32,13 @@ def write_fake_cohort(folder: Path, sampler: Callable) -> Path:
         for kind, plane in (("slices", hu), ("labels", label)):
             write_plane(folder / kind / f"{who}.nii.gz", plane, affine)
         entry = {"image": f"slices/{who}.nii.gz", "label": f"labels/{who}.nii.gz", "category": "normal"}
+        entry["patient_id"] = f"p{who[1:]}"
         lists["lungs"]["training" if who[0] == "t" else "test"].append(entry)
     label[30:34, 20:24] = 2
     write_plane(folder / "labels" / "t9.nii.gz", label, affine)
-    lists["enhancement"]["training"].append({"image": "slices/t0.nii.gz", "label": "labels/t9.nii.gz"})
+    lists["enhancement"]["training"].append(
+        {"image": "slices/t0.nii.gz", "label": "labels/t9.nii.gz", "patient_id": "p0"}
+    )
     (folder / "cohort.json").write_text(json.dumps({"format": 1, "split_hash": "ab" * 32}))
     for name, entries in lists.items():
         (folder / f"{name}.json").write_text(json.dumps(entries))

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from fake_bundles import write_fake_bundles
+from fake_cohort import write_fake_cohort
 from generation_toys import write_generator_bundle, write_toy_cohort
 from judge_toys import tell, write_method_bundle
 from monai.bundle import ConfigParser
@@ -38,6 +39,7 @@ from lungsynth.export import Job, export_catalogue
 from lungsynth.hounsfield import CT_RANGE_HU, NETWORK_WINDOW, Label, to_int16
 from lungsynth.judge.baselines import MiddleGuess, NothingFound, ThresholdDetector
 from lungsynth.judge.detection import detect
+from lungsynth.judge.enhancement import EnhancementSettings, judge_enhancement
 from lungsynth.judge.generation.feature_network import load_feature_network
 from lungsynth.judge.generation.features import WEIGHTS
 from lungsynth.judge.generation.run import GenerationSettings, judge_generation
@@ -565,6 +567,80 @@ def test_c7_4_a_plan_has_the_chains_columns_and_answers_for_its_pairs(chains, tm
     explainer = PlanExplainer(settings.out, library=chains[0])
     assert all(explainer.explain(recipe.id)[1].kept for recipe in planned)
     assert (render(planned[0], AssetLibrary(chains[0])).label == Label.NODULE).any()
+
+
+# C13 enhancement
+
+
+def test_c13_1_a_region_is_enhanced_as_in_its_slice():
+    enhancer = open_bundle(ROOT / "bundles", "cyclegan", component="enhancer")
+    reach, rng = enhancer.receptive_field_px // 2, np.random.default_rng(0)
+    rows, columns = np.mgrid[:200, :180]
+    lung = np.where(np.hypot(rows - 100, columns - 90) < 60, -850, 40) + rng.normal(0, 30, (200, 180))
+    hu, nodule = to_int16(lung), np.zeros((200, 180), np.bool_)
+    nodule[90:100, 80:90] = True
+    top, left = ((start - reach) // enhancer.alignment_px * enhancer.alignment_px for start in (80, 70))
+    seen = slice(top, 110 + reach), slice(left, 100 + reach)
+    alone = enhancer(np.ascontiguousarray(hu[seen]), nodule[seen])[80 - top : 110 - top, 70 - left : 100 - left]
+    whole = enhancer(hu, nodule)
+    assert np.abs(alone.astype(int) - whole[80:110, 70:100]).max() <= 1
+    assert np.abs(whole.astype(int) - hu).max() <= enhancer.max_residual_hu
+
+
+@pytest.fixture(scope="module")
+def enhanced(tmp_path_factory) -> Path:
+    """Composites for the enhancer's training, and an export of them with the enhancer."""
+    folder = tmp_path_factory.mktemp("enhanced")
+    bundles = write_fake_bundles(folder / "bundles", "enhancing")
+    (folder / "cohort").mkdir()
+    write_fake_cohort(folder / "cohort", open_bundle(bundles, "wcapsgan"))
+    real = {"cohort": folder / "cohort", "real_share": 0.5, "spare_diseased": True}
+    settings = ChainSettings(out=folder / "out", count=6, seed=5, bundles=bundles, enhance=False, **real)
+    run_chain(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    for kind, gate in (("gated", True), ("ungated", False)):
+        catalogue = folder / "out" / "catalogue.parquet"
+        export_catalogue(Job(catalogue=catalogue, out=folder / kind, format="nifti", bundles=bundles, gate=gate))
+    return folder
+
+
+def test_c13_2_composites_name_their_patients_and_spare_those_of_the_reals(enhanced):
+    entries = json.loads((enhanced / "out" / "datalist.json").read_text())["training"]
+    cohort = {e["patient_id"] for e in datalist(enhanced / "cohort", "enhancement") if e["split"] == "training"}
+    named = {patient for entry in entries for patient in entry["patient_id"]}
+    assert cohort == {"p0"}
+    assert named
+    assert named <= {f"p{index}" for index in range(1, 6)}
+    library = AssetLibrary(enhanced / "out")
+    for entry, recipe in zip(entries, read_catalogue(enhanced / "out" / "catalogue.parquet"), strict=True):
+        assert entry["image"] == f"images/{recipe.id}.nii.gz"
+        real = {asset for asset in (recipe.lung, *(n.asset for n in recipe.nodules)) if library[asset].source == "real"}
+        assert bool(entry["patient_id"]) == bool(real)
+
+
+def test_c13_3_an_enhanced_export_says_what_became_of_labels_and_hu(enhanced):
+    promised = set(re.findall(r"`([a-z_0-9]+)`", re.search(r"\*\*C13\.3\*\*.*?\n- ", CONTRACTS, re.S).group()))
+    for kind, verdict in (("gated", "kept"), ("ungated", "unchecked")):
+        told = json.loads((enhanced / kind / "enhanced.json").read_text())
+        assert {key for key in told if not key.endswith("_hu")} <= promised
+        assert (told["samples"], told[verdict]) == (6, 6)
+        assert (told["lung_mean_hu"], told["nodule_p95_hu"]) == (1, 0)
+        assert not (enhanced / kind / ".enhanced").exists()
+    weights = [json.loads((enhanced / kind / "export.json").read_text())["gate"] for kind in ("gated", "ungated")]
+    assert (bool(weights[0]), weights[1]) == (True, None)
+    before = {path.name: path.read_bytes() for path in (enhanced / "out" / "masks").iterdir()}
+    assert before == {path.name: path.read_bytes() for path in (enhanced / "gated" / "masks").iterdir()}
+
+
+def test_c13_4_what_the_judge_says_of_the_enhancer(cohort, tmp_path):
+    bundles = write_fake_bundles(tmp_path / "bundles", "judging")
+    settings = EnhancementSettings(cohort=cohort, out=tmp_path / "out", bundles=bundles, composites=3)
+    result = judge_enhancement(settings)
+    assert result == json.loads((tmp_path / "out" / "enhancement.json").read_text())
+    promised = set(re.findall(r"`([a-z_0-9]+)`", CONTRACTS.split("**C13.4**")[1]))
+    assert set(result) | set(result["gated"]) | set(result["gated"]["labels_kept"]) <= promised
+    assert (result["composites"], result["nodules_found"]) == (3, 0)
+    assert result["gated"]["slices_with_invented"]["value"] == 0
+    assert judge_enhancement(settings) == result, "an evaluation that is done is read again"
 
 
 # Dependencies are pinned once

@@ -8,7 +8,6 @@ cannot be used (an empty mask) is passed over, so the assets follow from the run
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,6 @@ __all__ = ["LUNG_CONFIGS", "LUNG_WEIGHTS", "Samplers", "centred_affine", "make_a
 
 LUNG_CONFIGS = ("inference.json", "inference_lung.json")
 LUNG_WEIGHTS = "model_lung.pt"
-REAL_NODULES = Fraction(200, 1200)
-REAL_LUNGS = Fraction(50, 500)
 _CHUNK = 32  # seeds a call; only a matter of progress
 _TRIES = 4  # candidates for each sample wanted
 _SLICE_MM = 1.0  # thickness that a generated slice states
@@ -81,8 +78,8 @@ def make_assets(
     Raises:
         InputError: when a sampler gives too few usable samples.
     """
-    _mix_nodules(library, samplers, sizes.nodules, seed=seed, cohort=cohort)
-    _mix_lungs(library, samplers, sizes.lungs, seed=seed, cohort=cohort)
+    _mix_nodules(library, samplers, sizes, seed=seed, cohort=cohort)
+    _mix_lungs(library, samplers, sizes, seed=seed, cohort=cohort)
     library.save_table()
 
 
@@ -94,12 +91,12 @@ def centred_affine(shape: tuple[int, int], spacing_mm: tuple[float, float]) -> A
 
 
 def _mix_nodules(
-    library: AssetLibrary, samplers: Samplers, n: int, *, seed: int, cohort: CohortSource | None
+    library: AssetLibrary, samplers: Samplers, sizes: Sizes, *, seed: int, cohort: CohortSource | None
 ) -> list[Asset]:
     found: list[Asset] = []
     categories = list(samplers.nodules.categories)
-    reals = share(round(n * REAL_NODULES), len(categories))
-    for index, (category, wanted) in enumerate(zip(categories, share(n, len(categories)), strict=True)):
+    reals = share(sizes.real_nodules, len(categories))
+    for index, (category, wanted) in enumerate(zip(categories, share(sizes.nodules, len(categories)), strict=True)):
         order = seeds(seed, Purpose.REAL_NODULES, index, n=1)[0]
         real = _distinct(_real_nodules(library, cohort, category, seed=order), reals[index])
         missing = wanted - len(real)
@@ -110,12 +107,14 @@ def _mix_nodules(
 
 
 def _mix_lungs(
-    library: AssetLibrary, samplers: Samplers, n: int, *, seed: int, cohort: CohortSource | None
+    library: AssetLibrary, samplers: Samplers, sizes: Sizes, *, seed: int, cohort: CohortSource | None
 ) -> list[Asset]:
     order = seeds(seed, Purpose.REAL_LUNGS, n=1)[0]
-    found = _distinct(_real_lungs(library, cohort, seed=order), round(n * REAL_LUNGS))
+    found = _distinct(_real_lungs(library, cohort, seed=order), sizes.real_lungs)
     categories = list(samplers.lungs.categories)
-    for index, (category, missing) in enumerate(zip(categories, share(n - len(found), len(categories)), strict=True)):
+    for index, (category, missing) in enumerate(
+        zip(categories, share(sizes.lungs - len(found), len(categories)), strict=True)
+    ):
         candidates = seeds(seed, Purpose.GENERATED_LUNGS, index, n=_TRIES * missing)
         generated = _distinct(_generated_lungs(library, samplers, candidates, category), missing)
         found = found + _complete(generated, missing, what=f"lungs of category {category}")

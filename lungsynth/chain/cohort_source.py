@@ -5,7 +5,8 @@ import json
 import logging
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +58,32 @@ class CohortSource:
     lungs: Sequence[dict[str, Any]]
     diseased: Sequence[dict[str, Any]]
 
+    def without_diseased(self) -> "CohortSource":
+        """Its nodules and lungs of patients who are not in `diseased`, so that composites and those share no patient.
+
+        Raises:
+            InputError: when neither nodules nor lungs are left.
+        """
+        spared = {str(entry["patient_id"]) for entry in self.diseased if "patient_id" in entry}
+
+        def others(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+            return [entry for entry in entries if str(entry.get("patient_id")) not in spared]
+
+        nodules, lungs = others(self.nodules), others(self.lungs)
+        if not nodules and not lungs:
+            raise InputError(
+                f"{self.folder}: all its training patients are in enhancement.json, so none is left with "
+                "--spare-diseased. Prepare a cohort with more patients."
+            )
+        return replace(self, nodules=nodules, lungs=lungs)
+
+    @cached_property
+    def patients(self) -> dict[str, str]:
+        """Patient of each training nodule and normal slice, by the `origin` that its asset names."""
+        found = {str(entry["nodule_id"]): entry for entry in self.nodules}
+        found |= {_slice_id(entry): entry for entry in self.lungs}
+        return {origin: str(entry["patient_id"]) for origin, entry in found.items() if entry.get("patient_id")}
+
     def read_nodules(self, category: str, *, seed: int) -> Iterator[RealNodule]:
         """The nodules of a category in an order that the seed gives; unreadable files are reported and left out."""
         entries = [entry for entry in self.nodules if entry["category"] == category]
@@ -78,7 +105,7 @@ class CohortSource:
             except InputError as error:
                 _LOG.warning("left out: %s", error)
                 continue
-            yield RealLung(Path(entry["image"]).name.removesuffix(".nii.gz"), hu, label == Label.LUNG, affine)
+            yield RealLung(_slice_id(entry), hu, label == Label.LUNG, affine)
 
     def read_pair(self, entry: dict[str, Any]) -> tuple[HuPlane, LabelPlane, Affine]:
         """Image and label of a datalist entry.
@@ -119,6 +146,10 @@ def open_cohort(folder: Path) -> CohortSource:
         lungs=entries["lungs"],
         diseased=entries["enhancement"],
     )
+
+
+def _slice_id(entry: dict[str, Any]) -> str:
+    return Path(entry["image"]).name.removesuffix(".nii.gz")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

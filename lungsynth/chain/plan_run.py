@@ -133,9 +133,8 @@ def _library(settings: PlanSettings, cohort: CohortSource | None) -> AssetLibrar
     if not len(library):
         samplers = open_samplers(settings.bundles, **weights)
         write_atomically(made, (json.dumps(identity, indent=2, sort_keys=True) + "\n").encode())
-        sizes = Sizes(
-            lungs=settings.lungs, groups=settings.groups, nodules=settings.nodules * len(samplers.nodules.categories)
-        )
+        nodules = settings.nodules * len(samplers.nodules.categories)
+        sizes = Sizes(lungs=settings.lungs, groups=settings.groups, nodules=nodules)
         lends = cohort if settings.real_voxels else None
         make_assets(library, samplers, sizes, seed=settings.seed, cohort=lends)
     return library

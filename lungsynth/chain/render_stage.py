@@ -10,8 +10,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lungsynth.ct.write import write_plane
-from lungsynth.layers import AssetLibrary, Recipe, render
-from lungsynth.layers.render import Enhancer
+from lungsynth.enhancement import EnhancementStage, Outcome
+from lungsynth.layers import AssetLibrary, Recipe, Renderer
 
 __all__ = ["image_path", "mask_path", "remove_leftovers", "render_samples"]
 
@@ -27,28 +27,28 @@ def mask_path(out: Path, sample: str) -> Path:
 
 
 def render_samples(
-    recipes: Sequence[Recipe], library: AssetLibrary, out: Path, *, enhance: Enhancer | None, batch_size: int
-) -> int:
+    recipes: Sequence[Recipe], library: AssetLibrary, out: Path, *, stage: EnhancementStage | None, batch_size: int
+) -> list[Outcome | None]:
     """Writes what is missing of the samples' images and label maps.
 
     Args:
         recipes: all samples of the run.
         library: their assets.
         out: folder of the run.
-        enhance: the last stage, or None.
+        stage: the last stage, or None.
         batch_size: samples between two reports of progress.
 
     Returns:
-        Number of samples written now.
+        What became of each sample that was written now; None without the last stage.
     """
+    renderer, outcomes = Renderer(library), []
     missing = [recipe for recipe in recipes if not image_path(out, recipe.id).exists()]
     with tqdm(total=len(recipes), initial=len(recipes) - len(missing), desc="samples", unit="sample") as progress:
         for begin in range(0, len(missing), batch_size):
             batch = missing[begin : begin + batch_size]
-            for recipe in batch:
-                _write_sample(recipe, library, out, enhance)
+            outcomes += [_write_sample(recipe, renderer, out, stage) for recipe in batch]
             progress.update(len(batch))
-    return len(missing)
+    return outcomes
 
 
 def remove_leftovers(out: Path) -> None:
@@ -58,8 +58,10 @@ def remove_leftovers(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _write_sample(recipe: Recipe, library: AssetLibrary, out: Path, enhance: Enhancer | None) -> None:
-    sample = render(recipe, library, enhance=enhance)
+def _write_sample(recipe: Recipe, renderer: Renderer, out: Path, stage: EnhancementStage | None) -> Outcome | None:
+    sample = renderer.render(recipe)
+    image, outcome = (sample.image, None) if stage is None else stage(sample, recipe.lung, renderer.layer(recipe))
     descrip = f"synthetic: lungsynth {recipe.id}"
     write_plane(mask_path(out, recipe.id), sample.label, sample.affine, descrip=descrip)
-    write_plane(image_path(out, recipe.id), sample.image, sample.affine, descrip=descrip)
+    write_plane(image_path(out, recipe.id), image, sample.affine, descrip=descrip)
+    return outcome

@@ -1,8 +1,9 @@
 """Stage 4: what is said of the samples: `annotations.csv`, `datalist.json` and the contact sheet."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lungsynth.chain.render_stage import image_path, mask_path
 from lungsynth.contact_sheet import Tile, contact_sheet, pick_tiles, save_sheet
@@ -13,16 +14,21 @@ from lungsynth.layers import AssetLibrary, Recipe, render
 __all__ = ["read_tile", "write_reports"]
 
 
-def write_reports(recipes: Sequence[Recipe], library: AssetLibrary, out: Path) -> None:
+def write_reports(
+    recipes: Sequence[Recipe], library: AssetLibrary, out: Path, *, patients: Mapping[str, str] | None = None
+) -> None:
     """Writes the three files; all follow from the recipes and the samples.
 
     Args:
         recipes: all samples of the run.
         library: their assets.
         out: folder of the run, with its images and label maps.
+        patients: of real assets, by their `origin`.
     """
     write_annotations(out / "annotations.csv", _spheres(recipes, library))
-    write_atomically(out / "datalist.json", (json.dumps(_datalist(recipes, out), indent=1) + "\n").encode())
+    write_atomically(
+        out / "datalist.json", (json.dumps(_datalist(recipes, library, out, patients or {}), indent=1) + "\n").encode()
+    )
     shown = set(pick_tiles([recipe.id for recipe in recipes]))
     tiles = [read_tile(recipe, out) for recipe in recipes if recipe.id in shown]
     save_sheet(contact_sheet(tiles), out / "contact_sheet.png")
@@ -42,9 +48,13 @@ def _spheres(recipes: Sequence[Recipe], library: AssetLibrary) -> Iterator[Nodul
             yield NoduleSphere(series_id=recipe.id, centre_lps_mm=(x_mm, y_mm, z_mm), diameter_mm=diameter_mm)
 
 
-def _datalist(recipes: Sequence[Recipe], out: Path) -> dict[str, list[dict[str, str]]]:
-    def relative(path: Path) -> str:
-        return path.relative_to(out).as_posix()
-
-    files = [(image_path(out, recipe.id), mask_path(out, recipe.id)) for recipe in recipes]
-    return {"training": [{"image": relative(image), "label": relative(mask)} for image, mask in files]}
+def _datalist(
+    recipes: Sequence[Recipe], library: AssetLibrary, out: Path, patients: Mapping[str, str]
+) -> dict[str, list[dict[str, Any]]]:
+    entries: list[dict[str, Any]] = []
+    for recipe in recipes:
+        files = image_path(out, recipe.id), mask_path(out, recipe.id)
+        image, label = (path.relative_to(out).as_posix() for path in files)
+        origins = {library[asset].origin for asset in (recipe.lung, *(nodule.asset for nodule in recipe.nodules))}
+        entries.append({"image": image, "label": label, "patient_id": sorted({*map(patients.get, origins)} - {None})})
+    return {"training": entries}

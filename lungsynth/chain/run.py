@@ -24,10 +24,10 @@ from lungsynth.chain.plan_stage import make_catalogue, presence
 from lungsynth.chain.render_stage import remove_leftovers, render_samples
 from lungsynth.chain.report_stage import read_tile, write_reports
 from lungsynth.chain.settings import ChainSettings, check_folder, write_run_file
+from lungsynth.enhancement import Changes, EnhancementStage, open_stage, summary
 from lungsynth.hounsfield import DISPLAY_WINDOW
 from lungsynth.layers import AssetLibrary, read_catalogue
 from lungsynth.layers.catalogue_rows import PlanWeights
-from lungsynth.layers.render import Enhancer
 from lungsynth.tracking import DEFAULT_URI, Run, Tracker, open_tracker
 
 __all__ = ["ChainResult", "run_chain"]
@@ -62,7 +62,7 @@ class _Tools:
     cohort: CohortSource | None
     weights: dict[str, Weights]
     samplers: Samplers | None
-    enhance: Enhancer | None
+    stage: EnhancementStage | None
     segmenter: Segmenter
     configs: dict[str, dict[str, Any]]
 
@@ -97,6 +97,7 @@ def run_chain(settings: ChainSettings, *, tracking_uri: str = DEFAULT_URI) -> Ch
 def _prepare(settings: ChainSettings) -> tuple[_Tools, dict[str, Any]]:
     """Looks at every input: returns the tools, and what `run.json` says."""
     cohort = open_cohort(settings.cohort) if settings.cohort else None
+    cohort = cohort.without_diseased() if cohort and settings.spare_diseased else cohort
     weights = _weights(settings)
     identity = _identity(settings, cohort, weights)
     check_folder(settings.out, identity)
@@ -106,7 +107,7 @@ def _prepare(settings: ChainSettings) -> tuple[_Tools, dict[str, Any]]:
         cohort=cohort,
         weights=weights,
         samplers=None if has_assets else open_samplers(settings.bundles, **used),
-        enhance=open_bundle(settings.bundles, "cyclegan", component="enhancer") if settings.enhance else None,
+        stage=open_stage(settings.bundles, gate=settings.gate) if settings.enhance else None,
         segmenter=open_bundle(settings.bundles, "lung_seg", component="segmenter"),
         configs=_configs(settings),
     )
@@ -135,8 +136,11 @@ def _identity(settings: ChainSettings, cohort: CohortSource | None, weights: Map
         "count": settings.count,
         "seed": settings.seed,
         "enhance": settings.enhance,
+        "gate": settings.enhance and settings.gate,
         "lungs": settings.lungs,
         "groups": settings.groups,
+        "real_share": settings.real_share,
+        "spare_diseased": settings.spare_diseased,
         **{f"cohort_{key}": cohort.identity[key] if cohort else None for key in ("split_hash", "datalists")},
         **{f"weights_{name}": value for name, value in hashes.items()},
     }
@@ -198,17 +202,22 @@ def _render(settings: ChainSettings, tools: _Tools, run: Run) -> dict[str, float
     started = time.monotonic()
     recipes = list(read_catalogue(settings.out / "catalogue.parquet"))
     library = AssetLibrary(settings.out)
-    written = render_samples(recipes, library, settings.out, enhance=tools.enhance, batch_size=settings.batch_size)
-    rate = written / (time.monotonic() - started)
+    outcomes = render_samples(recipes, library, settings.out, stage=tools.stage, batch_size=settings.batch_size)
+    rate = len(outcomes) / (time.monotonic() - started)
     for recipe in recipes[:_LOGGED_SAMPLES]:
         grey = DISPLAY_WINDOW.to_grey(read_tile(recipe, settings.out).hu)
         run.log_image(Image.fromarray(grey), f"samples/{recipe.id}.png")
-    return {"samples_written": written, "samples_total": len(recipes), "samples_per_second": rate}
+    done = [outcome for outcome in outcomes if outcome]
+    figures = summary([o.facts() for o in done], Changes.total(o.changes for o in done)) if done else {}
+    known = {f"enhanced_{key}": float(value) for key, value in figures.items() if value is not None}
+    counts = {"samples_written": float(len(outcomes)), "samples_total": float(len(recipes))}
+    return {**known, **counts, "samples_per_second": rate}
 
 
 def _report(settings: ChainSettings, tools: _Tools, run: Run) -> dict[str, float]:
     recipes = list(read_catalogue(settings.out / "catalogue.parquet"))
-    write_reports(recipes, AssetLibrary(settings.out), settings.out)
+    patients = tools.cohort.patients if tools.cohort else {}
+    write_reports(recipes, AssetLibrary(settings.out), settings.out, patients=patients)
     run.log_file(settings.out / "contact_sheet.png")
     nodules = Counter(f"nodules_{nodule.category}" for recipe in recipes for nodule in recipe.nodules)
     real = sum(recipe.has_real_voxels for recipe in recipes)
@@ -221,7 +230,7 @@ def _check(settings: ChainSettings, tools: _Tools, run: Run) -> dict[str, float]
 
 
 def _log_run(parent: Run, settings: ChainSettings, identity: dict[str, Any], tools: _Tools) -> None:
-    sizes = {f"begin_{key}": value for key, value in vars(settings.sizes).items()}
+    sizes = {f"begin_{key}": getattr(settings.sizes, key) for key in ("lungs", "groups", "nodules")}
     parent.log_params({**identity, **sizes, "batch_size": settings.batch_size})
     parent.log_file(settings.out / "run.json")
     for name, config in tools.configs.items():

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from fractions import Fraction
 from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ __all__ = ["ChainSettings", "Purpose", "Sizes", "check_folder", "seeds", "share"
 _PAIRS_PER_SAMPLE = 2.5  # the paper plans 2,500,000 pairs and keeps 1,000,000
 _MAX_LUNGS = 500  # the paper: 50 real and 450 generated
 _MAX_NODULES = 1200  # the paper: 200 real and 1,000 generated
+REAL_NODULES = Fraction(200, 1200)
+REAL_LUNGS = Fraction(50, 500)
 _NODULES_PER_GROUP = 2  # a group has 1.4 on average, so that few nodules are drawn twice in a small run
 
 
@@ -47,9 +50,12 @@ class ChainSettings:
         bundles: folder of the three bundles.
         cohort: folder written by `scripts/prepare.py`, whose training part lends real nodules and lungs.
         enhance: send the composites through the CycleGAN.
+        gate: blend back what would cost or invent a nodule.
         batch_size: samples between two reports of progress; no byte depends on it.
         lungs: distinct lungs; None for the paper's rule.
         groups: nodule groups; None for the paper's rule.
+        real_share: share of real lungs, and of real nodules; None for the paper's rule.
+        spare_diseased: leave out the patients of `enhancement.json`, from whom the enhancer learns what is real.
 
     Raises:
         InputError: when a number is out of its range.
@@ -61,15 +67,22 @@ class ChainSettings:
     bundles: Path
     cohort: Path | None = None
     enhance: bool = True
+    gate: bool = True
     batch_size: int = 16
     lungs: int | None = None
     groups: int | None = None
+    real_share: float | None = None
+    spare_diseased: bool = False
 
     def __post_init__(self) -> None:
         for name, low in (("count", 1), ("seed", 0), ("batch_size", 1), ("lungs", 1), ("groups", 1)):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise InputError(f"--{name.replace('_', '-')} must be at least {low}, got {value}.")
+        if self.real_share is not None and not 0 <= self.real_share <= 1:
+            raise InputError(f"--real-share must lie in [0, 1], got {self.real_share:g}.")
+        if self.cohort is None and (self.real_share or self.spare_diseased):
+            raise InputError("--real-share and --spare-diseased need --cohort, which lends real nodules and lungs.")
 
     @property
     def sizes(self) -> "Sizes":
@@ -77,7 +90,13 @@ class ChainSettings:
         pairs = ceil(_PAIRS_PER_SAMPLE * self.count)
         lungs = self.lungs or min(_MAX_LUNGS, ceil(sqrt(pairs)))
         groups = self.groups or ceil(pairs / lungs)
-        return Sizes(lungs=lungs, groups=groups, nodules=min(_MAX_NODULES, _NODULES_PER_GROUP * groups))
+        return Sizes(
+            lungs=lungs,
+            groups=groups,
+            nodules=min(_MAX_NODULES, _NODULES_PER_GROUP * groups),
+            real_lungs_share=REAL_LUNGS if self.real_share is None else self.real_share,
+            real_nodules_share=REAL_NODULES if self.real_share is None else self.real_share,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +106,18 @@ class Sizes:
     lungs: int
     groups: int
     nodules: int
+    real_lungs_share: Fraction | float = REAL_LUNGS
+    real_nodules_share: Fraction | float = REAL_NODULES
+
+    @property
+    def real_lungs(self) -> int:
+        """Lungs of patients, as far as there are any."""
+        return round(self.lungs * self.real_lungs_share)
+
+    @property
+    def real_nodules(self) -> int:
+        """Nodules of patients, likewise."""
+        return round(self.nodules * self.real_nodules_share)
 
 
 def seeds(seed: int, purpose: Purpose, *keys: int, n: int) -> list[int]:

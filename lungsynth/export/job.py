@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lungsynth.ct.write import write_atomically
+from lungsynth.enhancement import Changes, EnhancementStage, open_stage
 from lungsynth.errors import InputError
 from lungsynth.export.formats import FORMATS, Format
 from lungsynth.export.sample import export_variant
 from lungsynth.layers import AssetLibrary, Catalogue, Renderer, read_catalogue
-from lungsynth.layers.render import Enhancer
 from lungsynth.layers.variants import Growth, variants
 
-__all__ = ["Job", "Part", "PartWriter"]
+__all__ = ["ENHANCED_LUNGS", "Job", "Part", "PartWriter"]
+
+ENHANCED_LUNGS = ".enhanced"  # folder of lungs that all workers share; it goes when all samples are made
 
 
 class Part(NamedTuple):
@@ -47,6 +49,7 @@ class Job:
         pairs: see `layers.variants`.
         growth: see `layers.variants`.
         bundles: folder of the bundles whose enhancer is applied; None leaves the composites as they are.
+        gate: with `bundles`, blend back what would cost or invent a nodule.
 
     Raises:
         InputError: on an unknown format.
@@ -59,6 +62,7 @@ class Job:
     pairs: bool = False
     growth: Growth | None = None
     bundles: Path | None = None
+    gate: bool = True
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -82,7 +86,8 @@ class Job:
             "files": self.format,
             "pairs": self.pairs,
             "growth": None if self.growth is None else asdict(self.growth) | {"days": list(self.growth.days)},
-            "enhancer": _enhancer_weights(self.bundles),
+            "enhancer": _weights(self.bundles, "cyclegan"),
+            "gate": _weights(self.bundles if self.gate else None, "lung_seg"),
         }
 
     def parts(self, begin: int, end: int) -> list[Part]:
@@ -96,12 +101,12 @@ class Job:
         return self.out / ".parts" / f"{part.name}.json"
 
 
-def _enhancer_weights(bundles: Path | None) -> str | None:
+def _weights(bundles: Path | None, name: str) -> str | None:
     if bundles is None:
         return None
     from lungsynth.bundles import read_weights  # brings PyTorch and MONAI, which take seconds
 
-    return read_weights(bundles, "cyclegan").sha256
+    return read_weights(bundles, name).sha256
 
 
 @dataclass(frozen=True)
@@ -119,13 +124,10 @@ class PartWriter:
         return read_catalogue(self.job.catalogue)
 
     @cached_property
-    def _enhance(self) -> Enhancer | None:
+    def _stage(self) -> EnhancementStage | None:
         if self.job.bundles is None:
             return None
-        from lungsynth.bundles import open_bundle  # brings PyTorch and MONAI, which take seconds
-
-        enhancer: Enhancer = open_bundle(self.job.bundles, "cyclegan", component="enhancer")
-        return enhancer
+        return open_stage(self.job.bundles, gate=self.job.gate, folder=self.job.out / ENHANCED_LUNGS)
 
     def write(self, part: Part) -> int:
         """Makes a part unless it is done.
@@ -146,11 +148,12 @@ class PartWriter:
         for index in range(part.begin, part.end):
             found = variants(self._recipes[index], pairs=job.pairs, growth=job.growth)
             left_out += not found
-            samples += [export_variant(variant, self._renderer, self._enhance) for variant in found]
+            samples += [export_variant(variant, self._renderer, self._stage) for variant in found]
         written, files = job.how.write(samples, job.out, part.name) if samples else ([], [])
         record = {
             "samples": [s.facts() | names._asdict() for s, names in zip(samples, written, strict=True)],
             "left_out": left_out,
+            "changes": Changes.total(s.outcome.changes for s in samples if s.outcome).counts.tolist(),
             "files": {name: hashlib.sha256((job.out / name).read_bytes()).hexdigest() for name in files},
         }
         write_atomically(job.record(part), json.dumps(record, sort_keys=True).encode())

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -9,11 +11,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from lungsynth.ct.write import write_atomically
+from lungsynth.enhancement import Changes, summary
 from lungsynth.errors import InputError
-from lungsynth.export.job import Job, Part, PartWriter
+from lungsynth.export.job import ENHANCED_LUNGS, Job, Part, PartWriter
 from lungsynth.export.labels import write_checksums, write_labels
 from lungsynth.layers import read_catalogue
 
@@ -91,7 +95,9 @@ def _local(job: Job, parts: Sequence[Part], workers: int) -> Iterator[int]:
         yield from (writer.write(part) for part in parts)
         return
     # Spawned, because a forked process may inherit the locks of PyTorch's threads.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start, initargs=(job,)) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=_start, initargs=(job, workers)
+    ) as pool:
         try:
             for future in as_completed([pool.submit(_write, part) for part in parts]):
                 yield future.result()
@@ -102,7 +108,11 @@ def _local(job: Job, parts: Sequence[Part], workers: int) -> Iterator[int]:
 _writers: list[PartWriter] = []
 
 
-def _start(job: Job) -> None:
+def _start(job: Job, workers: int) -> None:
+    if job.bundles is not None:
+        import torch
+
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))  # or the processes wait for one another
     _writers[:] = [PartWriter(job)]
 
 
@@ -146,13 +156,23 @@ def _finish(job: Job) -> Totals:
     files = {name: digest for record in records for name, digest in record["files"].items()}
     write_labels(list(samples.values()), job.out)
     write_checksums(files, job.out)
+    if job.bundles is not None:
+        _write_summary(records, job.out)
     _remove_leftovers(job.out)
     return Totals(len(samples), len(files), sum(record["left_out"] for record in records))
 
 
+def _write_summary(records: Sequence[dict[str, Any]], out: Path) -> None:
+    changes = Changes.total(Changes(np.array(record["changes"])) for record in records)
+    facts = [sample["enhancement"] for record in records for sample in record["samples"]]
+    content = json.dumps(summary(facts, changes), indent=2) + "\n"
+    write_atomically(out / "enhanced.json", content.encode())
+
+
 def _remove_leftovers(out: Path) -> None:
-    """Removes temporary files of processes that were killed; with several at work on one folder, the last one does."""
+    """Removes what only the work needed; another range at work on the folder makes its enhanced lungs again."""
     for pattern in ("**/.*.tmp", "**/.*.part"):
         for path in out.glob(pattern):
             if path.is_file():
                 path.unlink(missing_ok=True)
+    shutil.rmtree(out / ENHANCED_LUNGS, ignore_errors=True)

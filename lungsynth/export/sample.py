@@ -1,14 +1,15 @@
 """A sample on its way out: pixels, name, and what the label files say of it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from lungsynth.enhancement import EnhancementStage, Outcome
 from lungsynth.hounsfield import Label
 from lungsynth.layers import Annotation, Box, Recipe, Rendered
 from lungsynth.layers.composite import NoduleMask
-from lungsynth.layers.render import Enhancer, Renderer
+from lungsynth.layers.render import Renderer
 from lungsynth.layers.variants import Variant
 from lungsynth.types import Affine, HuPlane, LabelPlane, MaskPlane
 
@@ -30,7 +31,7 @@ class Exported:
         masks: one a nodule, in its box.
         annotations: one a nodule.
         categories: one a nodule.
-        enhanced: whether the enhancer worked on it.
+        outcome: of the enhancer's work; None without it.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Exported:
     masks: tuple[NoduleMask, ...]
     annotations: tuple[Annotation, ...]
     categories: tuple[str, ...]
-    enhanced: bool = False
+    outcome: Outcome | None = None
 
     @property
     def descrip(self) -> str:
@@ -75,36 +76,38 @@ class Exported:
             "boxes": [[int(value) for value in box] for box in self.boxes],
             "annotations": [list(annotation) for annotation in self.annotations],
             "runs": [_runs(mask) for mask in self.nodules],
+            **({"enhancement": self.outcome.facts()} if self.outcome else {}),
         }
 
 
-def export_variant(variant: Variant, renderer: Renderer, enhance: Enhancer | None) -> Exported:
+def export_variant(variant: Variant, renderer: Renderer, stage: EnhancementStage | None) -> Exported:
     """Renders a variant.
 
     Args:
         variant: what to make.
         renderer: of its library.
-        enhance: the last stage, or None.
+        stage: the last stage, or None.
 
     Raises:
         InputError: when an asset is missing or damaged.
     """
     recipe = variant.recipe
     sample: Rendered = renderer.render(recipe) if variant.nodules else renderer.lung(recipe)
-    if enhance is not None:
-        sample = replace(sample, image=enhance(sample.image, sample.label == Label.NODULE))
+    image, outcome = sample.image, None
+    if stage is not None:
+        image, outcome = stage(sample, recipe.lung, renderer.layer(recipe))
     return Exported(
         name=variant.name,
         recipe=recipe,
         day=variant.day,
-        image=sample.image,
+        image=image,
         label=sample.label,
         affine=sample.affine,
         boxes=sample.boxes,
         masks=sample.masks,
         annotations=sample.annotations,
         categories=tuple(nodule.category for nodule in recipe.nodules) if variant.nodules else (),
-        enhanced=enhance is not None,
+        outcome=outcome,
     )
 
 

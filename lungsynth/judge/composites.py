@@ -113,6 +113,15 @@ class Composites:
             ),
         )
 
+    @property
+    def library(self) -> AssetLibrary:
+        """Their lungs and nodules, while the context is open."""
+        return self._library
+
+    def recipe(self, index: int) -> tuple[Recipe, Nodule, str]:
+        """How a composite is made, its nodule, and the patient of its lung."""
+        return self._recipes[index], *self._lesions[index]
+
     def __iter__(self) -> Iterator[Composite]:
         return (self[index] for index in range(len(self)))
 

@@ -37,11 +37,15 @@ NoduleMask = Bool[np.ndarray, "_ _"]  # its own box's shape
 
 
 class Finding(NamedTuple):
-    """What the label map shows of one nodule: its box, the diameter of the disc of equal area, its mask in the box."""
+    """What the label map shows of one nodule: its box, the diameter of the disc of equal area, its mask in the box.
+
+    `window` is larger: outside it the nodule changed no pixel of the lung.
+    """
 
     box: Box
     diameter_mm: float
     mask: NoduleMask
+    window: Box
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,4 +200,4 @@ def _finding(nodule: np.ndarray, window: Box, spacing_mm: tuple[float, float]) -
     top, left, bottom, right = int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
     box = Box(window.row_from + top, window.column_from + left, window.row_from + bottom, window.column_from + right)
     diameter_mm = disc_diameter_mm(int(np.count_nonzero(nodule)), spacing_mm)
-    return Finding(box, diameter_mm, nodule[top:bottom, left:right])
+    return Finding(box, diameter_mm, nodule[top:bottom, left:right], window)

@@ -49,6 +49,7 @@ class Rendered:
         boxes: one a nodule.
         masks: one a nodule, in its box.
         annotations: one a nodule.
+        windows: one a nodule; outside them the image is its lung.
     """
 
     image: HuPlane
@@ -57,6 +58,7 @@ class Rendered:
     boxes: tuple[Box, ...]
     masks: tuple[NoduleMask, ...]
     annotations: tuple[Annotation, ...]
+    windows: tuple[Box, ...]
 
 
 class _PreparedLung(NamedTuple):
@@ -109,13 +111,19 @@ class Renderer:
             boxes=tuple(finding.box for finding in result.findings),
             masks=tuple(finding.mask for finding in result.findings),
             annotations=tuple(annotations),
+            windows=tuple(finding.window for finding in result.findings),
         )
 
     def lung(self, recipe: Recipe) -> Rendered:
         """The lung of a sample without its nodules."""
         lung: _PreparedLung = self._lungs.get(recipe.lung, self._prepare_lung)
         image, label = np.array(lung.layer.hu), lung.layer.label.copy()
-        return Rendered(image=image, label=label, affine=lung.affine, boxes=(), masks=(), annotations=())
+        return Rendered(image=image, label=label, affine=lung.affine, boxes=(), masks=(), annotations=(), windows=())
+
+    def layer(self, recipe: Recipe) -> LungLayer:
+        """The lung that a sample lies on, as it is kept; not to be written to."""
+        layer: LungLayer = self._lungs.get(recipe.lung, self._prepare_lung).layer
+        return layer
 
     def shape(self, recipe: Recipe) -> tuple[int, int]:
         """(H, W) of a sample."""

@@ -20,7 +20,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class BestWeights:
-    """Writes the network's plain state dict when a metric of the evaluator reaches a new low.
+    """Writes the network's plain state dict when a metric of the evaluator reaches a new low, labels being kept.
 
     Args:
         path: the weight file.
@@ -28,9 +28,21 @@ class BestWeights:
         metric: name in `evaluator.state.metrics`; lower is better.
         trainer: ended after `patience` validations without a new low.
         patience: at least 1.
+        kept: name of the metric of labels kept; None asks for none.
+        min_kept: an epoch that keeps fewer is none to be chosen, whatever its distance.
     """
 
-    def __init__(self, path: str | Path, *, network: nn.Module, metric: str, trainer: Engine, patience: int) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        network: nn.Module,
+        metric: str,
+        trainer: Engine,
+        patience: int,
+        kept: str | None = None,
+        min_kept: float = 0.99,
+    ) -> None:
         if patience < 1:
             raise ValueError(f"patience must be at least 1 validation, got {patience}.")
         self.path = Path(path)
@@ -38,6 +50,7 @@ class BestWeights:
         self.metric = metric
         self.trainer = trainer
         self.patience = patience
+        self.kept, self.min_kept = kept, min_kept
         self.best: float | None = None
         self.waited = 0
 
@@ -47,14 +60,15 @@ class BestWeights:
 
     def __call__(self, evaluator: Engine) -> None:
         value = float(evaluator.state.metrics[self.metric])
-        if self.best is None or value < self.best:
+        safe = self.kept is None or float(evaluator.state.metrics[self.kept]) >= self.min_kept
+        if safe and (self.best is None or value < self.best):
             self.best, self.waited = value, 0
             if distributed.get_rank() == 0:
                 self._save()
             return
         self.waited += 1
         if self.waited >= self.patience:
-            _LOG.info("No better %s than %g in %d validations: stopping", self.metric, self.best, self.waited)
+            _LOG.info("No better %s than %s in %d validations: stopping", self.metric, self.best, self.waited)
             self.trainer.terminate()
 
     def _save(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the CycleGAN reads: composites (X) and real slices that show nodules (Y), as lists of entries and as a data set.
+"""What the CycleGAN reads: composites (X) and real slices that show nodules (Y), as lists of entries.
 
 An entry is a dict: `image` and `label` (paths), `kind` (`slice`: NIfTI of depth one; `nodule`: the npz of a nodule
 patch, the fall-back where a COHORT has no slices with nodules), and `patient_id` where known (a text, or a list of
@@ -12,13 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from monai.data import CacheDataset
-from monai.transforms import Compose, Randomizable
-from torch import Tensor
-from torch.utils.data import Dataset
-
-__all__ = ["UnpairedDataset", "prepare_validation", "read_composites", "read_reals", "unpaired_entries"]
+__all__ = ["Entry", "read_composites", "read_reals", "unpaired_entries"]
 
 _LOG = logging.getLogger(__name__)
 _SPLITS = ("training", "validation", "test")
@@ -40,10 +34,10 @@ def unpaired_entries(composite_dir: str | Path, dataset_dir: str | Path, *, spli
 
     Raises:
         FileNotFoundError: when a list is missing.
-        ValueError: when a list is empty or malformed, or composites and reals share a patient.
+        ValueError: when a list is empty or malformed, or no real is of a patient who is not in the composites.
     """
-    composites, reals = read_composites(composite_dir), read_reals(dataset_dir, split=split)
-    _check_disjoint(composites, reals)
+    composites = read_composites(composite_dir)
+    reals = _of_others(read_reals(dataset_dir, split=split), composites)
     training = split == "training"
     part = [entry for i, entry in enumerate(composites) if (i % HELD_OUT_EVERY != 0) == training]
     if not part:
@@ -133,70 +127,21 @@ def _entry(entry: Mapping[str, Any], file: Path, *, kind: str, image: str, label
     return {**paths, "kind": kind, "patient_id": entry.get("patient_id")}
 
 
-def _check_disjoint(composites: Sequence[Entry], reals: Sequence[Entry]) -> None:
-    """A real patient that also went into the composites would teach the discriminator to look for that patient."""
-    if shared := sorted(_patients(composites) & _patients(reals)):
+def _of_others(reals: Sequence[Entry], composites: Sequence[Entry]) -> list[Entry]:
+    """The reals whose patients are not in the composites: the discriminator would learn to look for the patient."""
+    shared = _patients(composites)
+    others = [entry for entry in reals if not _patients([entry]) & shared]
+    if not others:
         raise ValueError(
-            f"Composites and reals must not share patients, but {shared[0]} and {len(shared) - 1} more are in both. "
-            "Make the composites from other patients, or from generated lungs and nodules."
+            f"Composites and reals must not share patients, but {sorted(_patients(reals) & shared)[0]} and all others "
+            "of the reals are in both. Make the composites with scripts/synthesize.py --spare-diseased, or from "
+            "generated lungs and nodules."
         )
+    if len(others) < len(reals):
+        _LOG.warning("%d of %d reals are of patients in the composites: left out", len(reals) - len(others), len(reals))
+    return others
 
 
 def _patients(entries: Sequence[Entry]) -> set[str]:
     named = (entry["patient_id"] for entry in entries if entry["patient_id"])
     return {str(patient) for ids in named for patient in ([ids] if isinstance(ids, str) else ids)}
-
-
-class UnpairedDataset(Dataset, Randomizable):
-    """Pairs of a composite and a real, drawn anew for each sample, or each in its turn.
-
-    Args:
-        data: `composites` and `reals` of `unpaired_entries`.
-        transform: makes `image` (1, h, w) in units and `nodule` (1, h, w) bool of an entry; what comes before its first
-            random step is cached.
-        length: samples an epoch; None takes each entry in its turn, the shorter list again from its start.
-        cache_slices: decoded slices of each domain that are kept in memory.
-        progress: show a bar while caching.
-    """
-
-    def __init__(
-        self,
-        data: Mapping[str, Sequence[Entry]],
-        *,
-        transform: Compose,
-        length: int | None = None,
-        cache_slices: int = 1000,
-        progress: bool = True,
-    ) -> None:
-        self.data = data
-        self.transform = transform
-        self.drawn = length is not None
-        self.length = length or max(len(data["composites"]), len(data["reals"]))
-        cached = {"cache_num": cache_slices, "progress": progress, "copy_cache": False}
-        self.x = CacheDataset(list(data["composites"]), transform, **cached)
-        self.y = CacheDataset(list(data["reals"]), transform, **cached)
-
-    def __len__(self) -> int:
-        return self.length
-
-    def set_random_state(self, seed: int | None = None, state: Any = None) -> "UnpairedDataset":
-        """Seeds the draw of entries and the random transforms."""
-        super().set_random_state(seed, state)
-        self.transform.set_random_state(seed, state)
-        return self
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """A dict of `x`, `x_nodule`, `y`, `y_nodule`."""
-        i, j = index % len(self.x), index % len(self.y)
-        if self.drawn:
-            i, j = int(self.R.randint(len(self.x))), int(self.R.randint(len(self.y)))
-        x, y = self.x[i], self.y[j]
-        return {"x": x["image"], "x_nodule": x["nodule"], "y": y["image"], "y_nodule": y["nodule"]}
-
-
-def prepare_validation(
-    batch: Mapping[str, Tensor], device: torch.device | str, non_blocking: bool = False, **_: Any
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Composites to enhance and, as their `label`, what the metrics compare with: `nodule` and `real`."""
-    moved = {key: value.to(device, non_blocking=non_blocking) for key, value in batch.items()}
-    return moved["x"], {"nodule": moved["x_nodule"], "real": moved["y"]}

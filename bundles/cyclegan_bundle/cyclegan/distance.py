@@ -16,9 +16,10 @@ from ignite.metrics import Metric
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, unfold
 
-from .hounsfield import HU_PER_UNIT
+from .hounsfield import HU_PER_UNIT, WINDOW_HU
+from .losses import volume_change
 
-__all__ = ["HUChange", "SlicedWasserstein", "laplacian_pyramid", "sliced_wasserstein"]
+__all__ = ["HUChange", "LabelsKept", "SlicedWasserstein", "laplacian_pyramid", "sliced_wasserstein"]
 
 
 def laplacian_pyramid(images: Tensor, levels: int) -> list[Tensor]:
@@ -49,6 +50,7 @@ class SlicedWasserstein(Metric):
         patches: drawn from each image and level.
         projections: directions.
         seed: of positions and directions.
+        ceiling_hu: what is denser looks like this, see `network.PatchDiscriminator`.
     """
 
     def __init__(
@@ -60,7 +62,9 @@ class SlicedWasserstein(Metric):
         patches: int = 64,
         projections: int = 128,
         seed: int = 0,
+        ceiling_hu: float = WINDOW_HU[1],
     ) -> None:
+        self.ceiling_unit = (ceiling_hu - WINDOW_HU[0]) / HU_PER_UNIT - 1
         self.levels, self.patch_px, self.patches = levels, patch_px, patches
         self.projections, self.seed = projections, seed
         super().__init__(output_transform)
@@ -71,7 +75,12 @@ class SlicedWasserstein(Metric):
 
     def update(self, output: tuple[Tensor, Tensor]) -> None:
         for images, kept in zip(output, self._patches, strict=True):
-            kept.append([self._draw(level) for level in laplacian_pyramid(images.cpu().clamp(-1, 1), self.levels)])
+            kept.append(
+                [
+                    self._draw(level)
+                    for level in laplacian_pyramid(images.cpu().clamp(-1, self.ceiling_unit), self.levels)
+                ]
+            )
 
     def compute(self) -> float:
         """The distance; all processes get that of the first, so that they stop together."""
@@ -103,3 +112,37 @@ class HUChange(Metric):
 
     def compute(self) -> float:
         return float(distributed.broadcast(self._sum / max(self._pixels, 1), src=0))
+
+
+class LabelsKept(Metric):
+    """Share of images whose nodule is what its label says after as before: in mean HU, and in volume; 1 without any.
+
+    Args:
+        output_transform: see `HUChange`.
+        max_hu: largest change of the nodule's mean.
+        max_volume: largest change of its volume (`losses.volume_change`), as a share of it.
+    """
+
+    def __init__(
+        self,
+        output_transform: Callable[[Any], tuple[Tensor, Tensor, Tensor]],
+        *,
+        max_hu: float = 20.0,
+        max_volume: float = 0.1,
+    ) -> None:
+        self.max_hu, self.max_volume = max_hu, max_volume
+        super().__init__(output_transform)
+
+    def reset(self) -> None:
+        self._kept, self._images = 0, 0
+
+    def update(self, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        before, after, nodule = output
+        pixels = nodule.flatten(1).sum(dim=1)
+        change_hu = ((after - before) * nodule).flatten(1).sum(dim=1).abs() / pixels.clamp(min=1) * HU_PER_UNIT
+        kept = (change_hu <= self.max_hu) & (volume_change(before, after, nodule) <= self.max_volume)
+        self._kept += int((kept & (pixels > 0)).sum())
+        self._images += int((pixels > 0).sum())
+
+    def compute(self) -> float:
+        return float(distributed.broadcast(self._kept / self._images if self._images else 1.0, src=0))

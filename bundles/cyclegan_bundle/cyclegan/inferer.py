@@ -13,6 +13,7 @@ from monai.transforms import Transform
 from torch import nn
 
 from .hounsfield import CT_RANGE_HU, HU_PER_UNIT, to_hu, to_int16, to_unit
+from .precision import Precision, ready
 from .slices import list_slices, write_slice
 
 __all__ = ["Enhancer", "SaveEnhanced", "bounded_change", "load_weights", "slice_entries"]
@@ -66,17 +67,25 @@ def bounded_change(
 class Enhancer:
     """Makes composites look acquired: `(hu, nodule_mask) -> hu`, deterministic, one slice at a time (contract C6.5).
 
+    `receptive_field_px` and `alignment_px` say what of a slice a region needs to be enhanced as in the whole slice.
+
     Args:
         network: a `ResidualEnhancer` with its weights.
         device: where to compute.
         nodule_max_residual_hu: bound of the change inside the nodule mask; None leaves that of the network.
+        precision: see `precision.ready`. Another one, or another kind of processor, may round a pixel to another HU.
     """
 
     def __init__(
-        self, network: nn.Module, *, device: torch.device | str = "cpu", nodule_max_residual_hu: float | None = None
+        self,
+        network: nn.Module,
+        *,
+        device: torch.device | str = "cpu",
+        nodule_max_residual_hu: float | None = None,
+        precision: Precision = "auto",
     ) -> None:
         self.device = torch.device(device)
-        self.network = network.to(self.device).eval()
+        self.network = ready(network, device=self.device, precision=precision)
         self.nodule_max_residual_hu = nodule_max_residual_hu
         self.receptive_field_px = int(network.receptive_field_px)
         self.alignment_px = int(network.alignment_px)

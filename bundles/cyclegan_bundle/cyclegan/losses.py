@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The terms of the CycleGAN's loss, pure functions of what the networks made.
 
+Three terms keep what a label says: the nodule's HU, the nodule's volume, and the outline of the lung.
+
 A `Translation` is one of the two directions, from its source domain S to the other domain T. With A the generator S
 -> T and B the one T -> S: X -> Y has A = G, B = F, and Y -> X has A = F, B = G. Swapping the domains therefore swaps
 the terms. Images and masks are (B, 1, H, W), images in units; means are taken over pixels.
@@ -8,9 +10,26 @@ the terms. Images and masks are (B, 1, H, W), images in units; means are taken o
 
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, sigmoid, where
+from torch.nn.functional import max_pool2d
 
-__all__ = ["GeneratorTerms", "Translation", "discriminator_loss", "generator_terms"]
+from .hounsfield import HU_PER_UNIT, WINDOW_HU
+
+__all__ = [
+    "GeneratorTerms",
+    "Translation",
+    "discriminator_loss",
+    "generator_terms",
+    "outline_change",
+    "volume_change",
+]
+
+MARGIN_PX = 3
+VOLUME_TOLERANCE = 0.05
+OUTLINE_TOLERANCE = 0.2
+SOFT_UNIT = 50 / HU_PER_UNIT  # width of a soft threshold: 50 HU
+OUTLINE_UNIT = (-500 - WINDOW_HU[0]) / HU_PER_UNIT - 1  # half way between lung and tissue
+_PIXELS = (1, 2, 3)
 
 
 class Translation(NamedTuple):
@@ -34,37 +53,79 @@ class Translation(NamedTuple):
 
 
 class GeneratorTerms(NamedTuple):
-    """Terms of one direction, scalars; all but `adversarial` in units of HU_PER_UNIT HU."""
+    """Terms of one direction, scalars: `cycle`, `identity`, `nodule` in units of HU_PER_UNIT HU, the others without."""
 
     adversarial: Tensor
     cycle: Tensor
     identity: Tensor
     nodule: Tensor
+    volume: Tensor
+    outline: Tensor
 
-    def total(self, *, cycle_weight: float, identity_weight: float, nodule_weight: float) -> Tensor:
-        """Weighted sum; the weight of the adversarial term is 1."""
-        return (
-            self.adversarial + cycle_weight * self.cycle + identity_weight * self.identity + nodule_weight * self.nodule
-        )
+    def total(self, **weights: float) -> Tensor:
+        """Sum of the terms, each times its `<term>_weight`; the weight of the adversarial term is 1."""
+        kept = self._asdict()
+        total = kept.pop("adversarial")
+        for name, term in kept.items():
+            total = total + weights[f"{name}_weight"] * term
+        return total
 
 
-def generator_terms(made: Translation) -> GeneratorTerms:
-    """LSGAN (Mao et al., 2017, Eq. 9), cycle (Zhu et al., 2017, Eq. 2), identity (section 5.2) and nodule term.
+def generator_terms(made: Translation, *, tolerance_hu: float = 0.0) -> GeneratorTerms:
+    """LSGAN (Mao et al., 2017, Eq. 9), cycle (Zhu et al., 2017, Eq. 2), identity (section 5.2), and what keeps labels.
 
-    The nodule term is the mean absolute change of HU inside the nodules, so that a lesion keeps what the label says
-    of it.
+    `nodule` is the mean absolute change of HU inside the nodules; `volume` and `outline` are the means of those
+    functions. All of them have a tolerance: a change below it costs by its square, above it half of it less (Huber,
+    1964). A plain absolute value costs the first HU as much as the last one, and, since the texture at stake is small,
+    holds the generators at the identity.
+
+    Args:
+        made: by one direction.
+        tolerance_hu: of a pixel in `cycle`, `identity` and `nodule`.
     """
+    unit = tolerance_hu / HU_PER_UNIT
     return GeneratorTerms(
         adversarial=(made.score.float() - 1).square().mean(),
-        cycle=(made.back - made.source).abs().mean(),
-        identity=(made.same - made.source).abs().mean(),
-        nodule=_masked_mean((made.fake - made.source).abs(), made.nodule),
+        cycle=_cost(made.back - made.source, unit).mean(),
+        identity=_cost(made.same - made.source, unit).mean(),
+        nodule=_masked_mean(_cost(made.fake - made.source, unit), made.nodule),
+        volume=_cost(volume_change(made.source, made.fake, made.nodule), VOLUME_TOLERANCE).mean(),
+        outline=_cost(outline_change(made.source, made.fake), OUTLINE_TOLERANCE).mean(),
     )
+
+
+def volume_change(source: Tensor, fake: Tensor, nodule: Tensor) -> Tensor:
+    """By how much of itself the nodule of each image (B,) grew or shrank; 0 where there is none.
+
+    The volume is the soft count of pixels, in the nodule and `MARGIN_PX` around it, that are denser than the middle
+    between the nodule's mean and that of this margin, both before.
+    """
+    weight = nodule.to(source.dtype)
+    near = max_pool2d(weight, 2 * MARGIN_PX + 1, stride=1, padding=MARGIN_PX)
+    around = near - weight
+    inside, outside = (
+        (source * part).sum(_PIXELS, keepdim=True) / part.sum(_PIXELS, keepdim=True).clamp(min=1)
+        for part in (weight, around)
+    )
+    middle = (inside + outside) / 2
+    before, after = ((near * sigmoid((image - middle) / SOFT_UNIT)).sum(_PIXELS) for image in (source, fake))
+    return (after - before).abs() / weight.sum(_PIXELS).clamp(min=1)
+
+
+def outline_change(source: Tensor, fake: Tensor) -> Tensor:
+    """By how much each pixel passes from lung to tissue or back, softly, at `OUTLINE_UNIT`: outline, vessels."""
+    return (sigmoid((fake - OUTLINE_UNIT) / SOFT_UNIT) - sigmoid((source - OUTLINE_UNIT) / SOFT_UNIT)).abs()
 
 
 def discriminator_loss(real_score: Tensor, fake_score: Tensor) -> Tensor:
     """LSGAN loss of one discriminator (Mao et al., 2017, Eq. 9): real patches to 1, fakes to 0."""
     return 0.5 * ((real_score.float() - 1).square().mean() + fake_score.float().square().mean())
+
+
+def _cost(change: Tensor, tolerance: float) -> Tensor:
+    """|change| where the tolerance is 0."""
+    size = change.abs()
+    return size if tolerance == 0 else where(size < tolerance, size.square() / (2 * tolerance), size - tolerance / 2)
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ import nibabel
 import numpy as np
 import torch
 from monai.transforms import MapTransform, Randomizable, Transform
-from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from torch.nn.functional import interpolate
 
 from .hounsfield import to_unit
 
@@ -22,6 +23,8 @@ __all__ = ["LoadSlice", "NoduleCrop", "RandomFlip", "ToUnit", "list_slices", "re
 
 FRAME = ("P", "L", "S")
 NODULE = 2  # label of nodule pixels
+PATCH_SPACING_MM = 0.7
+SAME_SPACING = 1.1  # ratio of two spacings up to which they count as one
 ALPHA_NODULE = 0.5  # from this soft mask on a pixel of a patch is nodule
 
 
@@ -88,7 +91,7 @@ def _read_hu(path: str | Path) -> np.ndarray:
 
 
 class LoadSlice(Transform):
-    """Loads an entry of `data.py`: adds `image` (1, H, W) int16 HU and `nodule` (1, H, W) bool, keeps `path`.
+    """Loads an entry of `data.py`: `image` (1, H, W) int16 HU, `nodule` (1, H, W) bool, `spacing_mm`, `path`.
 
     An entry without `label` has no nodule. Of a nodule patch, the largest slice is taken.
 
@@ -97,7 +100,8 @@ class LoadSlice(Transform):
     """
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        hu, nodule = _read_patch(data["image"]) if data.get("kind") == "nodule" else self._read(data)
+        patch = data.get("kind") == "nodule"
+        hu, nodule = _read_patch(data["image"]) if patch else self._read(data)
         if nodule.shape != hu.shape:
             raise ValueError(
                 f"{data['label']}: its size {nodule.shape} is not that of {data['image']}, {hu.shape}. Label it again."
@@ -105,6 +109,7 @@ class LoadSlice(Transform):
         return {
             "image": torch.from_numpy(np.ascontiguousarray(hu[np.newaxis])),
             "nodule": torch.from_numpy(np.ascontiguousarray(nodule[np.newaxis])),
+            "spacing_mm": PATCH_SPACING_MM if patch else _spacing_mm(data["image"]),
             "path": str(data["image"]),
         }
 
@@ -112,6 +117,14 @@ class LoadSlice(Transform):
         hu = _read_hu(data["image"])
         label = data.get("label")
         return hu, np.zeros(hu.shape, bool) if label is None else read_slice(label) == NODULE
+
+
+def _spacing_mm(path: str | Path) -> float:
+    """Side of a square as large as a pixel."""
+    image = nibabel.load(path)
+    framed = image.affine @ inv_ornt_aff(_to_frame(image.affine), image.shape)  # of the head alone
+    rows, columns = np.linalg.norm(framed[:3, :2], axis=0)
+    return float(np.sqrt(rows * columns))
 
 
 def _read_patch(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -122,6 +135,9 @@ def _read_patch(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 class NoduleCrop(Randomizable, Transform):
     """Cuts squares of `image` and `nodule`; a smaller image is taken as far as it goes.
+
+    With `target_mm` in the dictionary, a square of that spacing comes out, averaged from `spacing_mm`; spacings that
+    differ by less than `SAME_SPACING` are left as they are.
 
     Args:
         crop_px: side of the square, even.
@@ -151,12 +167,23 @@ class NoduleCrop(Randomizable, Transform):
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         height, width = data["nodule"].shape[1:]
         row, column = self.randomize(data["nodule"])
-        rows, columns = self._within(row, height), self._within(column, width)
-        return {**data, **{key: data[key][:, rows, columns] for key in ("image", "nodule")}}
+        ratio = data["target_mm"] / data["spacing_mm"] if "target_mm" in data else 1.0
+        side = round(self.crop_px * ratio) if ratio > SAME_SPACING else self.crop_px
+        rows, columns = _within(row, height, side), _within(column, width, side)
+        cut = {key: data[key][:, rows, columns] for key in ("image", "nodule")}
+        return {**data, **(cut if side == self.crop_px else self._averaged(cut, side))}
 
-    def _within(self, centre: int, size: int) -> slice:
-        start = min(max(centre - self.crop_px // 2, 0), max(size - self.crop_px, 0))
-        return slice(start, start + self.crop_px)
+    def _averaged(self, cut: Mapping[str, torch.Tensor], side: int) -> dict[str, torch.Tensor]:
+        """A square of `side` px, brought to `crop_px`: the mean of the HU, and nodule where half of the pixel is."""
+        size = [2 * round(self.crop_px * length / side / 2) for length in cut["image"].shape[1:]]
+        planes = torch.stack([cut["image"][0].float(), cut["nodule"][0].float()])[None]
+        image, nodule = interpolate(planes, size=size, mode="bilinear", antialias=True)[0]
+        return {"image": image[None], "nodule": nodule[None] >= 0.5}
+
+
+def _within(centre: int, size: int, side: int) -> slice:
+    start = min(max(centre - side // 2, 0), max(size - side, 0))
+    return slice(start, start + side)
 
 
 class RandomFlip(Randomizable, Transform):

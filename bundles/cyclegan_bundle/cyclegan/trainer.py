@@ -19,14 +19,18 @@ from .losses import Translation, discriminator_loss, generator_terms
 
 __all__ = ["CycleGANTrainer", "LossWeights", "Networks"]
 
+_SHIFTS = 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
     """Weights of the generators' terms; that of the adversarial term is 1."""
 
-    cycle_weight: float = 10.0
-    identity_weight: float = 5.0
-    nodule_weight: float = 10.0
+    cycle_weight: float = 3.0
+    identity_weight: float = 1.5
+    nodule_weight: float = 4.0
+    volume_weight: float = 1.0
+    outline_weight: float = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,7 @@ class CycleGANTrainer(Trainer):
         x_history: pool of fakes of X, made by F.
         y_history: pool of fakes of Y, made by G.
         weights: of the terms of the loss.
+        tolerance_hu: see `losses.generator_terms`.
         inferer: called as `inferer(image, generator)`.
         amp: mixed precision, bfloat16 by autocast on `device`'s type; bfloat16 needs no scaling of the loss.
         train_handlers: attached to this engine, in this order.
@@ -70,6 +75,7 @@ class CycleGANTrainer(Trainer):
         y_history: ImageHistory,
         weights: LossWeights,
         inferer: Any,
+        tolerance_hu: float = 0.0,
         amp: bool = False,
         train_handlers: Sequence[Any] | None = None,
     ) -> None:
@@ -84,7 +90,7 @@ class CycleGANTrainer(Trainer):
         self.networks = networks
         self.g_optimizer, self.d_optimizer = g_optimizer, d_optimizer
         self.x_history, self.y_history = x_history, y_history
-        self.weights = weights
+        self.weights, self.tolerance_hu = weights, tolerance_hu
         self.inferer = inferer
         self.autocast = torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=amp)
 
@@ -101,9 +107,8 @@ class CycleGANTrainer(Trainer):
         self.g_optimizer.zero_grad()
         with _Frozen(nets.D_X) as D_X, _Frozen(nets.D_Y) as D_Y:
             with self.autocast:
-                to_y = self._translate(nets.G, nets.F, D_Y, batch["x"], batch["x_nodule"])
-                to_x = self._translate(nets.F, nets.G, D_X, batch["y"], batch["y_nodule"])
-            terms = generator_terms(to_y), generator_terms(to_x)
+                to_y, to_x = self._translate(batch, D_X, D_Y)
+            terms = [generator_terms(made, tolerance_hu=self.tolerance_hu) for made in (to_y, to_x)]
             weights = vars(self.weights)
             loss = terms[0].total(**weights) + terms[1].total(**weights)
             loss.backward()
@@ -115,26 +120,49 @@ class CycleGANTrainer(Trainer):
         }
         return {"loss": loss.detach()} | named, to_y.fake.detach(), to_x.fake.detach()
 
-    def _translate(self, A: nn.Module, B: nn.Module, D: nn.Module, source: Tensor, nodule: Tensor) -> Translation:
-        fake = self.inferer(source, A)
-        return Translation(
-            source=source,
-            nodule=nodule,
-            fake=fake,
-            back=self.inferer(fake, B),
-            same=self.inferer(source, B),
-            score=D(fake),
-        )
+    def _translate(self, batch: dict[str, Tensor], D_X: nn.Module, D_Y: nn.Module) -> tuple[Translation, Translation]:
+        """Both directions; each generator works on all of its first round, then of its second, at once."""
+        x, y, G, F = batch["x"], batch["y"], self.networks.G, self.networks.F
+        fake_y, same_y = self._apply(G, x, y)
+        fake_x, same_x = self._apply(F, y, x)
+        (back_x,), (back_y,) = self._apply(F, fake_y), self._apply(G, fake_x)
+        to_y = Translation(x, batch["x_nodule"], fake=fake_y, back=back_x, same=same_x, score=D_Y(_shifted(fake_y)))
+        to_x = Translation(y, batch["y_nodule"], fake=fake_x, back=back_y, same=same_y, score=D_X(_shifted(fake_x)))
+        return to_y, to_x
+
+    def _apply(self, network: nn.Module, *images: Tensor) -> Sequence[Tensor]:
+        """The network on batches of one size together, or one by one where their sizes differ."""
+        if len({image.shape[1:] for image in images}) > 1:
+            return [self.inferer(image, network) for image in images]
+        return self.inferer(torch.cat(images), network).split([len(image) for image in images])
 
     def _step_discriminators(self, x: Tensor, y: Tensor, *, fake_x: Tensor, fake_y: Tensor) -> dict[str, Tensor]:
         D_X, D_Y = self.networks.D_X, self.networks.D_Y
         self.d_optimizer.zero_grad()
         with self.autocast:
-            scores = D_X(x), D_X(self.x_history(fake_x)), D_Y(y), D_Y(self.y_history(fake_y))
+            scores = *self._score(D_X, x, self.x_history(fake_x)), *self._score(D_Y, y, self.y_history(fake_y))
         d_x, d_y = discriminator_loss(scores[0], scores[1]), discriminator_loss(scores[2], scores[3])
         (d_x + d_y).backward()
         self.d_optimizer.step()
         return {"d_x": d_x.detach(), "d_y": d_y.detach()}
+
+    def _score(self, network: nn.Module, real: Tensor, fake: Tensor) -> Sequence[Tensor]:
+        if real.shape[1:] != fake.shape[1:]:
+            return network(_shifted(real)), network(_shifted(fake))
+        return network(_shifted(torch.cat([real, fake]))).split([len(real), len(fake)])
+
+
+def _shifted(images: Tensor) -> Tensor:
+    """The images less `_SHIFTS` - 1 rows and columns, at random on which side.
+
+    The generators work on cells of 2 x 2 px and the discriminators in strides of 4 from the same corner: without this,
+    a pattern of cells can hide between the strides.
+    """
+    row, column = torch.randint(_SHIFTS, (2,)).tolist()
+    rows, columns = (
+        slice(at, size - _SHIFTS + 1 + at) for at, size in zip((row, column), images.shape[2:], strict=True)
+    )
+    return images[:, :, rows, columns]
 
 
 class _Frozen:

@@ -1,0 +1,173 @@
+"""Whether the segmentation bundle still finds what it found before a slice was enhanced, and nothing else.
+
+A candidate counts from the detector's operating point on. It is on a nodule when it lies on the nodule's mask or
+within its radius of its centre (2 mm at least); elsewhere it is known when there was one near it before. What is lost
+or new is blended back: around it the slice becomes again what it was, with a smooth passage.
+
+A probability depends a little on how much of the slice the detector sees. So a gate that looks at parts of slices keeps
+a margin around the operating point, in which no probability may get worse by more than a tolerance; none may cross it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from lungsynth.enhancement.regions import grown
+from lungsynth.layers import Box, Rendered
+from lungsynth.types import HuPlane, Plane
+
+__all__ = ["SHARE_STEPS", "Comparison", "Detector", "Gate", "Spot", "passage"]
+
+Detector = Callable[[np.ndarray, tuple[float, float, float]], dict[str, Any]]  # contract C6.5
+Candidates = Float[np.ndarray, "_ 5"]
+
+_SLICE_MM = 1.0  # thickness of a lone slice: no distance depends on it
+_LEAST_RADIUS_MM = 2.0
+_CLEAR_PX = 4  # around what is blended back, the slice is wholly what it was
+_PASSAGE_PX = 12  # over which it passes to what was made of it
+SHARE_STEPS = 256
+
+
+class Spot(NamedTuple):
+    """A disc on a slice, in pixels."""
+
+    row: float
+    column: float
+    radius_px: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What a slice shows after, relative to before.
+
+    Args:
+        found: nodules found before.
+        n_lost: those of them that are not found after.
+        n_invented: candidates found after, on no nodule and not found before.
+        lost: what is to be blended back: those, and nodules that became less probable within the margin.
+        invented: likewise, with candidates that became more probable within the margin.
+    """
+
+    found: int
+    n_lost: int
+    n_invented: int
+    lost: tuple[Spot, ...]
+    invented: tuple[Spot, ...]
+
+    @property
+    def kept(self) -> bool:
+        """Whether nothing was lost and nothing is new."""
+        return not self.lost and not self.invented
+
+
+class Gate:
+    """Compares slices by what a detector finds.
+
+    Args:
+        detector: of `lung_seg_bundle`; its `operating_point` says from which probability on it found something.
+        context_mm: what it sees around a region that is looked at.
+        same_mm: candidates before and after this near are one.
+        margin: around the operating point; 0 compares what counts as found and nothing else.
+        tolerance: of changes within the margin.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        *,
+        context_mm: float = 40.0,
+        same_mm: float = 5.0,
+        margin: float = 0.0,
+        tolerance: float = 0.0,
+    ) -> None:
+        self.detector = detector
+        self.operating_point = float(getattr(detector, "operating_point", 0.5))
+        self.context_mm = context_mm
+        self.same_mm = same_mm
+        self.margin, self.tolerance = margin, tolerance
+
+    def look(self, hu: HuPlane, spacing_mm: tuple[float, float], boxes: Sequence[Box] | None = None) -> Candidates:
+        """The candidates of a slice, or of some boxes of it and the context around each, in pixels of the slice."""
+        shape = hu.shape[0], hu.shape[1]
+        if boxes is None:
+            return self._candidates(hu, Box(0, 0, *shape), spacing_mm)
+        margin = round(self.context_mm / min(spacing_mm))
+        found = [self._candidates(hu, grown(box, margin, shape), spacing_mm) for box in boxes]
+        return np.concatenate([np.empty((0, 5)), *found])
+
+    def compare(
+        self, before: Candidates, after: Candidates, sample: Rendered, spacing_mm: tuple[float, float]
+    ) -> Comparison:
+        """What of `before` is in `after`.
+
+        Args:
+            before: candidates of the slice as it was.
+            after: of what was made of it.
+            sample: its nodules.
+            spacing_mm: (row, column).
+        """
+        point, low, high = (self.operating_point + self.margin * side for side in (0, -1, 1))
+        was, still = (_highest(found, self._on_nodules(found, sample, spacing_mm)) for found in (before, after))
+        gone = (was >= point) & (still < point)
+        fallen = gone | (was >= low) & (still < np.minimum(was - self.tolerance, high))
+        lost = tuple(_spot(sample.boxes[index]) for index in np.flatnonzero(fallen))
+        free = after[~self._on_nodules(after, sample, spacing_mm).any(axis=1)]
+        near = _distances_mm(before, free[:, 1:3], spacing_mm) <= self.same_mm
+        known = _highest(before, near)
+        new = (free[:, 4] >= point) & (known < point)
+        risen = new | (free[:, 4] >= low) & (known < high) & (free[:, 4] > known + self.tolerance)
+        pixel_mm = min(spacing_mm)
+        invented = tuple(Spot(float(c[1]), float(c[2]), float(c[3]) / 2 / pixel_mm) for c in free[risen])
+        counts = {"found": was >= point, "n_lost": gone, "n_invented": new}
+        return Comparison(**{key: int(which.sum()) for key, which in counts.items()}, lost=lost, invented=invented)
+
+    def _candidates(self, hu: HuPlane, seen: Box, spacing_mm: tuple[float, float]) -> Candidates:
+        part = np.ascontiguousarray(hu[seen.row_from : seen.row_to, seen.column_from : seen.column_to])
+        found = np.asarray(self.detector(part[None], (_SLICE_MM, *spacing_mm))["candidates"], dtype=np.float64)
+        found = found.reshape(-1, 5)
+        least = self.operating_point - self.margin
+        return found[found[:, 4] >= least] + [0, seen.row_from, seen.column_from, 0, 0]
+
+    def _on_nodules(self, found: Candidates, sample: Rendered, spacing_mm: tuple[float, float]) -> np.ndarray:
+        """Which candidate is on which nodule, (candidates, nodules)."""
+        centres = np.array([_spot(box)[:2] for box in sample.boxes]).reshape(-1, 2)
+        radii = [max(nodule.diameter_mm / 2, _LEAST_RADIUS_MM) for nodule in sample.annotations]
+        near = _distances_mm(found, centres, spacing_mm) <= np.array(radii)
+        for index, (box, mask) in enumerate(zip(sample.boxes, sample.masks, strict=True)):
+            padded = np.pad(mask, 1)
+            rows = np.clip(np.rint(found[:, 1]) - box.row_from + 1, 0, padded.shape[0] - 1).astype(int)
+            columns = np.clip(np.rint(found[:, 2]) - box.column_from + 1, 0, padded.shape[1] - 1).astype(int)
+            near[:, index] |= padded[rows, columns]
+        return near
+
+
+def passage(spots: Sequence[Spot], shape: tuple[int, int]) -> Plane:
+    """Share of the change that stays, (H, W), in steps of 1/256: 0 on the spots and around them, 1 farther away."""
+    rows, columns = np.ogrid[: shape[0], : shape[1]]
+    kept = np.ones(shape, np.float32)
+    for spot in spots:
+        away = np.hypot(rows - spot.row, columns - spot.column) - spot.radius_px - _CLEAR_PX
+        x = np.clip(away / _PASSAGE_PX, 0, 1)
+        kept = np.minimum(kept, (x * x * (3 - 2 * x)).astype(np.float32))
+    return np.rint(kept * SHARE_STEPS) / np.float32(SHARE_STEPS)
+
+
+def _highest(found: Candidates, there: np.ndarray) -> np.ndarray:
+    """Highest probability of the candidates (first axis of `there`) at each place; 0 where there is none."""
+    return np.asarray(np.where(there, found[:, 4:5], 0.0).max(axis=0, initial=0.0))
+
+
+def _spot(box: Box) -> Spot:
+    """The disc around a box."""
+    height, width = box.row_to - box.row_from, box.column_to - box.column_from
+    row, column = box.row_from + (height - 1) / 2, box.column_from + (width - 1) / 2
+    return Spot(row, column, float(np.hypot(height, width)) / 2)
+
+
+def _distances_mm(found: Candidates, places: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:
+    """From each candidate to each place (row, column), (candidates, places)."""
+    away = (found[:, None, 1:3] - places[None, :, :2]) * np.asarray(spacing_mm)
+    return np.asarray(np.hypot(away[..., 0], away[..., 1]))

@@ -1,0 +1,206 @@
+"""Enhances samples of a catalogue: the lung once, then what depends on the nodules, then a look at the labels.
+
+The result is that of the enhancer on the whole slice, pixel for pixel, where the gate leaves it alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from lungsynth.enhancement.change import Changes
+from lungsynth.enhancement.gate import Comparison, Gate, passage
+from lungsynth.enhancement.lungs import EnhancedLung, EnhancedLungs
+from lungsynth.enhancement.regions import Region, regions_of
+from lungsynth.hounsfield import Label
+from lungsynth.layers import Box, LungLayer, Rendered
+from lungsynth.layers.render import Enhancer
+from lungsynth.types import HuPlane, Plane
+
+__all__ = ["EnhancementStage", "Outcome", "Verdict", "open_stage"]
+
+Verdict = Literal["unchecked", "kept", "blended", "refused"]
+
+GATE_MARGIN, GATE_TOLERANCE = 0.2, 0.02
+_ROUNDS = 3  # of blending back before a slice is refused
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a sample.
+
+    Args:
+        verdict: `unchecked` without a gate; `kept`: the gate saw no reason; `blended`: back to the composite near what
+            was lost or new; `refused`: that did not help, and the sample is as it was composed.
+        found: nodules that the segmentation found in the composite.
+        lost: of those, not found in the enhanced slice as it was before blending.
+        invented: likewise findings that are new.
+        changes: of HU, from the composite to the sample as it is now.
+    """
+
+    verdict: Verdict
+    found: int
+    lost: int
+    invented: int
+    changes: Changes
+
+    def facts(self) -> dict[str, int | str]:
+        """All but `changes`, as JSON."""
+        return {key: value for key, value in asdict(self).items() if key != "changes"}
+
+
+class EnhancementStage:
+    """`(sample, lung hash, lung) -> image and outcome`.
+
+    Args:
+        enhance: the enhancer (contract C6.5). One that does not state its `receptive_field_px` is applied to whole
+            slices.
+        gate: looks after the labels; None for none.
+        key: what decides over its results, for the names of files: weights.
+        folder: of enhanced lungs; None keeps them in memory alone.
+    """
+
+    def __init__(
+        self, enhance: Enhancer, *, gate: Gate | None = None, key: str = "", folder: Path | None = None
+    ) -> None:
+        self._enhance = enhance
+        self._gate = gate
+        self._field = getattr(enhance, "receptive_field_px", None)
+        self._alignment = getattr(enhance, "alignment_px", 1)
+        self._lungs = EnhancedLungs(self._make_lung, key=key, folder=folder)
+
+    def lung(self, lung_hash: str, layer: LungLayer) -> EnhancedLung:
+        """The enhanced lung, from memory or folder where it is there."""
+        return self._lungs.get(lung_hash, layer)
+
+    def __call__(self, sample: Rendered, lung_hash: str, layer: LungLayer) -> tuple[HuPlane, Outcome]:
+        """Enhances a sample.
+
+        Args:
+            sample: as composed; its labels stay as they are.
+            lung_hash: hash of its lung's asset.
+            layer: that lung.
+        """
+        lung = self.lung(lung_hash, layer)
+        shape = layer.hu.shape[0], layer.hu.shape[1]
+        regions = self._regions(sample.windows, shape)
+        image = np.array(lung.hu)
+        for region in regions:
+            self._fill(image, sample, lung, region)
+        changes = self._changes(sample, image, lung, layer, [region.changed for region in regions])
+        if self._gate is None or not regions:
+            return image, Outcome(verdict="unchecked", found=0, lost=0, invented=0, changes=changes)
+        return self._gated(self._gate, sample, image, changes, layer, [region.changed for region in regions])
+
+    def _regions(self, windows: Sequence[Box], shape: tuple[int, int]) -> list[Region]:
+        if self._field is None:
+            whole = Box(0, 0, *shape)
+            return [Region(whole, whole)] if windows else []
+        return regions_of(windows, shape, receptive_field_px=self._field, alignment_px=self._alignment)
+
+    def _fill(self, image: HuPlane, sample: Rendered, lung: EnhancedLung, region: Region) -> None:
+        seen, changed = _index(region.seen), _index(region.changed)
+        nodule = sample.label[seen] == Label.NODULE
+        enhanced = self._enhance(np.ascontiguousarray(sample.image[seen]), nodule)[region.inside]
+        share = None if lung.share is None else lung.share[changed]
+        image[changed] = _mixed(sample.image[changed], enhanced, share)
+
+    def _changes(
+        self, sample: Rendered, image: HuPlane, lung: EnhancedLung, layer: LungLayer, boxes: Sequence[Box]
+    ) -> Changes:
+        """Those of the lung but for the boxes, which never overlap."""
+        total = lung.changes
+        for here in map(_index, boxes):
+            total = total - Changes.of(np.asarray(layer.hu[here]), lung.hu[here], layer.label[here])
+            total = total + Changes.of(sample.image[here], image[here], sample.label[here])
+        return total
+
+    def _gated(
+        self, gate: Gate, sample: Rendered, image: HuPlane, changes: Changes, layer: LungLayer, boxes: Sequence[Box]
+    ) -> tuple[HuPlane, Outcome]:
+        before = gate.look(sample.image, layer.spacing_mm, boxes)
+        first = result = gate.compare(before, gate.look(image, layer.spacing_mm, boxes), sample, layer.spacing_mm)
+        facts = {"found": first.found, "lost": first.n_lost, "invented": first.n_invented}
+        if first.kept:
+            return image, Outcome(verdict="kept", changes=changes, **facts)
+        mended = image
+        for _ in range(_ROUNDS):
+            mended = _mended(sample.image, mended, result)
+            after = gate.look(mended, layer.spacing_mm, boxes)
+            result = gate.compare(before, after, sample, layer.spacing_mm)
+            if result.kept:
+                break
+        mended = mended if result.kept else np.array(sample.image)
+        changes = Changes.of(sample.image, mended, sample.label)
+        return mended, Outcome(verdict="blended" if result.kept else "refused", changes=changes, **facts)
+
+    def _make_lung(self, layer: LungLayer) -> tuple[HuPlane, Plane | None]:
+        """A lung is looked at as a whole, once, so that samples need only be where their nodules are."""
+        hu = np.array(layer.hu)  # of its own: assets are mapped and not to be written to, which torch warns of
+        enhanced = self._enhance(hu, np.zeros(hu.shape, np.bool_))
+        if self._gate is None:
+            return enhanced, None
+        nothing = _without_nodules(layer)
+        before, share, image = self._gate.look(hu, layer.spacing_mm), None, enhanced
+        for _ in range(_ROUNDS):
+            result = self._gate.compare(before, self._gate.look(image, layer.spacing_mm), nothing, layer.spacing_mm)
+            if result.kept:
+                return image, share
+            passing = passage(result.invented, image.shape)
+            share = passing if share is None else np.minimum(share, passing)
+            image = _mixed(hu, enhanced, share)
+        return hu, np.zeros(hu.shape, np.float32)
+
+
+def open_stage(bundles: Path, *, gate: bool, folder: Path | None = None) -> EnhancementStage:
+    """The stage with the enhancer and, for the gate, the detector of a folder of bundles.
+
+    Args:
+        bundles: folder of the bundles.
+        gate: look after the labels.
+        folder: of enhanced lungs; None keeps them in memory alone.
+
+    Raises:
+        InputError: when a bundle or its weights cannot be used.
+    """
+    from lungsynth.bundles import open_bundle, read_weights  # brings PyTorch and MONAI, which take seconds
+
+    enhance: Enhancer = open_bundle(bundles, "cyclegan", component="enhancer")
+    key = read_weights(bundles, "cyclegan").sha256[:16]
+    if not gate:
+        return EnhancementStage(enhance, key=key, folder=folder)
+    key = f"{key}-{read_weights(bundles, 'lung_seg').sha256[:16]}"
+    looking = Gate(open_bundle(bundles, "lung_seg", component="detector"), margin=GATE_MARGIN, tolerance=GATE_TOLERANCE)
+    return EnhancementStage(enhance, gate=looking, key=key, folder=folder)
+
+
+def _index(box: Box) -> tuple[slice, slice]:
+    return slice(box.row_from, box.row_to), slice(box.column_from, box.column_to)
+
+
+def _mixed(before: HuPlane, after: HuPlane, share: Plane | None) -> HuPlane:
+    """`before` with a share of the change."""
+    if share is None:
+        return after
+    change = after.astype(np.float32) - before
+    mixed: HuPlane = before + np.rint(share * change).astype(np.int16)
+    return mixed
+
+
+def _mended(before: HuPlane, image: HuPlane, result: Comparison) -> HuPlane:
+    shape = image.shape[0], image.shape[1]
+    return _mixed(before, image, passage((*result.lost, *result.invented), shape))
+
+
+def _without_nodules(layer: LungLayer) -> Rendered:
+    return Rendered(
+        image=np.asarray(layer.hu),
+        label=layer.label,
+        affine=np.eye(4),
+        boxes=(),
+        masks=(),
+        annotations=(),
+        windows=(),
+    )
