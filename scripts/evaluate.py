@@ -1,6 +1,7 @@
 """Judges the stages of the product on patients that they never saw, beside trivial baselines and the paper.
 
 python scripts/evaluate.py segmentation --cohort COHORT --out OUT
+python scripts/evaluate.py utility --cohort COHORT --out OUT
 python scripts/evaluate.py folds OUT [OUT ...] --out POOLED
 """
 
@@ -8,11 +9,14 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from lungsynth.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
+T = TypeVar("T")
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -21,6 +25,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_segmentation(commands)
     _add_folds(commands)
+    _add_utility(commands)
     return parser.parse_args(arguments)
 
 
@@ -57,6 +62,39 @@ def _add_folds(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
 
 
+def _add_utility(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("utility", help="does synthetic data help who has few patients?")
+    parser.set_defaults(judge=judge_utility)
+    _add_common(parser)
+    parser.add_argument("--experiments", type=_list(str), default=("classification", "segmentation"))
+    parser.add_argument(
+        "--patients", type=_list(int), default=(10, 25, 50), help="of the classifier (default: 10,25,50)"
+    )
+    parser.add_argument("--segmentation-patients", type=_list(int), default=(25,), help="default: 25")
+    parser.add_argument(
+        "--doses", type=_list(float), default=(0, 1, 3, 10), help="added a real one (default: 0,1,3,10)"
+    )
+    parser.add_argument("--per-category", type=int, default=200, help="the paper's dose (default: 200; 0 for none)")
+    parser.add_argument("--seeds", type=int, default=5, help="choices of patients for the classifier (default: 5)")
+    parser.add_argument("--segmentation-seeds", type=int, default=2, help="for the segmentation (default: 2)")
+    parser.add_argument("--steps", type=int, default=300, help="of the optimiser, each classifier (default: 300)")
+    parser.add_argument("--segmentation-steps", type=int, default=300, help="each segmentation (default: 300)")
+    parser.add_argument("--lung-patients", type=int, default=2, help="who lend slices with lungs (default: 2)")
+    parser.add_argument("--composites", type=int, default=150, help="slices to judge on (default: 150)")
+    parser.add_argument(
+        "--generators", type=Path, help="folder with p10-s0.pt, p10-s0.json, ...: generators trained on these patients"
+    )
+    parser.add_argument("--no-enhance", dest="enhance", action="store_false", help="leave out the CycleGAN")
+
+
+def _list(kind: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
+    def read(text: str) -> tuple[T, ...]:
+        return tuple(kind(part) for part in text.split(","))
+
+    read.__name__ = f"list of {kind.__name__}"
+    return read
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cohort", type=Path, required=True, help="folder written by scripts/prepare.py")
     parser.add_argument("--out", type=Path, required=True, help="folder of the tables; one left unfinished goes on")
@@ -88,6 +126,21 @@ def judge_segmentation(options: dict[str, object], tracking_uri: str | None) -> 
     print(f"Table            {result.out / 'table_1.md'} and {result.out / 'table_1.json'}")
     print(f"FROC             {result.out / 'froc.png'}")
     print(f"Largest errors   {result.out / 'errors' / 'errors.md'}")
+    print(f"Open the UI with {ui_command(result.tracking_uri)}")
+
+
+def judge_utility(options: dict[str, object], tracking_uri: str | None) -> None:
+    """Trains with and without synthetic data, and prints what came of it."""
+    from lungsynth.judge.utility.run import UtilitySettings, judge_utility
+    from lungsynth.tracking import DEFAULT_URI, ui_command
+
+    for name in ("weights", "methods", "require_held_out"):  # of other tables
+        options.pop(name, None)
+    result = judge_utility(UtilitySettings(**options), tracking_uri=tracking_uri or DEFAULT_URI)  # type: ignore[arg-type]
+    print(result.markdown)
+    print(
+        f"Report           {result.out / 'utility.md'}, {result.out / 'utility.json'} and {result.out / 'utility.png'}"
+    )
     print(f"Open the UI with {ui_command(result.tracking_uri)}")
 
 
