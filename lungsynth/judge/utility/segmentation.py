@@ -8,8 +8,10 @@ of the slices with lungs, whatever the dose: a larger dose means other slices, n
 
 import hashlib
 import json
+import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -139,7 +141,8 @@ def run_segmentation(
     run = folder / "trainings" / f"{cohort.name}-{arm.name}"
     shutil.rmtree(run, ignore_errors=True)
     own = {"dataset_dir": str(cohort.folder.absolute()), "output_dir": str(run.absolute()), "seed": cohort.seed}
-    train_bundle(chain["bundles"], "lung_seg", overrides={**training.overrides(arm, datalist), **own})
+    with _quiet():
+        train_bundle(chain["bundles"], "lung_seg", overrides={**training.overrides(arm, datalist), **own})
     detector = open_bundle(
         chain["bundles"], "lung_seg", component="detector", weights=run / "model.pt", overrides={"amp": training.amp}
     )
@@ -167,6 +170,17 @@ def segmentation_table(outcome: Outcome) -> Table:
     for count in outcome.crops.pixels:
         items.append((count.patient, _counted("dice", groups.get(count.nodule, ["all"]), count.dice)))
     return share_table(items)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the log of a training, which would bury the progress of them all."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _validation(sidecar: Path) -> float | None:

@@ -119,7 +119,7 @@ def make_subcohort(cohort: Path, folder: Path, *, patients: int, lung_patients: 
         folder=folder,
         patients=patients,
         seed=seed,
-        nodules=Counter(entry["category"] for entry in kept["nodules"]["training"]),
+        nodules=dict(sorted(Counter(entry["category"] for entry in kept["nodules"]["training"]).items())),
         crops=sum(entry["kind"] == "nodule" for entry in segmentation),
         lung_slices=len(outlined),
         lung_patients=len({entry["patient_id"] for entry in outlined}),
