@@ -5,6 +5,7 @@ An entry of kind `slice` is an axial slice with its label map; entries of kind `
 gathered, since a crop is small: one sample shows several nodules side by side (see `transforms.py`).
 """
 
+import hashlib
 import json
 import statistics
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 from . import CHANNELS
 
-__all__ = ["nodule_files", "read_datalist", "read_extra"]
+__all__ = ["describe_extra", "nodule_files", "read_datalist", "read_extra"]
 
 FILE_NAME = "segmentation.json"
 NODULES_NAME = "nodules.json"
@@ -104,6 +105,17 @@ def read_extra(path: str | Path) -> list[dict[str, Any]]:
         {"kind": "slice", "image": image, "label": label, "labelled": both, "weight": 1.0, "extra": True}
         for image, label in pairs
     ]
+
+
+def describe_extra(path: str | Path | None) -> dict[str, Any] | None:
+    """How many samples a list of extra slices has, and its SHA-256, for the sidecar of the weights; None without one.
+
+    Raises:
+        ValueError: see `read_extra`.
+    """
+    if path is None:
+        return None
+    return {"samples": len(read_extra(path)), "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
 
 
 def nodule_files(dataset_dir: str | Path | None, part: str) -> list[Path]:

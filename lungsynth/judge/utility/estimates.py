@@ -62,7 +62,8 @@ def compare(
     Args:
         runs: of the arm, by seed.
         reference: likewise; seeds that one of the two lacks are left out of the differences.
-        shares: the figures. A figure whose columns are nowhere is not defined.
+        shares: the figures. A pair that is of nothing in all runs is left out of its figure, as a category is that
+            does not occur; a figure without any pair is not defined.
         seed: of the draws.
     """
     own = _estimates({number: (table, None) for number, table in runs.items()}, shares, seed=seed)
@@ -71,29 +72,37 @@ def compare(
 
 
 class _Prepared(NamedTuple):
-    """The pairs of all figures, each by patient, and which figure each pair belongs to."""
+    """The pairs of all figures, each by patient, and which figure each belongs to; pairs of nothing are left out."""
 
     tops: Rows
     bottoms: Rows
     figure: Int[np.ndarray, " pairs"]
+    count: int
 
     @classmethod
     def of(cls, table: Table, patients: Sequence[str], shares: Shares) -> "_Prepared":
         matrix, nothing = table.matrix(patients), np.zeros(len(patients))
         column = {name: matrix[:, place] for place, name in enumerate(table.columns)}
-        pairs = [(place, *pair) for place, pairs in enumerate(shares.values()) for pair in pairs]
+        pairs = [
+            (place, *pair)
+            for place, pairs in enumerate(shares.values())
+            for pair in pairs
+            if column.get(pair[1], nothing).any()
+        ]
         return cls(
-            tops=np.array([column.get(top, nothing) for _, top, _ in pairs]),
-            bottoms=np.array([column.get(bottom, nothing) for _, _, bottom in pairs]),
-            figure=np.array([place for place, _, _ in pairs]),
+            tops=np.array([column.get(top, nothing) for _, top, _ in pairs]).reshape(-1, len(patients)),
+            bottoms=np.array([column.get(bottom, nothing) for _, _, bottom in pairs]).reshape(-1, len(patients)),
+            figure=np.array([place for place, _, _ in pairs], dtype=np.int64),
+            count=len(shares),
         )
 
     def figures(self, weights: np.ndarray) -> np.ndarray:
-        """Mean share of each figure; NaN where a share is of nothing."""
+        """Mean share of each figure; NaN where one is of nobody drawn, or there is none."""
         bottoms = self.bottoms @ weights
         known = bottoms > 0
         shares = np.where(known, self.tops @ weights / np.where(known, bottoms, 1), np.nan)
-        return np.bincount(self.figure, shares) / np.bincount(self.figure)
+        sums, counts = (np.bincount(self.figure, values, self.count) for values in (shares, np.ones(len(shares))))
+        return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
 def _estimates(runs: Mapping[int, tuple[Table, Table | None]], shares: Shares, *, seed: int) -> dict[str, Estimate]:

@@ -52,4 +52,5 @@ def _draw(axes: Any, lines: Sequence[Line], name: str, title: str) -> None:
     axes.set_xticks(range(len(arms)), [arm.name.replace("_", " ") for arm in arms], rotation=60, ha="right")
     axes.set(title=title)
     axes.grid(alpha=0.3, axis="y")
-    axes.legend(fontsize="small")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small")
