@@ -15,11 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from lungsynth.errors import InputError
 
-__all__ = ["Weights", "bundle_root", "open_bundle", "read_weights", "read_weights_file", "resolved_config"]
+__all__ = [
+    "Weights",
+    "bundle_root",
+    "open_bundle",
+    "read_weights",
+    "read_weights_file",
+    "resolved_config",
+    "train_bundle",
+]
 
 _REMEDY = "Give --bundles a folder that holds lung_seg_bundle, wcapsgan_bundle and cyclegan_bundle with their weights."
 
@@ -137,6 +145,28 @@ def open_bundle(
         return parser.get_parsed_content(component)
     except Exception as error:  # MONAI wraps whatever the bundle raised in a RuntimeError; the cause tells which
         raise _mendable(error, weights_path) or error from error
+
+
+def train_bundle(bundles_dir: Path, name: str, *, overrides: Mapping[str, Any]) -> None:
+    """Runs a bundle's training here, as `monai.bundle run` would; results go to its `output_dir`.
+
+    Raises:
+        InputError: naming the bundle, when its package is not unique, or it refuses its data or settings.
+    """
+    root = bundle_root(bundles_dir, name)
+    _expose_packages(root)
+    workflow = ConfigWorkflow(
+        config_file=str(root / "configs" / "train.json"),
+        meta_file=str(root / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type="train",
+        **{"bundle_root": str(root), **overrides},
+    )
+    try:
+        for step in (workflow.initialize, workflow.run, workflow.finalize):
+            step()
+    except Exception as error:  # as above
+        raise _mendable(error, root / "configs" / "train.json") or error from error
 
 
 def _read_sidecar(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ python scripts/evaluate.py segmentation --cohort COHORT --out OUT
 python scripts/evaluate.py nodules --cohort COHORT --out OUT
 python scripts/evaluate.py lungs --cohort COHORT --out OUT
 python scripts/evaluate.py enhancement --cohort COHORT --out OUT
+python scripts/evaluate.py utility --cohort COHORT --out OUT
 python scripts/evaluate.py folds OUT [OUT ...] --out POOLED
 """
 
@@ -11,11 +12,14 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from lungsynth.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
+T = TypeVar("T")
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -27,6 +31,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         _add_generation(commands, kind)
     _add_folds(commands)
     _add_enhancement(commands)
+    _add_utility(commands)
     return parser.parse_args(arguments)
 
 
@@ -67,6 +72,39 @@ def _add_enhancement(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     parser.set_defaults(judge=judge_enhancement)
     _add_common(parser)
     parser.add_argument("--composites", type=int, default=1000, help="whole slices with a known nodule (default: 1000)")
+
+
+def _add_utility(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("utility", help="does synthetic data help who has few patients?")
+    parser.set_defaults(judge=judge_utility)
+    _add_common(parser)
+    parser.add_argument("--experiments", type=_list(str), default=("classification", "segmentation"))
+    parser.add_argument(
+        "--patients", type=_list(int), default=(10, 25, 50), help="of the classifier (default: 10,25,50)"
+    )
+    parser.add_argument("--segmentation-patients", type=_list(int), default=(25,), help="default: 25")
+    parser.add_argument(
+        "--doses", type=_list(float), default=(0, 1, 3, 10), help="added a real one (default: 0,1,3,10)"
+    )
+    parser.add_argument("--per-category", type=int, default=200, help="the paper's dose (default: 200; 0 for none)")
+    parser.add_argument("--seeds", type=int, default=5, help="choices of patients for the classifier (default: 5)")
+    parser.add_argument("--segmentation-seeds", type=int, default=2, help="for the segmentation (default: 2)")
+    parser.add_argument("--steps", type=int, default=300, help="of the optimiser, each classifier (default: 300)")
+    parser.add_argument("--segmentation-steps", type=int, default=300, help="each segmentation (default: 300)")
+    parser.add_argument("--lung-patients", type=int, default=2, help="who lend slices with lungs (default: 2)")
+    parser.add_argument("--composites", type=int, default=150, help="slices to judge on (default: 150)")
+    parser.add_argument(
+        "--generators", type=Path, help="folder with p10-s0.pt, p10-s0.json, ...: generators trained on these patients"
+    )
+    parser.add_argument("--no-enhance", dest="enhance", action="store_false", help="leave out the CycleGAN")
+
+
+def _list(kind: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
+    def read(text: str) -> tuple[T, ...]:
+        return tuple(kind(part) for part in text.split(","))
+
+    read.__name__ = f"list of {kind.__name__}"
+    return read
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -132,6 +170,20 @@ def judge_generation(options: dict[str, object], tracking_uri: str | None) -> No
     print(result.markdown)
     print(f"Table            {result.out / 'table_2.md'} and {result.out / 'table_2.json'}")
     print(f"Pictures         {', '.join(str(picture) for picture in result.pictures)}")
+
+
+def judge_utility(options: dict[str, object], tracking_uri: str | None) -> None:
+    """Trains with and without synthetic data, and prints what came of it."""
+    from lungsynth.judge.utility.run import UtilitySettings, judge_utility
+    from lungsynth.tracking import DEFAULT_URI, ui_command
+
+    for name in ("weights", "methods", "require_held_out"):  # of other tables
+        options.pop(name, None)
+    result = judge_utility(UtilitySettings(**options), tracking_uri=tracking_uri or DEFAULT_URI)  # type: ignore[arg-type]
+    print(result.markdown)
+    print(
+        f"Report           {result.out / 'utility.md'}, {result.out / 'utility.json'} and {result.out / 'utility.png'}"
+    )
     print(f"Open the UI with {ui_command(result.tracking_uri)}")
 
 

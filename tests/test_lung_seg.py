@@ -1,5 +1,6 @@
 """Laws of the lung_seg bundle: its network, its loss on partly labelled data, its grid, its training."""
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -269,6 +270,52 @@ def test_nodules_are_shown_in_proportion_to_their_size(tmp_path):
     assert [[path.stem for path in sample["nodules"]] for sample in samples[1:]] == [["n1", "n2"], ["n3", "n0"]]
     weights = EpochSampler(samples, samples=8, crop_share=0.6).weights
     torch.testing.assert_close(weights.tolist(), [0.4, 0.6 * 5 / 30, 0.6 * 25 / 30])
+
+
+def write_extra(folder: Path, count: int) -> Path:
+    """A synthetic set as `scripts/synthesize.py` leaves it: slices with everything labelled, and their list."""
+    rng = np.random.default_rng(7)
+    (folder / "extra").mkdir()
+    entries = [write_slice(folder / "extra", f"synthetic_{index}", rng) for index in range(count)]
+    pairs = [{key: entry[key] for key in ("image", "label")} for entry in entries]
+    (folder / "extra" / "datalist.json").write_text(json.dumps({"training": pairs}))
+    return folder / "extra" / "datalist.json"
+
+
+def test_extra_slices_stand_behind_the_cohort_and_keep_their_share(cohort, tmp_path):
+    plain = read_datalist(cohort, "training", nodules_per_sample=4)
+    extra = write_extra(tmp_path, 3)
+    samples = read_datalist(cohort, "training", nodules_per_sample=4, limit=2, extra=extra)
+    assert [sample["extra"] for sample in samples] == [False] * 2 + [True] * 3
+    assert [sample["labelled"] for sample in samples[2:]] == [[1.0, 1.0]] * 3
+    assert samples[2]["image"].is_file()
+    for share in (0.0, 0.3, 1.0):
+        weights = EpochSampler([*plain, *samples[2:]], samples=8, crop_share=0.4, extra_share=share).weights
+        torch.testing.assert_close(weights[len(plain) :].tolist(), [share / 3] * 3)
+        of_all = torch.tensor(EpochSampler(plain, samples=8, crop_share=0.4).weights.tolist(), dtype=torch.float64)
+        torch.testing.assert_close(weights[: len(plain)], of_all * (1 - share))
+    with pytest.raises(ValueError, match="Shares lie in"):
+        EpochSampler(plain, samples=8, extra_share=1.5)
+
+
+def test_a_training_on_extra_slices_says_so(cohort, tmp_path):
+    extra = write_extra(tmp_path, 2)
+    train(cohort, tmp_path / "run", max_epochs=1, extra_datalist=str(extra), extra_share=1.0)
+    sidecar = json.loads((tmp_path / "run" / "model.json").read_text())
+    assert sidecar["extra_data"] == {"samples": 2, "sha256": hashlib.sha256(extra.read_bytes()).hexdigest()}
+    assert str(tmp_path) not in json.dumps(sidecar)
+
+
+def test_an_extra_list_that_cannot_be_used_is_refused(cohort, tmp_path):
+    with pytest.raises(ValueError, match="expected a data list whose `training`"):
+        read_datalist(cohort, "training", extra=tmp_path / "absent.json")
+    path = write_extra(tmp_path, 1)
+    next((path.parent / "slices").glob("*.nii.gz")).unlink()
+    with pytest.raises(ValueError, match=r"datalist\.json names 1 files that are not there"):
+        read_datalist(cohort, "training", extra=path)
+    path.write_text(json.dumps({"training": []}))
+    with pytest.raises(ValueError, match="is empty"):
+        read_datalist(cohort, "training", extra=path)
 
 
 # ---------------------------------------------------------------- the bundle as a whole

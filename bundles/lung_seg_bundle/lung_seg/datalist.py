@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to read: the parts of a COHORT's `segmentation.json`.
+"""What to read: the parts of a COHORT's `segmentation.json`, and labelled slices of another list beside them.
 
 An entry of kind `slice` is an axial slice with its label map; entries of kind `nodule` (npz files of 64 x 64 crops) are
 gathered, since a crop is small: one sample shows several nodules side by side (see `transforms.py`).
 """
 
+import hashlib
 import json
 import statistics
 from collections.abc import Sequence
@@ -13,14 +14,19 @@ from typing import Any
 
 from . import CHANNELS
 
-__all__ = ["nodule_files", "read_datalist"]
+__all__ = ["describe_extra", "nodule_files", "read_datalist", "read_extra"]
 
 FILE_NAME = "segmentation.json"
 NODULES_NAME = "nodules.json"
 
 
 def read_datalist(
-    dataset_dir: str | Path | None, part: str, *, nodules_per_sample: int = 9, limit: int | None = None
+    dataset_dir: str | Path | None,
+    part: str,
+    *,
+    nodules_per_sample: int = 9,
+    limit: int | None = None,
+    extra: str | Path | None = None,
 ) -> list[dict[str, Any]]:
     """Samples of one part of a COHORT.
 
@@ -29,14 +35,17 @@ def read_datalist(
         part: `training`, `validation` or `test`.
         nodules_per_sample: how many nodules stand side by side in a sample of kind `nodule`.
         limit: keep at most so many samples, evenly spread over the part.
+        extra: a MONAI data list with slices whose lungs and nodules are all labelled, such as the `datalist.json` of a
+            synthetic set; they stand behind the others, and `limit` does not count them.
 
     Returns:
         One dict a sample: `kind`, `labelled` (two numbers, lung and nodule: 1 where an expert drew it), `weight` (how
-        often it is shown among its kind), and `image` and `label` (kind `slice`) or `nodules` (kind `nodule`, paths of
-        npz files). Nodules of about one size stand together, and are shown in proportion to it: large ones are rare.
+        often it is shown among its kind), `extra` (whether it is one of `extra`), and `image` and `label` (kind
+        `slice`) or `nodules` (kind `nodule`, paths of npz files). Nodules of about one size stand together, and are
+        shown in proportion to it: large ones are rare.
 
     Raises:
-        ValueError: when the COHORT or the part is not there, or files of it are missing.
+        ValueError: when the COHORT, the part or the extra list is not there, or files of it are missing.
     """
     entries = _read_part(dataset_dir, part)
     root = Path(str(dataset_dir))
@@ -47,6 +56,7 @@ def read_datalist(
             "label": root / entry["label"],
             "labelled": _channels(entry["labelled"]),
             "weight": 1.0,
+            "extra": False,
         }
         for entry in entries
         if entry["kind"] == "slice"
@@ -55,27 +65,64 @@ def read_datalist(
     names = [entry["image"] for entry in entries if entry["kind"] == "nodule"]
     names.sort(key=lambda name: (sizes.get(name, 1.0), name))
     nodules = [root / name for name in names]
-    _check_files(root, [sample[key] for sample in slices for key in ("image", "label")] + nodules)
+    _check_files(root / FILE_NAME, [sample[key] for sample in slices for key in ("image", "label")] + nodules)
     gathered = [
         {
             "kind": "nodule",
             "nodules": nodules[start : start + nodules_per_sample],
             "labelled": _channels(["nodule"]),
             "weight": statistics.fmean(sizes.get(name, 1.0) for name in names[start : start + nodules_per_sample]),
+            "extra": False,
         }
         for start in range(0, len(nodules), nodules_per_sample)
     ]
     samples = slices + gathered
     if limit is not None and len(samples) > limit:
         samples = [samples[index * len(samples) // limit] for index in range(limit)]
-    return samples
+    return samples + (read_extra(extra) if extra else [])
+
+
+def read_extra(path: str | Path) -> list[dict[str, Any]]:
+    """Samples of a data list of labelled slices (`training`: `image`, `label`, relative to the list's folder).
+
+    Raises:
+        ValueError: when the list is not there, is empty, or names files that are missing.
+    """
+    path = Path(path)
+    try:
+        entries = json.loads(path.read_text())["training"]
+        pairs = [(path.parent / entry["image"], path.parent / entry["label"]) for entry in entries]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: expected a data list whose `training` names `image` and `label`, got {error!r}. Give "
+            "--extra_datalist the datalist.json of a synthetic set."
+        ) from error
+    if not pairs:
+        raise ValueError(f"{path}: its `training` is empty. Make more samples, or leave out --extra_datalist.")
+    _check_files(path, [file for pair in pairs for file in pair])
+    both = _channels(CHANNELS)
+    return [
+        {"kind": "slice", "image": image, "label": label, "labelled": both, "weight": 1.0, "extra": True}
+        for image, label in pairs
+    ]
+
+
+def describe_extra(path: str | Path | None) -> dict[str, Any] | None:
+    """How many samples a list of extra slices has, and its SHA-256, for the sidecar of the weights; None without one.
+
+    Raises:
+        ValueError: see `read_extra`.
+    """
+    if path is None:
+        return None
+    return {"samples": len(read_extra(path)), "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
 
 
 def nodule_files(dataset_dir: str | Path | None, part: str) -> list[Path]:
     """Files of the nodules of a part of a COHORT, for `composites.NoduleBank`; arguments as in `read_datalist`."""
     root = Path(str(dataset_dir))
     files = [root / entry["image"] for entry in _read_part(dataset_dir, part) if entry["kind"] == "nodule"]
-    _check_files(root, files)
+    _check_files(root / FILE_NAME, files)
     return files
 
 
@@ -105,10 +152,10 @@ def _channels(labelled: Sequence[str]) -> list[float]:
     return [float(channel in labelled) for channel in CHANNELS]
 
 
-def _check_files(root: Path, files: Sequence[Path]) -> None:
+def _check_files(datalist: Path, files: Sequence[Path]) -> None:
     missing = [path for path in files if not path.is_file()]
     if missing:
         raise ValueError(
-            f"{root / FILE_NAME} names {len(missing)} files that are not there, the first is {missing[0]}. "
-            "Prepare the cohort again, or move it as a whole."
+            f"{datalist} names {len(missing)} files that are not there, the first is {missing[0]}. "
+            "Make them again, or move their folder as a whole."
         )

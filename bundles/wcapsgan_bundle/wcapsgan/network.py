@@ -75,6 +75,8 @@ class Generator(nn.Module):
             nn.Linear(style_dim, style_dim),
             nn.LeakyReLU(SLOPE),
         )
+        for layer in (self.mapping[0], self.mapping[2]):  # a latent that hardly matters at first is soon ignored
+            nn.init.kaiming_normal_(layer.weight, a=SLOPE)
         self.start = nn.Sequential(
             nn.Linear(style_dim, widths[0] * min_size**spatial_dims),
             Rearrange(f"b (c {axes}) -> b c {axes}", **dict.fromkeys("hwd"[:spatial_dims], min_size)),

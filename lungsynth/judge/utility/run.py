@@ -1,0 +1,202 @@
+"""The whole experiment: sub-cohorts, arms, seeds; each run is kept in `OUT/.parts`, so that a stop costs one at most.
+
+Files of OUT: `utility.json`, `utility.md`, `utility.png`, and `.parts/`.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lungsynth.bundles import open_bundle, read_weights, read_weights_file
+from lungsynth.ct.write import write_atomically
+from lungsynth.judge.composites import Composites
+from lungsynth.judge.crops import read_crops
+from lungsynth.judge.test_part import TestPart, open_test_part
+from lungsynth.judge.utility import classification, segmentation
+from lungsynth.judge.utility.arms import classifier_arms, segmentation_arms
+from lungsynth.judge.utility.classification import MEAN_HU, Generator, Pools, added_nodules, run_classification
+from lungsynth.judge.utility.classifier import TrainingSettings
+from lungsynth.judge.utility.lines import Ran, lines_of
+from lungsynth.judge.utility.notes import notes_of
+from lungsynth.judge.utility.patches import held_out
+from lungsynth.judge.utility.plot import save_plot
+from lungsynth.judge.utility.report import Line, utility_json, utility_markdown
+from lungsynth.judge.utility.segmentation import Judged, SegmentationTraining, run_segmentation
+from lungsynth.judge.utility.settings import UtilitySettings
+from lungsynth.judge.utility.subcohort import SubCohort, make_subcohort
+from lungsynth.tracking import DEFAULT_URI, Run, open_tracker
+
+__all__ = ["Utility", "judge_utility"]
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Utility:
+    """What came of it."""
+
+    out: Path
+    markdown: str
+    content: dict[str, Any]
+    tracking_uri: str
+
+
+def judge_utility(settings: UtilitySettings, *, tracking_uri: str = DEFAULT_URI) -> Utility:
+    """Trains everything that is not kept yet, judges it, and writes the report.
+
+    Raises:
+        InputError: when the cohort, a bundle or the tracking store cannot be used.
+    """
+    part = open_test_part(settings.cohort, settings.part)
+    tracker = open_tracker(tracking_uri)
+    with tracker.run(f"utility-{part.part}", tags={"judge": "utility"}) as run:
+        lines: list[Line] = []
+        cohorts: dict[str, SubCohort] = {}
+        for name, experiment in (("classification", _classification), ("segmentation", _segmentation)):
+            if name in settings.experiments:
+                ran, made = experiment(settings, part, tracker.uri)
+                lines += lines_of(name, ran, seed=settings.seed)
+                cohorts |= made
+        facts = _facts(settings, part, cohorts, lines)
+        content, markdown = utility_json(lines, facts), utility_markdown(lines, facts)
+        write_atomically(settings.out / "utility.json", (json.dumps(content, indent=1) + "\n").encode())
+        write_atomically(settings.out / "utility.md", markdown.encode())
+        save_plot(lines, settings.out / "utility.png")
+        _track(run, settings, content, lines)
+    return Utility(out=settings.out, markdown=markdown, content=content, tracking_uri=tracker.uri)
+
+
+def _classification(
+    settings: UtilitySettings, part: TestPart, tracking_uri: str
+) -> tuple[list[Ran], dict[str, SubCohort]]:
+    validation, judged = held_out(open_test_part(settings.cohort, "validation")), held_out(part)
+    arms = [MEAN_HU, *classifier_arms(settings.doses, per_category=settings.per_category)]
+    ran, training = [], TrainingSettings(steps=settings.steps)
+    cohorts = _subcohorts(settings, settings.patients, settings.seeds)
+    with tqdm(total=len(arms) * len(cohorts), desc="classifiers", unit="run") as progress:
+        for cohort in cohorts:
+            generator = _generator(settings, cohort)
+            pools = Pools(cohort, generator, largest=max(added_nodules(arm, cohort) for arm in arms))
+            for arm in arms:
+                record = run_classification(
+                    arm,
+                    pools,
+                    validation,
+                    judged,
+                    settings.out / ".parts",
+                    identity=part.identity,
+                    settings=training,
+                )
+                table = classification.classification_table(record, judged)
+                own = generator.split_hash == cohort.split_hash if arm.added == "generated" else None
+                ran.append(Ran(cohort, arm, table, record["added"], record["validation"], own))
+                progress.update()
+    return ran, {cohort.name: cohort for cohort in cohorts}
+
+
+def _segmentation(
+    settings: UtilitySettings, part: TestPart, tracking_uri: str
+) -> tuple[list[Ran], dict[str, SubCohort]]:
+    arms = segmentation_arms(settings.doses)
+    cohorts = _subcohorts(settings, settings.segmentation_patients, settings.segmentation_seeds)
+    chain = {"bundles": settings.bundles, "enhance": settings.enhance}
+    ran, parts = [], settings.out / ".parts"
+    with _judged(settings, part) as judged, tqdm(total=len(arms) * len(cohorts), desc="segmentations") as progress:
+        for cohort in cohorts:
+            own = read_weights(settings.bundles, "wcapsgan").sidecar.get("split_hash") == cohort.split_hash
+            for arm in arms:
+                outcome, added, validation = run_segmentation(
+                    arm,
+                    cohort,
+                    judged,
+                    parts,
+                    training=SegmentationTraining(steps=settings.segmentation_steps),
+                    chain=chain,
+                    largest=max(one.count(cohort.crops, categories=1) for one in arms),
+                    tracking_uri=tracking_uri,
+                )
+                table = segmentation.segmentation_table(outcome)
+                ran.append(Ran(cohort, arm, table, added, validation, own if arm.added == "generated" else None))
+                progress.update()
+    return ran, {cohort.name: cohort for cohort in cohorts}
+
+
+@contextmanager
+def _judged(settings: UtilitySettings, part: TestPart) -> Iterator[Judged]:
+    problems: list[str] = []
+    crops = read_crops(part, problems)
+    with Composites(part, count=settings.composites, seed=settings.seed, problems=problems) as composites:
+        for problem in problems:
+            _LOG.warning("%s", problem)
+        identity = f"{part.identity}:{settings.composites}:{settings.seed}"
+        yield Judged(crops=crops, composites=composites, identity=identity)
+
+
+def _subcohorts(settings: UtilitySettings, patients: Sequence[int], seeds: int) -> list[SubCohort]:
+    return [
+        make_subcohort(
+            settings.cohort,
+            settings.out / ".parts" / "cohorts" / f"p{count}-s{seed}",
+            patients=count,
+            lung_patients=settings.lung_patients,
+            seed=seed,
+        )
+        for count in sorted(set(patients))
+        for seed in range(seeds)
+    ]
+
+
+def _generator(settings: UtilitySettings, cohort: SubCohort) -> Generator:
+    """That of these patients where --generators has one, else the bundle's."""
+    own = settings.generators / f"{cohort.name}.pt" if settings.generators else None
+    if own is not None and own.is_file():
+        known, overrides = read_weights_file(own), {"weights": str(own.absolute())}
+        return Generator(
+            open=lambda: open_bundle(settings.bundles, "wcapsgan", weights=own, overrides=overrides),
+            sha256=known.sha256,
+            split_hash=known.sidecar.get("split_hash"),
+        )
+    known = read_weights(settings.bundles, "wcapsgan")
+    split_hash = known.sidecar.get("split_hash")
+    return Generator(open=lambda: open_bundle(settings.bundles, "wcapsgan"), sha256=known.sha256, split_hash=split_hash)
+
+
+def _facts(
+    settings: UtilitySettings, part: TestPart, cohorts: dict[str, SubCohort], lines: Sequence[Line]
+) -> dict[str, Any]:
+    known = read_weights(settings.bundles, "wcapsgan")
+    return {
+        "part": part.part,
+        "split_hash": part.split_hash,
+        "sources": list(part.sources),
+        "generator": {"sha256": known.sha256, "split_hash": known.sidecar.get("split_hash")},
+        "settings": {
+            name: value
+            for name, value in asdict(settings).items()
+            if name not in ("cohort", "out", "bundles", "generators")
+        },
+        "cohorts": [
+            {key: value for key, value in asdict(cohort).items() if key != "folder"} for cohort in cohorts.values()
+        ],
+        "notes": notes_of(settings.steps, settings.segmentation_steps, lines, cohorts.values()),
+    }
+
+
+def _track(run: Run, settings: UtilitySettings, content: dict[str, Any], lines: Sequence[Line]) -> None:
+    run.log_params({"part": settings.part, "split_hash": content["split_hash"], "seed": settings.seed})
+    run.log_metrics(
+        {
+            f"{line.experiment}/{line.patients}/{line.arm.name}/{name.replace(',', '')}": found.value
+            for line in lines
+            for name, found in list(line.figures.items())[:1]
+            if found.value is not None
+        }
+    )
+    for name in ("utility.json", "utility.md", "utility.png"):
+        run.log_file(settings.out / name)
