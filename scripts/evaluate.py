@@ -164,7 +164,7 @@ def judge_segmentation(options: dict[str, object], tracking_uri: str | None) -> 
 def judge_generation(options: dict[str, object], tracking_uri: str | None) -> None:
     """Evaluates, prints Table II, and says where everything stands."""
     from lungsynth.judge.generation.run import GenerationSettings, judge_generation
-    from lungsynth.tracking import DEFAULT_URI, ui_command
+    from lungsynth.tracking import DEFAULT_URI
 
     result = judge_generation(GenerationSettings(**options), tracking_uri=tracking_uri or DEFAULT_URI)  # type: ignore[arg-type]
     print(result.markdown)

@@ -77,7 +77,7 @@ class _Prepared(NamedTuple):
     tops: Rows
     bottoms: Rows
     figure: Int[np.ndarray, " pairs"]
-    count: int
+    n_figures: int
 
     @classmethod
     def of(cls, table: Table, patients: Sequence[str], shares: Shares) -> "_Prepared":
@@ -93,7 +93,7 @@ class _Prepared(NamedTuple):
             tops=np.array([column.get(top, nothing) for _, top, _ in pairs]).reshape(-1, len(patients)),
             bottoms=np.array([column.get(bottom, nothing) for _, _, bottom in pairs]).reshape(-1, len(patients)),
             figure=np.array([place for place, _, _ in pairs], dtype=np.int64),
-            count=len(shares),
+            n_figures=len(shares),
         )
 
     def figures(self, weights: np.ndarray) -> np.ndarray:
@@ -101,7 +101,7 @@ class _Prepared(NamedTuple):
         bottoms = self.bottoms @ weights
         known = bottoms > 0
         shares = np.where(known, self.tops @ weights / np.where(known, bottoms, 1), np.nan)
-        sums, counts = (np.bincount(self.figure, values, self.count) for values in (shares, np.ones(len(shares))))
+        sums, counts = (np.bincount(self.figure, values, self.n_figures) for values in (shares, np.ones(len(shares))))
         return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
