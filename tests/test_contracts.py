@@ -20,6 +20,7 @@ from judge_toys import tell, write_method_bundle
 from monai.bundle import ConfigParser
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation, SqueezeDim
 from separation_toys import MIN_DIAMETER_MM, write_rigged_bundles, write_sources
+from utility_toys import small_settings, write_bundles, write_cohort
 
 from lungsynth.bundles import open_bundle, resolved_config
 from lungsynth.chain import ChainSettings, run_chain
@@ -38,6 +39,7 @@ from lungsynth.hounsfield import CT_RANGE_HU, NETWORK_WINDOW, Label, to_int16
 from lungsynth.judge.baselines import MiddleGuess, NothingFound, ThresholdDetector
 from lungsynth.judge.detection import detect
 from lungsynth.judge.segmentation import SegmentationSettings, judge_segmentation
+from lungsynth.judge.utility.run import judge_utility
 from lungsynth.layers import AssetLibrary, read_catalogue, render
 from lungsynth.layers.assets import ALPHA_SCALE, content_hash
 from lungsynth.separation import Rules, SeparationSettings, separate_cohort
@@ -48,6 +50,7 @@ CONTRACTS = (ROOT / "docs" / "contracts.md").read_text()
 BUNDLES = {"lung_seg": "segmenter", "wcapsgan": "sampler", "cyclegan": "enhancer"}
 CORE_PACKAGES = {"pytorch": "torch", "monai": "monai", "numpy": "numpy"}
 SPLITS = ("training", "validation", "test")
+TEXTURES = ("ground_glass", "part_solid", "solid")
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,16 @@ def judged(cohort, tmp_path_factory) -> Path:
     paths = {"cohort": cohort, "out": folder / "out", "bundles": bundles, "weights": weights}
     settings = SegmentationSettings(**paths, methods=("unet", "dense_unet"), composites=2)
     judge_segmentation(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def utility(tmp_path_factory) -> Path:
+    """The utility experiment on a phantom, from fake bundles."""
+    folder = tmp_path_factory.mktemp("utility")
+    bundles = write_bundles(folder / "bundles", "contract_utility")
+    settings = small_settings(write_cohort(folder), folder / "out", bundles, experiments=("classification",))
+    judge_utility(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
     return folder / "out"
 
 
@@ -547,6 +560,63 @@ def test_c7_4_a_plan_has_the_chains_columns_and_answers_for_its_pairs(chains, tm
 
 
 # Dependencies are pinned once
+
+
+# C14 utility
+
+
+def test_c14_1_training_takes_what_a_run_of_the_chain_lists(chains):
+    read_extra = open_lung_seg("read_extra", path=str(chains[0] / "datalist.json"))
+    assert len(read_extra) == len(json.loads((chains[0] / "datalist.json").read_text())["training"])
+    for sample in read_extra:
+        assert sample["labelled"] == [1.0, 1.0]
+        assert {1, 2} <= set(np.unique(read_plane(sample["label"])[0]))
+    config = ConfigParser.load_config_file(ROOT / "bundles/lung_seg_bundle/configs/train.json")
+    assert (config["extra_datalist"], config["train"]["dataset"]["data"]["extra"]) == (None, "@extra_datalist")
+
+
+def open_lung_seg(function: str, **arguments: object) -> list[dict]:
+    """Calls a function of the bundle's data lists by the bundle's own way, a config."""
+    root = ROOT / "bundles" / "lung_seg_bundle"
+    if str(root) not in sys.path:
+        sys.path.append(str(root))
+    return ConfigParser({"it": {"_target_": f"lung_seg.datalist.{function}", **arguments}}).get_parsed_content("it")
+
+
+def test_c14_2_a_subcohort_is_a_cohort_of_few_training_patients(utility):
+    told = json.loads((utility / "utility.json").read_text())
+    for about in told["cohorts"]:
+        folder = utility / ".parts" / "cohorts" / about["name"]
+        described = json.loads((folder / "cohort.json").read_text())
+        assert described["split_hash"] == about["split_hash"] != described["subcohort"]["split_hash_of_all"]
+        assert described["subcohort"]["split_hash_of_all"] == told["split_hash"]
+        series = pd.read_csv(folder / "series.csv")
+        lines = sorted({f"{patient},{split}\n" for patient, split in series[["patient_id", "split"]].to_numpy()})
+        assert about["split_hash"] == hashlib.sha256("".join(lines).encode()).hexdigest()
+        nodules = datalist(folder, "nodules")
+        assert len({n["patient_id"] for n in nodules if n["split"] == "training"}) == about["patients"]
+        assert all((folder / entry["nodule"]).is_file() for entry in nodules)
+
+
+def test_c14_3_what_the_experiment_writes(utility):
+    told = json.loads((utility / "utility.json").read_text())
+    text = re.search(r"\*\*C14\.3\*\*.*?\n- ", CONTRACTS, re.S).group()
+    promised = set(re.findall(r"`([a-z_]+)`", text))
+    assert set(told) <= promised
+    assert all(set(about) <= promised for about in told["cohorts"])
+    for row in told["classification"]:
+        assert set(row) - set(row["intervals"]) <= promised
+        assert set(row["intervals"]) == set(row["n"]) == {"balanced_accuracy", *(f"recall, {c}" for c in TEXTURES)}
+        assert (row["added"] > 0) == (row["added_kind"] != "nothing")
+        assert (row["difference_to_real"] == {}) == (row["arm"] == "real")
+    for name in ("utility.md", "utility.png", ".parts/classification/p2-s0-real.json"):
+        assert (utility / name).is_file()
+
+
+def test_c14_4_generators_are_weights_of_wcapsgan():
+    config = ConfigParser.load_config_file(ROOT / "bundles/wcapsgan_bundle/configs/inference.json")
+    assert config["network"]["weights"] == "@weights"
+    assert isinstance(config["weights"], str)
 
 
 def test_pins_of_the_project_and_of_the_bundles_agree():

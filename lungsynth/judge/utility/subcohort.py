@@ -151,7 +151,7 @@ def _kept(parts: Mapping[str, Any], chosen: set[str], lenders: set[str]) -> list
         entry
         for entry in parts.get("training", [])
         if entry["patient_id"] in chosen
-        or (entry["patient_id"] in lenders and ("lung" in entry or entry.get("labelled") == ["lung"]))
+        or (entry["patient_id"] in lenders and True)
     ]
 
 
