@@ -22,6 +22,7 @@ from judge_toys import tell, write_method_bundle
 from monai.bundle import ConfigParser
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation, SqueezeDim
 from separation_toys import MIN_DIAMETER_MM, write_rigged_bundles, write_sources
+from utility_toys import small_settings, write_bundles, write_cohort
 
 from lungsynth.bundles import open_bundle, resolved_config
 from lungsynth.chain import ChainSettings, run_chain
@@ -44,6 +45,7 @@ from lungsynth.judge.generation.feature_network import load_feature_network
 from lungsynth.judge.generation.features import WEIGHTS
 from lungsynth.judge.generation.run import GenerationSettings, judge_generation
 from lungsynth.judge.segmentation import SegmentationSettings, judge_segmentation
+from lungsynth.judge.utility.run import judge_utility
 from lungsynth.layers import AssetLibrary, read_catalogue, render
 from lungsynth.layers.assets import ALPHA_SCALE, content_hash
 from lungsynth.separation import Rules, SeparationSettings, separate_cohort
@@ -54,6 +56,7 @@ CONTRACTS = (ROOT / "docs" / "contracts.md").read_text()
 BUNDLES = {"lung_seg": "segmenter", "wcapsgan": "sampler", "cyclegan": "enhancer"}
 CORE_PACKAGES = {"pytorch": "torch", "monai": "monai", "numpy": "numpy"}
 SPLITS = ("training", "validation", "test")
+TEXTURES = ("ground_glass", "part_solid", "solid")
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +103,16 @@ def generated(tmp_path_factory) -> Path:
         patch.setattr("lungsynth.judge.generation.two_sample._STEPS", 4)
         patch.setattr("lungsynth.judge.generation.figures._RESAMPLES", 10)
         judge_generation(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def utility(tmp_path_factory) -> Path:
+    """The utility experiment on a phantom, from fake bundles."""
+    folder = tmp_path_factory.mktemp("utility")
+    bundles = write_bundles(folder / "bundles", "contract_utility")
+    settings = small_settings(write_cohort(folder), folder / "out", bundles, experiments=("classification",))
+    judge_utility(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
     return folder / "out"
 
 
@@ -644,6 +657,63 @@ def test_c13_4_what_the_judge_says_of_the_enhancer(cohort, tmp_path):
 
 
 # Dependencies are pinned once
+
+
+# C14 utility
+
+
+def test_c14_1_training_takes_what_a_run_of_the_chain_lists(chains):
+    read_extra = open_lung_seg("read_extra", path=str(chains[0] / "datalist.json"))
+    assert len(read_extra) == len(json.loads((chains[0] / "datalist.json").read_text())["training"])
+    for sample in read_extra:
+        assert sample["labelled"] == [1.0, 1.0]
+        assert {1, 2} <= set(np.unique(read_plane(sample["label"])[0]))
+    config = ConfigParser.load_config_file(ROOT / "bundles/lung_seg_bundle/configs/train.json")
+    assert (config["extra_datalist"], config["train"]["dataset"]["data"]["extra"]) == (None, "@extra_datalist")
+
+
+def open_lung_seg(function: str, **arguments: object) -> list[dict]:
+    """Calls a function of the bundle's data lists by the bundle's own way, a config."""
+    root = ROOT / "bundles" / "lung_seg_bundle"
+    if str(root) not in sys.path:
+        sys.path.append(str(root))
+    return ConfigParser({"it": {"_target_": f"lung_seg.datalist.{function}", **arguments}}).get_parsed_content("it")
+
+
+def test_c14_2_a_subcohort_is_a_cohort_of_few_training_patients(utility):
+    told = json.loads((utility / "utility.json").read_text())
+    for about in told["cohorts"]:
+        folder = utility / ".parts" / "cohorts" / about["name"]
+        described = json.loads((folder / "cohort.json").read_text())
+        assert described["split_hash"] == about["split_hash"] != described["subcohort"]["split_hash_of_all"]
+        assert described["subcohort"]["split_hash_of_all"] == told["split_hash"]
+        series = pd.read_csv(folder / "series.csv")
+        lines = sorted({f"{patient},{split}\n" for patient, split in series[["patient_id", "split"]].to_numpy()})
+        assert about["split_hash"] == hashlib.sha256("".join(lines).encode()).hexdigest()
+        nodules = datalist(folder, "nodules")
+        assert len({n["patient_id"] for n in nodules if n["split"] == "training"}) == about["patients"]
+        assert all((folder / entry["nodule"]).is_file() for entry in nodules)
+
+
+def test_c14_3_what_the_experiment_writes(utility):
+    told = json.loads((utility / "utility.json").read_text())
+    text = re.search(r"\*\*C14\.3\*\*.*?\n- ", CONTRACTS, re.S).group()
+    promised = set(re.findall(r"`([a-z_]+)`", text))
+    assert set(told) <= promised
+    assert all(set(about) <= promised for about in told["cohorts"])
+    for row in told["classification"]:
+        assert set(row) - set(row["intervals"]) <= promised
+        assert set(row["intervals"]) == set(row["n"]) == {"balanced_accuracy", *(f"recall, {c}" for c in TEXTURES)}
+        assert (row["added"] > 0) == (row["added_kind"] != "nothing")
+        assert (row["difference_to_real"] == {}) == (row["arm"] == "real")
+    for name in ("utility.md", "utility.png", ".parts/classification/p2-s0-real.json"):
+        assert (utility / name).is_file()
+
+
+def test_c14_4_generators_are_weights_of_wcapsgan():
+    config = ConfigParser.load_config_file(ROOT / "bundles/wcapsgan_bundle/configs/inference.json")
+    assert config["network"]["weights"] == "@weights"
+    assert isinstance(config["weights"], str)
 
 
 def test_pins_of_the_project_and_of_the_bundles_agree():
