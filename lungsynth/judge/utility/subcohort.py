@@ -150,7 +150,8 @@ def _kept(parts: Mapping[str, Any], chosen: set[str], lenders: set[str]) -> list
     return [
         entry
         for entry in parts.get("training", [])
-        if entry["patient_id"] in chosen or (entry["patient_id"] in lenders and True)
+        if entry["patient_id"] in chosen
+        or (entry["patient_id"] in lenders and ("lung" in entry or entry.get("labelled") == ["lung"]))
     ]
 
 
