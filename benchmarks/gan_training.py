@@ -24,15 +24,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from gan_training_plain import loop_routing, write_plainly
 from monai.bundle import ConfigWorkflow
-from torch import Tensor
-from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -190,73 +188,6 @@ def open_workflow(kind: str, **settings: Any) -> ConfigWorkflow:
     )
     workflow.initialize()
     return workflow
-
-
-def write_plainly(trainer: Any, *, plain_upsampling: bool) -> None:
-    """Replaces what the bundle does cleverly by what PyTorch code usually does; weights and draws stay."""
-    import wcapsgan.losses
-    from wcapsgan.capsules import RoutingCapsules
-    from wcapsgan.layers import UpBlock, Upsample
-    from wcapsgan.slopes import Leaky
-
-    def up_block(block: Any) -> Callable[..., Tensor]:
-        def forward(x: Tensor, style: Tensor, noise: Tensor) -> Tensor:
-            x = block.norm(block.upsample(x) + block.noise_strength * noise)
-            return block.activation(x * (1 + block.scale(style)) + block.shift(style))
-
-        return forward
-
-    for network in (trainer.generator, trainer.critic):
-        for module in network.modules():
-            if isinstance(module, UpBlock):
-                module.forward = up_block(module)
-            elif isinstance(module, Upsample) and plain_upsampling:
-                module.forward = lambda x, m=module: functional.conv2d(
-                    functional.interpolate(x, scale_factor=2.0), m.weight.transpose(0, 1).flip(2, 3), padding=1
-                )
-            elif isinstance(module, RoutingCapsules):
-                module.forward = lambda poses, m=module: loop_routing(m, poses)
-            elif isinstance(module, Leaky):
-                module.forward = lambda x, m=module: functional.leaky_relu(x, m.negative_slope)
-    wcapsgan.losses.slopes_only = nullcontext
-    if trainer.shared_forward:
-        trainer._generate, trainer.shared_forward = Regenerating(trainer), False
-
-
-class Regenerating:
-    """Passes the latents of the last critic step through the generator once more for the generator's step."""
-
-    def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
-
-    def __call__(self, draws: Any, *, learning: bool) -> Any:
-        from wcapsgan.trainer import Generated
-
-        if not learning:
-            self.asked, self.latent = draws.reals(), draws.latents(self.trainer.generator.latent_dim)
-        with torch.set_grad_enabled(learning):
-            samples = self.trainer.generator(self.latent, self.asked.category, self.asked.diameter_mm)
-        return Generated(samples, self.asked)
-
-
-# ---------------------------------------------------------------- routing
-def loop_routing(layer: Any, poses: Tensor) -> Tensor:
-    """Routing as in public code: all votes at once, kept over the iterations; two streams as in `RoutingCapsules`."""
-    from wcapsgan.capsules import squash
-
-    u = squash(poses)
-    votes = (layer.weight[None] * u[:, None, :, :, None]).sum(dim=3)  # (B, k, n, o)
-    still = votes.detach()
-    b = poses.new_zeros(votes.shape[:3])
-    for iteration in range(layer.n_iterations):
-        c = b.softmax(dim=1)
-        if iteration == layer.n_iterations - 1:
-            break
-        v = squash((c.unsqueeze(-1) * still).sum(dim=2)).detach()
-        last = iteration == layer.n_iterations - 2
-        b = (b if last else b.detach()) + ((votes if last else still) * v.unsqueeze(2)).sum(dim=-1)
-    flowing = (layer.weight[None] * poses[:, None, :, :, None]).sum(dim=3)
-    return (c.unsqueeze(-1) * flowing).sum(dim=2)
 
 
 def time_routing(arguments: argparse.Namespace) -> dict[str, float]:

@@ -2,7 +2,10 @@
 
 import json
 import logging
+import os
 import runpy
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -389,6 +392,33 @@ def judged(cohort, tmp_path_factory):
     )
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     return settings, judge_generation(settings, tracking_uri=uri), uri
+
+
+def test_what_the_memoriser_hands_out_does_not_depend_on_the_process():
+    program = """
+import numpy as np
+from lungsynth.judge.generation.generators import Requests
+from lungsynth.judge.generation.samples import Samples
+from lungsynth.judge.generation.trivial import baselines
+
+names = tuple(str(i) for i in range(30))
+categories = tuple(("ground_glass", "part_solid", "solid")[i % 3] for i in range(30))
+hu = np.zeros((30, 8, 8), np.int16)
+training = Samples(hu=hu, mask=hu.astype(np.float16), categories=categories, owners=names, names=names, spacing_mm=0.7)
+requests = Requests(seeds=(1,) * 6, categories=categories[:6], diameters_mm=(None,) * 6)
+print(baselines(training, "toy")[0].open()(requests).samples.names)
+"""
+    handed_out = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(handed_out) == 1
 
 
 def test_table_2_has_its_keys_and_the_memoriser_is_all_copies(judged):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 from torch.nn import functional
+from wcapsgan_toys import disc
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "wcapsgan_bundle"
 sys.path.insert(0, str(BUNDLE))
@@ -35,11 +36,6 @@ def conditions(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.arange(count) % 2, torch.linspace(4, 12, count)
 
 
-def disc(size: int, diameter: float) -> np.ndarray:
-    rows, columns = np.indices((size, size)) - (size - 1) / 2
-    return (np.hypot(rows, columns) <= diameter / 2).astype(np.float16)
-
-
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory) -> Path:
     """Discs of 3 to 6 px, ground glass or solid; one nodule without a category."""
@@ -47,7 +43,7 @@ def cohort(tmp_path_factory) -> Path:
     (folder / "nodules").mkdir()
     entries = []
     for i, category in enumerate(["ground_glass", *["solid"] * 5, "unknown"]):
-        alpha = np.stack([disc(16, 2), disc(16, 6), disc(16, 6 - 0.3 * i)])
+        alpha = np.stack([disc(2, 16), disc(6, 16), disc(6 - 0.3 * i, 16)])
         hu = np.where(alpha > 0, -500 if category == "ground_glass" else 0, -850).astype(np.int16)
         np.savez(folder / "nodules" / f"{i}.npz", hu=hu, alpha=alpha, largest=1)
         entries.append({"nodule": f"nodules/{i}.npz", "category": category})
@@ -298,7 +294,7 @@ def test_missing_category_and_cohort_are_named(cohort, tmp_path) -> None:
 
 
 def test_augmentation_moves_the_mask_with_its_image() -> None:
-    mask = torch.from_numpy(disc(16, 6)).float().roll((2, 1), dims=(0, 1)).expand(8, 16, 16)
+    mask = torch.from_numpy(disc(6, 16)).float().roll((2, 1), dims=(0, 1)).expand(8, 16, 16)
     x = torch.stack([mask * 2 - 1, mask], dim=1)
     moves = AugmentationRange(brightness=0, contrast=0, translation=0.125)
     moved = augment(x, moves.draw(seeded_generator(0), x.shape))
@@ -324,7 +320,7 @@ def test_larger_files_are_averaged(cohort) -> None:
 
 
 def test_soft_diameter_is_that_of_the_disc() -> None:
-    mask = torch.from_numpy(np.stack([disc(64, 20), disc(64, 0)])).float()
+    mask = torch.from_numpy(np.stack([disc(20, 64), disc(0, 64)])).float()
     diameter = disc_diameter_mm(mask, 0.7)
     exact = 2 * (mask[0].sum() / torch.pi).sqrt() * 0.7
     assert float(diameter[0]) == pytest.approx(float(exact), rel=1e-3)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
+from wcapsgan_toys import disc
 
 from lungsynth.bundles import open_bundle
 
@@ -39,11 +40,6 @@ TINY = {
     "biggan": {"width": 8, "critic_width": 8},
     "capsulenets": {"width": 8, "critic_width": 8},
 }
-
-
-def disc(diameter: float, size: int = 16) -> np.ndarray:
-    rows, columns = np.indices((size, size)) - (size - 1) / 2
-    return (np.hypot(rows, columns) <= diameter / 2).astype(np.float16)
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ class Generator(nn.Module):
             nn.Linear(style_dim, style_dim),
             nn.LeakyReLU(SLOPE),
         )
-        for layer in (self.mapping[0], self.mapping[2]):  # a latent that hardly matters at first is soon ignored
+        for layer in (self.mapping[0], self.mapping[2]):  # keeps the latent at unit size
             nn.init.kaiming_normal_(layer.weight, a=SLOPE)
         self.start = nn.Sequential(
             nn.Linear(style_dim, widths[0] * min_size**spatial_dims),
@@ -136,8 +136,7 @@ class CapsuleCritic(nn.Module):
         n_categories: at least 1.
         size: pixels of the square image, 8 times a power of two.
         channels: of the first features; doubled at each coarser level up to `4 * channels`.
-        depth: further convolutions at each level, before the resolution is halved. Without them the critic takes the
-            outlines of generated nodules for real while they are still too round.
+        depth: further convolutions at each level, before the resolution is halved.
         in_channels: 2, image and mask.
         spatial_dims: 2, or 3 for cubes.
         n_maps: primary capsules at each of the 4 x 4 positions.

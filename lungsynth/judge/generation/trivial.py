@@ -30,7 +30,7 @@ def baselines(training: Samples, identity: str) -> list[Generator]:
         AVERAGE: ("mean of 8 training samples", lambda requests: _averaged(requests, training)),
     }
     return [
-        Generator(name=name, title=title, open=lambda make=make: make, identity=f"{identity}:1")  # type: ignore[misc]
+        Generator(name=name, title=title, open=lambda make=make: make, identity=f"{identity}:2")  # type: ignore[misc]
         for name, (title, make) in makers.items()
     ]
 
@@ -38,7 +38,7 @@ def baselines(training: Samples, identity: str) -> list[Generator]:
 def _memorised(requests: Requests, training: Samples) -> Drawn:
     """Each time the unused training sample of the category that is nearest in diameter; all again once none is left."""
     rng = np.random.default_rng(requests.seeds[0] if requests.seeds else 0)
-    unused = {name: list(rng.permutation(training.of(name))) for name in set(requests.categories)}
+    unused = {name: list(rng.permutation(training.of(name))) for name in sorted(set(requests.categories))}
     chosen = np.zeros(len(requests.categories), np.int64)
     for index in rng.permutation(len(chosen)):
         name, wanted = requests.categories[index], requests.diameters_mm[index]
