@@ -15,7 +15,7 @@ def write_plainly(trainer: Any, *, plain_upsampling: bool) -> None:
     """Replaces what the bundle does cleverly by what PyTorch code usually does; weights and draws stay."""
     import wcapsgan.losses
     from wcapsgan.capsules import RoutingCapsules
-    from wcapsgan.layers import UpBlock, Upsample
+    from wcapsgan.layers import StyledBlock, Upsample
     from wcapsgan.slopes import Leaky
 
     def up_block(block: Any) -> Callable[..., Tensor]:
@@ -27,7 +27,7 @@ def write_plainly(trainer: Any, *, plain_upsampling: bool) -> None:
 
     for network in (trainer.generator, trainer.critic):
         for module in network.modules():
-            if isinstance(module, UpBlock):
+            if isinstance(module, StyledBlock):
                 module.forward = up_block(module)
             elif isinstance(module, Upsample) and plain_upsampling:
                 module.forward = lambda x, m=module: functional.conv2d(

@@ -18,17 +18,19 @@ sys.path.insert(0, str(BUNDLE))
 from wcapsgan import losses, modulation  # noqa: E402
 from wcapsgan.augment import AugmentationRange, augment  # noqa: E402
 from wcapsgan.capsules import RoutingCapsules, squash  # noqa: E402
+from wcapsgan.critic import CapsuleCritic, MultiScaleCritic  # noqa: E402
 from wcapsgan.data import CohortSamples, load_datalist  # noqa: E402
 from wcapsgan.distance import sliced_wasserstein  # noqa: E402
 from wcapsgan.inferer import Sampler  # noqa: E402
 from wcapsgan.latents import seeded_generator  # noqa: E402
 from wcapsgan.layers import NoiseFields, Upsample  # noqa: E402
-from wcapsgan.losses import disc_diameter_mm, gradient_penalty  # noqa: E402
-from wcapsgan.network import CapsuleCritic, Generator, MultiScaleCritic  # noqa: E402
+from wcapsgan.losses import disc_diameter_mm, energy_distance, gradient_penalty  # noqa: E402
+from wcapsgan.network import Generator  # noqa: E402
 from wcapsgan.slopes import slopes_only  # noqa: E402
 from wcapsgan.weights import load_network, start_from  # noqa: E402
+from wcapsgan.zoom import Zoom  # noqa: E402
 
-TINY = {"size": 16, "channels": 8, "latent_dim": 4}
+TINY = {"size": 16, "channels": 8, "latent_dim": 4, "critic_scales": [1], "critic_depths": [1]}
 CATEGORIES = ["ground_glass", "solid"]
 
 
@@ -168,9 +170,11 @@ def test_a_sample_alone_equals_itself_in_a_batch() -> None:
     torch.testing.assert_close(each, scores, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("spatial_dims", "flat_background"), [(2, True), (3, False)])
-def test_scripted_networks_equal_themselves(spatial_dims: int, flat_background: bool) -> None:
-    generator = Generator(4, 2, 32, 4, spatial_dims=spatial_dims, flat_background=flat_background).eval()
+@pytest.mark.parametrize(("spatial_dims", "of_nodules"), [(2, True), (2, False), (3, True)])
+def test_scripted_networks_equal_themselves(spatial_dims: int, of_nodules: bool) -> None:
+    generator = Generator(
+        4, 2, 32, 4, spatial_dims=spatial_dims, flat_background=of_nodules, zoomed=of_nodules, spacing_mm=0.7
+    ).eval()
     critic = MultiScaleCritic(2, 32, 4, scales=(1, 2), depths=(0, 1), spatial_dims=spatial_dims).eval()
     latent, (category, diameter) = torch.randn(2, 4), conditions(2)
     samples = generator(latent, category, diameter)
@@ -215,6 +219,55 @@ def test_outside_the_mask_a_nodule_lies_on_one_level() -> None:
     samples = sampler([1, 2, 3], ["solid"] * 3, [None] * 3)
     for hu, alpha in zip(samples["hu"], samples["alpha"], strict=True):
         assert len(np.unique(hu[alpha == 0])) == 1
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_discs_of_all_sizes_fill_the_canvas_alike(spatial_dims: int) -> None:
+    """1 / SPREAD of its side: the same on every canvas, whatever the diameter; and back in the frame what they were."""
+    places = torch.linspace(-31.5, 31.5, 64) * 0.7
+    radii = torch.stack(torch.meshgrid(*[places] * spatial_dims, indexing="ij")).norm(dim=0)
+    diameters = torch.tensor([7.0, 14.0])
+    discs = torch.stack([torch.sigmoid((d / 2 - radii) * 4) for d in diameters])[:, None]
+    there, back = Zoom(64, 32, 0.7), Zoom(64, 32, 0.7, to_frame=True)
+    canvases = there(discs, diameters)
+    assert canvases.shape == (2, 1, *[32] * spatial_dims)
+    widths = (canvases[(slice(None), 0) + (16,) * (spatial_dims - 1)]).sum(dim=1)
+    torch.testing.assert_close(widths, torch.full((2,), 32 / 2.5), rtol=0.05, atol=0)
+    assert float((back(canvases, diameters) - discs).abs().mean()) < 0.01
+
+
+def test_filters_of_a_zoom_keep_an_even_frame_and_let_slopes_through() -> None:
+    diameters = torch.tensor([0.0, 3.0, 5.3, 9.1, 30.0])
+    even = torch.ones(5, 2, 64, 64)
+    torch.testing.assert_close(Zoom(64, 32, 0.7)(even, diameters), even[..., :32, :32])
+    placed = Zoom(64, 32, 0.7, to_frame=True)(even[..., :32, :32], diameters)
+    torch.testing.assert_close(placed.amax(dim=(1, 2, 3)), torch.ones(5))
+    assert float(placed[1, 0, 0, 0]) == 0  # beyond the canvas
+    frame = torch.randn(2, 1, 16, 16, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: Zoom(16, 8, 0.7)(x, torch.tensor([5.3, 9.1])).square(), frame)
+
+
+def test_energy_distance_tells_sets_apart_and_drives_samples_apart() -> None:
+    draw = seeded_generator(1)
+    sets = torch.randn(40, 2, 32, 6, generator=draw)
+    alike = torch.stack([energy_distance(x, y) for x, y in sets])
+    assert abs(float(alike.mean())) < 0.01
+    real, one = torch.randn(32, 6, generator=draw), torch.randn(1, 6, generator=draw)
+    collapsed = (one + 1e-3 * torch.randn(32, 6, generator=draw)).requires_grad_()
+    distance = energy_distance(real, collapsed)
+    assert float(distance.detach()) > 0.3
+    (slope,) = torch.autograd.grad(distance, collapsed)
+    moved = collapsed.detach() - 0.05 * slope / slope.norm(dim=1, keepdim=True)
+    assert float(moved.std(dim=0).mean()) > 5 * float(collapsed.detach().std(dim=0).mean())
+
+
+def test_zoomed_nodules_follow_their_diameter_before_any_training() -> None:
+    torch.manual_seed(0)
+    network = Generator(4, 1, 64, 8, zoomed=True, spacing_mm=0.7, flat_background=True)
+    latent, category = torch.randn(1, 4).expand(2, 4), torch.zeros(2, dtype=torch.int64)
+    masks = network(latent, category, torch.tensor([5.0, 10.0]))[:, 1]
+    spread = (masks > 0.01).float().mean(dim=(1, 2))
+    assert 3 < float(spread[1] / spread[0]) < 5
 
 
 def test_size_that_cannot_be_reached_is_refused() -> None:
@@ -376,12 +429,12 @@ def test_resumed_training_equals_uninterrupted_training(cohort, tmp_path) -> Non
     assert sidecar["categories"] == CATEGORIES
     assert "swd" in sidecar["validation"]
     assert (tmp_path / "parts" / "samples" / "epoch_0002.png").is_file()
-    network = load_network(Generator(4, 2, 16, 8), tmp_path / "parts" / "model.pt")
+    network = load_network(Generator(4, 2, 16, 8, zoomed=True), tmp_path / "parts" / "model.pt")
     assert network.diameter_quantiles.max() > 3
 
 
 def test_inference_writes_samples(tmp_path) -> None:
-    torch.save(Generator(4, 2, 16, 8).state_dict(), tmp_path / "model.pt")
+    torch.save(Generator(4, 2, 16, 8, zoomed=True).state_dict(), tmp_path / "model.pt")
     workflow = ConfigWorkflow(
         config_file=str(BUNDLE / "configs" / "inference.json"),
         meta_file=str(BUNDLE / "configs" / "metadata.json"),

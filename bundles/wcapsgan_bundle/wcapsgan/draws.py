@@ -11,7 +11,7 @@ from .augment import AugmentationRange, augment
 from .data import Batch, CohortSamples
 from .latents import draw_latents
 
-__all__ = ["StepDraws", "averaged"]
+__all__ = ["StepDraws", "averaged", "gathered"]
 
 
 class StepDraws:
@@ -76,6 +76,19 @@ def averaged(terms: dict[str, Tensor]) -> dict[str, float]:
         dist.all_reduce(values)
         values = values / dist.get_world_size()
     return dict(zip(terms, values.tolist(), strict=True))
+
+
+def gathered(values: Tensor) -> Tensor:
+    """The values (B, ...) of all processes, (B * processes, ...), with the gradient of this one's.
+
+    It counts once for each process, because DistributedDataParallel will take the mean over them.
+    """
+    if not dist.is_initialized():
+        return values
+    parts = [torch.empty_like(values) for _ in range(_world())]
+    dist.all_gather(parts, values.detach().contiguous())
+    parts[dist.get_rank()] = values.detach() + _world() * (values - values.detach())
+    return torch.cat(parts)
 
 
 def _world() -> int:

@@ -17,7 +17,7 @@ __all__ = [
     "NoiseFields",
     "PixelNorm",
     "Smooth",
-    "UpBlock",
+    "StyledBlock",
     "Upsample",
     "layers_of",
     "levels_between",
@@ -95,7 +95,7 @@ class Smooth(nn.Module):
         kernel = torch.ones(())
         for _ in range(spatial_dims):
             kernel = kernel.unsqueeze(-1) * torch.tensor([0.25, 0.5, 0.25])
-        self.register_buffer("kernel", kernel.expand(channels, 1, *kernel.shape).clone())
+        self.register_buffer("kernel", kernel.expand(channels, 1, *kernel.shape).clone(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = functional.pad(x, self.margins, mode="replicate")
@@ -130,21 +130,47 @@ class NoiseFields(nn.Module):
         return torch.einsum("bk,k...->b...", mixture, self.fields).unsqueeze(1)
 
 
-class UpBlock(nn.Module):
-    """One doubling of the resolution: upsample, add noise, normalise each pixel, modulate by style, activate."""
+class StyledBlock(nn.Module):
+    """One resolution: convolve, add noise, normalise each pixel, modulate by style, activate.
 
-    def __init__(self, in_channels: int, out_channels: int, style_dim: int, *, spatial_dims: int = 2) -> None:
+    Args:
+        in_channels: of the coarser features.
+        out_channels: of these.
+        style_dim: of the style.
+        enlarge: whether the coarser features come at half the size. What was enlarged is filtered (after Karras et
+            al., 2020): it has a pattern of period two pixels, which each further resolution would make twice as
+            coarse, to a grid of dots in the image.
+        noise_strength: at the start; learnt.
+        spatial_dims: 2 or 3.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        style_dim: int,
+        *,
+        enlarge: bool = True,
+        noise_strength: float = 0.1,
+        spatial_dims: int = 2,
+    ) -> None:
         super().__init__()
-        singletons = layers_of(spatial_dims)[1]
-        self.upsample = Upsample(in_channels, out_channels, spatial_dims=spatial_dims)
-        self.noise_strength = nn.Parameter(torch.full((out_channels, *[1] * spatial_dims), 0.1))
+        convolution, singletons = layers_of(spatial_dims)
+        if enlarge:
+            self.convolution = Upsample(in_channels, out_channels, spatial_dims=spatial_dims)
+            self.smooth = Smooth(out_channels, spatial_dims=spatial_dims)
+        else:
+            self.convolution = convolution(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+            self.smooth = nn.Identity()
+        self.noise_strength = nn.Parameter(torch.full((out_channels, *[1] * spatial_dims), noise_strength))
         self.norm = PixelNorm()
         self.activation = nn.LeakyReLU(SLOPE)
         self.scale = nn.Sequential(nn.Linear(style_dim, out_channels), Rearrange(f"b c -> b c {singletons}"))
         self.shift = nn.Sequential(nn.Linear(style_dim, out_channels), Rearrange(f"b c -> b c {singletons}"))
 
     def forward(self, x: Tensor, style: Tensor, noise: Tensor) -> Tensor:
-        x, scale, shift = self.upsample(x), self.scale(style), self.shift(style)
+        """Features (B, C, n, n[, n]), style (B, style_dim), noise (B, 1, m, m[, m]) to features (B, C, m, m[, m])."""
+        x, scale, shift = self.smooth(self.convolution(x)), self.scale(style), self.shift(style)
         if not torch.jit.is_scripting() and x.device.type == "cpu":
             return modulated(x, noise, self.noise_strength, scale, shift, self.activation.negative_slope)
         x = self.norm(x + (self.noise_strength * noise).to(x.dtype))

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two terms that any objective may have beside it, as pure functions: the slope of a critic, the size of a nodule."""
+"""Terms that any objective may have beside it, as pure functions: slope of a critic, size of a nodule, variety."""
 
 import torch
 from torch import Tensor, nn
 
 from .slopes import slopes_only
 
-__all__ = ["disc_diameter_mm", "gradient_penalty"]
+__all__ = ["disc_diameter_mm", "energy_distance", "gradient_penalty"]
 
 
 def gradient_penalty(
@@ -40,3 +40,26 @@ def disc_diameter_mm(mask: Tensor, spacing_mm: float) -> Tensor:
     low, high = torch.sigmoid(torch.tensor([-5.0, 5.0])).tolist()
     inside = (torch.sigmoid((mask - 0.5) * 10) - low) / (high - low)
     return 2 * spacing_mm * (inside.sum(dim=(1, 2)) / torch.pi + 1e-3).sqrt()
+
+
+def energy_distance(real: Tensor, fake: Tensor) -> Tensor:
+    """Energy distance of two sets (Szekely and Rizzo, 2013), as a share of the mean distance of two real ones.
+
+    `2 E|x - y| - E|x - x'| - E|y - y'|` with Euclidean distances: 0 on average for sets of one distribution, 1 and
+    more for generated samples that are all alike. The middle term drives them apart, which no critic that sees one
+    sample at a time can do: it can only send all of them to where the real ones are.
+
+    Args:
+        real: (N, ...), N at least 2.
+        fake: (M, ...), M at least 2.
+    """
+    x, y = fake.float().flatten(1), real.float().flatten(1)
+    between = (x[:, None] - y).square().sum(dim=2).add(1e-6).sqrt().mean()
+    spread = _mean_distance(y)
+    return (2 * between - _mean_distance(x) - spread) / spread
+
+
+def _mean_distance(x: Tensor) -> Tensor:
+    """Mean distance of two different rows of (N, F)."""
+    first, second = torch.triu_indices(len(x), len(x), offset=1, device=x.device)
+    return (x[first] - x[second]).square().sum(dim=1).add(1e-6).sqrt().mean()
