@@ -3,6 +3,7 @@
 python scripts/evaluate.py segmentation --cohort COHORT --out OUT
 python scripts/evaluate.py nodules --cohort COHORT --out OUT
 python scripts/evaluate.py lungs --cohort COHORT --out OUT
+python scripts/evaluate.py slices --cohort COHORT --out OUT
 python scripts/evaluate.py enhancement --cohort COHORT --out OUT
 python scripts/evaluate.py utility --cohort COHORT --out OUT
 python scripts/evaluate.py folds OUT [OUT ...] --out POOLED
@@ -27,8 +28,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_segmentation(commands)
-    for kind in ("nodules", "lungs"):
-        _add_generation(commands, kind)
+    for kind, count in (("nodules", 200), ("lungs", 200), ("slices", 67)):
+        _add_generation(commands, kind, count)
     _add_folds(commands)
     _add_enhancement(commands)
     _add_utility(commands)
@@ -44,13 +45,21 @@ def _add_segmentation(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     )
 
 
-def _add_generation(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", kind: str) -> None:
-    parser = commands.add_parser(kind, help=f"Table II: generators of {kind}")
+def _add_generation(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", kind: str, count: int) -> None:
+    titles = {"slices": "Table III: whole diseased slices, in one piece, in one stage and in two"}
+    parser = commands.add_parser(kind, help=titles.get(kind, f"Table II: generators of {kind}"))
     parser.set_defaults(judge=judge_generation, kind=kind)
     _add_common(parser)
     parser.add_argument(
-        "--count", type=int, default=200, help="generated a category, beside those matched to held-out ones"
+        "--count",
+        type=int,
+        default=count,
+        help="generated a category, beside those matched to held-out ones (default: %(default)s)",
     )
+    if kind == "slices":
+        parser.add_argument(
+            "--slices", type=Path, help="folder of scripts/make_slices.py (default: made in OUT/.parts)"
+        )
     parser.add_argument(
         "--features",
         default="domain",
@@ -126,8 +135,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--weights",
         type=Path,
         default=ROOT / "benchmarks" / "weights",
-        help="folder with the weights of the methods beside this one: NAME.pt (segmentation), nodules_NAME.pt or "
-        "lungs_NAME.pt, each with its .json (default: this repository's)",
+        help="folder with the weights of the methods beside this one: NAME.pt (segmentation), nodules_NAME.pt, "
+        "lungs_NAME.pt or slices_NAME.pt, each with its .json (default: this repository's)",
     )
     parser.add_argument(
         "--methods",
@@ -162,13 +171,13 @@ def judge_segmentation(options: dict[str, object], tracking_uri: str | None) -> 
 
 
 def judge_generation(options: dict[str, object], tracking_uri: str | None) -> None:
-    """Evaluates, prints Table II, and says where everything stands."""
+    """Evaluates, prints Table II or III, and says where everything stands."""
     from lungsynth.judge.generation.run import GenerationSettings, judge_generation
     from lungsynth.tracking import DEFAULT_URI
 
     result = judge_generation(GenerationSettings(**options), tracking_uri=tracking_uri or DEFAULT_URI)  # type: ignore[arg-type]
     print(result.markdown)
-    print(f"Table            {result.out / 'table_2.md'} and {result.out / 'table_2.json'}")
+    print(f"Table            {result.out / result.name}.md and .json")
     print(f"Pictures         {', '.join(str(picture) for picture in result.pictures)}")
 
 

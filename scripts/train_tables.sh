@@ -2,10 +2,12 @@
 # Trains what the tables compare, one after the other: train_tables.sh COHORT OUT [METHOD ...]
 # Weights come to OUT/<method>.pt and .json. A method that has them is skipped; one that was stopped goes on where it was.
 # METHODs are those of Table I (unet, unet_plus_plus, cnn_vgg, faster_rcnn_3d), nodules_NAME and lungs_NAME of Table II with
-# NAME one of gan, dcgan, wgan, biggan, capsulenets, w_capsulegan_equal (W-CapsuleGAN itself at the others' budget), or the
-# groups table_1, nodules, lungs. Without any, the three groups.
+# NAME one of gan, dcgan, wgan, biggan, capsulenets, w_capsulegan_equal (W-CapsuleGAN itself at the others' budget), and
+# slices_NAME of Table III with NAME one of gan, dcgan, wgan, biggan, w_capsulegan, which make whole diseased slices in one
+# piece. Or the groups table_1, nodules, lungs, slices (the paper's four). Without any, table_1, nodules and lungs.
 # Methods of Table I take about 12 minutes each of one processor core with bfloat16 (AMP=False without it: about half as
-# long again). Those of Table II take NODULE_MINUTES or LUNG_MINUTES of one core, validations included, whatever the method.
+# long again). The others take NODULE_MINUTES, LUNG_MINUTES or SLICE_MINUTES of one core, validations included, whatever
+# the method. What slices are trained on is composed first, into OUT/slices (scripts/make_slices.py, some minutes).
 set -euo pipefail
 
 if [ $# -lt 2 ]; then
@@ -14,9 +16,10 @@ if [ $# -lt 2 ]; then
 fi
 cohort=$1 out=$2
 shift 2
-NODULE_MINUTES=${NODULE_MINUTES:-60} LUNG_MINUTES=${LUNG_MINUTES:-60}
+NODULE_MINUTES=${NODULE_MINUTES:-60} LUNG_MINUTES=${LUNG_MINUTES:-60} SLICE_MINUTES=${SLICE_MINUTES:-60}
 table_1=(unet unet_plus_plus cnn_vgg faster_rcnn_3d)
 table_2=(gan dcgan wgan biggan capsulenets)
+table_3=(gan dcgan wgan biggan)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} MLFLOW_DISABLE_TELEMETRY=true
 
 train_method() {  # METHOD BUNDLE CONFIG_FILES [OVERRIDES ...]
@@ -48,9 +51,16 @@ generation() {  # METHOD MINUTES CONFIG_FILES ...
     local method=$1 name=${1#*_} minutes=$2 files configs=bundles/wcapsgan_bundle/configs
     shift 2
     files=$(printf ",'$configs/%s'" "$@")
-    if [ "$name" != w_capsulegan_equal ]; then files+=",'$configs/train_$name.json'"; fi
+    case $name in w_capsulegan | w_capsulegan_equal) ;; *) files+=",'$configs/train_$name.json'" ;; esac
     train_method "$method" wcapsgan_bundle "[${files:1}]" --weights_name model.pt \
         --max_minutes "$minutes" --max_epochs 1000000 --patience 1000000
+}
+
+slices() {  # METHOD; trained on a folder of its own
+    local work=$out/slices
+    if [ ! -f "$out/$1.pt" ]; then python scripts/make_slices.py --cohort "$cohort" --out "$work"; fi
+    local cohort=$work
+    generation "$1" "$SLICE_MINUTES" train.json train_lung.json train_slice.json
 }
 
 if [ $# -eq 0 ]; then set -- table_1 nodules lungs; fi
@@ -59,6 +69,7 @@ for method in "$@"; do
     case $method in
         table_1) methods+=("${table_1[@]}") ;;
         nodules | lungs) methods+=("${table_2[@]/#/${method}_}") ;;
+        slices) methods+=("${table_3[@]/#/slices_}") ;;
         *) methods+=("$method") ;;
     esac
 done
@@ -66,6 +77,7 @@ for method in "${methods[@]}"; do
     case $method in
         nodules_*) generation "$method" "$NODULE_MINUTES" train.json ;;
         lungs_*) generation "$method" "$LUNG_MINUTES" train.json train_lung.json ;;
+        slices_*) slices "$method" ;;
         *) segmentation "$method" ;;
     esac
 done

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fake_bundles import write_fake_bundles
+from fake_bundles import linear_state, write_fake_bundles, write_weights
 from fake_cohort import write_fake_cohort
 from generation_toys import write_generator_bundle, write_toy_cohort
 from judge_toys import tell, write_method_bundle
@@ -30,6 +30,7 @@ from lungsynth.chain.plan_explain import PlanExplainer
 from lungsynth.chain.plan_record import PlanRecord, groups_path
 from lungsynth.chain.plan_run import run_plan
 from lungsynth.chain.plan_settings import PlanSettings
+from lungsynth.chain.slices import SliceSettings, make_slices
 from lungsynth.cohort.patches import PATCH_PX, PATCH_SPACING_MM, texture_class
 from lungsynth.cohort.phantom_files import make_phantom_cohort
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
@@ -107,12 +108,50 @@ def generated(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def utility(tmp_path_factory) -> Path:
+def rated(tmp_path_factory) -> Path:
+    """A phantom whose parts have nodules of several textures."""
+    return write_cohort(tmp_path_factory.mktemp("rated"))
+
+
+@pytest.fixture(scope="module")
+def utility(rated, tmp_path_factory) -> Path:
     """The utility experiment on a phantom, from fake bundles."""
     folder = tmp_path_factory.mktemp("utility")
     bundles = write_bundles(folder / "bundles", "contract_utility")
-    settings = small_settings(write_cohort(folder), folder / "out", bundles, experiments=("classification",))
+    settings = small_settings(rated, folder / "out", bundles, experiments=("classification",))
     judge_utility(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def slices(rated, tmp_path_factory) -> Path:
+    """Whole slices of the phantom."""
+    folder = tmp_path_factory.mktemp("slices") / "out"
+    make_slices(SliceSettings(cohort=rated, out=folder, count=2, held_out=3))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table_3(rated, slices, tmp_path_factory) -> Path:
+    """Table III of toy generators; `dcgan` makes lungs, the others have no weights."""
+    folder = tmp_path_factory.mktemp("table_3")
+    bundles = write_fake_bundles(folder / "bundles", "contract_slices")
+    configs, package = bundles / "wcapsgan_bundle" / "configs", "contract_slices_wcapsgan"
+    making = {"_target_": f"{package}.slices.SliceSampler", "weights": "@weights", "size": 256}
+    (configs / "inference_slice.json").write_text(json.dumps({"weights": None, "sampler": making}))
+    (configs / "inference_dcgan.json").write_text("{}")
+    sampler = '"""Slices."""\nfrom .sampling import CATEGORIES, LungSampler\n\n\nclass SliceSampler(LungSampler):\n'
+    sampler += "    spacing_mm, categories = 1.4, CATEGORIES\n"
+    (bundles / "wcapsgan_bundle" / package / "slices.py").write_text(sampler)
+    (folder / "weights").mkdir()
+    write_weights(folder / "weights" / "slices_dcgan.pt", linear_state(4))
+    paths = {"cohort": rated, "out": folder / "out", "bundles": bundles, "weights": folder / "weights"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lungsynth.judge.generation.stages.PLANNED", 60)
+        patch.setattr("lungsynth.judge.generation.two_sample._STEPS", 4)
+        patch.setattr("lungsynth.judge.generation.figures._RESAMPLES", 10)
+        settings = GenerationSettings(**paths, kind="slices", slices=slices, count=2)
+        judge_generation(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
     return folder / "out"
 
 
@@ -657,6 +696,62 @@ def test_c13_4_what_the_judge_says_of_the_enhancer(cohort, tmp_path):
 
 
 # Dependencies are pinned once
+
+
+# C15 whole slices
+
+
+def test_c15_1_what_slices_are(rated, slices):
+    files = {"slices.json", "slices", "diseased.json", "diseased", "cohort.json", "run.json", "montage.png"}
+    assert {path.name for path in slices.iterdir()} == files
+    parts = {nodule["nodule_id"]: nodule for nodule in datalist(rated, "nodules")}
+    lungs = {Path(lung["image"]).name.removesuffix(".nii.gz"): lung for lung in datalist(rated, "lungs")}
+    listed = datalist(slices, "slices")
+    assert {entry["split"] for entry in listed} >= {"training", "test"}
+    for entry in listed:
+        used = [lungs[entry["lung"]], *(parts[name] for name in entry["nodules"])]
+        assert {one["split"] for one in used} == {entry["split"]}
+        assert list(dict.fromkeys(str(one["patient_id"]) for one in used)) == entry["patients"]
+        assert entry["patient_id"] == entry["patients"][0]
+        assert {parts[name]["category"] for name in entry["nodules"]} == {entry["category"]}
+    for entry in [*listed, *datalist(slices, "diseased")]:
+        with np.load(slices / entry["slice"]) as arrays:
+            assert [arrays[key].dtype.name for key in ("hu", "mask", "label")] == ["int16", "uint8", "uint8"]
+            assert arrays["hu"].shape == arrays["mask"].shape == arrays["label"].shape == (256, 256)
+            assert 2 in arrays["label"]
+    told, whole = (json.loads((folder / "cohort.json").read_text()) for folder in (slices, rated))
+    assert (told["split_hash"], told["sources"]) == (whole["split_hash"], whole["sources"])
+
+
+def test_c15_2_the_same_seed_gives_the_same_slices_and_the_bundle_reads_them(rated, slices, tmp_path):
+    make_slices(SliceSettings(cohort=rated, out=tmp_path / "again", count=2, held_out=3))
+    for path in (path for path in slices.rglob("*") if path.is_file()):
+        assert path.read_bytes() == (tmp_path / "again" / path.relative_to(slices)).read_bytes()
+    root = ROOT / "bundles" / "wcapsgan_bundle"
+    if str(root) not in sys.path:
+        sys.path.append(str(root))
+    listing = {"_target_": "wcapsgan.data.load_datalist", "dataset_dir": str(slices), "layer": "slice"}
+    reading = {"_target_": "wcapsgan.data.CohortSamples", "data": "@listed", "layer": "slice", "size": 256}
+    config = ConfigParser({"listed": {**listing, "section": "training"}, "samples": reading})
+    entries = json.loads((slices / "slices.json").read_text())["training"]
+    assert len(config.get_parsed_content("samples")) == len(entries) > 0
+
+
+def test_c15_3_what_table_3_adds(table_3):
+    table = json.loads((table_3 / "table_3.json").read_text())
+    assert [row["method"] for row in table["rows"]] == ["memoriser", "average", "dcgan", "first_stage", "two_stage"]
+    text = re.search(r"\*\*C12\.1\*\*.*?\n- ", CONTRACTS, re.S).group() + CONTRACTS[CONTRACTS.index("**C15.3**") :]
+    keys = set(re.findall(r"`([a-z0-9_]+)`", text))
+    assert set(table) <= keys
+    assert set(table["rows"][0]) <= keys
+    assert set(table["rows"][0]["over_floor"]) == {"fid", "kid"}
+    assert set(table["diseased"]) == {"n", "n_patients", "held_out"}
+    assert table["rows"][-1]["paper"]["fid"] == 2.6
+    assert {"gan", "wgan", "biggan", "w_capsulegan"} <= set(table["left_out"])
+    assert "capsulenets" not in table["left_out"]
+    for name in ("table_3.md", "montage.png", "mixed.png", "mixed_key.md", "nearest.png", "fid_by_n.png"):
+        assert (table_3 / name).is_file()
+    assert not (table_3 / "table_2.json").exists()
 
 
 # C14 utility

@@ -23,7 +23,16 @@ from lungsynth.hounsfield import to_int16
 from lungsynth.layers import Asset, AssetLibrary
 from lungsynth.types import Affine
 
-__all__ = ["LUNG_CONFIGS", "LUNG_WEIGHTS", "Samplers", "centred_affine", "make_assets", "open_samplers"]
+__all__ = [
+    "LUNG_CONFIGS",
+    "LUNG_WEIGHTS",
+    "Samplers",
+    "centred_affine",
+    "make_assets",
+    "open_samplers",
+    "real_lungs",
+    "real_nodules",
+]
 
 LUNG_CONFIGS = ("inference.json", "inference_lung.json")
 LUNG_WEIGHTS = "model_lung.pt"
@@ -98,7 +107,7 @@ def _mix_nodules(
     reals = share(sizes.real_nodules, len(categories))
     for index, (category, wanted) in enumerate(zip(categories, share(sizes.nodules, len(categories)), strict=True)):
         order = seeds(seed, Purpose.REAL_NODULES, index, n=1)[0]
-        real = _distinct(_real_nodules(library, cohort, category, seed=order), reals[index])
+        real = _distinct(real_nodules(library, cohort, category, seed=order), reals[index])
         missing = wanted - len(real)
         candidates = seeds(seed, Purpose.GENERATED_NODULES, index, n=_TRIES * missing)
         generated = _distinct(_generated_nodules(library, samplers, candidates, category), missing)
@@ -110,7 +119,7 @@ def _mix_lungs(
     library: AssetLibrary, samplers: Samplers, sizes: Sizes, *, seed: int, cohort: CohortSource | None
 ) -> list[Asset]:
     order = seeds(seed, Purpose.REAL_LUNGS, n=1)[0]
-    found = _distinct(_real_lungs(library, cohort, seed=order), sizes.real_lungs)
+    found = _distinct(real_lungs(library, cohort, seed=order), sizes.real_lungs)
     categories = list(samplers.lungs.categories)
     for index, (category, missing) in enumerate(
         zip(categories, share(sizes.lungs - len(found), len(categories)), strict=True)
@@ -121,13 +130,15 @@ def _mix_lungs(
     return found
 
 
-def _real_nodules(library: AssetLibrary, cohort: CohortSource | None, category: str, *, seed: int) -> Iterator[Asset]:
+def real_nodules(library: AssetLibrary, cohort: CohortSource | None, category: str, *, seed: int) -> Iterator[Asset]:
+    """Adds the cohort's nodules of a category to the library, one by one, in an order that the seed gives."""
     for nodule in cohort.read_nodules(category, seed=seed) if cohort else ():
         facts = {"category": category, "source": "real", "origin": nodule.origin}
         yield from _usable(library.add_nodule, nodule.hu, nodule.alpha, **facts)
 
 
-def _real_lungs(library: AssetLibrary, cohort: CohortSource | None, *, seed: int) -> Iterator[Asset]:
+def real_lungs(library: AssetLibrary, cohort: CohortSource | None, *, seed: int) -> Iterator[Asset]:
+    """Adds the cohort's normal slices to the library, likewise."""
     for lung in cohort.read_lungs(seed=seed) if cohort else ():
         yield from _usable(library.add_lung, lung.hu, lung.mask, affine=lung.affine, source="real", origin=lung.origin)
 

@@ -42,7 +42,7 @@ class RealLung(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class CohortSource:
-    """The training part of a cohort; made by `open_cohort`.
+    """The training part of a cohort; made by `open_cohort`. Another part is asked for by name, with `of_part`.
 
     Args:
         folder: the cohort.
@@ -76,6 +76,17 @@ class CohortSource:
                 "--spare-diseased. Prepare a cohort with more patients."
             )
         return replace(self, nodules=nodules, lungs=lungs)
+
+    def of_part(self, part: str) -> "CohortSource":
+        """The same of `training`, `validation` or `test`; it may be empty.
+
+        Raises:
+            InputError: when a data list cannot be read.
+        """
+        nodules, lungs, diseased = (
+            list(_read_json(self.folder / f"{name}.json").get(part, [])) for name in ("nodules", "lungs", "enhancement")
+        )
+        return replace(self, nodules=nodules, lungs=lungs, diseased=diseased)
 
     @cached_property
     def patients(self) -> dict[str, str]:

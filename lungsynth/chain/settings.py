@@ -37,6 +37,7 @@ class Purpose(IntEnum):
     REAL_LUNGS = 3
     GROUPS = 4
     SAMPLES = 5
+    SLICES = 6
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,18 @@ from scipy import ndimage
 
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import AIR_HU, Label, to_int16
-from lungsynth.types import HuPlane, LabelVolume, MaskPlane
+from lungsynth.types import HuPlane, LabelPlane, LabelVolume, MaskPlane
 
-__all__ = ["GRID_MM", "LUNG_SIZES_PX", "far_from", "label_volume", "lung_area_cm2", "lung_on_grid", "normal_slices"]
+__all__ = [
+    "GRID_MM",
+    "LUNG_SIZES_PX",
+    "far_from",
+    "label_volume",
+    "lung_area_cm2",
+    "lung_on_grid",
+    "normal_slices",
+    "slice_on_grid",
+]
 
 GRID_MM = 358.4  # width of the generator's field of view
 LUNG_SIZES_PX = (256, 512)
@@ -65,14 +74,36 @@ def lung_on_grid(
     Returns:
         HU and lung mask (1 in lung).
     """
+    return slice_on_grid(hu, lung.astype(np.uint8), spacing_mm=spacing_mm, size_px=size_px)
+
+
+def slice_on_grid(
+    hu: HuPlane, label: LabelPlane, *, spacing_mm: tuple[float, float], size_px: int
+) -> tuple[Int16[np.ndarray, "size size"], UInt8[np.ndarray, "size size"]]:
+    """A slice with its label map on the generator's grid, as `lung_on_grid`; a nodule is part of the lungs.
+
+    Args:
+        hu: the slice.
+        label: its label map (contract C4.1), in which there is lung.
+        spacing_mm: (row, column) of the slice.
+        size_px: of the grid, which always covers `GRID_MM`.
+
+    Returns:
+        HU and label map; what is unlabelled counts as background.
+
+    Raises:
+        InputError: when no lung is labelled.
+    """
+    labelled = np.where(label == Label.UNLABELLED, np.uint8(Label.BACKGROUND), label)
+    lung = labelled != Label.BACKGROUND
     if not lung.any():
         raise InputError("A lung can only be centred on the grid when its mask is not empty.")
     used = [np.flatnonzero(lung.any(axis=axis)) for axis in (1, 0)]
     centre = [(float(line[0]) + float(line[-1])) / 2 for line in used]
     fine = _sample(hu.astype(np.float32), centre, spacing_mm, 2 * size_px, order=1, outside=AIR_HU)
     grid_hu = reduce(fine, "(h 2) (w 2) -> h w", "mean")
-    mask = _sample(lung.astype(np.uint8), centre, spacing_mm, size_px, order=0, outside=0)
-    return to_int16(grid_hu), mask.astype(np.uint8)
+    grid_label = _sample(labelled, centre, spacing_mm, size_px, order=0, outside=Label.BACKGROUND)
+    return to_int16(grid_hu), grid_label.astype(np.uint8)
 
 
 def _sample(

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training samples of a COHORT (nodule slices or normal lungs), held in memory, drawn evenly over the categories.
+"""Training samples of a COHORT, held in memory, drawn evenly over the categories.
 
-A sample is (2, S, S): the image in [-1, 1] (HU of the networks' window) and its soft mask in [0, 1].
-Its diameter is that of the disc of the same area as its mask (alpha >= 0.5), in mm; 0 for lungs.
+They are nodule slices, normal lungs, or whole diseased slices of a folder of scripts/make_slices.py. A sample is
+(2, S, S): the image in [-1, 1] (HU of the networks' window) and its soft mask in [0, 1], of the nodule or of the lungs.
+Its diameter is that of the disc of the same area as its mask (alpha >= 0.5), in mm; 0 for lungs and whole slices.
 """
 
 import json
@@ -33,11 +34,11 @@ class Batch(NamedTuple):
 
 
 def load_datalist(dataset_dir: str | Path, layer: str, section: str) -> list[dict[str, Any]]:
-    """Reads `nodules.json` or `lungs.json` of a COHORT.
+    """Reads `nodules.json` or `lungs.json` of a COHORT, or `slices.json` of a folder of slices.
 
     Args:
-        dataset_dir: the COHORT, as written by `scripts/prepare.py`.
-        layer: "nodule" or "lung".
+        dataset_dir: the COHORT, as written by `scripts/prepare.py`; for slices, a folder of `make_slices.py`.
+        layer: "nodule", "lung" or "slice".
         section: "training", "validation" or "test".
 
     Returns:
@@ -50,8 +51,8 @@ def load_datalist(dataset_dir: str | Path, layer: str, section: str) -> list[dic
     path = Path(dataset_dir) / f"{layer}s.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: expected the data list of a COHORT, found none. Prepare one with scripts/prepare.py and pass it "
-            "as --dataset_dir."
+            f"{path}: expected the data list of a COHORT, found none. Prepare one with scripts/prepare.py (slices: "
+            "scripts/make_slices.py) and pass it as --dataset_dir."
         )
     entries = json.loads(path.read_text()).get(section) or []
     if not entries:
@@ -64,7 +65,7 @@ class CohortSamples(Dataset):
 
     Args:
         data: entries of `load_datalist`.
-        layer: "nodule" or "lung", the entries' key of the npz file.
+        layer: "nodule", "lung" or "slice", the entries' key of the npz file.
         size: pixels of a sample's side; files of a multiple of it are averaged over squares.
         categories: names in the order of their indices; entries of other categories are left out. Empty: one
             category that takes all.
@@ -111,7 +112,7 @@ class CohortSamples(Dataset):
     def _read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
         """The usable slices of one file: HU int16 and mask float16, both (n, size, size)."""
         with np.load(path) as file:
-            if self.layer == "lung":
+            if self.layer != "nodule":
                 hu, mask = file["hu"][None], file["mask"][None]
             else:
                 hu, mask = file["hu"], file["alpha"]

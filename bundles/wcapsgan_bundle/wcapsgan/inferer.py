@@ -29,7 +29,7 @@ class Sampler:
 
     Args:
         network: the generator, with its weights.
-        layer: "nodule" or "lung".
+        layer: "nodule", "lung" or "slice".
         categories: names in the order of the network's indices; empty for an unconditional network.
         spacing_mm: of a pixel.
         network_batch_size: samples a forward pass; part of what makes a sample, so it does not follow the calls.
@@ -55,8 +55,8 @@ class Sampler:
         device: torch.device | str = "cpu",
         inferer: Inferer | None = None,
     ) -> None:
-        if layer not in ("nodule", "lung"):
-            raise ValueError(f"layer must be 'nodule' or 'lung', got {layer!r}.")
+        if layer not in ("nodule", "lung", "slice"):
+            raise ValueError(f"layer must be 'nodule', 'lung' or 'slice', got {layer!r}.")
         self.categories = tuple(categories) or NO_CATEGORY
         if len(self.categories) != network.n_categories:
             raise ValueError(f"Expected {network.n_categories} categories, as the network has, got {self.categories}.")
@@ -76,8 +76,8 @@ class Sampler:
             diameters_mm: as many disc diameters; None draws one as in training.
 
         Returns:
-            `hu` int16 (N, H, W); `alpha` float16 (N, H, W) or, for lungs, `mask` uint8 (N, H, W); `category`, a list;
-            `diameter_mm` float32 (N,), as asked or drawn (0 for lungs); `seed` int64 (N,).
+            `hu` int16 (N, H, W); `alpha` float16 (N, H, W) or, for lungs and slices, `mask` uint8 (N, H, W), of the
+            lungs; `category`, a list; `diameter_mm` float32 (N,), as asked or drawn (0 for those); `seed` int64 (N,).
 
         Raises:
             ValueError: when the lists differ in length or a category is unknown.
@@ -90,7 +90,7 @@ class Sampler:
         samples = self._generate(latent, index, diameter) if generators else torch.zeros(0, 2, 1, 1)
         image, mask = samples[:, 0].numpy(), samples[:, 1].numpy()
         hu = np.rint(to_hu(image)).astype(np.int16)
-        if self.layer == "lung":
+        if self.layer != "nodule":
             pictures = {"hu": hu, "mask": _lung_masks(mask)}
         else:
             alpha = _nodule_alphas(mask)
@@ -122,7 +122,7 @@ class Sampler:
             quantiles = self.network.diameter_quantiles[index].cpu()
             low = min(int(place), 99)
             value = float(torch.lerp(quantiles[low], quantiles[low + 1], place - low))
-            drawn.append(0.0 if self.layer == "lung" else value if asked is None else float(asked))
+            drawn.append(0.0 if self.layer != "nodule" else value if asked is None else float(asked))
         return torch.tensor(drawn, dtype=torch.float32)
 
     def _generate(self, latent: Tensor, category: Tensor, diameter: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ __all__ = ["WEIGHTS", "FeatureSet", "Features", "open_features"]
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 _BATCH = 64
 _INCEPTION_PX = 299
+_LOOKED_AT_BY: Mapping[Kind, Kind] = {"slices": "lungs"}  # by a network that learnt on others
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
@@ -107,7 +108,7 @@ def _batches(hu: HuPlanes) -> list[HuPlanes]:
 
 
 def _domain(kind: Kind) -> Features:
-    network, sidecar = load_feature_network(WEIGHTS / f"{kind}_features.pt")
+    network, sidecar = load_feature_network(WEIGHTS / f"{_LOOKED_AT_BY.get(kind, kind)}_features.pt")
 
     def forward(images: Tensor) -> tuple[Tensor, Tensor | None]:
         if images.shape[-1] != network.size:

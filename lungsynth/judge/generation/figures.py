@@ -4,7 +4,7 @@ Patients are drawn again on the real side, samples on the generated one. Interva
 figure (`bootstrap.estimate`, `recentre`), because a set that is drawn from a set is farther from everything.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,15 +20,15 @@ from lungsynth.judge.generation.features import FeatureSet
 from lungsynth.judge.generation.generators import Drawn
 from lungsynth.judge.generation.manifold import compare_manifolds
 from lungsynth.judge.generation.reference import Reference, as_shown, right_classes
-from lungsynth.judge.generation.samples import Samples
+from lungsynth.judge.generation.samples import Kind, Samples
 from lungsynth.judge.generation.two_sample import balanced_accuracy, paired_folds, tell_by_features, tell_by_pixels
 
-__all__ = ["GeneratorFigures", "measure_generator", "measure_real"]
+__all__ = ["GeneratorFigures", "Group", "measure_distances", "measure_generator", "measure_real"]
 
 _RESAMPLES = 400
 _NONE = float("inf")
 _BOUNDS = ((0.0, _NONE), (-_NONE, _NONE), (0.0, 1.0), (0.0, 1.0), (0.0, _NONE), (0.0, 1.0))
-_PAIRS = {"nodules": 600, "lungs": 200}
+_PAIRS: Mapping[Kind, int] = {"nodules": 600, "lungs": 200, "slices": 200}
 
 Group = dict[str, Estimate]
 
@@ -68,7 +68,7 @@ def measure_generator(matched: Drawn, balanced: Drawn, reference: Reference) -> 
     share = estimate_ratio(matched.samples.owners, copied.tolist(), [1.0] * len(copied), seed=reference.seed)
     headline = {
         "copy_share": share,
-        **_distances(shown, vectors, reference),
+        **measure_distances(shown, vectors, reference),
         **_two_sample(matched.samples, vectors, reference),
         **_alone(shown_balanced, balanced_vectors, reference),
         **_asked(balanced, right, reference),
@@ -110,7 +110,14 @@ def _against(
     return [replace(figure, patients=len(groups[0])) for figure in found]
 
 
-def _distances(samples: Samples, found: FeatureSet, reference: Reference) -> Group:
+def measure_distances(samples: Samples, found: FeatureSet, reference: Reference) -> Group:
+    """FID, KID, precision, recall, density and coverage; none where either side has fewer than six samples.
+
+    Args:
+        samples: as they are compared.
+        found: their features.
+        reference: the real side.
+    """
     real, made = reference.vectors.vectors, found.vectors
     names = ("fid", "kid", "precision", "recall", "density", "coverage")
     try:

@@ -1,7 +1,8 @@
-"""The lines of Table II: two baselines that generate nothing, then the methods of wcapsgan_bundle that have weights.
+"""The lines of Table II, and of Table III but for its two stages: the methods of wcapsgan_bundle that have weights.
 
-`w_capsulegan` is the bundle as it is; each `configs/inference_NAME.json` laid over it is another method, with weights
-`nodules_NAME.pt` or `lungs_NAME.pt` and sidecar in a folder of their own, which reach the configs as `weights`.
+`w_capsulegan` is the bundle as it is (whole slices: with weights of that name, since the product makes none in one
+piece); each `configs/inference_NAME.json` laid over it is another method, with weights `nodules_NAME.pt`,
+`lungs_NAME.pt` or `slices_NAME.pt` and sidecar in a folder of their own, which reach the configs as `weights`.
 """
 
 import hashlib
@@ -29,8 +30,11 @@ _OVERLAY = "inference_"
 _LAYERS: Mapping[Kind, tuple[str, ...]] = {
     "nodules": ("inference.json",),
     "lungs": ("inference.json", "inference_lung.json"),
+    "slices": ("inference.json", "inference_lung.json", "inference_slice.json"),
 }
+_NO_METHODS = {"lung", "slice"}  # overlays that say what is made, not by which method
 _OWN_WEIGHTS: Mapping[Kind, str] = {"nodules": "model.pt", "lungs": "model_lung.pt"}
+_NOT_MISSED: Mapping[Kind, set[str]] = {"nodules": set(), "lungs": set(), "slices": {"capsulenets"}}  # no line there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,7 @@ def known_generators(bundles: Path) -> list[str]:
     """Names of all methods that the bundle has configs for, in the paper's order, the product's last."""
     root = bundle_root(bundles, _BUNDLE)
     names = {path.stem.removeprefix(_OVERLAY) for path in (root / "configs").glob(f"{_OVERLAY}*.json")}
-    names = (names - {"lung"}) | {OWN}
+    names = (names - _NO_METHODS) | {OWN}
     paper = list(GENERATOR_NAMES)
     return sorted(names, key=lambda name: (name == OWN, paper.index(name) if name in paper else len(paper), name))
 
@@ -112,14 +116,15 @@ def find_generators(
             if wanted is not None:
                 raise
             missing[name] = str(error).replace(f"{weights}/", "").replace(f"{bundles}/", "")
-    return found, {} if wanted is not None else missing
+    left_out = {name: why for name, why in missing.items() if name not in _NOT_MISSED[kind]}
+    return found, {} if wanted is not None else left_out
 
 
 def _generator(name: str, kind: Kind, part: TestPart, bundles: Path, folder: Path) -> Generator:
-    own = name == OWN
+    own = name == OWN and kind in _OWN_WEIGHTS
     path = folder / f"{kind}_{name}.pt"
     read = read_weights(bundles, _BUNDLE, file=_OWN_WEIGHTS[kind]) if own else read_weights_file(path)
-    configs = _LAYERS[kind] if own else (*_LAYERS[kind], f"{_OVERLAY}{name}.json")
+    configs = _LAYERS[kind] if name == OWN else (*_LAYERS[kind], f"{_OVERLAY}{name}.json")
     config = resolved_config(bundles, _BUNDLE, configs=configs)
     known = json.dumps([config, read.sha256], sort_keys=True, default=str)
 
@@ -131,13 +136,18 @@ def _generator(name: str, kind: Kind, part: TestPart, bundles: Path, folder: Pat
     minutes = read.sidecar.get("train_minutes")
     return Generator(
         name=name,
-        title=GENERATOR_NAMES.get(name, name),
+        title=_title(name, kind),
         open=opened,
         identity=hashlib.sha256(known.encode()).hexdigest(),
         parameters=count_parameters(read.path),
         train_minutes=float(minutes) if isinstance(minutes, int | float) else None,
         relation=relation_to(part, read.sidecar),
     )
+
+
+def _title(name: str, kind: Kind) -> str:
+    title = GENERATOR_NAMES.get(name, name)
+    return f"{title.removesuffix(' (this method)')}, in one piece" if kind == "slices" else title
 
 
 def _answering(sampler: Any, kind: Kind) -> Callable[[Requests], Drawn]:

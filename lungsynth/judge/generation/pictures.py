@@ -1,4 +1,4 @@
-"""Pictures of Table II: what each method makes at the same seeds, real and generated mixed, copies, and plots."""
+"""Pictures of Tables II and III: each method at the same seeds, real and generated mixed, copies, and plots."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from lungsynth.judge.generation.copies import find_copies
 from lungsynth.judge.generation.ct_checks import Check
 from lungsynth.judge.generation.lines import Line
 from lungsynth.judge.generation.reference import Reference, as_shown
-from lungsynth.judge.generation.samples import Samples
+from lungsynth.judge.generation.samples import Kind, Samples
 from lungsynth.judge.tables import markdown_table
 from lungsynth.layers.atomic import replacing
 
@@ -22,9 +22,9 @@ __all__ = ["method_montage", "nearest_montage", "save_distributions", "save_fid_
 
 _NODULE_PX, _LUNG_PX = 112, 192
 _CUT_PX = 12  # of a nodule's patch, each side
-_COLUMNS = {"nodules": 16, "lungs": 8}
+_COLUMNS: Mapping[Kind, int] = {"nodules": 16, "lungs": 8, "slices": 8}
+_MIXED_COLUMNS = 8
 _MIXED = 32  # of each side
-_MIXED_COLUMNS = {"nodules": 8, "lungs": 8}
 _NEAREST = 8
 
 
@@ -55,7 +55,7 @@ def write_mixed(line: Line, reference: Reference, folder: Path) -> tuple[Path, P
     tiles = [(_tile(reference.pasted, i, near=True), "real", reference.held_out.categories[i]) for i in order[:half]]
     tiles += [(_tile(made, i, near=True), "generated", made.categories[i]) for i in order[half : 2 * half]]
     shown = [tiles[i] for i in rng.permutation(len(tiles))]
-    columns = _MIXED_COLUMNS[reference.kind]
+    columns = _MIXED_COLUMNS
     caption = f"{half} real, {half} generated: which?  Rows from the top, columns from the left"
     picture = Image.fromarray(tile_block(caption, [tile for tile, _, _ in shown], columns=columns))
     save_picture(picture, folder / "mixed.png")

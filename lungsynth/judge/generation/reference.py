@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from lungsynth.judge.generation.copies import CopyThreshold, copy_threshold, fin
 from lungsynth.judge.generation.ct_checks import Check, measure_checks
 from lungsynth.judge.generation.features import Features, FeatureSet
 from lungsynth.judge.generation.generators import Requests
-from lungsynth.judge.generation.samples import Kind, Samples, pasted, read_lungs, read_nodules
+from lungsynth.judge.generation.samples import Kind, Samples, pasted, read_lungs, read_nodules, read_slices
 from lungsynth.judge.generation.two_sample import owner_folds
 from lungsynth.judge.test_part import TestPart
 
@@ -34,7 +35,7 @@ class Reference:
     """The real side.
 
     Args:
-        kind: nodules or lungs.
+        kind: nodules, lungs or whole slices.
         held_out: of the judged part, one slice a nodule.
         pasted: nodules as they reach an image; lungs as they are.
         training: likewise, of the training patients.
@@ -83,26 +84,35 @@ class Reference:
         return right_classes(self.features, self.vectors, self.held_out)
 
 
-def read_reference(part: TestPart, kind: Kind, features: Features, *, seed: int) -> Reference:
+def read_reference(
+    part: TestPart, kind: Kind, features: Features, *, seed: int, slices: Path | None = None
+) -> Reference:
     """Reads and measures both real sets.
+
+    Args:
+        part: on whom is judged.
+        kind: of what.
+        features: the feature network.
+        seed: of everything random.
+        slices: for whole slices, what `scripts/make_slices.py` wrote.
 
     Raises:
         InputError: when the judged or the training part has none, or no category is in both.
     """
-    held_out, training, slices = _read(part, kind)
+    held_out, training, seen = _read(part, kind, slices or part.folder)
     shared = set(held_out.categories) & set(training.categories)
     held_out = held_out.take([i for i, name in enumerate(held_out.categories) if name in shared])
     if not len(held_out):
         raise InputError(f"{part.folder}: no category of its {part.part} {kind} is in its training part.")
-    shown, slices = as_shown(held_out, kind), as_shown(slices, kind)
-    near = find_copies(shown, slices, flips=kind == "nodules")
+    shown, seen = as_shown(held_out, kind), as_shown(seen, kind)
+    near = find_copies(shown, seen, flips=kind == "nodules")
     threshold = copy_threshold(near, held_out)
     return Reference(
         kind=kind,
         held_out=held_out,
         pasted=shown,
         training=training,
-        slices=slices,
+        slices=seen,
         features=features,
         vectors=features(shown.hu),
         checks=measure_checks(held_out, kind),
@@ -114,7 +124,7 @@ def read_reference(part: TestPart, kind: Kind, features: Features, *, seed: int)
 
 
 def as_shown(samples: Samples, kind: Kind) -> Samples:
-    """Nodules pasted on a level lung, lungs as they are."""
+    """Nodules pasted on a level lung, lungs and slices as they are."""
     return pasted(samples) if kind == "nodules" else samples
 
 
@@ -142,10 +152,11 @@ def right_classes(features: Features, found: FeatureSet, samples: Samples) -> np
     return right_class(found.probabilities, features.classes, samples)
 
 
-def _read(part: TestPart, kind: Kind) -> tuple[Samples, Samples, Samples]:
-    if kind == "lungs":
-        training = read_lungs(part.folder, "training")
-        return read_lungs(part.folder, part.part), training, training
+def _read(part: TestPart, kind: Kind, folder: Path) -> tuple[Samples, Samples, Samples]:
+    if kind != "nodules":
+        read = read_lungs if kind == "lungs" else read_slices
+        training = read(folder, "training")
+        return read(folder, part.part), training, training
     return (
         read_nodules(part.folder, part.part),
         read_nodules(part.folder, "training"),

@@ -1,9 +1,10 @@
-"""Table II: every method of wcapsgan_bundle that has weights, against the held-out samples of a cohort.
+"""Tables II and III: every method that has weights, against the held-out samples of a cohort.
 
-Files of OUT: `table_2.md`, `table_2.json`, `montage.png`, `mixed.png` with `mixed_key.md`, `nearest.png`,
-`fid_by_n.png`, `distributions.png`, and `.parts/` with the samples and figures of each method.
+Files of OUT: `table_2.md`, `table_2.json` (whole slices: `table_3`), `montage.png`, `mixed.png` with `mixed_key.md`,
+`nearest.png`, `fid_by_n.png`, `distributions.png`, and `.parts/` with the samples and figures of each method.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from lungsynth.chain.slices import SliceSettings, make_slices
 from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
 from lungsynth.judge.generation.ct_checks import measure_checks
@@ -30,15 +32,18 @@ from lungsynth.judge.generation.pictures import (
 )
 from lungsynth.judge.generation.reference import Reference, read_reference
 from lungsynth.judge.generation.samples import Kind
+from lungsynth.judge.generation.stages import STAGES, find_stages
 from lungsynth.judge.generation.table_2 import table_2_json, table_2_markdown
+from lungsynth.judge.generation.table_3 import measure_whole, table_3_json, table_3_markdown
 from lungsynth.judge.generation.trivial import baselines
 from lungsynth.judge.methods import check_relations
-from lungsynth.judge.test_part import Part, open_test_part
+from lungsynth.judge.test_part import Part, TestPart, open_test_part
 from lungsynth.tracking import DEFAULT_URI, Run, open_tracker
 
 __all__ = ["GenerationSettings", "Judgement", "judge_generation"]
 
 _LOG = logging.getLogger(__name__)
+_PRODUCTS: Mapping[Kind, str] = {"nodules": OWN, "lungs": OWN, "slices": "two_stage"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +51,7 @@ class GenerationSettings:
     """What is judged, and where.
 
     Args:
-        kind: `nodules` or `lungs`.
+        kind: `nodules`, `lungs` or `slices`.
         cohort: folder written by scripts/prepare.py.
         out: folder of the tables; made when absent.
         bundles: folder of the bundles.
@@ -56,6 +61,7 @@ class GenerationSettings:
         count: generated samples a category, beside those matched to the held-out ones.
         features: `domain`, `inception` or a TorchScript file.
         seed: of everything random.
+        slices: for slices, a folder of `scripts/make_slices.py`; made in `out` when None.
         require_held_out: refuse methods that may have been trained on the judged patients.
 
     Raises:
@@ -72,6 +78,7 @@ class GenerationSettings:
     count: int = 200
     features: str = "domain"
     seed: int = 0
+    slices: Path | None = None
     require_held_out: bool = False
 
     def __post_init__(self) -> None:
@@ -81,9 +88,10 @@ class GenerationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """What came of it: the table as Markdown and as JSON, the pictures, and where it was tracked."""
+    """What came of it: the table's name, as Markdown and as JSON, the pictures, and where it was tracked."""
 
     out: Path
+    name: str
     markdown: str
     table: Mapping[str, Any]
     pictures: tuple[Path, ...]
@@ -98,25 +106,69 @@ def judge_generation(settings: GenerationSettings, *, tracking_uri: str = DEFAUL
     """
     part = open_test_part(settings.cohort, settings.part)
     features = open_features(settings.features, settings.kind)
-    methods, left_out = find_generators(
-        settings.kind, part, settings.bundles, settings.weights, wanted=settings.methods
-    )
+    methods, left_out = _methods(settings, part)
     check_relations({each.name: each.relation for each in methods}, required=settings.require_held_out)
     tracker = open_tracker(tracking_uri)
     with tracker.run(f"{settings.kind}-{part.part}", tags={"judge": settings.kind}) as run:
-        reference = read_reference(part, settings.kind, features, seed=settings.seed)
-        identity = f"{part.identity}:{settings.kind}:{features.identity}:{settings.seed}"
-        lines, failed = _run_all(
-            [*baselines(reference.training, part.identity), *methods], reference, settings, identity
-        )
-        real, absent = measure_real(reference), {**left_out, **failed}
-        table = table_2_json(part, reference, lines, real, count=settings.count, left_out=absent)
-        markdown = table_2_markdown(part, reference, lines, real, count=settings.count, left_out=absent)
-        write_atomically(settings.out / "table_2.json", (json.dumps(table, indent=1) + "\n").encode())
-        write_atomically(settings.out / "table_2.md", markdown.encode())
+        slices, known = _slices(settings, part)
+        reference = read_reference(part, settings.kind, features, seed=settings.seed, slices=slices)
+        identity = f"{part.identity}{known}:{settings.kind}:{features.identity}:{settings.seed}"
+        trivial = baselines(reference.training, f"{part.identity}{known}")
+        lines, failed = _run_all([*trivial, *methods], reference, settings, identity)
+        name, table, markdown = _tables(settings, part, lines, reference, {**left_out, **failed}, slices)
+        write_atomically(settings.out / f"{name}.json", (json.dumps(table, indent=1) + "\n").encode())
+        write_atomically(settings.out / f"{name}.md", markdown.encode())
         pictures = _draw(lines, reference, settings.out)
-        _track(run, settings, table, lines, pictures)
-    return Judgement(out=settings.out, markdown=markdown, table=table, pictures=pictures, tracking_uri=tracker.uri)
+        _track(run, settings, table, lines, [settings.out / f"{name}.md", *pictures])
+    return Judgement(
+        out=settings.out, name=name, markdown=markdown, table=table, pictures=pictures, tracking_uri=tracker.uri
+    )
+
+
+def _methods(settings: GenerationSettings, part: TestPart) -> tuple[list[Generator], dict[str, str]]:
+    """The generators, and why others are left out; of whole slices, the two stages last."""
+    wanted = settings.methods
+    if settings.kind != "slices":
+        return find_generators(settings.kind, part, settings.bundles, settings.weights, wanted=wanted)
+    direct = None if wanted is None else [name for name in wanted if name not in STAGES]
+    found, missing = find_generators("slices", part, settings.bundles, settings.weights, wanted=direct)
+    stages, absent = find_stages(part, settings.bundles, settings.out / ".parts", seed=settings.seed, wanted=wanted)
+    return [*found, *stages], {**missing, **absent}
+
+
+def _slices(settings: GenerationSettings, part: TestPart) -> tuple[Path | None, str]:
+    """The folder of whole slices, made where none is given, and what tells it from others; nothing for other kinds."""
+    if settings.kind != "slices":
+        return None, ""
+    folder = settings.slices or settings.out / ".parts" / "slices"
+    if settings.slices is None:
+        make_slices(SliceSettings(cohort=settings.cohort, out=folder))
+    try:
+        content = (folder / "slices.json").read_bytes() + (folder / "cohort.json").read_bytes()
+        split_hash = json.loads((folder / "cohort.json").read_text()).get("split_hash")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: expected slices of scripts/make_slices.py, got {error}.") from error
+    if split_hash != part.split_hash:
+        raise InputError(f"{folder}: these slices are of another cohort or split than --cohort. Make them from it.")
+    return folder, f":{hashlib.sha256(content).hexdigest()}"
+
+
+def _tables(
+    settings: GenerationSettings,
+    part: TestPart,
+    lines: Sequence[Line],
+    reference: Reference,
+    left_out: Mapping[str, str],
+    slices: Path | None,
+) -> tuple[str, dict[str, Any], str]:
+    """Name, JSON and Markdown of the table."""
+    real, count = measure_real(reference), settings.count
+    table = table_2_json(part, reference, lines, real, count=count, left_out=left_out)
+    markdown = table_2_markdown(part, reference, lines, real, count=count, left_out=left_out)
+    if slices is None:
+        return "table_2", table, markdown
+    whole = measure_whole(lines, reference, slices, part.part)
+    return "table_3", table_3_json(table, lines, whole), table_3_markdown(markdown, lines, whole)
 
 
 def _run_all(
@@ -137,7 +189,7 @@ def _run_all(
 
 def _draw(lines: Sequence[Line], reference: Reference, out: Path) -> tuple[Path, ...]:
     """All pictures; those of one method show the product's, else the last one."""
-    shown = next((line for line in lines if line.generator.name == OWN), lines[-1])
+    shown = next((line for line in lines if line.generator.name == _PRODUCTS[reference.kind]), lines[-1])
     checks = {line.generator.title: measure_checks(line.matched.samples, reference.kind) for line in lines}
     return (
         save_picture(method_montage(lines, reference), out / "montage.png"),
@@ -149,9 +201,9 @@ def _draw(lines: Sequence[Line], reference: Reference, out: Path) -> tuple[Path,
 
 
 def _track(
-    run: Run, settings: GenerationSettings, table: Mapping[str, Any], lines: Sequence[Line], pictures: Sequence[Path]
+    run: Run, settings: GenerationSettings, table: Mapping[str, Any], lines: Sequence[Line], files: Sequence[Path]
 ) -> None:
-    """Logs settings, figures, tables and pictures; no id of a patient or file."""
+    """Logs settings, figures, the table and pictures; no id of a patient or file."""
     run.log_params({key: table[key] for key in ("kind", "part", "split_hash", "n", "count", "features")})
     run.log_params({"seed": settings.seed})
     run.log_metrics(
@@ -162,7 +214,7 @@ def _track(
             if figure.value is not None
         }
     )
-    run.log_json(table, "table_2.json")
-    run.log_file(settings.out / "table_2.md")
-    for picture in pictures:
+    run.log_json(table, files[0].with_suffix(".json").name)
+    run.log_file(files[0])
+    for picture in files[1:]:
         run.log_file(picture, "pictures")

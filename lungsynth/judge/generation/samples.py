@@ -1,7 +1,8 @@
-"""Samples that are compared: nodule patches or lungs, real or generated, as arrays.
+"""Samples that are compared: nodule patches, lungs or whole diseased slices, real or generated, as arrays.
 
 A nodule is its patch `hu` with its alpha (contract C2.3), as generators make it; `pasted`, it is what reaches an image:
-laid by its alpha on a level lung. A lung is a normal slice on the generator's grid (C3.2). Each sample has an owner,
+laid by its alpha on a level lung. A lung is a normal slice on the generator's grid (C3.2), a slice one with nodules
+on that grid, whose mask is the lungs', nodules included (C15.1). Each sample has an owner,
 which is drawn as a whole by the bootstrap: the patient of a real one, itself for a generated one.
 """
 
@@ -30,9 +31,10 @@ __all__ = [
     "pasted",
     "read_lungs",
     "read_nodules",
+    "read_slices",
 ]
 
-Kind = Literal["nodules", "lungs"]
+Kind = Literal["nodules", "lungs", "slices"]
 
 LUNG_SPACING_MM = 1.4  # of 256 pixels; contract C3.1
 UNKNOWN = "unknown"  # a nodule that nobody rated; no generator can be asked for it
@@ -156,12 +158,30 @@ def read_lungs(cohort: Path, section: str) -> Samples:
     Raises:
         InputError: when the section has none, or a file is damaged.
     """
+    return _read_planes(cohort, section, "lungs", "lung")
+
+
+def read_slices(folder: Path, section: str, *, whole: bool = False) -> Samples:
+    """The composed slices of a section of `slices.json` (contract C15).
+
+    Args:
+        folder: what `scripts/make_slices.py` wrote.
+        section: `training`, `validation` or `test`.
+        whole: those of `diseased.json` instead, which nobody composed.
+
+    Raises:
+        InputError: when the section has none, or a file is damaged.
+    """
+    return _read_planes(folder, section, "diseased" if whole else "slices", "slice")
+
+
+def _read_planes(folder: Path, section: str, name: str, key: str) -> Samples:
     found = []
-    for entry in _entries(cohort, "lungs", section):
-        hu, mask = _arrays(cohort / entry["lung"], ("hu", "mask"))
-        found.append((entry, Path(entry["lung"]).stem, hu[None], mask[None]))
+    for entry in _entries(folder, name, section):
+        hu, mask = _arrays(folder / entry[key], ("hu", "mask"))
+        found.append((entry, Path(entry[key]).stem, hu[None], mask[None]))
     spacing_mm = _FIELD_MM / found[0][2].shape[-1] if found else LUNG_SPACING_MM
-    return _samples(found, cohort / "lungs.json", section, spacing_mm)
+    return _samples(found, folder / f"{name}.json", section, spacing_mm)
 
 
 def _samples(

@@ -1,4 +1,4 @@
-"""Table II as JSON and as Markdown: the comparison of generators."""
+"""Table II as JSON and as Markdown: the comparison of generators. `table_3` adds to it what whole slices need."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ from lungsynth.judge.generation.reference import Reference
 from lungsynth.judge.generation.samples import Kind
 from lungsynth.judge.generation.table_2_notes import notes
 from lungsynth.judge.generation.trivial import MEMORISER
-from lungsynth.judge.paper import TABLE_2
+from lungsynth.judge.paper import TABLE_2, TABLE_3
 from lungsynth.judge.tables import Column, TableRow, format_estimate, json_rows, markdown_table, paper_table
 from lungsynth.judge.test_part import TestPart
 
-__all__ = ["COLUMNS", "table_2_json", "table_2_markdown"]
+__all__ = ["COLUMNS", "PAPER", "table_2_json", "table_2_markdown"]
 
 COLUMNS = (
     Column(key="fid", title="FID", unit="samples", digits=2, in_paper=True),
@@ -44,6 +44,12 @@ _MORE = (
     Column(key="train_minutes", title="Training, minutes", digits=0),
 )
 REAL = "real"
+PAPER: Mapping[Kind, Mapping[str, Mapping[str, float]]] = {"nodules": TABLE_2, "lungs": {}, "slices": TABLE_3}
+_HEADS: Mapping[Kind, str] = {
+    "nodules": "Table II: generators of nodules",
+    "lungs": "Table II: generators of lungs",
+    "slices": "Table III: generators of whole diseased slices",
+}
 FLOOR = ("fid", "kid", "c2st", "c2st_features", "c2st_patch")
 
 
@@ -105,7 +111,7 @@ def table_2_markdown(
     rows = [*_rows(lines, reference.kind), last]
     patients = len(set(reference.held_out.owners))
     sections = [
-        f"# Table II: generators of {reference.kind}\n",
+        f"# {_HEADS[reference.kind]}\n",
         f"{len(reference.held_out)} {reference.kind} of {patients} patients of the {part.part} part, features: "
         f"{reference.features.name}. 95 % intervals. `-`: no such figure. What each figure means stands in "
         "docs/judging.md.\n",
@@ -126,8 +132,8 @@ def table_2_markdown(
 
 
 def _columns(kind: Kind) -> tuple[Column, ...]:
-    """The paper's Table II is of nodules."""
-    return COLUMNS if kind == "nodules" else tuple(replace(column, in_paper=False) for column in COLUMNS)
+    """The paper has no such table of lungs."""
+    return COLUMNS if PAPER[kind] else tuple(replace(column, in_paper=False) for column in COLUMNS)
 
 
 def _rows(lines: Sequence[Line], kind: Kind) -> list[TableRow]:
@@ -141,7 +147,7 @@ def _rows(lines: Sequence[Line], kind: Kind) -> list[TableRow]:
                 "parameters": line.generator.parameters,
                 "train_minutes": line.generator.train_minutes,
             },
-            paper=TABLE_2.get(line.generator.name, {}) if kind == "nodules" else {},
+            paper=PAPER[kind].get(line.generator.name, {}),
         )
         for line in lines
     ]

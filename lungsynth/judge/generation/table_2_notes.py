@@ -1,4 +1,4 @@
-"""What has to be said under Table II: whom the figures hold for, what is missing, and how to read the columns."""
+"""What has to be said under Tables II and III: whom figures hold for, what is missing, how to read the columns."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -46,6 +46,8 @@ def _all(
         "learn from; 0.5: nobody can tell. Copies: nearer to a training sample than 99 % of the held-out ones come, "
         f"by size; {reference.held_out_copies} of the {len(reference.held_out)} held-out ones do."
     )
+    if reference.kind == "slices":
+        yield from _about_slices()
     if reference.kind == "nodules":
         yield (
             "Nodules are compared as they reach an image: laid by their alpha on a lung of -850 HU. CT checks, and the "
@@ -66,6 +68,21 @@ def _about_patients(reference: Reference) -> Iterator[str]:
         )
 
 
+def _about_slices() -> Iterator[str]:
+    yield (
+        "**What is real here is composed**: normal slices of held-out patients with nodules of held-out patients, by "
+        "the overlay of the product, on its grid (256 x 256 at 1.4 mm), because whole slices with outlined nodules are "
+        "few. Lungs, nodules and texture are real, seams are not: the stages share the overlay with what they are "
+        "compared with, methods in one piece were trained on slices composed likewise from training patients. Where "
+        "the part has real whole slices, they stand below as a second reference."
+    )
+    yield (
+        "The mask is the lungs', nodules included; a method in one piece tells nobody where its nodule is. The first "
+        "stage and the two stages show the same composites, drawn from a large catalogue of generated lungs and "
+        "generated nodules alone; several of them may share a lung, which intervals do not know."
+    )
+
+
 def _about_features(part: TestPart, reference: Reference) -> Iterator[str]:
     features = reference.features
     if features.classes:
@@ -73,7 +90,7 @@ def _about_features(part: TestPart, reference: Reference) -> Iterator[str]:
             f"The Inception Score is that of the feature network's {len(features.classes)} classes "
             f"({', '.join(features.classes)}), which bound it."
         )
-    if reference.kind == "nodules":
+    if reference.kind != "lungs":
         yield (
             "The paper's Inception Score is of ImageNet's 1,000 classes, its FID of other features and another n: its "
             "figures are to be seen, not to be subtracted."

@@ -1,0 +1,193 @@
+"""Laws of whole diseased slices: each is of one part, is its lung outside its nodules, and follows from the seed."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_bundles import write_fake_bundles
+from fake_cohort import write_fake_cohort
+from monai.bundle import ConfigWorkflow
+from scipy import ndimage
+
+from lungsynth.bundles import open_bundle
+from lungsynth.chain.slices import PARTS, SliceSettings, make_slices
+from lungsynth.cohort.slices import lung_on_grid, slice_on_grid
+from lungsynth.ct.write import read_plane
+from lungsynth.errors import InputError
+from lungsynth.judge.generation import stages
+from lungsynth.judge.generation.generators import Requests
+from lungsynth.judge.generation.samples import read_slices
+from lungsynth.judge.test_part import TestPart
+
+ROOT = Path(__file__).resolve().parent.parent
+BUNDLE = ROOT / "bundles" / "wcapsgan_bundle"
+CATEGORIES = ("ground_glass", "part_solid", "solid")
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory) -> Path:
+    return write_fake_bundles(tmp_path_factory.mktemp("bundles"), "sliced")
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory, bundles) -> Path:
+    return write_fake_cohort(tmp_path_factory.mktemp("cohort"), open_bundle(bundles, "wcapsgan"))
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory, cohort) -> SliceSettings:
+    found = SliceSettings(cohort=cohort, out=tmp_path_factory.mktemp("slices") / "out", count=3, held_out=2, seed=4)
+    make_slices(found)
+    return found
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def entries(settings: SliceSettings, name: str = "slices") -> dict[str, list[dict]]:
+    return json.loads((settings.out / f"{name}.json").read_text())
+
+
+def test_slices_of_a_part_show_its_own_lungs_and_nodules_in_turn(settings):
+    composed = entries(settings)
+    for part, sign in (("training", "t"), ("test", "x")):  # as the fake cohort names them
+        assert {name[0] for entry in composed[part] for name in (entry["lung"], *entry["nodules"])} == {sign}
+        counts = [sum(entry["category"] == name for entry in composed[part]) for name in CATEGORIES]
+        assert counts == [3 if part == "training" else 2] * 3
+    lungs = [entry["patient_id"] for entry in composed["training"]]
+    assert abs(lungs.count("p0") - lungs.count("p1")) <= 1
+    assert composed["validation"] == []
+    assert [len(found) for found in entries(settings, "diseased").values()] == [1, 0, 0]
+
+
+def test_a_slice_is_its_lung_but_for_its_nodules(settings):
+    for entry in entries(settings)["training"]:
+        hu, affine = read_plane(settings.cohort / "slices" / f"{entry['lung']}.nii.gz")
+        label, _ = read_plane(settings.cohort / "labels" / f"{entry['lung']}.nii.gz")
+        before, mask = lung_on_grid(hu, label == 1, spacing_mm=(abs(affine[1, 1]), abs(affine[0, 0])), size_px=256)
+        with np.load(settings.out / entry["slice"]) as arrays:
+            changed, nodule = arrays["hu"] != before, arrays["label"] == 2
+            assert np.array_equal(arrays["mask"], mask)
+            assert np.array_equal(arrays["mask"] > 0, arrays["label"] > 0)
+        assert ndimage.label(nodule)[1] >= 1
+        assert changed[nodule].mean() > 0.9
+        assert not changed[~ndimage.binary_dilation(nodule, iterations=8)].any()
+
+
+def test_a_stop_costs_nothing_and_another_seed_is_refused(settings, tmp_path):
+    again = replace(settings, out=tmp_path / "again")
+    counts = make_slices(again)
+    whole = content(settings.out)
+    assert content(again.out) == whole
+    for path in [*sorted((again.out / "slices").iterdir())[:5], again.out / "cohort.json", again.out / "slices.json"]:
+        path.unlink()
+    assert make_slices(again) == counts == make_slices(again)
+    assert content(again.out) == whole
+    with pytest.raises(InputError, match="seed is 4 there and 5 here"):
+        make_slices(replace(again, seed=5))
+    make_slices(replace(again, out=tmp_path / "other", seed=5))
+    assert content(tmp_path / "other") != whole
+
+
+def test_a_cohort_without_lungs_gives_no_slices(settings, tmp_path):
+    for name in ("nodules", "lungs", "enhancement", "cohort"):
+        (tmp_path / f"{name}.json").write_bytes((settings.cohort / f"{name}.json").read_bytes())
+    (tmp_path / "nodules").symlink_to(settings.cohort / "nodules")
+    (tmp_path / "lungs.json").write_text(json.dumps({part: [] for part in PARTS}))
+    with pytest.raises(InputError, match="gives no slice"):
+        make_slices(replace(settings, cohort=tmp_path, out=tmp_path / "out"))
+    with pytest.raises(InputError, match="--held-out"):
+        replace(settings, held_out=0)
+
+
+def test_unlabelled_pixels_are_background_on_the_grid():
+    label = np.zeros((200, 200), np.uint8)
+    label[60:140, 60:140] = 1
+    label[90:110, 90:110] = 255
+    found = slice_on_grid(np.zeros((200, 200), np.int16), label, spacing_mm=(1.4, 1.4), size_px=256)[1]
+    assert set(np.unique(found)) == {0, 1}
+    assert (found == 1).sum() == 80 * 80 - 20 * 20
+
+
+def test_the_bundle_learns_and_makes_slices_in_one_piece(settings, tmp_path):
+    folder = tmp_path / "slices"
+    make_slices(replace(settings, out=folder))
+    listed = json.loads((folder / "slices.json").read_text())
+    listed["validation"] = listed["test"]
+    (folder / "slices.json").write_text(json.dumps(listed))
+    files = ("train.json", "train_lung.json", "train_slice.json", "train_gan.json")
+    small = {"size": 16, "latent_dim": 8, "widths": [8, 8]}
+    workflow = ConfigWorkflow(
+        config_file=[str(BUNDLE / "configs" / file) for file in files],
+        meta_file=str(BUNDLE / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type="train",
+        bundle_root=str(BUNDLE),
+        dataset_dir=str(folder),
+        output_dir=str(tmp_path / "run"),
+        weights_name="model.pt",
+        device="cpu",
+        max_epochs=1,
+        epoch_length=2,
+        val_interval=1,
+        critic_widths=[8, 8],
+        **small,
+    )
+    sys.path.insert(0, str(BUNDLE))
+    workflow.initialize()
+    dataset = workflow.parser.get_parsed_content("train#dataset")
+    assert len(dataset) == 9
+    assert dataset.diameter_mm.abs().sum() == 0
+    assert 0 < dataset.mask.float().mean() < 1
+    workflow.run()
+    sidecar = json.loads((tmp_path / "run" / "model.json").read_text())
+    assert sidecar["split_hash"] == json.loads((settings.cohort / "cohort.json").read_text())["split_hash"]
+    sampler = open_bundle(
+        ROOT / "bundles",
+        "wcapsgan",
+        configs=("inference.json", "inference_lung.json", "inference_slice.json", "inference_gan.json"),
+        weights=tmp_path / "run" / "model.pt",
+        overrides={"weights": str(tmp_path / "run" / "model.pt"), **small},
+    )
+    made = sampler([1, 2, 3], list(CATEGORIES), [None] * 3)
+    assert sampler.categories == CATEGORIES
+    assert made["hu"].shape == made["mask"].shape == (3, 16, 16)
+    assert not made["diameter_mm"].any()
+
+
+def test_the_two_stages_show_the_same_composites_before_and_after(bundles, cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "PLANNED", 30)
+    facts = {"folder": cohort, "part": "test", "split_hash": "ab" * 32, "settings": {}, "sources": ()}
+    part = TestPart(**facts, identity="toy", nodules=(), series=(), lungs=())
+    found, missing = stages.find_stages(part, bundles, tmp_path, seed=3)
+    assert ([each.name for each in found], missing) == (["first_stage", "two_stage"], {})
+    assert found[0].identity != found[1].identity
+    requests = Requests(seeds=tuple(range(6)), categories=CATEGORIES * 2, diameters_mm=(None,) * 6)
+    before, after = (each.open() for each in found)
+    first, second = before(requests).samples, after(requests).samples
+    assert first.hu.shape == (6, 256, 256)
+    assert np.array_equal(first.mask, second.mask)
+    change = second.hu.astype(int) - first.hu  # the fake enhancer adds 1 HU but to nodules; the grid rounds
+    assert set(np.unique(change)) <= {0, 1, 2}
+    assert 0.8 < change[first.mask > 0].mean() < 1
+    others = before(requests).samples
+    assert all(not np.array_equal(hu, seen) for hu in others.hu for seen in first.hu), "each is shown once"
+    with pytest.raises(InputError, match="more are asked for"):
+        before(replace(requests, seeds=tuple(range(30)), categories=CATEGORIES * 10, diameters_mm=(None,) * 30))
+    (bundles / "cyclegan_bundle" / "models" / "model.pt").rename(tmp_path / "away.pt")
+    found, missing = stages.find_stages(part, bundles, tmp_path, seed=3)
+    (tmp_path / "away.pt").rename(bundles / "cyclegan_bundle" / "models" / "model.pt")
+    assert [each.name for each in found] == ["first_stage"]
+    assert "cyclegan" in missing["two_stage"]
+
+
+def test_real_whole_slices_are_read_apart(settings):
+    whole = read_slices(settings.out, "training", whole=True)
+    assert (len(whole), whole.owners, whole.spacing_mm) == (1, ("p0",), 1.4)
+    assert len(read_slices(settings.out, "test")) == 6
+    with pytest.raises(InputError, match=r"diseased\.json"):
+        read_slices(settings.out, "test", whole=True)
