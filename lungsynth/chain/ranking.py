@@ -23,7 +23,7 @@ __all__ = ["NEIGHBOURS", "RANKINGS", "Ranking", "Scores", "Selection", "preferen
 
 Ranking = Literal["spread", "similar", "none"]
 RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
-_CANDIDATES = 3  # docs/ranking.md has what 1, 2 and 4 give
+_CANDIDATES = 3  # docs/ranking.md says what 1, 2 and 4 give
 NEIGHBOURS = 5
 
 

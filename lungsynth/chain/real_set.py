@@ -56,6 +56,7 @@ class RealSet:
         kind: nodules or lungs.
         features: the feature network.
         categories: those with enough real samples to rank by.
+        largest: one sample a nodule or slice, as they reach an image.
         slices: all that a generator may have been trained on, as they reach an image.
         threshold: below which a distance is a copy's; None where one patient is all there is.
     """
@@ -63,6 +64,7 @@ class RealSet:
     kind: Kind
     features: Features
     categories: dict[str, RealCategory]
+    largest: Samples
     slices: Samples
     threshold: CopyThreshold | None
 
@@ -119,7 +121,12 @@ def open_real_set(cohort: Path, kind: Kind) -> RealSet | None:
         if (known := _category(vectors[own], [largest.owners[i] for i in own])) is not None:
             categories[name] = known
     return RealSet(
-        kind=kind, features=features, categories=categories, slices=slices, threshold=_threshold(largest, slices, kind)
+        kind=kind,
+        features=features,
+        categories=categories,
+        largest=largest,
+        slices=slices,
+        threshold=_threshold(largest, slices, kind),
     )
 
 
