@@ -49,6 +49,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="use nothing of the patients in enhancement.json: for composites that the CycleGAN is trained on",
     )
+    _add_selection(parser)
+    return parser.parse_args(arguments)
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ranking",
         choices=("spread", "similar", "none"),
@@ -56,7 +61,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         "(default), the paper's most similar of all, or all that come; copies of training samples never are",
     )
     parser.add_argument("--candidates", type=int, help="generated for each one kept (default: 3 where they are ranked)")
-    return parser.parse_args(arguments)
 
 
 def told_of_selection(figures: Mapping[str, float], *, ranked: bool) -> str:
