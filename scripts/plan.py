@@ -35,6 +35,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--library", type=Path, help="folder with assets to use instead of making some")
     add("--vessel-masks", type=Path, help="folder with SLICE_ID.nii.gz of vessels and airways of real lungs")
     add("--enhance", action="store_true", help="note in the recipes that the CycleGAN is to be applied")
+    add("--ranking", help="how generated assets are chosen: spread, similar or none, see docs/ranking.md")
+    add("--candidates", type=int, help="generated for each one kept (default: 3 with a cohort)")
     add("--seed", type=int, default=0, help="of everything random; same seed, same bytes (default: 0)")
     args = parser.parse_args(arguments)
     missing = [f"--{name}" for name in NUMBERS if getattr(args, name) is None]

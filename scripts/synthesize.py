@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from lungsynth.errors import InputError
@@ -48,7 +49,31 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="use nothing of the patients in enhancement.json: for composites that the CycleGAN is trained on",
     )
+    _add_selection(parser)
     return parser.parse_args(arguments)
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ranking",
+        choices=("spread", "similar", "none"),
+        help="with a cohort, which generated nodules and lungs are kept: each real one in turn takes the most similar "
+        "(default), the paper's most similar of all, or all that come; copies of training samples never are",
+    )
+    parser.add_argument("--candidates", type=int, help="generated for each one kept (default: 3 where they are ranked)")
+
+
+def told_of_selection(figures: Mapping[str, float], *, ranked: bool) -> str:
+    """A sentence on how the generated nodules and lungs were chosen."""
+    if not ranked:
+        return "Without --cohort, generated nodules and lungs are neither ranked nor compared with training samples"
+    told = []
+    for kind in ("nodules", "lungs"):
+        made, kept, copies, unlike = (
+            f"{figures[f'{kind}_candidates_{name}']:.0f}" for name in ("generated", "kept", "copies", "unlike")
+        )
+        told.append(f"of {made} generated {kind} {kept} were kept, {copies} were near-copies and {unlike} unlike real")
+    return f"By comparison with the cohort's training part, {'; '.join(told)}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -77,6 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"Of {check['checked_nodules']:.0f} nodules on {check['checked_samples']:.0f} slices, lung_seg_bundle finds "
         f"{check['nodules_found']:.0%}, and {check['other_findings_per_slice']:.1f} other findings a slice"
     )
+    print(told_of_selection(result.figures["assets"], ranked=options["cohort"] is not None))
     print(f"Contact sheet    {result.out / 'contact_sheet.png'}")
     print(f"Images           {result.out / 'images'}")
     print(f"Labels           {result.out / 'masks'} and {result.out / 'annotations.csv'}")

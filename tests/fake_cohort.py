@@ -12,7 +12,7 @@ from lungsynth.ct.write import write_plane
 
 def write_fake_cohort(folder: Path, sampler: Callable) -> Path:
     """Real slices on a grid of their own; those of training are named t, of the test part x; patients p0 .. p5."""
-    for name in ("nodules", "slices", "labels"):
+    for name in ("nodules", "lungs", "slices", "labels"):
         (folder / name).mkdir()
     lists = {name: {"training": [], "validation": [], "test": []} for name in ("nodules", "lungs", "enhancement")}
     diameters = [6.0 + index % 5 for index in range(24)]
@@ -32,7 +32,8 @@ def write_fake_cohort(folder: Path, sampler: Callable) -> Path:
         for kind, plane in (("slices", hu), ("labels", label)):
             write_plane(folder / kind / f"{who}.nii.gz", plane, affine)
         entry = {"image": f"slices/{who}.nii.gz", "label": f"labels/{who}.nii.gz", "category": "normal"}
-        entry["patient_id"] = f"p{who[1:]}"
+        np.savez(folder / "lungs" / f"{who}.npz", hu=np.resize(hu, (256, 256)), mask=np.resize(label, (256, 256)))
+        entry |= {"patient_id": f"p{who[1:]}", "lung": f"lungs/{who}.npz"}
         lists["lungs"]["training" if who[0] == "t" else "test"].append(entry)
     label[30:34, 20:24] = 2
     write_plane(folder / "labels" / "t9.nii.gz", label, affine)

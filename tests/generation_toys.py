@@ -71,7 +71,9 @@ def write_toy_cohort(folder: Path, *, patients: int = 12) -> Path:
         for index in range(2):
             hu, mask = lung(rng)
             np.savez(folder / "lungs" / f"{who}_{index:04d}.npz", hu=hu, mask=mask)
-            lists["lungs"][split].append({**facts, "lung": f"lungs/{who}_{index:04d}.npz", "category": "normal"})
+            name = f"{who}_{index:04d}"
+            files = {"lung": f"lungs/{name}.npz", "image": f"slices/{name}.nii.gz", "label": f"labels/{name}.nii.gz"}
+            lists["lungs"][split].append({**facts, **files, "category": "normal"})
     pd.DataFrame(rows).to_csv(folder / "nodules.csv", index=False)
     pd.DataFrame(series).to_csv(folder / "series.csv", index=False)
     source = {"name": "TOY", "licence": "none", "citation": "none"}

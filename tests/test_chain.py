@@ -62,7 +62,7 @@ def test_a_run_ends_with_the_files_of_contract_c8(finished):
     recipes = read_catalogue(out / "catalogue.parquet")
     ids = {recipe.id for recipe in recipes}
     names = {"images", "masks", "assets", "annotations.csv", "catalogue.parquet", "datalist.json", "assets.parquet"}
-    assert {path.name for path in out.iterdir()} == names | {"contact_sheet.png", "run.json"}
+    assert {path.name for path in out.iterdir()} == names | {"contact_sheet.png", "run.json", "selection.json"}
     for folder in ("images", "masks"):
         assert {path.name.removesuffix(".nii.gz") for path in (out / folder).iterdir()} == ids
     entries = json.loads((out / "datalist.json").read_text())["training"]

@@ -463,6 +463,32 @@ def test_c7_3_same_seed_same_bytes_whatever_the_batch_size(chains):
     assert first == second
 
 
+# C8 what the chain writes
+
+
+def test_c8_1_the_selection_accounts_for_every_candidate(chains, enhanced):
+    promised = set(re.findall(r"`([a-z_]+)`", re.search(r"\*\*C8\.1\*\*.*?\n\n", CONTRACTS, re.S).group()))
+    for out, ranking, candidates in ((chains[0], "none", 1), (enhanced / "out", "spread", 3)):
+        told = json.loads((out / "selection.json").read_text())
+        assert set(told) == {"ranking", "candidates", "nodules", "lungs"}
+        assert (told["ranking"], told["candidates"]) == (ranking, candidates)
+        kept = dict.fromkeys(("nodules", "lungs"), 0)
+        for kind in kept:
+            for counts in told[kind].values():
+                assert (
+                    set(counts)
+                    == {*("generated", "kept", "copies", "unlike", "spare", "unusable", "kept_unlike", "real")}
+                    <= promised
+                )
+                parts = ("kept", "copies", "unlike", "spare", "unusable")
+                assert counts["generated"] == sum(counts[name] for name in parts)
+                assert counts["generated"] >= candidates * counts["kept"]
+                kept[kind] += counts["kept"]
+        stored = [asset.kind for asset in AssetLibrary(out) if asset.source == "generated"]
+        assert kept == {"nodules": stored.count("nodule"), "lungs": stored.count("lung")}
+        assert len(list((out / "assets").iterdir())) == len(AssetLibrary(out))
+
+
 # C9 separated cohorts
 
 

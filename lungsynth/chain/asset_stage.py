@@ -1,12 +1,12 @@
 """Stage 1: the nodules and lungs of a run, real and generated, into its `AssetLibrary`.
 
 The shares are the paper's: of 1,200 nodules 200 are real, of 500 lungs 50. Categories get equal numbers; where a cohort
-has too few real ones of a category, generated ones fill up. Candidate i of a category has a seed of its own, and what
-cannot be used (an empty mask) is passed over, so the assets follow from the run's seed alone.
+has too few real ones of a category, generated ones fill up. With a cohort, more are generated than needed, ranked by
+its training samples, and copies of those refused (`selecting`, `ranking`, `real_set`). All follows from the run's seed.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,13 @@ from tqdm import tqdm
 
 from lungsynth.bundles import open_bundle
 from lungsynth.chain.cohort_source import CohortSource
+from lungsynth.chain.ranking import Selection
+from lungsynth.chain.real_set import open_real_set
+from lungsynth.chain.selecting import TRIES, Counts, Source, kept_assets, write_selection
 from lungsynth.chain.settings import Purpose, Sizes, seeds, share
 from lungsynth.ct.volume import axial_affine
 from lungsynth.errors import InputError
-from lungsynth.hounsfield import to_int16
+from lungsynth.judge.generation.samples import Kind
 from lungsynth.layers import Asset, AssetLibrary
 from lungsynth.types import Affine
 
@@ -36,8 +39,7 @@ __all__ = [
 
 LUNG_CONFIGS = ("inference.json", "inference_lung.json")
 LUNG_WEIGHTS = "model_lung.pt"
-_CHUNK = 32  # seeds a call; only a matter of progress
-_TRIES = 4  # candidates for each sample wanted
+_SHOWN = 32  # from so many on, progress is shown
 _SLICE_MM = 1.0  # thickness that a generated slice states
 
 _LOG = logging.getLogger(__name__)
@@ -73,22 +75,32 @@ def open_samplers(bundles: Path, *, nodule_weights: str, lung_weights: str) -> S
 
 
 def make_assets(
-    library: AssetLibrary, samplers: Samplers, sizes: Sizes, *, seed: int, cohort: CohortSource | None = None
+    library: AssetLibrary,
+    samplers: Samplers,
+    sizes: Sizes,
+    *,
+    selection: Selection,
+    seed: int,
+    cohort: CohortSource | None = None,
 ) -> None:
-    """Fills the library and writes its table.
+    """Fills the library, writes `selection.json` beside it, and last its table.
 
     Args:
         library: of the run's folder.
         samplers: of nodules and lungs.
         sizes: how many of each.
+        selection: how generated ones are chosen.
         seed: of the run.
         cohort: lends real ones; without it all are generated.
 
     Raises:
         InputError: when a sampler gives too few usable samples.
     """
-    _mix_nodules(library, samplers, sizes, seed=seed, cohort=cohort)
-    _mix_lungs(library, samplers, sizes, seed=seed, cohort=cohort)
+    counts: dict[Kind, dict[str, Counts]] = {
+        "nodules": _mix_nodules(library, samplers, sizes, selection, seed=seed, cohort=cohort),
+        "lungs": _mix_lungs(library, samplers, sizes, selection, seed=seed, cohort=cohort),
+    }
+    write_selection(library.folder, selection, counts)
     library.save_table()
 
 
@@ -100,34 +112,63 @@ def centred_affine(shape: tuple[int, int], spacing_mm: tuple[float, float]) -> A
 
 
 def _mix_nodules(
-    library: AssetLibrary, samplers: Samplers, sizes: Sizes, *, seed: int, cohort: CohortSource | None
-) -> list[Asset]:
-    found: list[Asset] = []
+    library: AssetLibrary,
+    samplers: Samplers,
+    sizes: Sizes,
+    selection: Selection,
+    *,
+    seed: int,
+    cohort: CohortSource | None,
+) -> dict[str, Counts]:
+    counts = {}
+    source = _source(samplers.nodules, "nodules", selection)
     categories = list(samplers.nodules.categories)
     reals = share(sizes.real_nodules, len(categories))
     for index, (category, wanted) in enumerate(zip(categories, share(sizes.nodules, len(categories)), strict=True)):
         order = seeds(seed, Purpose.REAL_NODULES, index, n=1)[0]
-        real = _distinct(real_nodules(library, cohort, category, seed=order), reals[index])
-        missing = wanted - len(real)
-        candidates = seeds(seed, Purpose.GENERATED_NODULES, index, n=_TRIES * missing)
-        generated = _distinct(_generated_nodules(library, samplers, candidates, category), missing)
-        found += real + _complete(generated, missing, what=f"nodules of category {category}")
-    return found
+        missing = wanted - len(_distinct(real_nodules(library, cohort, category, seed=order), reals[index]))
+        candidates = seeds(seed, Purpose.GENERATED_NODULES, index, n=TRIES * selection.candidates * missing)
+
+        def store(hu: np.ndarray, alpha: np.ndarray, origin: str, category: str = category) -> Asset:
+            facts: dict[str, Any] = {"category": category, "source": "generated", "origin": origin}
+            return library.add_nodule(hu, alpha, weights=samplers.nodule_weights, **facts)
+
+        found, counts[category] = kept_assets(source, category, missing, candidates, store)
+        _check_complete(found, missing, counts[category], what=f"nodules of category {category}")
+    return counts
 
 
 def _mix_lungs(
-    library: AssetLibrary, samplers: Samplers, sizes: Sizes, *, seed: int, cohort: CohortSource | None
-) -> list[Asset]:
+    library: AssetLibrary,
+    samplers: Samplers,
+    sizes: Sizes,
+    selection: Selection,
+    *,
+    seed: int,
+    cohort: CohortSource | None,
+) -> dict[str, Counts]:
+    counts = {}
+    source = _source(samplers.lungs, "lungs", selection)
+    spacing_mm = np.broadcast_to(samplers.lungs.spacing_mm, 2)
     order = seeds(seed, Purpose.REAL_LUNGS, n=1)[0]
-    found = _distinct(real_lungs(library, cohort, seed=order), sizes.real_lungs)
+    missing = sizes.lungs - len(_distinct(real_lungs(library, cohort, seed=order), sizes.real_lungs))
     categories = list(samplers.lungs.categories)
-    for index, (category, missing) in enumerate(
-        zip(categories, share(sizes.lungs - len(found), len(categories)), strict=True)
-    ):
-        candidates = seeds(seed, Purpose.GENERATED_LUNGS, index, n=_TRIES * missing)
-        generated = _distinct(_generated_lungs(library, samplers, candidates, category), missing)
-        found = found + _complete(generated, missing, what=f"lungs of category {category}")
-    return found
+    for index, (category, wanted) in enumerate(zip(categories, share(missing, len(categories)), strict=True)):
+        candidates = seeds(seed, Purpose.GENERATED_LUNGS, index, n=TRIES * selection.candidates * wanted)
+
+        def store(hu: np.ndarray, mask: np.ndarray, origin: str, category: str = category) -> Asset:
+            facts: dict[str, Any] = {"category": category, "source": "generated", "origin": origin}
+            affine = centred_affine(hu.shape, (float(spacing_mm[0]), float(spacing_mm[1])))
+            return library.add_lung(hu, mask > 0, affine=affine, weights=samplers.lung_weights, **facts)
+
+        found, counts[category] = kept_assets(source, category, wanted, candidates, store)
+        _check_complete(found, wanted, counts[category], what=f"lungs of category {category}")
+    return counts
+
+
+def _source(sampler: Any, kind: Kind, selection: Selection) -> Source:
+    real = open_real_set(selection.cohort, kind) if selection.cohort else None
+    return Source(sampler=sampler, mask="alpha" if kind == "nodules" else "mask", selection=selection, real=real)
 
 
 def real_nodules(library: AssetLibrary, cohort: CohortSource | None, category: str, *, seed: int) -> Iterator[Asset]:
@@ -143,36 +184,6 @@ def real_lungs(library: AssetLibrary, cohort: CohortSource | None, *, seed: int)
         yield from _usable(library.add_lung, lung.hu, lung.mask, affine=lung.affine, source="real", origin=lung.origin)
 
 
-def _generated_nodules(
-    library: AssetLibrary, samplers: Samplers, candidates: Sequence[int], category: str
-) -> Iterator[Asset]:
-    for sample in _samples(samplers.nodules, candidates, category):
-        facts = {"category": category, "source": "generated", "origin": str(int(sample["seed"]))}
-        hu, alpha = to_int16(sample["hu"]), sample["alpha"]
-        yield from _usable(library.add_nodule, hu, alpha, weights=samplers.nodule_weights, **facts)
-
-
-def _generated_lungs(
-    library: AssetLibrary, samplers: Samplers, candidates: Sequence[int], category: str
-) -> Iterator[Asset]:
-    row_mm, column_mm = (float(value) for value in np.broadcast_to(samplers.lungs.spacing_mm, 2))
-    for sample in _samples(samplers.lungs, candidates, category):
-        hu, mask = to_int16(sample["hu"]), np.asarray(sample["mask"])
-        facts = {"category": category, "source": "generated", "origin": str(int(sample["seed"]))}
-        affine = centred_affine(hu.shape, (row_mm, column_mm))
-        yield from _usable(library.add_lung, hu, mask, affine=affine, weights=samplers.lung_weights, **facts)
-
-
-def _samples(sampler: Any, candidates: Sequence[int], category: str) -> Iterator[dict[str, Any]]:
-    """Asks the sampler for a few seeds at a time; yields one dictionary a seed."""
-    step = max(1, min(_CHUNK, len(candidates) // _TRIES))
-    for begin in range(0, len(candidates), step):
-        chunk = list(candidates[begin : begin + step])
-        batch = sampler(chunk, [category] * len(chunk), [None] * len(chunk))
-        for index in range(len(chunk)):
-            yield {key: values[index] for key, values in batch.items()}
-
-
 def _usable(add: Callable[..., Asset], *arrays: np.ndarray, **facts: Any) -> Iterator[Asset]:
     """The stored asset, or nothing when the library refuses it: one bad sample must not end a long run."""
     try:
@@ -185,17 +196,17 @@ def _distinct(assets: Iterable[Asset], n: int) -> list[Asset]:
     """The first n assets that differ from each other; takes no more from the iterator than it needs."""
     found: dict[str, Asset] = {}
     iterator = iter(assets)
-    with tqdm(total=n, desc="assets", leave=False, disable=n < _CHUNK) as progress:
+    with tqdm(total=n, desc="real ones", leave=False, disable=n < _SHOWN) as progress:
         while len(found) < n and (asset := next(iterator, None)) is not None:
             progress.update(asset.hash not in found)
             found[asset.hash] = asset
     return list(found.values())
 
 
-def _complete(assets: list[Asset], n: int, *, what: str) -> list[Asset]:
-    if len(assets) < n:
+def _check_complete(found: list[Asset], wanted: int, counts: Counts, *, what: str) -> None:
+    if len(found) < wanted:
         raise InputError(
-            f"wcapsgan_bundle gave {len(assets)} distinct usable {what} in {_TRIES * n} attempts, {n} are needed. "
-            "Use better trained weights (--bundles), or ask for fewer with --count, --lungs or --groups."
+            f"wcapsgan_bundle gave {len(found)} distinct usable {what} in {counts.generated} attempts, {wanted} are "
+            f"needed; {counts.copies} were copies of training samples. Use better trained weights (--bundles), or ask "
+            "for fewer with --count, --lungs or --groups."
         )
-    return assets

@@ -114,6 +114,7 @@ def _library(settings: PlanSettings, cohort: CohortSource | None) -> AssetLibrar
     # Here, because torch and MONAI take seconds and half a gigabyte that a plan of a library does not need.
     from lungsynth.bundles import read_weights
     from lungsynth.chain.asset_stage import LUNG_WEIGHTS, make_assets, open_samplers
+    from lungsynth.chain.real_set import selection_identity
 
     weights = {
         "nodule_weights": read_weights(settings.bundles, "wcapsgan").sha256,
@@ -125,7 +126,8 @@ def _library(settings: PlanSettings, cohort: CohortSource | None) -> AssetLibrar
         "lungs": settings.lungs,
         "nodules": settings.nodules,
         "real_voxels": settings.real_voxels,
-        "cohort": cohort.identity if cohort and settings.real_voxels else None,
+        "cohort": cohort.identity if cohort else None,
+        **selection_identity(settings.selection),
         **weights,
     }
     library, made = AssetLibrary(settings.folder), settings.folder / _ASSETS_FILE
@@ -136,7 +138,7 @@ def _library(settings: PlanSettings, cohort: CohortSource | None) -> AssetLibrar
         nodules = settings.nodules * len(samplers.nodules.categories)
         sizes = Sizes(lungs=settings.lungs, groups=settings.groups, nodules=nodules)
         lends = cohort if settings.real_voxels else None
-        make_assets(library, samplers, sizes, seed=settings.seed, cohort=lends)
+        make_assets(library, samplers, sizes, selection=settings.selection, seed=settings.seed, cohort=lends)
     return library
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from lungsynth.chain.ranking import Selection, select_by
 from lungsynth.errors import InputError
 from lungsynth.layers import PlacementRules
 from lungsynth.layers.policy import Policy
@@ -42,6 +43,8 @@ class PlanSettings:
         real_voxels: whether a patient's voxels may be in samples.
         vessel_masks: see `library_lungs.LibraryLungs`.
         enhance: note the enhancer's weights in the recipes.
+        ranking: rule by which generated assets are chosen (`ranking.Ranking`); None for `spread` with a cohort.
+        candidates: generated for each one kept; None for 3 where they are ranked.
 
     Raises:
         InputError: when a value is out of its range, or a policy lacks its cohort.
@@ -61,6 +64,8 @@ class PlanSettings:
     real_voxels: bool = True
     vessel_masks: Path | None = None
     enhance: bool = False
+    ranking: str | None = None
+    candidates: int | None = None
 
     def __post_init__(self) -> None:
         for name, low in (("lungs", 1), ("groups", 1), ("keep", 1), ("nodules", 1), ("seed", 0)):
@@ -74,6 +79,12 @@ class PlanSettings:
             raise InputError(f"--vessel-masks: expected a folder of masks, got {self.vessel_masks}.")
         if self.bundles is None and (self.library is None or self.enhance):
             raise InputError("A plan needs --bundles to make assets and to enhance; without them give --library.")
+        select_by(self.cohort, self.ranking, self.candidates)
+
+    @property
+    def selection(self) -> Selection:
+        """How generated assets are chosen, where they are made."""
+        return select_by(self.cohort, self.ranking, self.candidates)
 
     @property
     def placement_rules(self) -> PlacementRules:

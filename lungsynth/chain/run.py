@@ -21,8 +21,10 @@ from lungsynth.chain.asset_stage import LUNG_CONFIGS, LUNG_WEIGHTS, Samplers, ma
 from lungsynth.chain.check_stage import Segmenter, check_samples
 from lungsynth.chain.cohort_source import CohortSource, open_cohort
 from lungsynth.chain.plan_stage import make_catalogue, presence
+from lungsynth.chain.real_set import selection_identity
 from lungsynth.chain.render_stage import remove_leftovers, render_samples
 from lungsynth.chain.report_stage import read_tile, write_reports
+from lungsynth.chain.selecting import selection_figures
 from lungsynth.chain.settings import ChainSettings, check_folder, write_run_file
 from lungsynth.enhancement import Changes, EnhancementStage, open_stage, summary
 from lungsynth.hounsfield import DISPLAY_WINDOW
@@ -141,6 +143,7 @@ def _identity(settings: ChainSettings, cohort: CohortSource | None, weights: Map
         "groups": settings.groups,
         "real_share": settings.real_share,
         "spare_diseased": settings.spare_diseased,
+        **selection_identity(settings.selection),
         **{f"cohort_{key}": cohort.identity[key] if cohort else None for key in ("split_hash", "datalists")},
         **{f"weights_{name}": value for name, value in hashes.items()},
     }
@@ -180,10 +183,12 @@ def _run_stages(settings: ChainSettings, tools: _Tools, tracker: Tracker, parent
 def _assets(settings: ChainSettings, tools: _Tools, run: Run) -> dict[str, float]:
     library = AssetLibrary(settings.out)
     if tools.samplers:
-        make_assets(library, tools.samplers, settings.sizes, seed=settings.seed, cohort=tools.cohort)
+        sizes, seed, cohort = settings.sizes, settings.seed, tools.cohort
+        make_assets(library, tools.samplers, sizes, selection=settings.selection, seed=seed, cohort=cohort)
+    run.log_file(settings.out / "selection.json")
     counts = Counter(f"{asset.kind}s_{asset.source}" for asset in library)
     counts.update(f"nodules_{asset.category}" for asset in library if asset.kind == "nodule")
-    return {key: float(value) for key, value in counts.items()}
+    return selection_figures(settings.out) | {key: float(value) for key, value in counts.items()}
 
 
 def _plan(settings: ChainSettings, tools: _Tools, run: Run) -> dict[str, float]:

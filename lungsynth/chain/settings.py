@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from lungsynth.chain.ranking import Selection, select_by
 from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
 
@@ -57,6 +58,8 @@ class ChainSettings:
         groups: nodule groups; None for the paper's rule.
         real_share: share of real lungs, and of real nodules; None for the paper's rule.
         spare_diseased: leave out the patients of `enhancement.json`, from whom the enhancer learns what is real.
+        ranking: rule by which generated samples are chosen (`ranking.Ranking`); None for `spread` with a cohort.
+        candidates: generated for each one kept; None for 3 where they are ranked.
 
     Raises:
         InputError: when a number is out of its range.
@@ -74,6 +77,8 @@ class ChainSettings:
     groups: int | None = None
     real_share: float | None = None
     spare_diseased: bool = False
+    ranking: str | None = None
+    candidates: int | None = None
 
     def __post_init__(self) -> None:
         for name, low in (("count", 1), ("seed", 0), ("batch_size", 1), ("lungs", 1), ("groups", 1)):
@@ -84,6 +89,12 @@ class ChainSettings:
             raise InputError(f"--real-share must lie in [0, 1], got {self.real_share:g}.")
         if self.cohort is None and (self.real_share or self.spare_diseased):
             raise InputError("--real-share and --spare-diseased need --cohort, which lends real nodules and lungs.")
+        select_by(self.cohort, self.ranking, self.candidates)
+
+    @property
+    def selection(self) -> Selection:
+        """How generated samples are chosen."""
+        return select_by(self.cohort, self.ranking, self.candidates)
 
     @property
     def sizes(self) -> "Sizes":

@@ -103,7 +103,7 @@ def open_features(name: str, kind: Kind) -> Features:
     return _torchscript(Path(name))
 
 
-def _batches(hu: HuPlanes) -> list[HuPlanes]:
+def _batches(hu: HuPlanes) -> list[np.ndarray]:
     return [hu[i : i + _BATCH] for i in range(0, len(hu), _BATCH)]
 
 

@@ -7,8 +7,9 @@ which is drawn as a whole by the bootstrap: the patient of a real one, itself fo
 """
 
 import json
+import logging
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +42,8 @@ UNKNOWN = "unknown"  # a nodule that nobody rated; no generator can be asked for
 PASTED_HU = -850  # of the level lung that nodules are laid on to be compared
 _LARGE_ENOUGH = 0.5  # of a nodule's largest area; smaller slices show its poles
 _FIELD_MM = 256 * LUNG_SPACING_MM
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -131,34 +134,39 @@ def join(parts: Sequence[Samples]) -> Samples:
     )
 
 
-def read_nodules(cohort: Path, section: str, *, largest_only: bool = True) -> Samples:
+def read_nodules(cohort: Path, section: str, *, largest_only: bool = True, tolerant: bool = False) -> Samples:
     """The rated nodules of a section of `nodules.json`.
 
     Args:
         cohort: COHORT folder.
         section: `training`, `validation` or `test`.
         largest_only: one slice a nodule, its largest; else each of at least half the largest area.
+        tolerant: leave out files that are damaged, with a warning.
 
     Raises:
         InputError: when the section has none, or a file is damaged.
     """
+    rated = [e for e in _entries(cohort, "nodules", section) if str(e.get("category", UNKNOWN)) != UNKNOWN]
     found = []
-    for entry in _entries(cohort, "nodules", section):
-        if str(entry.get("category", UNKNOWN)) != UNKNOWN:
-            hu, alpha, largest = _arrays(cohort / entry["nodule"], ("hu", "alpha", "largest"))
-            area = (alpha >= 0.5).sum(axis=(1, 2))
-            keep = [int(largest)] if largest_only else np.flatnonzero(area >= max(_LARGE_ENOUGH * area.max(), 1))
-            found.append((entry, entry["nodule_id"], hu[keep], alpha[keep]))
+    for entry, (hu, alpha, largest) in _read(cohort, rated, "nodule", ("hu", "alpha", "largest"), tolerant=tolerant):
+        area = (alpha >= 0.5).sum(axis=(1, 2))
+        keep = [int(largest)] if largest_only else np.flatnonzero(area >= max(_LARGE_ENOUGH * area.max(), 1))
+        found.append((entry, entry["nodule_id"], hu[keep], alpha[keep]))
     return _samples(found, cohort / "nodules.json", section, PATCH_SPACING_MM)
 
 
-def read_lungs(cohort: Path, section: str) -> Samples:
+def read_lungs(cohort: Path, section: str, *, tolerant: bool = False) -> Samples:
     """The normal slices of a section of `lungs.json`, on the generator's grid.
+
+    Args:
+        cohort: COHORT folder.
+        section: `training`, `validation` or `test`.
+        tolerant: leave out files that are damaged, with a warning.
 
     Raises:
         InputError: when the section has none, or a file is damaged.
     """
-    return _read_planes(cohort, section, "lungs", "lung")
+    return _read_planes(cohort, section, "lungs", "lung", tolerant=tolerant)
 
 
 def read_slices(folder: Path, section: str, *, whole: bool = False) -> Samples:
@@ -175,10 +183,9 @@ def read_slices(folder: Path, section: str, *, whole: bool = False) -> Samples:
     return _read_planes(folder, section, "diseased" if whole else "slices", "slice")
 
 
-def _read_planes(folder: Path, section: str, name: str, key: str) -> Samples:
+def _read_planes(folder: Path, section: str, name: str, key: str, *, tolerant: bool = False) -> Samples:
     found = []
-    for entry in _entries(folder, name, section):
-        hu, mask = _arrays(folder / entry[key], ("hu", "mask"))
+    for entry, (hu, mask) in _read(folder, _entries(folder, name, section), key, ("hu", "mask"), tolerant=tolerant):
         found.append((entry, Path(entry[key]).stem, hu[None], mask[None]))
     spacing_mm = _FIELD_MM / found[0][2].shape[-1] if found else LUNG_SPACING_MM
     return _samples(found, folder / f"{name}.json", section, spacing_mm)
@@ -215,6 +222,19 @@ def _entries(cohort: Path, name: str, section: str) -> list[dict[str, Any]]:
         raise InputError(
             f"{path}: expected a data list, got {error}. Give --cohort a folder that scripts/prepare.py wrote."
         ) from error
+
+
+def _read(
+    cohort: Path, entries: Sequence[dict[str, Any]], key: str, names: Sequence[str], *, tolerant: bool
+) -> Iterator[tuple[dict[str, Any], tuple[np.ndarray, ...]]]:
+    """Entries with the arrays of the file that they name."""
+    for entry in entries:
+        try:
+            yield entry, _arrays(cohort / str(entry.get(key)), names)
+        except InputError as error:
+            if not tolerant:
+                raise
+            _LOG.warning("left out: %s", error)
 
 
 def _arrays(path: Path, names: Sequence[str]) -> tuple[np.ndarray, ...]:

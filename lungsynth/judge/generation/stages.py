@@ -141,7 +141,8 @@ def _planned(plan: _Plan) -> tuple[AssetLibrary, Catalogue]:
     )
     if not (plan.folder / "assets.parquet").exists():
         used = {"nodule_weights": plan.nodule_weights, "lung_weights": plan.lung_weights}
-        make_assets(AssetLibrary(plan.folder), open_samplers(plan.bundles, **used), settings.sizes, seed=plan.seed)
+        samplers = open_samplers(plan.bundles, **used)
+        make_assets(AssetLibrary(plan.folder), samplers, settings.sizes, selection=settings.selection, seed=plan.seed)
     library, path = AssetLibrary(plan.folder), plan.folder / "catalogue.parquet"
     if not path.exists():
         found = presence(library, open_cohort(plan.cohort))

@@ -105,7 +105,8 @@ def _segmentation(
 ) -> tuple[list[Ran], dict[str, SubCohort]]:
     arms = segmentation_arms(settings.doses)
     cohorts = _subcohorts(settings, settings.segmentation_patients, settings.segmentation_seeds)
-    chain = {"bundles": settings.bundles, "enhance": settings.enhance}
+    # Not ranked: the feature network learnt from more patients than a sub-cohort has.
+    chain = {"bundles": settings.bundles, "enhance": settings.enhance, "ranking": "none"}
     ran, parts = [], settings.out / ".parts"
     with _judged(settings, part) as judged, tqdm(total=len(arms) * len(cohorts), desc="segmentations") as progress:
         for cohort in cohorts:

@@ -1,0 +1,239 @@
+"""Laws of the choice among generated samples: copies never, what is unlike last, N kept, the same however it is run."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_bundles import write_fake_bundles
+from generation_toys import CATEGORIES, nodule, write_toy_cohort
+
+import lungsynth.chain.selecting
+from lungsynth.chain import ChainSettings, run_chain
+from lungsynth.chain.ranking import NEIGHBOURS, Scores, Selection, preference, select_by, unranked
+from lungsynth.chain.real_set import open_real_set
+from lungsynth.chain.selecting import Source, kept_assets, selection_figures
+from lungsynth.errors import InputError
+from lungsynth.layers import AssetLibrary
+from lungsynth.tracking import open_tracker
+
+
+def scores(points, real, *, copied=(), unlike=()) -> Scores:
+    """Of candidates and real samples on a line."""
+    flags = np.arange(len(points))
+    distances = np.abs(np.subtract.outer(points, real))
+    return Scores(copied=np.isin(flags, copied), unlike=np.isin(flags, unlike), distances=distances)
+
+
+REAL = np.array([0.0] * 10 + [9.0] * 10)
+
+
+@pytest.mark.parametrize("ranking", ["spread", "similar", "none"])
+def test_copies_are_in_no_order_and_all_others_once(ranking):
+    found = scores(np.linspace(0, 9, 30), REAL, copied=(0, 7), unlike=(3,))
+    order = preference(found, ranking, seed=1)
+    assert sorted(order) == [place for place in range(30) if place not in (0, 7)]
+
+
+@pytest.mark.parametrize("ranking", ["spread", "similar"])
+def test_a_planted_outlier_goes_first_and_what_is_unlike_last(ranking):
+    points = np.array([0.1, 40.0, 8.9, 0.2, 9.1, 25.0])
+    order = preference(scores(points, REAL, unlike=(1, 5)), ranking, seed=0)
+    assert order[-2:].tolist() == [5, 1]
+
+
+def test_unranked_samples_stay_as_they_come():
+    assert preference(unranked(4), "spread", seed=0).tolist() == [0, 1, 2, 3]
+    assert preference(scores(np.array([5.0, 0.0]), REAL, unlike=(0,)), "none", seed=0).tolist() == [0, 1]
+
+
+def test_similar_keeps_the_ordinary_and_spread_keeps_both_ends():
+    real = np.array([0.0] * 8 + [9.0] * 6)
+    points = np.concatenate([np.linspace(0, 0.5, 20), np.linspace(7, 8, 20)])
+    similar, spread = (preference(scores(points, real), name, seed=0)[:20] for name in ("similar", "spread"))
+    assert (points[similar] < 5).mean() == 1
+    assert 0.4 <= (points[spread] > 5).mean() <= 0.6, "six of fourteen real ones are at that end"
+
+
+def test_the_order_of_real_samples_follows_the_seed():
+    found = scores(np.random.default_rng(0).normal(size=40), np.random.default_rng(1).normal(size=12))
+    orders = [preference(found, "spread", seed=seed).tolist() for seed in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ((None, None, None), ("none", 1)),
+        ((Path("c"), None, None), ("spread", 3)),
+        ((Path("c"), "similar", 2), ("similar", 2)),
+        ((Path("c"), "none", None), ("none", 1)),
+        ((None, "none", 1), ("none", 1)),
+    ],
+)
+def test_what_the_options_mean(given, meant):
+    selection = select_by(*given)
+    assert (selection.ranking, selection.candidates) == meant
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((None, "spread", None), "need --cohort"),
+        ((None, None, 2), "need --cohort"),
+        ((Path("c"), None, 0), "--candidates must be at least 1"),
+        ((Path("c"), "best", None), "--ranking must be one of spread, similar, none, got 'best'"),
+        ((Path("c"), "none", 3), "--candidates 3 would be made for nothing"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        select_by(*given)
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory) -> Path:
+    return write_fake_bundles(tmp_path_factory.mktemp("bundles"), "ranked")
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Path:
+    """24 patients, of whom 12 train: as many nodules a category."""
+    folder = write_toy_cohort(tmp_path_factory.mktemp("cohort") / "toy", patients=24)
+    (folder / "enhancement.json").write_text(json.dumps({"training": []}))
+    return folder
+
+
+class PlantedSampler:
+    """Noisy discs; seed 1 copies a training nodule, turned and brighter; seed 2 is a checkerboard."""
+
+    categories, spacing_mm = CATEGORIES, 0.7
+
+    def __init__(self, cohort: Path) -> None:
+        with np.load(cohort / "nodules" / "P00_solid.npz") as patch:
+            self.copied = patch["hu"][0], patch["alpha"][0]
+
+    def __call__(self, seeds, categories, diameters_mm):
+        made = [self.one(int(seed), category) for seed, category in zip(seeds, categories, strict=True)]
+        hu, alpha = (np.stack(planes) for planes in zip(*made, strict=True))
+        return {"hu": hu, "alpha": alpha, "diameter_mm": np.zeros(len(seeds)), "seed": np.int64(seeds)}
+
+    def one(self, seed, category):
+        if seed == 1:
+            return self.copied[0][:, ::-1] + np.int16(25), self.copied[1][:, ::-1]
+        rng = np.random.default_rng(seed)
+        hu, alpha = nodule(rng, category, float(rng.uniform(6, 20)))
+        if seed == 2:
+            alpha[2:-2, 2:-2] = 1
+            hu = np.where(np.add.outer(np.arange(64) // 8, np.arange(64) // 8) % 2, 3000, -1000).astype(np.int16)
+        return hu, alpha
+
+
+def chosen(cohort, folder, *, ranking="spread", candidates=2, wanted=10, first=1):
+    """Origins of the kept of `TRIES` rounds of seeds, and the counts."""
+    selection = Selection(ranking=ranking, candidates=candidates, cohort=cohort)
+    source = Source(
+        sampler=PlantedSampler(cohort), mask="alpha", selection=selection, real=open_real_set(cohort, "nodules")
+    )
+    library = AssetLibrary(folder)
+
+    def store(hu, alpha, origin):
+        return library.add_nodule(hu, alpha, category="solid", source="generated", origin=origin)
+
+    found, counts = kept_assets(source, "solid", wanted, range(first, first + 4 * candidates * wanted), store)
+    return {asset.origin for asset in found}, counts
+
+
+@pytest.mark.parametrize("ranking", ["spread", "similar", "none"])
+def test_a_planted_copy_is_refused_and_as_many_are_kept(cohort, tmp_path, ranking):
+    origins, counts = chosen(cohort, tmp_path, ranking=ranking, candidates=1 if ranking == "none" else 2)
+    assert "1" not in origins
+    assert len(origins) == counts.kept == 10
+    assert counts.copies >= 1
+    parts = counts.kept + counts.copies + counts.unlike + counts.spare + counts.unusable
+    assert counts.generated == parts
+    assert len(list((tmp_path / "assets").iterdir())) == 10, "nothing is stored but what is kept"
+
+
+@pytest.mark.parametrize("ranking", ["spread", "similar"])
+def test_a_checkerboard_is_unlike_and_goes(cohort, tmp_path, ranking):
+    origins, counts = chosen(cohort, tmp_path, ranking=ranking)
+    assert "2" not in origins
+    assert counts.unlike >= 1
+    everything, counts = chosen(cohort, tmp_path / "all", ranking=ranking, candidates=1, first=2)
+    assert "2" in everything, "kept when there is no other"
+    assert counts.kept_unlike >= 1
+
+
+def test_batches_of_the_sampler_and_the_judge_decide_nothing(cohort, tmp_path, monkeypatch):
+    whole = chosen(cohort, tmp_path / "whole")
+    monkeypatch.setattr(lungsynth.chain.selecting, "_CHUNK", 3)
+    monkeypatch.setattr("lungsynth.judge.generation.features._BATCH", 7)
+    monkeypatch.setattr("lungsynth.judge.generation.copies._CHUNK", 5)
+    assert chosen(cohort, tmp_path / "parts") == whole
+
+
+def test_only_the_training_part_is_read(cohort, tmp_path, monkeypatch):
+    read = []
+    work = np.load
+    monkeypatch.setattr(np, "load", lambda path, **options: read.append(Path(path).stem) or work(path, **options))
+    real = open_real_set(cohort, "nodules")
+    lists = json.loads((cohort / "nodules.json").read_text())
+    assert set(read) == {entry["nodule_id"] for entry in lists["training"]}
+    assert {len(category.vectors) for category in real.categories.values()} == {12}
+    assert set(real.slices.owners) == {entry["patient_id"] for entry in lists["training"]}
+
+
+def test_few_real_samples_rank_nothing_but_refuse_copies(tmp_path):
+    cohort = write_toy_cohort(tmp_path / "few", patients=2 * NEIGHBOURS)
+    assert open_real_set(cohort, "nodules").categories == {}, "each has four others"
+    origins, counts = chosen(cohort, tmp_path / "out")
+    assert counts.real == 0
+    assert counts.copies >= 1
+    assert len(origins) == 10
+
+
+def test_a_run_with_a_cohort_ranks_logs_and_ends_in_the_same_bytes(bundles, cohort, tmp_path, monkeypatch):
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    settings = ChainSettings(out=tmp_path / "a", count=4, seed=5, bundles=bundles, cohort=cohort, real_share=0)
+    settings = replace(settings, enhance=False, candidates=2)
+    figures = run_chain(settings, tracking_uri=store).figures["assets"]
+    told = json.loads((settings.out / "selection.json").read_text())
+    assert (told["ranking"], told["candidates"]) == ("spread", 2)
+    solid = told["nodules"]["solid"]
+    assert figures["nodules_solid_generated"] == solid["generated"] >= 2 * solid["kept"]
+    assert figures["nodules_candidates_kept"] == sum(asset.kind == "nodule" for asset in AssetLibrary(settings.out))
+    assert told["lungs"]["normal"]["real"] == 24
+    tracker = open_tracker(store)
+    runs = tracker.client.search_runs([tracker.experiment_id])
+    logged = next(run for run in runs if run.data.tags.get("stage") == "assets")
+    assert logged.data.metrics["nodules_solid_copies"] == told["nodules"]["solid"]["copies"]
+    assert [item.path for item in tracker.client.list_artifacts(logged.info.run_id)] == ["selection.json"]
+
+    again = replace(settings, out=tmp_path / "b", batch_size=3)
+    work, left = AssetLibrary.add_nodule, [4]
+
+    def breaks(*args, **kwargs):
+        left[0] -= 1
+        if left[0] == 0:
+            raise RuntimeError("the plug was pulled")
+        return work(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AssetLibrary, "add_nodule", breaks)
+        with pytest.raises(RuntimeError, match="the plug was pulled"):
+            run_chain(again, tracking_uri=store)
+    run_chain(again, tracking_uri=store)
+    first, second = (
+        {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        for out in (settings.out, again.out)
+    )
+    assert first == second
+    with pytest.raises(InputError, match='ranking is "spread" there and "similar" here'):
+        run_chain(replace(settings, ranking="similar"), tracking_uri=store)
+
+
+def test_a_missing_selection_file_is_told(tmp_path):
+    with pytest.raises(InputError, match=r"selection\.json: expected what became of generated samples"):
+        selection_figures(tmp_path)
