@@ -32,6 +32,7 @@ tables: $(INSTALLED)
 	$(PY) scripts/evaluate.py segmentation --cohort "$(COHORT)" --out $(TABLES)/table_1 --weights $(TABLES)
 	$(PY) scripts/evaluate.py nodules --cohort "$(COHORT)" --out $(TABLES)/table_2_nodules --weights $(TABLES)
 	$(PY) scripts/evaluate.py lungs --cohort "$(COHORT)" --out $(TABLES)/table_2_lungs --weights $(TABLES)
+	$(PY) scripts/evaluate.py slices --cohort "$(COHORT)" --out $(TABLES)/table_3 --weights $(TABLES) --slices $(TABLES)/slices
 
 bundles: $(INSTALLED)
 	$(PY) scripts/package_bundles.py --out dist --zip

@@ -4,7 +4,7 @@
 # METHODs are those of Table I (unet, unet_plus_plus, cnn_vgg, faster_rcnn_3d), nodules_NAME and lungs_NAME of Table II with
 # NAME one of gan, dcgan, wgan, biggan, capsulenets, w_capsulegan_equal (W-CapsuleGAN itself at the others' budget), and
 # slices_NAME of Table III with NAME one of gan, dcgan, wgan, biggan, w_capsulegan, which make whole diseased slices in one
-# piece. Or the groups table_1, nodules, lungs, slices (the paper's four). Without any, table_1, nodules and lungs.
+# piece. Or the groups table_1, nodules, lungs, slices (the paper's four). Without any, the four groups.
 # Methods of Table I take about 12 minutes each of one processor core with bfloat16 (AMP=False without it: about half as
 # long again). The others take NODULE_MINUTES, LUNG_MINUTES or SLICE_MINUTES of one core, validations included, whatever
 # the method. What slices are trained on is composed first, into OUT/slices (scripts/make_slices.py, some minutes).
@@ -63,7 +63,7 @@ slices() {  # METHOD; trained on a folder of its own
     generation "$1" "$SLICE_MINUTES" train.json train_lung.json train_slice.json
 }
 
-if [ $# -eq 0 ]; then set -- table_1 nodules lungs; fi
+if [ $# -eq 0 ]; then set -- table_1 nodules lungs slices; fi
 methods=()
 for method in "$@"; do
     case $method in
