@@ -78,33 +78,24 @@ class Generator(nn.Module):
         axes = " ".join("hwd"[:spatial_dims])
         self.category = nn.Embedding(n_categories, 32)
         self.diameter = DiameterFeatures(32)
-        self.mapping = nn.Sequential(
-            nn.Linear(latent_dim + 64, style_dim),
-            nn.LeakyReLU(SLOPE),
-            nn.Linear(style_dim, style_dim),
-            nn.LeakyReLU(SLOPE),
-        )
-        for layer in (self.mapping[0], self.mapping[2]):  # keeps the latent at unit size
-            nn.init.kaiming_normal_(layer.weight, a=SLOPE)
+        self.mapping = _mapping(latent_dim + 64, style_dim)
         self.start = nn.Sequential(
             nn.Linear(style_dim, widths[0] * min_size**spatial_dims),
             Rearrange(f"b (c {axes}) -> b c {axes}", **dict.fromkeys("hwd"[:spatial_dims], min_size)),
             nn.LeakyReLU(SLOPE),
         )
-        blocks = []
-        for level, (wide, narrow) in enumerate(itertools.pairwise(widths)):
-            last = level == levels - 1
-            blocks.append(
-                StyledBlock(
-                    wide,
-                    narrow,
-                    style_dim,
-                    enlarge=not (zoomed and last),
-                    noise_strength=FINE_NOISE if last else coarse_noise,
-                    spatial_dims=spatial_dims,
-                )
+        fine = len(widths) - 2  # the last resolution
+        self.blocks = nn.ModuleList(
+            StyledBlock(
+                wide,
+                narrow,
+                style_dim,
+                enlarge=not (zoomed and level == fine),
+                noise_strength=FINE_NOISE if level == fine else coarse_noise,
+                spatial_dims=spatial_dims,
             )
-        self.blocks = nn.ModuleList(blocks)
+            for level, (wide, narrow) in enumerate(itertools.pairwise(widths))
+        )
         self.place = Zoom(size, size // 2, spacing_mm, to_frame=True)
         self.noise = nn.ModuleList(
             NoiseFields(min(n_noise, latent_dim), min_size * 2**level, spatial_dims=spatial_dims)
@@ -144,3 +135,11 @@ class Generator(nn.Module):
         if self.flat_background:
             image = self.level(style).float() + (self.support * mask).clamp(max=1) * image
         return torch.cat([torch.tanh(image), mask], dim=1)
+
+
+def _mapping(in_features: int, style_dim: int) -> nn.Sequential:
+    """Two layers from latent and conditions to a style, whose initial values keep the latent at unit size."""
+    layers = [nn.Linear(in_features, style_dim), nn.Linear(style_dim, style_dim)]
+    for layer in layers:
+        nn.init.kaiming_normal_(layer.weight, a=SLOPE)
+    return nn.Sequential(layers[0], nn.LeakyReLU(SLOPE), layers[1], nn.LeakyReLU(SLOPE))
