@@ -20,7 +20,7 @@ def write_plainly(trainer: Any, *, plain_upsampling: bool) -> None:
 
     def up_block(block: Any) -> Callable[..., Tensor]:
         def forward(x: Tensor, style: Tensor, noise: Tensor) -> Tensor:
-            x = block.norm(block.upsample(x) + block.noise_strength * noise)
+            x = block.norm(block.smooth(block.convolution(x)) + block.noise_strength * noise)
             return block.activation(x * (1 + block.scale(style)) + block.shift(style))
 
         return forward
