@@ -34,14 +34,14 @@ from lungsynth.chain.real_set import RealSet, open_real_set
 from lungsynth.chain.selecting import Source
 from lungsynth.errors import InputError
 from lungsynth.judge.bootstrap import Estimate, estimate, estimate_ratio, patient_index
-from lungsynth.judge.generation.distances import frechet_distance, kernel_distance, kernel_matrices
 from lungsynth.judge.generation.diversity import pair_similarity
-from lungsynth.judge.generation.features import Features, open_features
-from lungsynth.judge.generation.manifold import compare_manifolds
-from lungsynth.judge.generation.reference import as_shown
-from lungsynth.judge.generation.samples import Samples, join, read_lungs, read_nodules
-from lungsynth.judge.generation.two_sample import balanced_accuracy, owner_folds, tell_by_features, tell_by_pixels
+from lungsynth.judge.generation.two_sample import balanced_accuracy, tell_by_features, tell_by_pixels
 from lungsynth.judge.tables import format_estimate
+from lungsynth.likeness.distances import frechet_distance, kernel_distance, kernel_matrices
+from lungsynth.likeness.features import Features, open_features
+from lungsynth.likeness.folds import owner_folds
+from lungsynth.likeness.manifold import compare_manifolds
+from lungsynth.likeness.samples import Samples, as_shown, join, read_lungs, read_nodules
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 KEPT_PER_REAL = 3

@@ -42,13 +42,13 @@ from lungsynth.hounsfield import CT_RANGE_HU, NETWORK_WINDOW, Label, to_int16
 from lungsynth.judge.baselines import MiddleGuess, NothingFound, ThresholdDetector
 from lungsynth.judge.detection import detect
 from lungsynth.judge.enhancement import EnhancementSettings, judge_enhancement
-from lungsynth.judge.generation.feature_network import load_feature_network
-from lungsynth.judge.generation.features import WEIGHTS
 from lungsynth.judge.generation.run import GenerationSettings, judge_generation
 from lungsynth.judge.segmentation import SegmentationSettings, judge_segmentation
 from lungsynth.judge.utility.run import judge_utility
 from lungsynth.layers import AssetLibrary, read_catalogue, render
 from lungsynth.layers.assets import ALPHA_SCALE, content_hash
+from lungsynth.likeness.feature_network import load_feature_network
+from lungsynth.likeness.features import WEIGHTS
 from lungsynth.separation import Rules, SeparationSettings, separate_cohort
 from lungsynth.separation.finding import Outcome
 

@@ -19,32 +19,31 @@ from scipy.spatial.distance import cdist
 from lungsynth.errors import InputError
 from lungsynth.judge.bootstrap import estimate
 from lungsynth.judge.generation.asked import agreement, diameter_figures, texture_figures
-from lungsynth.judge.generation.copies import copy_threshold, find_copies
 from lungsynth.judge.generation.ct_checks import compare_checks, measure_checks
-from lungsynth.judge.generation.distances import (
+from lungsynth.judge.generation.diversity import ms_ssim, pair_similarity
+from lungsynth.judge.generation.generators import find_generators, known_generators
+from lungsynth.judge.generation.measurements import nodule_measurements
+from lungsynth.judge.generation.run import GenerationSettings, judge_generation
+from lungsynth.judge.generation.two_sample import (
+    balanced_accuracy,
+    tell_by_features,
+    tell_by_pixels,
+)
+from lungsynth.judge.test_part import open_test_part
+from lungsynth.likeness.copies import copy_threshold, find_copies
+from lungsynth.likeness.distances import (
     frechet_distance,
     inception_score,
     kernel_distance,
     kernel_matrices,
 )
-from lungsynth.judge.generation.diversity import ms_ssim, pair_similarity
-from lungsynth.judge.generation.feature_data import read_feature_data
-from lungsynth.judge.generation.feature_network import load_feature_network
-from lungsynth.judge.generation.feature_training import make_features
-from lungsynth.judge.generation.features import open_features
-from lungsynth.judge.generation.generators import find_generators, known_generators
-from lungsynth.judge.generation.manifold import compare_manifolds
-from lungsynth.judge.generation.measurements import nodule_measurements
-from lungsynth.judge.generation.run import GenerationSettings, judge_generation
-from lungsynth.judge.generation.samples import Samples, join, pasted, read_lungs, read_nodules
-from lungsynth.judge.generation.two_sample import (
-    balanced_accuracy,
-    owner_folds,
-    paired_folds,
-    tell_by_features,
-    tell_by_pixels,
-)
-from lungsynth.judge.test_part import open_test_part
+from lungsynth.likeness.feature_data import read_feature_data
+from lungsynth.likeness.feature_network import load_feature_network
+from lungsynth.likeness.feature_training import make_features
+from lungsynth.likeness.features import open_features
+from lungsynth.likeness.folds import owner_folds, paired_folds
+from lungsynth.likeness.manifold import compare_manifolds
+from lungsynth.likeness.samples import Samples, join, pasted, read_lungs, read_nodules
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = {
@@ -328,7 +327,7 @@ def test_shipped_features_see_their_kind(cohort, kind):
     found = features(samples.hu[:4])
     assert found.vectors.shape == (4, 64)
     assert found.probabilities.sum(axis=1) == pytest.approx(1)
-    assert (ROOT / "lungsynth/judge/weights" / f"{kind}_features.pt").stat().st_size < 1_500_000
+    assert (ROOT / "lungsynth/likeness/weights" / f"{kind}_features.pt").stat().st_size < 1_500_000
 
 
 def test_any_torchscript_file_serves_and_others_are_refused(tmp_path):
@@ -398,7 +397,7 @@ def test_what_the_memoriser_hands_out_does_not_depend_on_the_process():
     program = """
 import numpy as np
 from lungsynth.judge.generation.generators import Requests
-from lungsynth.judge.generation.samples import Samples
+from lungsynth.likeness.samples import Samples
 from lungsynth.judge.generation.trivial import baselines
 
 names = tuple(str(i) for i in range(30))

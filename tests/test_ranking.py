@@ -138,8 +138,8 @@ def chosen(cohort, folder, *, ranking="spread", candidates=2, wanted=10, first=1
     )
     library = AssetLibrary(folder)
 
-    def store(hu, alpha, origin):
-        return library.add_nodule(hu, alpha, category="solid", source="generated", origin=origin)
+    def store(hu, alpha, *, category, origin):
+        return library.add_nodule(hu, alpha, category=category, source="generated", origin=origin)
 
     found, counts = kept_assets(source, "solid", wanted, range(first, first + 4 * candidates * wanted), store)
     return {asset.origin for asset in found}, counts
@@ -169,8 +169,8 @@ def test_a_checkerboard_is_unlike_and_goes(cohort, tmp_path, ranking):
 def test_batches_of_the_sampler_and_the_judge_decide_nothing(cohort, tmp_path, monkeypatch):
     whole = chosen(cohort, tmp_path / "whole")
     monkeypatch.setattr(lungsynth.chain.selecting, "_CHUNK", 3)
-    monkeypatch.setattr("lungsynth.judge.generation.features._BATCH", 7)
-    monkeypatch.setattr("lungsynth.judge.generation.copies._CHUNK", 5)
+    monkeypatch.setattr("lungsynth.likeness.features._BATCH", 7)
+    monkeypatch.setattr("lungsynth.likeness.copies._CHUNK", 5)
     assert chosen(cohort, tmp_path / "parts") == whole
 
 

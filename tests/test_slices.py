@@ -19,8 +19,8 @@ from lungsynth.ct.write import read_plane
 from lungsynth.errors import InputError
 from lungsynth.judge.generation import stages
 from lungsynth.judge.generation.generators import Requests
-from lungsynth.judge.generation.samples import read_slices
 from lungsynth.judge.test_part import TestPart
+from lungsynth.likeness.samples import read_slices
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLE = ROOT / "bundles" / "wcapsgan_bundle"

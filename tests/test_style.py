@@ -1,4 +1,4 @@
-"""The sizes and docstrings that keep the code readable in one sitting."""
+"""The sizes, docstrings and directions of import that keep the code readable in one sitting."""
 
 import ast
 from pathlib import Path
@@ -35,3 +35,22 @@ def test_module(path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_input_is_never_checked_by_assert(path):
     assert not nodes(path, ast.Assert)
+
+
+@pytest.mark.parametrize(
+    ("room", "later"),
+    [
+        ("ct", ("cohort", "layers", "enhancement", "separation", "likeness", "chain", "judge")),
+        ("cohort", ("enhancement", "separation", "likeness", "chain", "judge")),
+        ("layers", ("enhancement", "separation", "likeness", "chain", "judge")),
+        ("enhancement", ("separation", "likeness", "chain", "judge")),
+        ("likeness", ("enhancement", "separation", "chain", "judge")),
+        ("chain", ("judge",)),
+    ],
+)
+def test_no_room_imports_a_later_one(room, later):
+    forbidden = tuple(f"lungsynth.{name}" for name in later)
+    for path in (ROOT / "lungsynth" / room).rglob("*.py"):
+        names = [alias.name for node in nodes(path, ast.Import) for alias in node.names]
+        names += [node.module or "" for node in nodes(path, ast.ImportFrom)]
+        assert not [name for name in names if name.startswith(forbidden)], path

@@ -5,8 +5,7 @@ has too few real ones of a category, generated ones fill up. With a cohort, more
 its training samples, and copies of those refused (`selecting`, `ranking`, `real_set`). All follows from the run's seed.
 """
 
-import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,12 @@ from lungsynth.bundles import open_bundle
 from lungsynth.chain.cohort_source import CohortSource
 from lungsynth.chain.ranking import Selection
 from lungsynth.chain.real_set import open_real_set
-from lungsynth.chain.selecting import TRIES, Counts, Source, kept_assets, write_selection
+from lungsynth.chain.selecting import TRIES, Counts, Source, Store, kept_assets, store_usable, write_selection
 from lungsynth.chain.settings import Purpose, Sizes, seeds, share
 from lungsynth.ct.volume import axial_affine
 from lungsynth.errors import InputError
-from lungsynth.judge.generation.samples import Kind
 from lungsynth.layers import Asset, AssetLibrary
+from lungsynth.likeness.samples import Kind
 from lungsynth.types import Affine
 
 __all__ = [
@@ -41,8 +40,6 @@ LUNG_CONFIGS = ("inference.json", "inference_lung.json")
 LUNG_WEIGHTS = "model_lung.pt"
 _SHOWN = 32  # from so many on, progress is shown
 _SLICE_MM = 1.0  # thickness that a generated slice states
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,22 +117,18 @@ def _mix_nodules(
     seed: int,
     cohort: CohortSource | None,
 ) -> dict[str, Counts]:
-    counts = {}
-    source = _source(samplers.nodules, "nodules", selection)
     categories = list(samplers.nodules.categories)
-    reals = share(sizes.real_nodules, len(categories))
-    for index, (category, wanted) in enumerate(zip(categories, share(sizes.nodules, len(categories)), strict=True)):
+    missing = dict(zip(categories, share(sizes.nodules, len(categories)), strict=True))
+    for index, (category, n) in enumerate(zip(categories, share(sizes.real_nodules, len(categories)), strict=True)):
         order = seeds(seed, Purpose.REAL_NODULES, index, n=1)[0]
-        missing = wanted - len(_distinct(real_nodules(library, cohort, category, seed=order), reals[index]))
-        candidates = seeds(seed, Purpose.GENERATED_NODULES, index, n=TRIES * selection.candidates * missing)
+        missing[category] -= len(_distinct(real_nodules(library, cohort, category, seed=order), n))
 
-        def store(hu: np.ndarray, alpha: np.ndarray, origin: str, category: str = category) -> Asset:
-            facts: dict[str, Any] = {"category": category, "source": "generated", "origin": origin}
-            return library.add_nodule(hu, alpha, weights=samplers.nodule_weights, **facts)
+    def store(hu: np.ndarray, alpha: np.ndarray, *, category: str, origin: str) -> Asset:
+        weights = samplers.nodule_weights
+        return library.add_nodule(hu, alpha, category=category, source="generated", origin=origin, weights=weights)
 
-        found, counts[category] = kept_assets(source, category, missing, candidates, store)
-        _check_complete(found, missing, counts[category], what=f"nodules of category {category}")
-    return counts
+    source = _source(samplers.nodules, "nodules", selection)
+    return _generate(source, missing, store, purpose=Purpose.GENERATED_NODULES, seed=seed, what="nodules")
 
 
 def _mix_lungs(
@@ -147,22 +140,30 @@ def _mix_lungs(
     seed: int,
     cohort: CohortSource | None,
 ) -> dict[str, Counts]:
-    counts = {}
-    source = _source(samplers.lungs, "lungs", selection)
-    spacing_mm = np.broadcast_to(samplers.lungs.spacing_mm, 2)
     order = seeds(seed, Purpose.REAL_LUNGS, n=1)[0]
-    missing = sizes.lungs - len(_distinct(real_lungs(library, cohort, seed=order), sizes.real_lungs))
+    real = _distinct(real_lungs(library, cohort, seed=order), sizes.real_lungs)
     categories = list(samplers.lungs.categories)
-    for index, (category, wanted) in enumerate(zip(categories, share(missing, len(categories)), strict=True)):
-        candidates = seeds(seed, Purpose.GENERATED_LUNGS, index, n=TRIES * selection.candidates * wanted)
+    missing = dict(zip(categories, share(sizes.lungs - len(real), len(categories)), strict=True))
+    row_mm, column_mm = (float(mm) for mm in np.broadcast_to(samplers.lungs.spacing_mm, 2))
 
-        def store(hu: np.ndarray, mask: np.ndarray, origin: str, category: str = category) -> Asset:
-            facts: dict[str, Any] = {"category": category, "source": "generated", "origin": origin}
-            affine = centred_affine(hu.shape, (float(spacing_mm[0]), float(spacing_mm[1])))
-            return library.add_lung(hu, mask > 0, affine=affine, weights=samplers.lung_weights, **facts)
+    def store(hu: np.ndarray, mask: np.ndarray, *, category: str, origin: str) -> Asset:
+        facts: dict[str, Any] = {"category": category, "source": "generated", "origin": origin}
+        affine = centred_affine(hu.shape, (row_mm, column_mm))
+        return library.add_lung(hu, mask > 0, affine=affine, weights=samplers.lung_weights, **facts)
 
+    source = _source(samplers.lungs, "lungs", selection)
+    return _generate(source, missing, store, purpose=Purpose.GENERATED_LUNGS, seed=seed, what="lungs")
+
+
+def _generate(
+    source: Source, missing: Mapping[str, int], store: Store, *, purpose: Purpose, seed: int, what: str
+) -> dict[str, Counts]:
+    """Stores as many generated ones of each category as are missing, and says what became of the candidates."""
+    counts = {}
+    for index, (category, wanted) in enumerate(missing.items()):
+        candidates = seeds(seed, purpose, index, n=TRIES * source.selection.candidates * wanted)
         found, counts[category] = kept_assets(source, category, wanted, candidates, store)
-        _check_complete(found, wanted, counts[category], what=f"lungs of category {category}")
+        _check_complete(found, wanted, counts[category], what=f"{what} of category {category}")
     return counts
 
 
@@ -175,21 +176,16 @@ def real_nodules(library: AssetLibrary, cohort: CohortSource | None, category: s
     """Adds the cohort's nodules of a category to the library, one by one, in an order that the seed gives."""
     for nodule in cohort.read_nodules(category, seed=seed) if cohort else ():
         facts = {"category": category, "source": "real", "origin": nodule.origin}
-        yield from _usable(library.add_nodule, nodule.hu, nodule.alpha, **facts)
+        if asset := store_usable(library.add_nodule, nodule.hu, nodule.alpha, **facts):
+            yield asset
 
 
 def real_lungs(library: AssetLibrary, cohort: CohortSource | None, *, seed: int) -> Iterator[Asset]:
     """Adds the cohort's normal slices to the library, likewise."""
     for lung in cohort.read_lungs(seed=seed) if cohort else ():
-        yield from _usable(library.add_lung, lung.hu, lung.mask, affine=lung.affine, source="real", origin=lung.origin)
-
-
-def _usable(add: Callable[..., Asset], *arrays: np.ndarray, **facts: Any) -> Iterator[Asset]:
-    """The stored asset, or nothing when the library refuses it: one bad sample must not end a long run."""
-    try:
-        yield add(*arrays, **facts)
-    except InputError as error:
-        _LOG.warning("passed over: %s", error)
+        facts = {"affine": lung.affine, "source": "real", "origin": lung.origin}
+        if asset := store_usable(library.add_lung, lung.hu, lung.mask, **facts):
+            yield asset
 
 
 def _distinct(assets: Iterable[Asset], n: int) -> list[Asset]:

@@ -20,12 +20,11 @@ from torch.nn import functional
 from lungsynth.bundles import read_weights_file
 from lungsynth.chain.ranking import NEIGHBOURS, Scores, Selection, unranked
 from lungsynth.errors import InputError
-from lungsynth.judge.generation.copies import Copies, CopyThreshold, copy_threshold, find_copies
-from lungsynth.judge.generation.features import WEIGHTS, Features, open_features
-from lungsynth.judge.generation.manifold import pairwise_distance
-from lungsynth.judge.generation.reference import as_shown
-from lungsynth.judge.generation.samples import Kind, Samples, read_lungs, read_nodules
-from lungsynth.judge.generation.two_sample import owner_folds
+from lungsynth.likeness.copies import Copies, CopyThreshold, copy_threshold, find_copies
+from lungsynth.likeness.features import WEIGHTS, Features, open_features
+from lungsynth.likeness.folds import owner_folds
+from lungsynth.likeness.manifold import pairwise_distance
+from lungsynth.likeness.samples import Kind, Samples, as_shown, read_lungs, read_nodules
 
 __all__ = ["RealCategory", "RealSet", "open_real_set", "selection_identity"]
 

@@ -20,10 +20,10 @@ from lungsynth.chain.real_set import RealSet
 from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import to_int16
-from lungsynth.judge.generation.samples import Kind, Samples
 from lungsynth.layers import Asset
+from lungsynth.likeness.samples import Kind, Samples
 
-__all__ = ["TRIES", "Counts", "Source", "Store", "kept_assets", "selection_figures", "write_selection"]
+__all__ = ["TRIES", "Counts", "Source", "Store", "kept_assets", "selection_figures", "store_usable", "write_selection"]
 
 TRIES = 4  # rounds' worth of candidates, before a sampler is given up
 _FILE = "selection.json"
@@ -31,8 +31,8 @@ _CHUNK = 32  # seeds a call; only a matter of progress
 
 _LOG = logging.getLogger(__name__)
 
-Store = Callable[[np.ndarray, np.ndarray, str], Asset]
-"""HU, mask or alpha, origin -> the stored asset; raises InputError for what cannot be used."""
+Store = Callable[..., Asset]
+"""HU, mask or alpha, and `category` and `origin` by name -> the stored asset; InputError for what cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,8 @@ def _take(
     for place in order:
         if len(found) == wanted:
             break
-        asset = _stored(store, samples, int(place))
+        facts = {"category": samples.categories[place], "origin": samples.names[place]}
+        asset = store_usable(store, samples.hu[place], samples.mask[place], **facts)
         fresh = asset is not None and asset.hash not in found
         (kept if fresh else passed)[place] = True
         if asset is not None:
@@ -186,10 +187,10 @@ def _take(
     )
 
 
-def _stored(store: Store, samples: Samples, place: int) -> Asset | None:
+def store_usable(store: Callable[..., Asset], *arrays: np.ndarray, **facts: Any) -> Asset | None:
     """The stored asset; None when the library refuses it: one bad sample must not end a long run."""
     try:
-        return store(samples.hu[place], samples.mask[place], samples.names[place])
+        return store(*arrays, **facts)
     except InputError as error:
         _LOG.warning("passed over: %s", error)
         return None

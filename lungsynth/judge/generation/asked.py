@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lungsynth.judge.bootstrap import Estimate, Weights, estimate, estimate_ratio, patient_index
-from lungsynth.judge.generation.samples import Samples
+from lungsynth.likeness.samples import Samples
 
 __all__ = ["TOLERANCE_MM", "agreement", "by_category", "diameter_figures", "right_class", "texture_figures"]
 

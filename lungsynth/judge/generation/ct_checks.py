@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lungsynth.judge.generation.measurements import lung_measurements, nodule_measurements, power_spectrum, tissue_hu
-from lungsynth.judge.generation.samples import Kind, Samples
+from lungsynth.likeness.samples import Kind, Samples
 
 __all__ = ["Check", "Comparison", "compare_checks", "measure_checks"]
 

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from lungsynth.judge.generation.feature_data import unit_images
-from lungsynth.judge.generation.samples import Samples
+from lungsynth.likeness.feature_data import unit_images
+from lungsynth.likeness.samples import Samples
 
 __all__ = ["PairSimilarity", "ms_ssim", "pair_similarity"]
 

@@ -12,16 +12,17 @@ import numpy as np
 from lungsynth.errors import InputError
 from lungsynth.judge.bootstrap import Estimate, Weights, estimate, estimate_ratio, patient_index
 from lungsynth.judge.generation.asked import TOLERANCE_MM, by_category, diameter_figures, texture_figures
-from lungsynth.judge.generation.copies import find_copies
 from lungsynth.judge.generation.ct_checks import compare_checks, measure_checks
-from lungsynth.judge.generation.distances import frechet_distance, inception_score, kernel_distance, kernel_matrices
 from lungsynth.judge.generation.diversity import pair_similarity
-from lungsynth.judge.generation.features import FeatureSet
 from lungsynth.judge.generation.generators import Drawn
-from lungsynth.judge.generation.manifold import compare_manifolds
-from lungsynth.judge.generation.reference import Reference, as_shown, right_classes
-from lungsynth.judge.generation.samples import Kind, Samples
-from lungsynth.judge.generation.two_sample import balanced_accuracy, paired_folds, tell_by_features, tell_by_pixels
+from lungsynth.judge.generation.reference import Reference, right_classes
+from lungsynth.judge.generation.two_sample import balanced_accuracy, tell_by_features, tell_by_pixels
+from lungsynth.likeness.copies import find_copies
+from lungsynth.likeness.distances import frechet_distance, inception_score, kernel_distance, kernel_matrices
+from lungsynth.likeness.features import FeatureSet
+from lungsynth.likeness.folds import paired_folds
+from lungsynth.likeness.manifold import compare_manifolds
+from lungsynth.likeness.samples import Kind, Samples, as_shown
 
 __all__ = ["GeneratorFigures", "Group", "measure_distances", "measure_generator", "measure_real"]
 

@@ -17,10 +17,10 @@ from jaxtyping import Float
 
 from lungsynth.bundles import bundle_root, open_bundle, read_weights, read_weights_file, resolved_config
 from lungsynth.errors import InputError
-from lungsynth.judge.generation.samples import Kind, Samples
 from lungsynth.judge.methods import Relation, count_parameters, relation_to
 from lungsynth.judge.paper import GENERATOR_NAMES
 from lungsynth.judge.test_part import TestPart
+from lungsynth.likeness.samples import Kind, Samples
 
 __all__ = ["OWN", "Drawn", "Generator", "Requests", "find_generators", "known_generators"]
 

@@ -19,7 +19,7 @@ from lungsynth.judge.bootstrap import Estimate
 from lungsynth.judge.generation.figures import GeneratorFigures, Group, measure_generator
 from lungsynth.judge.generation.generators import Drawn, Generator, Requests
 from lungsynth.judge.generation.reference import Reference, balanced_requests, matched_requests
-from lungsynth.judge.generation.samples import Samples
+from lungsynth.likeness.samples import Samples
 
 __all__ = ["Line", "run_generator"]
 

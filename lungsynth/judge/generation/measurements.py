@@ -10,7 +10,7 @@ from jaxtyping import Float
 from scipy import ndimage
 from scipy.spatial import ConvexHull, QhullError
 
-from lungsynth.judge.generation.samples import Kind, Samples
+from lungsynth.likeness.samples import Kind, Samples
 from lungsynth.types import HuPlanes
 
 __all__ = ["lung_measurements", "nodule_measurements", "power_spectrum", "tissue_hu"]

@@ -10,13 +10,13 @@ from PIL import Image
 
 from lungsynth.cohort.montage import Tile, spread, tile_block
 from lungsynth.hounsfield import DISPLAY_WINDOW
-from lungsynth.judge.generation.copies import find_copies
 from lungsynth.judge.generation.ct_checks import Check
 from lungsynth.judge.generation.lines import Line
-from lungsynth.judge.generation.reference import Reference, as_shown
-from lungsynth.judge.generation.samples import Kind, Samples
+from lungsynth.judge.generation.reference import Reference
 from lungsynth.judge.tables import markdown_table
 from lungsynth.layers.atomic import replacing
+from lungsynth.likeness.copies import find_copies
+from lungsynth.likeness.samples import Kind, Samples, as_shown
 
 __all__ = ["method_montage", "nearest_montage", "save_distributions", "save_fid_by_n", "save_picture", "write_mixed"]
 

@@ -8,18 +8,17 @@ import numpy as np
 
 from lungsynth.errors import InputError
 from lungsynth.judge.generation.asked import right_class
-from lungsynth.judge.generation.copies import CopyThreshold, copy_threshold, find_copies
 from lungsynth.judge.generation.ct_checks import Check, measure_checks
-from lungsynth.judge.generation.features import Features, FeatureSet
 from lungsynth.judge.generation.generators import Requests
-from lungsynth.judge.generation.samples import Kind, Samples, pasted, read_lungs, read_nodules, read_slices
-from lungsynth.judge.generation.two_sample import owner_folds
 from lungsynth.judge.test_part import TestPart
+from lungsynth.likeness.copies import CopyThreshold, copy_threshold, find_copies
+from lungsynth.likeness.features import Features, FeatureSet
+from lungsynth.likeness.folds import owner_folds
+from lungsynth.likeness.samples import Kind, Samples, as_shown, read_lungs, read_nodules, read_slices
 
 __all__ = [
     "FEW_PATIENTS",
     "Reference",
-    "as_shown",
     "balanced_requests",
     "matched_requests",
     "read_reference",
@@ -121,11 +120,6 @@ def read_reference(
         held_out_copies=int(threshold.copied(near, held_out).sum()),
         seed=seed,
     )
-
-
-def as_shown(samples: Samples, kind: Kind) -> Samples:
-    """Nodules pasted on a level lung, lungs and slices as they are."""
-    return pasted(samples) if kind == "nodules" else samples
 
 
 def matched_requests(reference: Reference) -> Requests:

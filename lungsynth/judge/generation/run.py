@@ -18,7 +18,6 @@ from lungsynth.chain.slices import SliceSettings, make_slices
 from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
 from lungsynth.judge.generation.ct_checks import measure_checks
-from lungsynth.judge.generation.features import open_features
 from lungsynth.judge.generation.figures import measure_real
 from lungsynth.judge.generation.generators import OWN, Generator, find_generators
 from lungsynth.judge.generation.lines import Line, run_generator
@@ -31,13 +30,14 @@ from lungsynth.judge.generation.pictures import (
     write_mixed,
 )
 from lungsynth.judge.generation.reference import Reference, read_reference
-from lungsynth.judge.generation.samples import Kind
 from lungsynth.judge.generation.stages import STAGES, find_stages
 from lungsynth.judge.generation.table_2 import table_2_json, table_2_markdown
 from lungsynth.judge.generation.table_3 import measure_whole, table_3_json, table_3_markdown
 from lungsynth.judge.generation.trivial import baselines
 from lungsynth.judge.methods import check_relations
 from lungsynth.judge.test_part import Part, TestPart, open_test_part
+from lungsynth.likeness.features import open_features
+from lungsynth.likeness.samples import Kind
 from lungsynth.tracking import DEFAULT_URI, Run, open_tracker
 
 __all__ = ["GenerationSettings", "Judgement", "judge_generation"]

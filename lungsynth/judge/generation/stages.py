@@ -20,17 +20,19 @@ from lungsynth.bundles import Weights, read_weights
 from lungsynth.chain.asset_stage import LUNG_WEIGHTS, make_assets, open_samplers
 from lungsynth.chain.cohort_source import open_cohort
 from lungsynth.chain.plan_stage import make_catalogue, presence
+from lungsynth.chain.ranking import select_by
+from lungsynth.chain.real_set import selection_identity
 from lungsynth.chain.settings import ChainSettings, Purpose, seeds
 from lungsynth.cohort.slices import GRID_MM, LUNG_SIZES_PX, slice_on_grid
 from lungsynth.enhancement import EnhancementStage, open_stage
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label
 from lungsynth.judge.generation.generators import Drawn, Generator, Requests
-from lungsynth.judge.generation.samples import LUNG_SPACING_MM, Samples
 from lungsynth.judge.methods import Relation, count_parameters, relation_to
 from lungsynth.judge.test_part import TestPart
 from lungsynth.layers import AssetLibrary, Catalogue, Recipe, Renderer, read_catalogue
 from lungsynth.layers.catalogue_rows import PlanWeights
+from lungsynth.likeness.samples import LUNG_SPACING_MM, Samples
 from lungsynth.types import HuPlane, LabelPlane
 
 __all__ = ["PLANNED", "STAGES", "find_stages"]
@@ -92,7 +94,8 @@ def find_stages(
 def _stage(name: str, part: TestPart, bundles: Path, folder: Path, *, seed: int) -> Generator:
     nodules, lungs = read_weights(bundles, "wcapsgan"), read_weights(bundles, "wcapsgan", file=LUNG_WEIGHTS)
     last = {key: read_weights(bundles, key) for key in ("cyclegan", "lung_seg")} if name == "two_stage" else {}
-    known = [part.identity, nodules.sha256, lungs.sha256, seed, PLANNED]
+    selection = select_by(part.folder, None, None)
+    known = [part.identity, nodules.sha256, lungs.sha256, seed, PLANNED, selection_identity(selection)]
     plan = _Plan(
         folder=folder / f"chain-{_digest(known)[:16]}",
         cohort=part.folder,

@@ -10,12 +10,12 @@ from lungsynth.judge.generation.ct_checks import UNITS
 from lungsynth.judge.generation.figures import GeneratorFigures
 from lungsynth.judge.generation.lines import Line
 from lungsynth.judge.generation.reference import Reference
-from lungsynth.judge.generation.samples import Kind
 from lungsynth.judge.generation.table_2_notes import notes
 from lungsynth.judge.generation.trivial import MEMORISER
 from lungsynth.judge.paper import TABLE_2, TABLE_3
 from lungsynth.judge.tables import Column, TableRow, format_estimate, json_rows, markdown_table, paper_table
 from lungsynth.judge.test_part import TestPart
+from lungsynth.likeness.samples import Kind
 
 __all__ = ["COLUMNS", "PAPER", "table_2_json", "table_2_markdown"]
 

@@ -14,9 +14,9 @@ from lungsynth.judge.bootstrap import Estimate
 from lungsynth.judge.generation.figures import Group, measure_distances
 from lungsynth.judge.generation.lines import Line
 from lungsynth.judge.generation.reference import Reference
-from lungsynth.judge.generation.samples import Samples, read_slices
 from lungsynth.judge.generation.trivial import MEMORISER
 from lungsynth.judge.tables import Column, TableRow, markdown_table, paper_table
+from lungsynth.likeness.samples import Samples, read_slices
 
 __all__ = ["WholeSlices", "measure_whole", "table_3_json", "table_3_markdown"]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from lungsynth.judge.generation.generators import Drawn, Generator, Requests
-from lungsynth.judge.generation.samples import Samples
+from lungsynth.likeness.samples import Samples
 
 __all__ = ["AVERAGE", "MEMORISER", "baselines"]
 

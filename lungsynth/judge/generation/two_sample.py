@@ -7,7 +7,7 @@ mask, and logistic regression on the features. A test that fails to tell may onl
 real is; then training patients are shown to the classifiers too, and only held-out ones are asked about.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -17,42 +17,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lungsynth.errors import InputError
-from lungsynth.judge.generation.distances import Vectors
-from lungsynth.judge.generation.feature_data import unit_images
-from lungsynth.judge.generation.samples import Samples
+from lungsynth.likeness.distances import Vectors
+from lungsynth.likeness.feature_data import unit_images
+from lungsynth.likeness.samples import Samples
 
-__all__ = ["Right", "balanced_accuracy", "owner_folds", "paired_folds", "tell_by_features", "tell_by_pixels"]
+__all__ = ["Right", "balanced_accuracy", "tell_by_features", "tell_by_pixels"]
 
-_FOLDS = 3
 _STEPS, _BATCH, _MAX_PX = 300, 32, 128
 _FITS = 60  # steps of L-BFGS
 _PENALTY = 1e-2  # of the logistic regression's squared weights
 
 Right = tuple[Bool[np.ndarray, " real"], Bool[np.ndarray, " generated"]]
 Classifier = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def owner_folds(owners: Sequence[str], *, seed: int, folds: int = _FOLDS) -> np.ndarray:
-    """A fold (0 ..) for each sample; those of one owner share it."""
-    names = sorted(set(owners))
-    order = np.random.default_rng(seed).permutation(len(names))
-    place = {names[index]: rank % folds for rank, index in enumerate(order)}
-    return np.array([place[owner] for owner in owners], dtype=np.int64)
-
-
-def paired_folds(folds: np.ndarray, owners: Sequence[str]) -> np.ndarray:
-    """Folds of samples that were each made to match a real one: the fold of that one.
-
-    A classifier that saw a sample's twin on the other side, of the same size and category, would answer the other
-    side: pairs that are split make chance look like 0.4. An owner of several samples has the fold of most of them.
-
-    Args:
-        folds: of the real samples.
-        owners: of as many matched ones.
-    """
-    names = np.array(owners, dtype=object)
-    most = {name: int(np.bincount(folds[names == name]).argmax()) for name in set(owners)}
-    return np.array([most[owner] for owner in owners], dtype=np.int64)
 
 
 def tell_by_features(

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lungsynth.errors import InputError
-from lungsynth.judge.generation.distances import SampleWeights, Vectors
+from lungsynth.likeness.distances import SampleWeights, Vectors
 
 __all__ = ["Manifolds", "compare_manifolds", "pairwise_distance"]
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lungsynth.errors import InputError
-from lungsynth.judge.generation.samples import Samples
+from lungsynth.likeness.samples import Samples
 
 __all__ = ["Copies", "CopyThreshold", "copy_threshold", "find_copies"]
 

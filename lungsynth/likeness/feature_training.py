@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import NETWORK_WINDOW
-from lungsynth.judge.generation.feature_data import FeatureData, read_feature_data
-from lungsynth.judge.generation.feature_network import FeatureNetwork, save_feature_network
-from lungsynth.judge.generation.feature_targets import LUNG_CLASSES, NODULE_CLASSES
-from lungsynth.judge.generation.samples import Kind
+from lungsynth.likeness.feature_data import FeatureData, read_feature_data
+from lungsynth.likeness.feature_network import FeatureNetwork, save_feature_network
+from lungsynth.likeness.feature_targets import LUNG_CLASSES, NODULE_CLASSES
+from lungsynth.likeness.samples import Kind
 
 __all__ = ["make_features", "train_features", "validate_features"]
 

@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from lungsynth.errors import InputError
-from lungsynth.judge.generation.feature_data import unit_images
-from lungsynth.judge.generation.feature_network import load_feature_network
-from lungsynth.judge.generation.samples import Kind
+from lungsynth.likeness.feature_data import unit_images
+from lungsynth.likeness.feature_network import load_feature_network
+from lungsynth.likeness.samples import Kind
 from lungsynth.types import HuPlanes
 
 __all__ = ["WEIGHTS", "FeatureSet", "Features", "open_features"]
 
-WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+WEIGHTS = Path(__file__).resolve().parent / "weights"
 _BATCH = 64
 _INCEPTION_PX = 299
 _LOOKED_AT_BY: Mapping[Kind, Kind] = {"slices": "lungs"}  # by a network that learnt on others

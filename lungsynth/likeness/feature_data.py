@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import NETWORK_WINDOW
-from lungsynth.judge.generation.feature_targets import NODULE_CLASSES, lung_classes, lung_targets, nodule_targets
-from lungsynth.judge.generation.samples import Kind, read_lungs, read_nodules
+from lungsynth.likeness.feature_targets import NODULE_CLASSES, lung_classes, lung_targets, nodule_targets
+from lungsynth.likeness.samples import Kind, read_lungs, read_nodules
 from lungsynth.types import HuPlanes
 
 __all__ = ["FeatureData", "read_feature_data", "unit_images"]

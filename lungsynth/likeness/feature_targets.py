@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from scipy import ndimage
 
 from lungsynth.errors import InputError
-from lungsynth.judge.generation.samples import Samples
+from lungsynth.likeness.samples import Samples
 
 __all__ = ["LUNG_CLASSES", "NODULE_CLASSES", "LungPlaces", "Targets", "lung_classes", "lung_targets", "nodule_targets"]
 

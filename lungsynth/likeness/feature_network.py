@@ -108,7 +108,7 @@ def load_feature_network(path: Path) -> tuple[FeatureNetwork, Mapping[str, Any]]
     except Exception as error:  # pickle, zip and torch raise what they like on a damaged file
         raise InputError(
             f"{path}: expected a feature network with its sidecar ({str(error).splitlines()[0]}). Copy both from "
-            "lungsynth/judge/weights, or train them with scripts/train_features.py."
+            "lungsynth/likeness/weights, or train them with scripts/train_features.py."
         ) from error
     return network.eval(), weights.sidecar
 

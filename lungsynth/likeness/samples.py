@@ -1,9 +1,8 @@
 """Samples that are compared: nodule patches, lungs or whole diseased slices, real or generated, as arrays.
 
-A nodule is its patch `hu` with its alpha (contract C2.3), as generators make it; `pasted`, it is what reaches an image:
-laid by its alpha on a level lung. A lung is a normal slice on the generator's grid (C3.2), a slice one with nodules
-on that grid, whose mask is the lungs', nodules included (C15.1). Each sample has an owner,
-which is drawn as a whole by the bootstrap: the patient of a real one, itself for a generated one.
+A nodule is its patch `hu` with its alpha (contract C2.3), as generators make it; `pasted` is what reaches an image. A
+lung is a normal slice on the generator's grid (C3.2), a slice one with nodules there, whose mask is the lungs', nodules
+included (C15.1). Each sample has an owner, drawn as a whole by the bootstrap: a real one's patient, or itself.
 """
 
 import json
@@ -28,6 +27,7 @@ __all__ = [
     "UNKNOWN",
     "Kind",
     "Samples",
+    "as_shown",
     "join",
     "pasted",
     "read_lungs",
@@ -114,6 +114,11 @@ def pasted(samples: Samples) -> Samples:
     alpha = samples.mask.astype(np.float32)
     hu = alpha * samples.hu + (1 - alpha) * PASTED_HU
     return replace(samples, hu=np.rint(hu).astype(np.int16))
+
+
+def as_shown(samples: Samples, kind: Kind) -> Samples:
+    """Nodules pasted on a level lung, lungs and slices as they are."""
+    return pasted(samples) if kind == "nodules" else samples
 
 
 def join(parts: Sequence[Samples]) -> Samples:
