@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains what the tables compare, one after the other: train_tables.sh COHORT OUT [METHOD ...]
 # Weights come to OUT/<method>.pt and .json. A method that has them is skipped; one that was stopped goes on where it was.
-# METHODs are those of Table I (unet, unet_plus_plus, cnn_vgg, faster_rcnn_3d), nodules_NAME and lungs_NAME of Table II with
+# METHODs are those of Table I (unet, unet_plus_plus, cnn_vgg, faster_rcnn_3d, and dense_unet_equal, the Dense U-Net
+# itself at the others' budget), nodules_NAME and lungs_NAME of Table II with
 # NAME one of gan, dcgan, wgan, biggan, capsulenets, w_capsulegan_equal (W-CapsuleGAN itself at the others' budget), and
 # slices_NAME of Table III with NAME one of gan, dcgan, wgan, biggan, w_capsulegan, which make whole diseased slices in one
 # piece. Or the groups table_1, nodules, lungs, slices (the paper's four). Without any, the four groups.
@@ -17,7 +18,7 @@ fi
 cohort=$1 out=$2
 shift 2
 NODULE_MINUTES=${NODULE_MINUTES:-60} LUNG_MINUTES=${LUNG_MINUTES:-60} SLICE_MINUTES=${SLICE_MINUTES:-60}
-table_1=(unet unet_plus_plus cnn_vgg faster_rcnn_3d)
+table_1=(unet unet_plus_plus cnn_vgg faster_rcnn_3d dense_unet_equal)
 table_2=(gan dcgan wgan biggan capsulenets)
 table_3=(gan dcgan wgan biggan)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} MLFLOW_DISABLE_TELEMETRY=true

@@ -429,6 +429,7 @@ def test_resumed_training_equals_one_that_never_stopped(folders, tmp_path) -> No
         state["trainer"].pop("max_epochs", None)
     assert_same(whole, part)
     assert len(whole["x_history"]["images"]) == 3
+    assert not torch.equal(whole["average"]["last.weight"], whole["G"]["last.weight"])  # what is kept trails behind
     weights = [torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("whole", "part")]
     assert_same(*weights)
     load_weights(ResidualEnhancer(channels=4, dilations=[1]), tmp_path / "part" / "model.pt")

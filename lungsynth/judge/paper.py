@@ -13,6 +13,7 @@ METHOD_NAMES: Mapping[str, str] = {
     "faster_rcnn_3d": "Faster R-CNN + 3D DCNN",
     "unet": "U-Net",
     "unet_plus_plus": "U-Net++",
+    "dense_unet_equal": "Dense U-Net, same budget",
     "dense_unet": "Dense U-Net (this method)",
 }
 
