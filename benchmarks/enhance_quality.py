@@ -2,9 +2,9 @@
 
 python benchmarks/enhance_quality.py --cohort COHORT --composites OUT [--minutes 8] [--json FILE]
 
-OUT is a folder of `scripts/synthesize.py --no-enhance --spare-diseased`. Both are trained by cyclegan_bundle's train.json
-with their own generators and nothing else changed, each for the same CPU minutes of one core, after a few steps that
-tell how many epochs fit. The distance is the bundle's, to validation patients; its floor is that of training reals.
+OUT is a folder of `scripts/synthesize.py --no-enhance --spare-diseased`. Both are trained by cyclegan_bundle's
+train.json with their own generators and nothing else changed, each for the same CPU minutes of one core, after a few
+steps that tell how many epochs fit. The distance is the bundle's, to validation patients; its floor is that of training reals.
 """
 
 import argparse
@@ -37,7 +37,9 @@ def main() -> None:
     sys.path += [str(HERE), str(BUNDLE)]
     rows = {name: trained(definition, args) for name, definition in GENERATORS.items()}
     floor = floor_of(args)
-    print("| generator | steps | CPU minutes | distance before | after | labels kept | HU changed, nodule | elsewhere |")
+    print(
+        "| generator | steps | CPU minutes | distance before | after | labels kept | HU changed, nodule | elsewhere |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for name, row in rows.items():
         shown = [f"{row[key]:.4g}" for key in ("steps", "minutes", "distance_before", "distance", "labels_kept")]

@@ -14,7 +14,7 @@ from ignite.engine import Engine
 BUNDLE = Path(__file__).parents[1] / "bundles" / "lung_seg_bundle"
 sys.path.insert(0, str(BUNDLE))
 
-from lung_seg.datalist import read_datalist  # noqa: E402
+from lung_seg.datalist import nodule_weights, read_datalist  # noqa: E402
 from lung_seg.grid import Frame, cut  # noqa: E402
 from lung_seg.losses import MaskedLoss, channel_targets, segmentation_terms  # noqa: E402
 from lung_seg.metrics import BlockDice, PooledDice, mean_of  # noqa: E402
@@ -270,6 +270,23 @@ def test_nodules_are_shown_in_proportion_to_their_size(tmp_path):
     assert [[path.stem for path in sample["nodules"]] for sample in samples[1:]] == [["n1", "n2"], ["n3", "n0"]]
     weights = EpochSampler(samples, samples=8, crop_share=0.6).weights
     torch.testing.assert_close(weights.tolist(), [0.4, 0.6 * 5 / 30, 0.6 * 25 / 30])
+
+
+def test_rare_categories_are_shown_more_often_and_stand_together(tmp_path):
+    rng = np.random.default_rng(0)
+    entries = [write_nodule(tmp_path, f"n{i}", rng) for i in range(5)]
+    facts = [
+        {"nodule": entry["image"], "diameter_mm": 6.0, "category": category}
+        for entry, category in zip(entries, ("solid", "solid", "rare", "solid", "solid"), strict=True)
+    ]
+    (tmp_path / "segmentation.json").write_text(json.dumps({"training": entries}))
+    (tmp_path / "nodules.json").write_text(json.dumps({"training": facts}))
+    assert nodule_weights(tmp_path, "training", balance=0.0) == [1.0] * 5
+    even = nodule_weights(tmp_path, "training", balance=1.0)
+    assert even[2] == pytest.approx(sum(even) / 2)
+    samples = read_datalist(tmp_path, "training", nodules_per_sample=1, balance=0.5)
+    assert [sample["nodules"][0].stem for sample in samples] == ["n2", "n0", "n1", "n3", "n4"]
+    assert samples[0]["weight"] == pytest.approx(2 * samples[1]["weight"])
 
 
 def write_extra(folder: Path, count: int) -> Path:

@@ -82,6 +82,17 @@ def test_the_bank_keeps_what_two_readers_agree_on_and_no_end_caps(tmp_path):
     assert all(torch.equal(NoduleBank([agreed, single]).draw(random).alpha, drawn.alpha) for _ in range(4))
     with pytest.raises(ValueError, match=r"none\.npz: expected a nodule's npz with hu, alpha, votes"):
         NoduleBank([tmp_path / "none.npz"]).draw(random)
+    with pytest.raises(ValueError, match="a weight for each of 2 nodules, got 1"):
+        NoduleBank([agreed, single], weights=[1.0])
+
+
+def test_the_bank_draws_by_weight(tmp_path):
+    common, rare = (write_nodule(tmp_path / f"{name}.npz", votes=3) for name in ("common", "rare"))
+    arrays = dict(np.load(rare))
+    np.savez(rare, **{**arrays, "hu": arrays["hu"] - 500})
+    bank, random = NoduleBank([common, rare], weights=[0.1, 1.9]), np.random.RandomState(0)
+    lower = [(drawn.premultiplied[drawn.mask] < -200).all() for drawn in (bank.draw(random) for _ in range(40))]
+    assert sum(lower) > 30
 
 
 def test_nodules_are_put_into_lungs_without_drawn_nodules_only(tmp_path):

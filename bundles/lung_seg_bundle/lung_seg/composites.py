@@ -86,19 +86,30 @@ class NoduleBank:
 
     Args:
         files: npz files of a COHORT's nodules.
+        weights: how often each is drawn; all alike when None.
+
+    Raises:
+        ValueError: when there are weights for another number of files.
     """
 
-    def __init__(self, files: Sequence[str | Path]) -> None:
+    def __init__(self, files: Sequence[str | Path], *, weights: Sequence[float] | None = None) -> None:
         self.files = list(files)
+        self.weights = [1.0] * len(self.files) if weights is None else list(weights)
+        if len(self.weights) != len(self.files):
+            raise ValueError(f"Expected a weight for each of {len(self.files)} nodules, got {len(self.weights)}.")
         self._nodules: list[np.ndarray] | None = None
+        self._shares: np.ndarray | None = None
 
     def draw(self, random: np.random.RandomState) -> Insert | None:
-        """A slice of a nodule, each nodule equally likely; None when there is none."""
+        """A slice of a nodule; None when there is none."""
         if self._nodules is None:
-            self._nodules = [planes for planes in map(_read_planes, self.files) if len(planes)]
+            read = [(planes, w) for planes, w in zip(map(_read_planes, self.files), self.weights, strict=True)]
+            self._nodules = [planes for planes, _ in read if len(planes)]
+            weights = np.array([weight for planes, weight in read if len(planes)])
+            self._shares = weights / weights.sum() if len(set(weights)) > 1 else None
         if not self._nodules:
             return None
-        nodule = self._nodules[random.randint(len(self._nodules))]
+        nodule = self._nodules[random.choice(len(self._nodules), p=self._shares)]
         hu, alpha = torch.from_numpy(nodule[random.randint(len(nodule))].astype(np.float32))
         return Insert(alpha, alpha * hu)
 

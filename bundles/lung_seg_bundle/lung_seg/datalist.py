@@ -8,13 +8,14 @@ gathered, since a crop is small: one sample shows several nodules side by side (
 import hashlib
 import json
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from . import CHANNELS
 
-__all__ = ["describe_extra", "nodule_files", "read_datalist", "read_extra"]
+__all__ = ["describe_extra", "nodule_files", "nodule_weights", "read_datalist", "read_extra"]
 
 FILE_NAME = "segmentation.json"
 NODULES_NAME = "nodules.json"
@@ -27,6 +28,7 @@ def read_datalist(
     nodules_per_sample: int = 9,
     limit: int | None = None,
     extra: str | Path | None = None,
+    balance: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Samples of one part of a COHORT.
 
@@ -37,12 +39,13 @@ def read_datalist(
         limit: keep at most so many samples, evenly spread over the part.
         extra: a MONAI data list with slices whose lungs and nodules are all labelled, such as the `datalist.json` of a
             synthetic set; they stand behind the others, and `limit` does not count them.
+        balance: of categories among nodules, see `nodule_weights`.
 
     Returns:
         One dict a sample: `kind`, `labelled` (two numbers, lung and nodule: 1 where an expert drew it), `weight` (how
         often it is shown among its kind), `extra` (whether it is one of `extra`), and `image` and `label` (kind
-        `slice`) or `nodules` (kind `nodule`, paths of npz files). Nodules of about one size stand together, and are
-        shown in proportion to it: large ones are rare.
+        `slice`) or `nodules` (kind `nodule`, paths of npz files). Nodules of about one size stand together (of one
+        category, where these are balanced), and are shown in proportion to it: large ones are rare.
 
     Raises:
         ValueError: when the COHORT, the part or the extra list is not there, or files of it are missing.
@@ -61,9 +64,11 @@ def read_datalist(
         for entry in entries
         if entry["kind"] == "slice"
     ]
-    sizes = _diameters_mm(root, part)
+    sizes, categories = _known(root, part, "diameter_mm"), _known(root, part, "category") if balance else {}
     names = [entry["image"] for entry in entries if entry["kind"] == "nodule"]
-    names.sort(key=lambda name: (sizes.get(name, 1.0), name))
+    names.sort(key=lambda name: (categories.get(name, ""), sizes.get(name, 1.0), name))
+    shares = _balanced([categories.get(name, "") for name in names], balance)
+    weights = [sizes.get(name, 1.0) * share for name, share in zip(names, shares, strict=True)]
     nodules = [root / name for name in names]
     _check_files(root / FILE_NAME, [sample[key] for sample in slices for key in ("image", "label")] + nodules)
     gathered = [
@@ -71,7 +76,7 @@ def read_datalist(
             "kind": "nodule",
             "nodules": nodules[start : start + nodules_per_sample],
             "labelled": _channels(["nodule"]),
-            "weight": statistics.fmean(sizes.get(name, 1.0) for name in names[start : start + nodules_per_sample]),
+            "weight": statistics.fmean(weights[start : start + nodules_per_sample]),
             "extra": False,
         }
         for start in range(0, len(nodules), nodules_per_sample)
@@ -121,9 +126,33 @@ def describe_extra(path: str | Path | None) -> dict[str, Any] | None:
 def nodule_files(dataset_dir: str | Path | None, part: str) -> list[Path]:
     """Files of the nodules of a part of a COHORT, for `composites.NoduleBank`; arguments as in `read_datalist`."""
     root = Path(str(dataset_dir))
-    files = [root / entry["image"] for entry in _read_part(dataset_dir, part) if entry["kind"] == "nodule"]
+    files = [root / name for name in _nodule_names(dataset_dir, part)]
     _check_files(root / FILE_NAME, files)
     return files
+
+
+def nodule_weights(dataset_dir: str | Path | None, part: str, *, balance: float) -> list[float]:
+    """How often each of `nodule_files` is shown, on average 1.
+
+    Args:
+        dataset_dir: the COHORT.
+        part: as in `read_datalist`.
+        balance: 0 shows all alike, 1 all categories (`nodules.json`) alike; between, a category of n nodules has the
+            weight n to the power of 1 - balance.
+    """
+    categories = _known(Path(str(dataset_dir)), part, "category")
+    return _balanced([categories.get(name, "") for name in _nodule_names(dataset_dir, part)], balance)
+
+
+def _balanced(categories: Sequence[str], balance: float) -> list[float]:
+    counts = Counter(categories)
+    weights = [counts[category] ** -balance for category in categories]
+    mean = statistics.fmean(weights) if weights else 1.0
+    return [weight / mean for weight in weights]
+
+
+def _nodule_names(dataset_dir: str | Path | None, part: str) -> list[str]:
+    return [entry["image"] for entry in _read_part(dataset_dir, part) if entry["kind"] == "nodule"]
 
 
 def _read_part(dataset_dir: str | Path | None, part: str) -> list[dict[str, Any]]:
@@ -141,11 +170,11 @@ def _read_part(dataset_dir: str | Path | None, part: str) -> list[dict[str, Any]
     return entries
 
 
-def _diameters_mm(root: Path, part: str) -> dict[str, float]:
-    """Diameters by file, from the COHORT's list of nodules; empty where it has none."""
+def _known(root: Path, part: str, key: str) -> dict[str, Any]:
+    """What the COHORT's list of nodules says of each, by file; empty where it has none."""
     path = root / NODULES_NAME
     entries = json.loads(path.read_text()).get(part, []) if path.is_file() else []
-    return {entry["nodule"]: float(entry["diameter_mm"]) for entry in entries}
+    return {entry["nodule"]: entry[key] for entry in entries if key in entry}
 
 
 def _channels(labelled: Sequence[str]) -> list[float]:
