@@ -4,7 +4,8 @@ python benchmarks/enhance_quality.py --cohort COHORT --composites OUT [--minutes
 
 OUT is a folder of `scripts/synthesize.py --no-enhance --spare-diseased`. Both are trained by cyclegan_bundle's
 train.json with their own generators and nothing else changed, each for the same CPU minutes of one core, after a few
-steps that tell how many epochs fit. The distance is the bundle's, to validation patients; its floor is that of training reals.
+steps that tell how many epochs fit. The distance is the bundle's, to validation patients; its floor is that of the
+training part's reals.
 """
 
 import argparse
