@@ -31,7 +31,7 @@ from lungsynth.chain.plan_record import PlanRecord, groups_path
 from lungsynth.chain.plan_run import run_plan
 from lungsynth.chain.plan_settings import PlanSettings
 from lungsynth.chain.slices import SliceSettings, make_slices
-from lungsynth.cohort.patches import PATCH_PX, PATCH_SPACING_MM, texture_class
+from lungsynth.cohort.patches import PATCH_PX, PATCH_SPACING_MM, sphere_diameter_mm, texture_class
 from lungsynth.cohort.phantom_files import make_phantom_cohort
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 from lungsynth.cohort.split import assign_splits
@@ -250,6 +250,22 @@ def test_c2_3_patch(cohort):
             assert not alpha[:, :, [0, -1]].any()
 
 
+def test_c2_5_cube(cohort):
+    cubes = datalist(cohort, "cubes")
+    assert {entry["nodule_id"] for entry in cubes} <= {entry["nodule_id"] for entry in datalist(cohort, "nodules")}
+    assert cubes, "scans of the phantom reach far enough around some of its nodules"
+    for entry in cubes:
+        with np.load(cohort / entry["cube"]) as cube:
+            hu, alpha = cube["hu"], cube["alpha"]
+        assert hu.dtype == np.int16
+        assert alpha.dtype == np.float16
+        assert hu.shape == alpha.shape == (64, 64, 64)
+        assert 0 <= alpha.min() <= alpha.max() <= 1
+        assert not any(alpha.take([0, -1], axis=axis).any() for axis in range(3))
+        diameter_mm = sphere_diameter_mm(int((alpha >= 0.5).sum()), voxel_volume_mm3=PATCH_SPACING_MM**3)
+        assert diameter_mm == pytest.approx(entry["diameter_mm"], rel=0.1, abs=0.5)
+
+
 def test_c2_4_solid_fraction_follows_texture(cohort):
     nodules = pd.read_csv(cohort / "nodules.csv").dropna(subset="solid_fraction")
     assert nodules["solid_fraction"].between(0, 1).all()
@@ -312,6 +328,7 @@ def test_c5_2_datalists(cohort):
     keys = {
         "segmentation": {"image", "label", "labelled", "kind"},
         "nodules": {"nodule", "nodule_id", "category", "diameter_mm"},
+        "cubes": {"cube", "nodule_id", "category", "diameter_mm"},
         "lungs": {"lung", "image", "label", "category"},
         "enhancement": {"image", "label"},
     }
@@ -319,13 +336,14 @@ def test_c5_2_datalists(cohort):
         for entry in datalist(cohort, name):
             needed = wanted - {"label"} if entry.get("kind") == "nodule" else wanted
             assert needed | {"patient_id", "series_id", "source"} <= set(entry)
-            assert all((cohort / entry[key]).is_file() for key in ("image", "label", "nodule", "lung") if key in entry)
+            files = [entry[key] for key in ("image", "label", "nodule", "cube", "lung") if key in entry]
+            assert all((cohort / path).is_file() for path in files)
     for entry in datalist(cohort, "lungs"):
         assert Label.NODULE not in read_plane(cohort / entry["label"])[0]
 
 
 def test_c5_3_no_patient_on_two_sides_and_the_hash_tells(cohort):
-    for name in ("segmentation", "nodules", "lungs", "enhancement"):
+    for name in ("segmentation", "nodules", "cubes", "lungs", "enhancement"):
         sides = pd.DataFrame(datalist(cohort, name)).groupby("patient_id")["split"].nunique()
         assert (sides == 1).all()
     series = pd.read_csv(cohort / "series.csv")
