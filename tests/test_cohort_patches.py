@@ -175,3 +175,5 @@ def test_what_a_cube_cannot_hold_has_none():
     assert cut_cube(hu[10:], mask[10:], spacing_mm=(1.0, 1.0, 1.0)) is None  # the scan ends too near
     assert cut_cube(hu[:, 15:], mask[:, 15:], spacing_mm=(1.0, 1.0, 1.0)) is not None
     assert cut_cube(hu, mask, spacing_mm=(2.2, 2.2, 2.2)) is None  # too large
+    thin = mask & (np.abs(np.arange(60) - 29.5) < 1)[:, None, None]
+    assert cut_cube(hu, thin, spacing_mm=(2.0, 1.0, 1.0)) is None  # two slices

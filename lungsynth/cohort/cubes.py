@@ -18,6 +18,7 @@ from lungsynth.types import HuVolume
 
 __all__ = ["NoduleCube", "cut_cube"]
 
+_FEWEST_SLICES = 3  # that show a nodule; with fewer its shape along them is a guess
 _REACH_MM = (PATCH_PX / 2 - 1) * PATCH_SPACING_MM  # the border stays free
 
 
@@ -51,9 +52,12 @@ def cut_cube(
         spacing_mm: (slice, row, column).
 
     Returns:
-        The cube; None when the volume ends within it along the slices, or the nodule reaches beyond it.
+        The cube; None when the volume ends within it along the slices, the nodule reaches beyond it, or fewer than
+        three slices show the nodule.
     """
     points = np.argwhere(mask)
+    if len(np.unique(points[:, 0])) < _FEWEST_SLICES:
+        return None
     if (np.abs(points - points.mean(axis=0)) * np.asarray(spacing_mm)).max() > _REACH_MM:
         return None
     grid = CentredGrid(mask, spacing_mm)
