@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lungsynth.cohort.calibration import Calibration, estimate_calibration
+from lungsynth.cohort.cubes import cut_cube
 from lungsynth.cohort.lidc_crops import read_crops
 from lungsynth.cohort.lidc_cubes import read_cubes
 from lungsynth.cohort.patches import disc_diameter_mm, patches_from_planes, sphere_diameter_mm, texture_class
@@ -110,6 +111,7 @@ def test_crops_come_in_with_their_ratings(tmp_path):
     assert nodule.texture_class == "solid"
     assert nodule.attributes["reader_diameter_mm"] == 11.5
     assert nodule.diameter_mm == pytest.approx(10, abs=0.4)
+    (tmp_path / "nodules").mkdir()
     assert np.load(nodule.save(tmp_path))["hu"].dtype == np.int16
 
 
@@ -138,3 +140,40 @@ def test_cube_without_patient_is_marked(tmp_path):
     assert (known.patient_known, unknown.patient_known) == (True, False)
     assert known.diameter_mm == pytest.approx(sphere_diameter_mm(11**3, voxel_volume_mm3=1))
     assert known.texture_class == "ground_glass"
+    assert known.cube is not None
+    assert known.cube.alpha[32, 32, 32] > 0.9
+
+
+def leaning_rod(spacing_mm: tuple[float, float, float], shape: tuple[int, int, int]) -> np.ndarray:
+    """A rod 20 mm long and 8 mm thick in the middle of a volume, that goes 1 mm to the left for each mm upwards."""
+    places = [(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(shape, spacing_mm, strict=True)]
+    z, y, x = np.meshgrid(*places, indexing="ij")
+    return (np.hypot(y, x - z) <= 4) & (np.abs(z) <= 10)
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (2.5, 0.6, 0.6)])
+def test_a_cube_keeps_the_size_and_the_lean_of_a_nodule(spacing_mm):
+    shape = tuple(round(60 / mm) for mm in spacing_mm)
+    mask = leaning_rod(spacing_mm, shape)
+    hu = np.where(mask, 40, -850).astype(np.int16)
+    hu[:, : shape[1] // 8] = 50  # a chest wall
+    cube = cut_cube(hu, mask, spacing_mm=spacing_mm)
+    inside = cube.alpha >= 0.5
+    volume_mm3 = mask.sum() * np.prod(spacing_mm)
+    assert inside.sum() * 0.7**3 == pytest.approx(volume_mm3, rel=0.08)
+    z, y, x = np.argwhere(inside).T * 0.7
+    assert np.polyfit(z, x, 1)[0] == pytest.approx(1, abs=0.1)
+    assert np.polyfit(z, y, 1)[0] == pytest.approx(0, abs=0.05)
+    assert np.abs(cube.hu[cube.alpha == 0].astype(int) + 850).max() <= 3  # no wall
+    assert np.median(cube.hu[cube.alpha > 0.95]) == 40
+
+
+def test_what_a_cube_cannot_hold_has_none():
+    mask = leaning_rod((1.0, 1.0, 1.0), (60, 60, 60))
+    hu = np.where(mask, 40, -850).astype(np.int16)
+    assert cut_cube(hu, mask, spacing_mm=(1.0, 1.0, 1.0)) is not None
+    assert cut_cube(hu[10:], mask[10:], spacing_mm=(1.0, 1.0, 1.0)) is None  # the scan ends too near
+    assert cut_cube(hu[:, 15:], mask[:, 15:], spacing_mm=(1.0, 1.0, 1.0)) is not None
+    assert cut_cube(hu, mask, spacing_mm=(2.2, 2.2, 2.2)) is None  # too large
+    thin = mask & (np.abs(np.arange(60) - 29.5) < 1)[:, None, None]
+    assert cut_cube(hu, thin, spacing_mm=(2.0, 1.0, 1.0)) is None  # two slices

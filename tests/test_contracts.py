@@ -31,7 +31,7 @@ from lungsynth.chain.plan_record import PlanRecord, groups_path
 from lungsynth.chain.plan_run import run_plan
 from lungsynth.chain.plan_settings import PlanSettings
 from lungsynth.chain.slices import SliceSettings, make_slices
-from lungsynth.cohort.patches import PATCH_PX, PATCH_SPACING_MM, texture_class
+from lungsynth.cohort.patches import PATCH_PX, PATCH_SPACING_MM, sphere_diameter_mm, texture_class
 from lungsynth.cohort.phantom_files import make_phantom_cohort
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 from lungsynth.cohort.split import assign_splits
@@ -257,6 +257,30 @@ def test_c2_4_solid_fraction_follows_texture(cohort):
     assert means.get("solid", 0) > means.get("ground_glass", -600)
 
 
+def test_c2_5_cube(cohort, tmp_path):
+    assert not datalist(cohort, "cubes"), "the phantom's slices lie 12 mm apart: fewer than three show a nodule"
+    places = np.indices((51, 51, 51)) - 25
+    mask = np.stack([np.linalg.norm(places, axis=0) <= radius for radius in (8, 4, 6)]).astype(np.uint8)
+    (tmp_path / "source").mkdir()
+    np.savez(tmp_path / "source" / "cubes.npz", hu=np.where(mask, 20, -850).astype(np.int16), mask=mask)
+    (tmp_path / "source" / "index.csv").write_text(
+        "row,name,lidc_patient\n0,a,LIDC-IDRI-0001\n1,b,LIDC-IDRI-0002\n2,c,\n"
+    )
+    prepare_cohort([tmp_path / "source"], tmp_path / "out", settings=PrepareSettings(split="test"), workers=1)
+    cubes, nodules = (datalist(tmp_path / "out", name) for name in ("cubes", "nodules"))
+    assert [entry["nodule_id"] for entry in cubes] == [entry["nodule_id"] for entry in nodules]
+    assert [entry["patient_id"] for entry in cubes] == ["LIDC-IDRI-0001", "LIDC-IDRI-0002"]  # the third may be a twin
+    for entry in cubes:
+        with np.load(tmp_path / "out" / entry["cube"]) as cube:
+            hu, alpha = cube["hu"], cube["alpha"]
+        assert (hu.dtype, alpha.dtype) == (np.int16, np.float16)
+        assert hu.shape == alpha.shape == (64, 64, 64)
+        assert 0 <= alpha.min() <= alpha.max() <= 1
+        assert not any(alpha.take([0, -1], axis=axis).any() for axis in range(3))
+        diameter_mm = sphere_diameter_mm(int((alpha >= 0.5).sum()), voxel_volume_mm3=PATCH_SPACING_MM**3)
+        assert diameter_mm == pytest.approx(entry["diameter_mm"], abs=0.4)
+
+
 # C3 lungs
 
 
@@ -312,6 +336,7 @@ def test_c5_2_datalists(cohort):
     keys = {
         "segmentation": {"image", "label", "labelled", "kind"},
         "nodules": {"nodule", "nodule_id", "category", "diameter_mm"},
+        "cubes": {"cube", "nodule_id", "category", "diameter_mm"},
         "lungs": {"lung", "image", "label", "category"},
         "enhancement": {"image", "label"},
     }
@@ -319,7 +344,8 @@ def test_c5_2_datalists(cohort):
         for entry in datalist(cohort, name):
             needed = wanted - {"label"} if entry.get("kind") == "nodule" else wanted
             assert needed | {"patient_id", "series_id", "source"} <= set(entry)
-            assert all((cohort / entry[key]).is_file() for key in ("image", "label", "nodule", "lung") if key in entry)
+            files = [entry[key] for key in ("image", "label", "nodule", "cube", "lung") if key in entry]
+            assert all((cohort / path).is_file() for path in files)
     for entry in datalist(cohort, "lungs"):
         assert Label.NODULE not in read_plane(cohort / entry["label"])[0]
 

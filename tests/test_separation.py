@@ -20,7 +20,7 @@ from lungsynth.separation import source as source_module
 
 ROOT = Path(__file__).resolve().parent.parent
 GAP_MM = 10.0
-LISTS = ("segmentation", "nodules", "lungs", "enhancement")
+LISTS = ("segmentation", "nodules", "cubes", "lungs", "enhancement")
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_files_are_shared_and_the_split_stays(made, separated):
     assert (after.loc[~looked_at, "nodule_mask"] == "data").all()
     for name in LISTS:
         for entry in entries(out, name):
-            for path in (entry[key] for key in ("image", "label", "nodule", "lung") if key in entry):
+            for path in (entry[key] for key in ("image", "label", "nodule", "cube", "lung") if key in entry):
                 assert (out / path).is_file()
                 twin = folder / "cohort" / path
                 assert not twin.exists() or twin.samefile(out / path), "a link, not a copy"
@@ -230,7 +230,7 @@ def test_a_bad_series_is_reported_and_none_of_its_slices_is_normal(made, tmp_pat
         e
         for name in LISTS
         for e in entries(tmp_path / "out", name)
-        if "0001_0004" in e["image" if "image" in e else "nodule"]
+        if "0001_0004" in next(e[key] for key in ("image", "nodule", "cube") if key in e)
     ]
 
 

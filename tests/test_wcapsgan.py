@@ -24,7 +24,7 @@ from wcapsgan.distance import sliced_wasserstein  # noqa: E402
 from wcapsgan.inferer import Sampler  # noqa: E402
 from wcapsgan.latents import seeded_generator  # noqa: E402
 from wcapsgan.layers import NoiseFields, Upsample  # noqa: E402
-from wcapsgan.losses import disc_diameter_mm, energy_distance, gradient_penalty  # noqa: E402
+from wcapsgan.losses import energy_distance, gradient_penalty, mask_diameter_mm  # noqa: E402
 from wcapsgan.network import Generator  # noqa: E402
 from wcapsgan.slopes import slopes_only  # noqa: E402
 from wcapsgan.weights import load_network, start_from  # noqa: E402
@@ -342,7 +342,7 @@ def test_missing_category_and_cohort_are_named(cohort, tmp_path) -> None:
         CohortSamples(load_datalist(cohort, "nodule", "training"), layer="nodule", size=16, categories=["part_solid"])
     with pytest.raises(FileNotFoundError, match=r"lungs\.json: expected the data list of a COHORT"):
         load_datalist(tmp_path, "lung", "training")
-    with pytest.raises(ValueError, match=r"expected slices of 64 x 64 pixels or a multiple, got 16 x 16"):
+    with pytest.raises(ValueError, match=r"expected nodules of 64 x 64 pixels or a multiple, got 16 x 16"):
         CohortSamples(load_datalist(cohort, "nodule", "training"), layer="nodule", size=64)
 
 
@@ -374,7 +374,7 @@ def test_larger_files_are_averaged(cohort) -> None:
 
 def test_soft_diameter_is_that_of_the_disc() -> None:
     mask = torch.from_numpy(np.stack([disc(20, 64), disc(0, 64)])).float()
-    diameter = disc_diameter_mm(mask, 0.7)
+    diameter = mask_diameter_mm(mask, 0.7)
     exact = 2 * (mask[0].sum() / torch.pi).sqrt() * 0.7
     assert float(diameter[0]) == pytest.approx(float(exact), rel=1e-3)
     assert float(diameter[1]) < 0.1

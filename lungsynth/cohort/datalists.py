@@ -28,7 +28,7 @@ def build_datalists(
     """
     by_id = {row.series_id: row for row in series}
     lists: dict[str, Datalist] = {
-        name: {split: [] for split in SPLITS} for name in ("segmentation", "nodules", "lungs", "enhancement")
+        name: {split: [] for split in SPLITS} for name in ("segmentation", "nodules", "cubes", "lungs", "enhancement")
     }
 
     def add(name: str, series_id: str, **entry: Any) -> None:
@@ -51,6 +51,8 @@ def build_datalists(
         if nodule.has_patch:
             path = f"nodules/{nodule.nodule_id}.npz"
             add("nodules", nodule.series_id, nodule=path, **_nodule_facts(nodule))
+            if nodule.has_cube:
+                add("cubes", nodule.series_id, cube=f"cubes/{nodule.nodule_id}.npz", **_nodule_facts(nodule))
             if nodule.expert_mask:
                 files = {"image": path, "label": path}
                 add("segmentation", nodule.series_id, **files, labelled=["nodule"], kind="nodule")

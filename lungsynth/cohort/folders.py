@@ -29,7 +29,7 @@ def prepare_folder(task: FolderTask, out: Path) -> Part:
     nodules = []
     total = _nodules_listed(task)
     for patches in tqdm(_READERS[task.kind](task.path), desc=task.part_id, total=total, unit="nodule"):
-        patches.save(out / "nodules")
+        patches.save(out)
         nodules.append((_row(patches), len(patches.hu), patches.patient_known))
     part = Part(
         part_id=task.part_id,
@@ -70,6 +70,7 @@ def _row(patches: NodulePatches) -> NoduleRow:
         solid_fraction=patches.solid_fraction,
         attributes=dict(patches.attributes),
         centre_lps_mm=patches.centre_lps_mm,
+        has_cube=patches.cube is not None,
     )
 
 

@@ -5,11 +5,13 @@ The npz holds `hu` and `mask`, N x 51 x 51 x 51 at 1 mm in (z, y, x). One reader
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from lungsynth.cohort.cubes import cut_cube
 from lungsynth.cohort.lidc_crops import COLLECTION, RATINGS
 from lungsynth.cohort.patches import NodulePatches, patches_from_planes, sphere_diameter_mm
 from lungsynth.errors import InputError
@@ -45,8 +47,9 @@ def read_cubes(folder: Path) -> Iterator[NodulePatches]:
         if not mask.any():
             continue
         identity = f"cube{row:03d}"
-        yield patches_from_planes(
-            to_int16(cubes[row]),
+        hu = to_int16(cubes[row])
+        patches = patches_from_planes(
+            hu,
             mask.astype(np.uint8),
             spacing_mm=(CUBE_SPACING_MM, CUBE_SPACING_MM),
             nodule_id=f"{record['lidc_patient']}_{identity}" if known else f"LIDC-{identity}",
@@ -57,3 +60,4 @@ def read_cubes(folder: Path) -> Iterator[NodulePatches]:
             diameter_mm=sphere_diameter_mm(int(mask.sum()), voxel_volume_mm3=CUBE_SPACING_MM**3),
             attributes={RATINGS[k]: float(v) for k, v in record.items() if k in RATINGS and pd.notna(v)},
         )
+        yield replace(patches, cube=cut_cube(hu, mask, spacing_mm=(CUBE_SPACING_MM,) * 3))

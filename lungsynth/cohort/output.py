@@ -12,7 +12,7 @@ from lungsynth.errors import InputError
 __all__ = ["COHORT_FORMAT", "check_output", "cohort_identity", "forget_others", "open_output"]
 
 COHORT_FORMAT = 1
-_FOLDERS = ("slices", "labels", "nodules", "lungs")
+_FOLDERS = ("slices", "labels", "nodules", "cubes", "lungs")
 
 
 def cohort_identity(sources: Sequence[Path], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,5 +73,6 @@ def forget_others(out: Path, part_ids: Set[str]) -> None:
                 (out / name).unlink(missing_ok=True)
             (out / "lungs" / f"{row['slice_id']}.npz").unlink(missing_ok=True)
         for row in stored["nodules"]:
-            (out / "nodules" / f"{row['nodule_id']}.npz").unlink(missing_ok=True)
+            for folder in ("nodules", "cubes"):
+                (out / folder / f"{row['nodule_id']}.npz").unlink(missing_ok=True)
         path.unlink()

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float16, Int16, UInt8
-from scipy import ndimage
 
-from lungsynth.hounsfield import to_int16
+from lungsynth.cohort.cubes import NoduleCube
+from lungsynth.cohort.grid import PATCH_PX, PATCH_SPACING_MM, CentredGrid
+from lungsynth.cohort.isolation import isolate, soft_mask
 from lungsynth.types import HuPatches
 
 __all__ = [
@@ -20,20 +21,12 @@ __all__ = [
     "PATCH_SPACING_MM",
     "NodulePatches",
     "disc_diameter_mm",
-    "isolate",
     "patches_from_planes",
-    "soft_mask",
     "sphere_diameter_mm",
     "texture_class",
 ]
 
-PATCH_PX = 64
-PATCH_SPACING_MM = 0.7
 SOLID_HU = -300  # above: solid part (contract C2.4)
-LUNG_LEVEL_HU = -850  # where a crop shows no lung to measure
-EDGE_PX = 0.8  # standard deviation of the soft edge, about half the width of a standard kernel's point spread
-
-_RANGE_FILTERS = (ndimage.minimum_filter, ndimage.maximum_filter)
 
 AlphaPatches = Float16[np.ndarray, "slices 64 64"]
 BoolPatches = Bool[np.ndarray, "slices 64 64"]
@@ -75,6 +68,7 @@ class NodulePatches:
         mean_hu, solid_fraction: over the mask.
         attributes: mean ratings of the readers and `reader_diameter_mm`.
         centre_lps_mm: (x, y, z), None where the source does not tell.
+        cube: the nodule in three dimensions; None where the source has no volume, or one that a cube does not fit in.
     """
 
     nodule_id: str
@@ -93,6 +87,7 @@ class NodulePatches:
     solid_fraction: float
     attributes: dict[str, float] = field(default_factory=dict)
     centre_lps_mm: tuple[float, float, float] | None = None
+    cube: NoduleCube | None = None
 
     def __post_init__(self) -> None:
         if not self.diameter_mm > 0 or len(self.hu) == 0:
@@ -108,9 +103,13 @@ class NodulePatches:
         """Index of the slice with the largest mask."""
         return int((self.alpha >= 0.5).sum(axis=(1, 2)).argmax())
 
-    def save(self, folder: Path) -> Path:
-        """Writes `<nodule_id>.npz` (contract C5.1) under a temporary name, then renames it."""
-        path = folder / f"{self.nodule_id}.npz"
+    def save(self, cohort: Path) -> Path:
+        """Writes `nodules/<nodule_id>.npz` and, for a cube, `cubes/<nodule_id>.npz` (contract C5.1), each under a
+        temporary name that is then changed; returns the first.
+        """
+        if self.cube is not None:
+            self.cube.save(cohort / "cubes" / f"{self.nodule_id}.npz")
+        path = cohort / "nodules" / f"{self.nodule_id}.npz"
         temporary = path.with_suffix(f".{os.getpid()}.part.npz")
         np.savez_compressed(
             temporary,
@@ -123,31 +122,6 @@ class NodulePatches:
         )
         temporary.rename(path)
         return path
-
-
-def soft_mask(mask: Bool[np.ndarray, "64 64"], *, valid: Bool[np.ndarray, "64 64"]) -> Float16[np.ndarray, "64 64"]:
-    """Soft mask of a nodule on the patch grid: 0.5 on its outline, 0 on the patch's border and where not valid."""
-    alpha = ndimage.gaussian_filter(mask.astype(np.float32), EDGE_PX)
-    alpha[alpha < 0.02] = 0
-    alpha *= valid
-    alpha[[0, -1], :] = 0
-    alpha[:, [0, -1]] = 0
-    return alpha.clip(0, 1).astype(np.float16)
-
-
-def isolate(
-    context: Int16[np.ndarray, "64 64"], mask: Bool[np.ndarray, "64 64"], *, valid: Bool[np.ndarray, "64 64"]
-) -> tuple[Int16[np.ndarray, "64 64"], float]:
-    """Replaces what surrounds a nodule by the local lung level.
-
-    Returns:
-        The isolated patch, and the lung level in HU: the median of what is darker than -500 HU around the nodule.
-    """
-    outside_px = ndimage.distance_transform_edt(~mask) if mask.any() else np.full(mask.shape, np.inf)
-    around = valid & (outside_px >= 3) & (outside_px <= 15) & (context < -500)
-    level = float(np.median(context[around])) if around.sum() >= 20 else float(LUNG_LEVEL_HU)
-    keep = np.clip(1 - outside_px / 2, 0, 1)
-    return to_int16(keep * context + (1 - keep) * level), level
 
 
 def patches_from_planes(
@@ -218,21 +192,8 @@ def _cut(
     spacing_mm: tuple[float, float],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One slice on the patch grid, centred on `mask`: HU int16, votes uint8, valid bool."""
-    scale = PATCH_SPACING_MM / np.asarray(spacing_mm)
-    centre = np.array(ndimage.center_of_mass(mask))
-    offset = centre - scale * (PATCH_PX - 1) / 2
-
-    def resample(image: np.ndarray, order: int, **edge: float | str) -> np.ndarray:
-        return ndimage.affine_transform(image, scale, offset, output_shape=(PATCH_PX, PATCH_PX), order=order, **edge)
-
-    inside = np.ones(plane.shape, np.float32) if covered is None else covered.astype(np.float32)
-    valid = resample(inside, 1, mode="constant", cval=0) > 0.999
-    # Smooth before sampling more coarsely than the source, else noise folds back (aliasing).
-    blur = 0.5 * np.sqrt(np.maximum(scale**2 - 1, 0))
-    smooth = ndimage.gaussian_filter(plane.astype(np.float32), blur)
-    # Cubic keeps the noise that linear would smooth away; its overshoot beside an edge is cut to the neighbours' range.
-    low, high = (resample(around(smooth, 3), 0, mode="nearest") for around in _RANGE_FILTERS)
-    hu = resample(smooth, 3, mode="nearest").clip(low, high)
+    grid = CentredGrid(mask, spacing_mm)
+    valid = grid.share(np.ones(plane.shape, bool) if covered is None else covered) > 0.999
     # Each vote level is resampled as a soft mask: nearest neighbour would make ragged outlines.
-    levels = [resample((votes >= v).astype(np.float32), 1, mode="constant") >= 0.5 for v in range(1, votes.max() + 1)]
-    return to_int16(hu), np.sum(levels, axis=0).astype(np.uint8), valid
+    levels = [grid.share(votes >= v) >= 0.5 for v in range(1, votes.max() + 1)]
+    return grid.hu(plane), np.sum(levels, axis=0).astype(np.uint8), valid

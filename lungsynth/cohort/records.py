@@ -60,8 +60,8 @@ class SliceRow:
 
 @dataclass(frozen=True, kw_only=True)
 class NoduleRow:
-    """One row of `nodules.csv`; `has_patch` is False for tumours that do not fit into a patch,
-    `expert_mask` False where only centre and diameter were given.
+    """One row of `nodules.csv`; `has_patch` is False for tumours that do not fit into a patch, `has_cube` where a
+    nodule is not known in three dimensions (contract C2.5), `expert_mask` where only centre and diameter were given.
     """
 
     nodule_id: str
@@ -76,6 +76,7 @@ class NoduleRow:
     attributes: dict[str, float] = field(default_factory=dict)
     centre_lps_mm: tuple[float, float, float] | None = None
     has_patch: bool = True
+    has_cube: bool = False
     expert_mask: bool = True
 
 

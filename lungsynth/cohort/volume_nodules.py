@@ -1,9 +1,11 @@
 """Nodules of a scan as patches and rows: each is cut out of the slices on the scan's own grid."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
+from lungsynth.cohort.cubes import NoduleCube, cut_cube
 from lungsynth.cohort.patches import (
     PATCH_PX,
     PATCH_SPACING_MM,
@@ -17,9 +19,9 @@ from lungsynth.cohort.records import NoduleRow
 from lungsynth.ct.nodule import ReadNodule
 from lungsynth.ct.volume import Volume
 
-__all__ = ["cut_nodule", "nodule_row"]
+__all__ = ["cut_nodule", "nodule_row", "with_cube"]
 
-_MARGIN_MM = 40.0  # more than a patch reaches beyond its nodule
+_MARGIN_MM = 40.0  # more than a patch or a cube reaches beyond its nodule
 _REACH_MM = (PATCH_PX / 2 - 1) * PATCH_SPACING_MM  # the patch's border stays free
 
 
@@ -56,6 +58,11 @@ def cut_nodule(volume: Volume, nodule: ReadNodule, *, nodule_id: str, source: st
     )
 
 
+def with_cube(patches: NodulePatches, volume: Volume, nodule: ReadNodule) -> NodulePatches:
+    """The patches of a nodule with its cube, where it has one."""
+    return replace(patches, cube=_cut_cube(volume, nodule))
+
+
 def nodule_row(volume: Volume, nodule: ReadNodule, *, nodule_id: str, source: str, expert: bool) -> NoduleRow:
     """The row of a nodule, measured on the scan's own grid."""
     mask = nodule.votes >= nodule.consensus_votes
@@ -76,6 +83,18 @@ def nodule_row(volume: Volume, nodule: ReadNodule, *, nodule_id: str, source: st
         centre_lps_mm=nodule.centre_lps_mm,
         expert_mask=expert,
     )
+
+
+def _cut_cube(volume: Volume, nodule: ReadNodule) -> NoduleCube | None:
+    margins = [math.ceil(_MARGIN_MM / mm) for mm in volume.spacing_mm]
+    ends = zip(nodule.offset, nodule.votes.shape, margins, strict=True)
+    region = tuple(slice(max(start - margin, 0), start + length + margin) for start, length, margin in ends)
+    hu = volume.hu[region]
+    mask = np.zeros(hu.shape, bool)
+    places = zip(nodule.offset, nodule.votes.shape, region, strict=True)
+    inside = tuple(slice(start - part.start, start - part.start + length) for start, length, part in places)
+    mask[inside] = nodule.votes >= nodule.consensus_votes
+    return cut_cube(hu, mask, spacing_mm=volume.spacing_mm)
 
 
 def _fits(mask: np.ndarray, spacing_mm: tuple[float, ...]) -> bool:

@@ -148,7 +148,7 @@ def _write(old: Part, new: Part, findings: Sequence[Finding], drawn: _Drawn, job
         share(job.cohort / name, job.out / name)
     for finding in findings:
         if finding.patches is not None:
-            finding.patches.save(job.out / "nodules")
+            finding.patches.save(job.out)
     for slice_id, (label, affine) in drawn.items():
         write_plane(job.out / NETWORK / f"{slice_id}.nii.gz", label, affine)
     rows = [asdict(finding.row) for finding in findings]

@@ -71,6 +71,8 @@ def part_files(part: Part) -> Iterator[str]:
     for nodule in part.nodules:
         if nodule.has_patch:
             yield f"nodules/{nodule.nodule_id}.npz"
+        if nodule.has_cube:
+            yield f"cubes/{nodule.nodule_id}.npz"
 
 
 def _slice_files(row: SliceRow) -> list[str]:
@@ -85,7 +87,12 @@ def drop_missing(part: Part, folder: Path) -> tuple[Part, list[Problem]]:
         return part, []
     slices = tuple(row for row in part.slices if not missing.intersection(_slice_files(row)))
     nodules = tuple(
-        replace(row, has_patch=row.has_patch and f"nodules/{row.nodule_id}.npz" not in missing) for row in part.nodules
+        replace(
+            row,
+            has_patch=row.has_patch and f"nodules/{row.nodule_id}.npz" not in missing,
+            has_cube=row.has_cube and f"cubes/{row.nodule_id}.npz" not in missing,
+        )
+        for row in part.nodules
     )
     series = tuple(replace(row, slices=len(slices)) if part.slices else row for row in part.series)
     problems = [

@@ -24,7 +24,7 @@ class AugmentationRange(NamedTuple):
         translation: largest shift as a share of the side.
         flips: whether axes may be reversed and exchanged. Not for lungs: a heart on the other side would become as
             good as real.
-        rotation_deg: largest rotation in the plane.
+        rotation_deg: largest rotation in the plane of the last two axes.
         zoom: largest relative change of the size. Half of the samples are neither rotated nor zoomed, so that the
             critic sees pixels that no interpolation has smoothed.
     """
@@ -89,10 +89,13 @@ def augment(x: Tensor, drawn: Augmentation) -> Tensor:
 
 
 def _warp(x: Tensor, warp: Tensor) -> Tensor:
-    """Turns and zooms slices (B, 2, S, S) about their middle, the border repeated."""
+    """Turns and zooms samples (B, 2, S, S[, S]) about their middle, the border repeated."""
     angle, zoom = warp.to(x.device).unbind(1)
     cos, sin, zero = angle.cos() / zoom, angle.sin() / zoom, torch.zeros_like(angle)
-    matrix = torch.stack([torch.stack([cos, -sin, zero], dim=1), torch.stack([sin, cos, zero], dim=1)], dim=1)
+    rows = [[cos, -sin, zero], [sin, cos, zero]]
+    if x.ndim == 5:  # of a cube, slices come last here: the axes are in the order of columns, rows, slices
+        rows = [[cos, -sin, zero, zero], [sin, cos, zero, zero], [zero, zero, 1 / zoom, zero]]
+    matrix = torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
     grid = functional.affine_grid(matrix, list(x.shape), align_corners=False)
     return functional.grid_sample(x, grid.to(x.dtype), padding_mode="border", align_corners=False)
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training samples of a COHORT, held in memory, drawn evenly over the categories.
 
-They are nodule slices, normal lungs, or whole diseased slices of a folder of scripts/make_slices.py. A sample is
-(2, S, S): the image in [-1, 1] (HU of the networks' window) and its soft mask in [0, 1], of the nodule or of the lungs.
-Its diameter is that of the disc of the same area as its mask (alpha >= 0.5), in mm; 0 for lungs and whole slices.
+They are nodule slices, nodule cubes, normal lungs, or whole diseased slices of a folder of scripts/make_slices.py. A
+sample is (2, S, S), of a cube (2, S, S, S): the image in [-1, 1] (HU of the networks' window) and its soft mask in
+[0, 1], of the nodule or of the lungs. Its diameter is that of the disc (of a cube: the ball) as large as its mask
+(alpha >= 0.5), in mm; 0 for lungs and whole slices.
 """
 
 import json
@@ -18,15 +19,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .hounsfield import to_unit
+from .kinds import equal_diameter, layer_of
 
 __all__ = ["Batch", "CohortSamples", "load_datalist"]
 
-_SQUARES = "n (h a) (w b) -> n h w"
+_BLOCKS = {2: "n (h a) (w b) -> n h w", 3: "n (d a) (h b) (w c) -> n d h w"}
 LARGE_ENOUGH = 0.5  # slices of a nodule are used from this share of its largest area on
 
 
 class Batch(NamedTuple):
-    """Samples (B, 2, S, S), category indices (B,) int64, diameters in mm (B,) float32."""
+    """Samples (B, 2, S, S[, S]), category indices (B,) int64, diameters in mm (B,) float32."""
 
     samples: Tensor
     category: Tensor
@@ -34,11 +36,11 @@ class Batch(NamedTuple):
 
 
 def load_datalist(dataset_dir: str | Path, layer: str, section: str) -> list[dict[str, Any]]:
-    """Reads `nodules.json` or `lungs.json` of a COHORT, or `slices.json` of a folder of slices.
+    """Reads `nodules.json`, `cubes.json` or `lungs.json` of a COHORT, or `slices.json` of a folder of slices.
 
     Args:
         dataset_dir: the COHORT, as written by `scripts/prepare.py`; for slices, a folder of `make_slices.py`.
-        layer: "nodule", "lung" or "slice".
+        layer: a name of `LAYERS`.
         section: "training", "validation" or "test".
 
     Returns:
@@ -56,7 +58,10 @@ def load_datalist(dataset_dir: str | Path, layer: str, section: str) -> list[dic
         )
     entries = json.loads(path.read_text()).get(section) or []
     if not entries:
-        raise ValueError(f"{path}: expected entries in {section!r}, got none. Prepare the COHORT from more patients.")
+        raise ValueError(
+            f"{path}: expected entries in {section!r}, got none. Prepare the COHORT from more patients"
+            + (", whose scans (or cubes) cover 44.8 mm around their nodules." if layer == "cube" else ".")
+        )
     return [{**entry, layer: str(path.parent.resolve() / entry[layer])} for entry in entries]
 
 
@@ -65,8 +70,8 @@ class CohortSamples(Dataset):
 
     Args:
         data: entries of `load_datalist`.
-        layer: "nodule", "lung" or "slice", the entries' key of the npz file.
-        size: pixels of a sample's side; files of a multiple of it are averaged over squares.
+        layer: a name of `LAYERS`, the entries' key of the npz file.
+        size: pixels of a sample's side; files of a multiple of it are averaged over squares (cubes).
         categories: names in the order of their indices; entries of other categories are left out. Empty: one
             category that takes all.
         category_key: the entries' key of the category, such as "category" or "malignancy".
@@ -91,6 +96,7 @@ class CohortSamples(Dataset):
         absent_allowed: bool = False,
     ) -> None:
         self.layer, self.size, self.spacing_mm, self.largest_only = layer, size, spacing_mm, largest_only
+        self.kind = layer_of(layer)
         self.data = [e for e in data if not categories or str(e.get(category_key)) in categories]
         names = [str(e.get(category_key)) for e in self.data]
         absent = sorted(set(categories) - set(names))
@@ -106,30 +112,31 @@ class CohortSamples(Dataset):
         self.case_start = self.case_count.cumsum(0) - self.case_count
         self.case_category = torch.tensor([categories.index(name) if categories else 0 for name in names])
         self.category = self.case_category.repeat_interleave(self.case_count)
-        area = (self.mask >= 0.5).sum(dim=(1, 2)).float()
-        self.diameter_mm = 2 * (area / torch.pi).sqrt() * spacing_mm if layer == "nodule" else torch.zeros(len(area))
+        inside = (self.mask >= 0.5).flatten(1).sum(dim=1).float()
+        self.diameter_mm = equal_diameter(inside, self.kind.axes) * spacing_mm * self.kind.sized
 
     def _read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        """The usable slices of one file: HU int16 and mask float16, both (n, size, size)."""
+        """The usable samples of one file: HU int16 and mask float16, both (n, size, size[, size])."""
+        axes = self.kind.axes
         with np.load(path) as file:
+            hu, mask = file["hu"], file[self.kind.mask]
             if self.layer != "nodule":
-                hu, mask = file["hu"][None], file["mask"][None]
+                hu, mask = hu[None], mask[None]
             else:
-                hu, mask = file["hu"], file["alpha"]
                 area = (mask >= 0.5).sum(axis=(1, 2))
                 keep = area >= max(LARGE_ENOUGH * area.max(), 1)
                 largest = int(file["largest"])
                 hu, mask = (a[[largest]] if self.largest_only or not keep.any() else a[keep] for a in (hu, mask))
         scale = hu.shape[1] // self.size
-        if hu.shape[1:] != (scale * self.size, scale * self.size) or scale < 1:
+        if hu.shape[1:] != (scale * self.size,) * axes or scale < 1:
+            wanted, got = (" x ".join(map(str, shape)) for shape in ((self.size,) * axes, hu.shape[1:]))
             raise ValueError(
-                f"{path}: expected slices of {self.size} x {self.size} pixels or a multiple, got {hu.shape[1]} x "
-                f"{hu.shape[2]}. "
+                f"{path}: expected {self.layer}s of {wanted} pixels or a multiple, got {got}. "
                 "Set `size`, or prepare the COHORT with the grid of this layer."
             )
         hu = np.clip(hu, -1024, 3071)
         if scale > 1:
-            hu, mask = (reduce(a.astype(np.float32), _SQUARES, "mean", a=scale, b=scale) for a in (hu, mask))
+            hu, mask = (_averaged(a, scale, axes) for a in (hu, mask))
         return np.rint(hu).astype(np.int16), mask.astype(np.float16)
 
     def __len__(self) -> int:
@@ -165,6 +172,11 @@ class CohortSamples(Dataset):
         steps = torch.linspace(0, 1, 101)
         present = range(int(self.case_category.max()) + 1)
         return torch.stack([largest[self.case_category == k].quantile(steps) for k in present])
+
+
+def _averaged(samples: np.ndarray, scale: int, axes: int) -> np.ndarray:
+    """Means over blocks of `scale` pixels along each of the last axes, float32."""
+    return reduce(samples.astype(np.float32), _BLOCKS[axes], "mean", **dict.fromkeys("abc"[:axes], scale))
 
 
 def _below(limits: Tensor, generator: torch.Generator) -> Tensor:

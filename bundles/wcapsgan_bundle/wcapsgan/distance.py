@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far generated samples are from held-out real ones: the sliced Wasserstein distance of pyramid patches.
 
-After Karras et al. (2018): patches of 7 x 7 pixels from each level of a Laplacian pyramid (both channels), and each
-sample as a whole at 8 x 8 pixels, are projected on random directions; in one dimension the Wasserstein distance is the
-mean difference of the sorted values. Patches are scaled by the real ones' mean and spread, so a wrong density counts.
+After Karras et al. (2018): patches of 7 x 7 pixels (of cubes: 7 x 7 x 7) from each level of a Laplacian pyramid (both
+channels), and each sample as a whole at 8 pixels a side, are projected on random directions; in one dimension the
+Wasserstein distance is the mean difference of the sorted values. Patches are scaled by the real ones' mean and spread,
+so a wrong density counts.
 Needs no feature network, takes about a second, and gives the same figure for the same samples.
 """
 
@@ -26,7 +27,7 @@ def sliced_wasserstein(real: Tensor, generated: Tensor, *, seed: int = 0) -> dic
     """Distances of two sets of samples, one a scale.
 
     Args:
-        real: samples (N, C, S, S).
+        real: samples (N, C, S, S[, S]).
         generated: as many, same shape.
         seed: of patch positions and directions.
 
@@ -41,14 +42,15 @@ def sliced_wasserstein(real: Tensor, generated: Tensor, *, seed: int = 0) -> dic
             f"Expected two sets of the same shape with at least 2 samples, got {tuple(real.shape)} and "
             f"{tuple(generated.shape)}. Validate on more patients."
         )
-    draw = seeded_generator(seed)
+    draw, axes = seeded_generator(seed), real.ndim - 2
+    shrink = functional.avg_pool2d if axes == 2 else functional.avg_pool3d
     distances = {}
     while real.shape[-1] > COARSEST:
-        smaller = [functional.avg_pool2d(x, 2) for x in (real, generated)]
+        smaller = [shrink(x, 2) for x in (real, generated)]
         details = [
             x - functional.interpolate(s, scale_factor=2.0) for x, s in zip((real, generated), smaller, strict=True)
         ]
-        positions = torch.randint(real.shape[-1] - PATCH + 1, (len(real), PATCHES_PER_SAMPLE, 2), generator=draw)
+        positions = torch.randint(real.shape[-1] - PATCH + 1, (len(real), PATCHES_PER_SAMPLE, axes), generator=draw)
         distances[f"swd_{real.shape[-1]}"] = _projected(*(_patches(x, positions) for x in details), draw)
         real, generated = smaller
     distances[f"swd_{real.shape[-1]}"] = _projected(real.flatten(2), generated.flatten(2), draw)
@@ -56,10 +58,11 @@ def sliced_wasserstein(real: Tensor, generated: Tensor, *, seed: int = 0) -> dic
 
 
 def _patches(x: Tensor, positions: Tensor) -> Tensor:
-    """Patches (N * n, C, 7 * 7) of samples (N, C, S, S) at corners (N, n, 2)."""
-    windows = x.unfold(2, PATCH, 1).unfold(3, PATCH, 1)
+    """Patches (N * n, C, 7 * 7[ * 7]) of samples (N, C, S, S[, S]) at corners (N, n, axes)."""
+    for axis in range(2, x.ndim):
+        x = x.unfold(axis, PATCH, 1)
     samples = torch.arange(len(x))[:, None]
-    return windows[samples, :, positions[..., 0], positions[..., 1]].flatten(0, 1).flatten(2)
+    return x[(samples, slice(None), *positions.unbind(-1))].flatten(0, 1).flatten(2)
 
 
 def _projected(real: Tensor, generated: Tensor, draw: torch.Generator) -> float:
@@ -72,7 +75,7 @@ def _projected(real: Tensor, generated: Tensor, draw: torch.Generator) -> float:
 
 
 class GeneratedDistance(Metric):
-    """Metric of an engine whose output has `label` (real) and `pred` (generated) samples (B, C, S, S).
+    """Metric of an engine whose output has `label` (real) and `pred` (generated) samples (B, C, S, S[, S]).
 
     `compute` gives the negative distance (higher is better, as MONAI's key metric wants it); the parts stand in
     `state.metrics` too.

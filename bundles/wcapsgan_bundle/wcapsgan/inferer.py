@@ -15,6 +15,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from .hounsfield import to_hu
+from .kinds import layer_of
 from .latents import draw_latents, seeded_generator
 
 __all__ = ["Sampler"]
@@ -29,7 +30,7 @@ class Sampler:
 
     Args:
         network: the generator, with its weights.
-        layer: "nodule", "lung" or "slice".
+        layer: a name of `LAYERS`.
         categories: names in the order of the network's indices; empty for an unconditional network.
         spacing_mm: of a pixel.
         network_batch_size: samples a forward pass; part of what makes a sample, so it does not follow the calls.
@@ -55,8 +56,7 @@ class Sampler:
         device: torch.device | str = "cpu",
         inferer: Inferer | None = None,
     ) -> None:
-        if layer not in ("nodule", "lung", "slice"):
-            raise ValueError(f"layer must be 'nodule', 'lung' or 'slice', got {layer!r}.")
+        self.kind = layer_of(layer)
         self.categories = tuple(categories) or NO_CATEGORY
         if len(self.categories) != network.n_categories:
             raise ValueError(f"Expected {network.n_categories} categories, as the network has, got {self.categories}.")
@@ -73,11 +73,12 @@ class Sampler:
         Args:
             seeds: any integers of 64 bits.
             categories: as many names out of `self.categories`.
-            diameters_mm: as many disc diameters; None draws one as in training.
+            diameters_mm: as many diameters, of the disc or ball; None draws one as in training.
 
         Returns:
-            `hu` int16 (N, H, W); `alpha` float16 (N, H, W) or, for lungs and slices, `mask` uint8 (N, H, W), of the
-            lungs; `category`, a list; `diameter_mm` float32 (N,), as asked or drawn (0 for those); `seed` int64 (N,).
+            `hu` int16 (N, H, W), of cubes (N, D, H, W); `alpha` float16 of the same shape or, for lungs and slices,
+            `mask` uint8, of the lungs; `category`, a list; `diameter_mm` float32 (N,), as asked or drawn (0 for lungs
+            and slices); `seed` int64 (N,).
 
         Raises:
             ValueError: when the lists differ in length or a category is unknown.
@@ -87,10 +88,10 @@ class Sampler:
         generators = [seeded_generator(int(seed)) for seed in seeds]
         latent = torch.cat([draw_latents(g, 1, self.network.latent_dim) for g in generators] or [torch.zeros(0)])
         diameter = self._diameters(generators, index, diameters_mm)
-        samples = self._generate(latent, index, diameter) if generators else torch.zeros(0, 2, 1, 1)
+        samples = self._generate(latent, index, diameter) if generators else torch.zeros(0, 2, *[1] * self.kind.axes)
         image, mask = samples[:, 0].numpy(), samples[:, 1].numpy()
         hu = np.rint(to_hu(image)).astype(np.int16)
-        if self.layer != "nodule":
+        if not self.kind.sized:
             pictures = {"hu": hu, "mask": _lung_masks(mask)}
         else:
             alpha = _nodule_alphas(mask)
@@ -122,11 +123,11 @@ class Sampler:
             quantiles = self.network.diameter_quantiles[index].cpu()
             low = min(int(place), 99)
             value = float(torch.lerp(quantiles[low], quantiles[low + 1], place - low))
-            drawn.append(0.0 if self.layer != "nodule" else value if asked is None else float(asked))
+            drawn.append(0.0 if not self.kind.sized else value if asked is None else float(asked))
         return torch.tensor(drawn, dtype=torch.float32)
 
     def _generate(self, latent: Tensor, category: Tensor, diameter: Tensor) -> Tensor:
-        """Runs the network in blocks of `network_batch_size`, the last one filled up; (N, 2, S, S) on the CPU."""
+        """Runs the network in blocks of `network_batch_size`, the last one filled up; (N, 2, ...) on the CPU."""
         blocks = []
         for start in range(0, len(latent), self.network_batch_size):
             inputs = [values[start : start + self.network_batch_size] for values in (latent, category, diameter)]
@@ -139,27 +140,30 @@ class Sampler:
 
 
 def _nodule_alphas(alpha: np.ndarray) -> np.ndarray:
-    """Alphas (N, H, W) as float16, one connected nodule each: nothing faint, nothing apart, nothing on the border."""
+    """Alphas (N, [D, ]H, W) as float16, one connected nodule each: nothing faint, apart or on the border."""
     cleaned = np.where(alpha < FAINT, 0, alpha)
-    cleaned[:, [0, -1], :] = 0
-    cleaned[:, :, [0, -1]] = 0
-    return np.stack([one * _components(one > 0, one, largest=1) for one in cleaned]).astype(np.float16)
+    for axis in range(1, cleaned.ndim):
+        np.moveaxis(cleaned, axis, 0)[[0, -1]] = 0
+    return np.reshape([one * _components(one > 0, one, largest=1) for one in cleaned], alpha.shape).astype(np.float16)
 
 
 def _even_surroundings(hu: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """HU (N, H, W) with one level, the median, wherever alpha is 0, as in the patches of a cohort."""
+    """HU (N, [D, ]H, W) with one level, the median, wherever alpha is 0, as in the patches of a cohort."""
     level = [np.median(one[outside]) if outside.any() else 0 for one, outside in zip(hu, alpha == 0, strict=True)]
-    return np.where(alpha == 0, np.rint(level).astype(np.int16)[:, None, None], hu)
+    levels = np.rint(level).astype(np.int16).reshape(-1, *[1] * (hu.ndim - 1))
+    return np.where(alpha == 0, levels, hu)
 
 
 def _lung_masks(mask: np.ndarray) -> np.ndarray:
     """Lung masks (N, H, W) as uint8: the two largest components above 0.5, unless one is small."""
     inside = mask >= 0.5
-    return np.stack([_components(one, one.astype(np.float32), largest=2) for one in inside]).astype(np.uint8)
+    return np.reshape([_components(one, one.astype(np.float32), largest=2) for one in inside], mask.shape).astype(
+        np.uint8
+    )
 
 
 def _components(inside: np.ndarray, weight: np.ndarray, *, largest: int) -> np.ndarray:
-    """The `largest` heaviest connected components of a mask (H, W), those below `LARGE_PART` of the first left out."""
+    """The `largest` heaviest components of a mask ([D, ]H, W), those below `LARGE_PART` of the first left out."""
     labels, count = ndimage.label(inside)
     if count < 2:
         return inside

@@ -4,9 +4,10 @@
 import torch
 from torch import Tensor, nn
 
+from .kinds import equal_diameter
 from .slopes import slopes_only
 
-__all__ = ["disc_diameter_mm", "energy_distance", "gradient_penalty"]
+__all__ = ["energy_distance", "gradient_penalty", "mask_diameter_mm"]
 
 
 def gradient_penalty(
@@ -32,14 +33,16 @@ def gradient_penalty(
         return (torch.linalg.vector_norm(slope.flatten(1), dim=1) - 1).square().mean()
 
 
-def disc_diameter_mm(mask: Tensor, spacing_mm: float) -> Tensor:
-    """Diameter of the disc of the same area as a soft mask (B, H, W) at 0.5, in mm, shape (B,), with a gradient.
+def mask_diameter_mm(mask: Tensor, spacing_mm: float) -> Tensor:
+    """Diameter of the disc as large as a soft mask (B, H, W) at 0.5, or of the ball as large as one of (B, D, H, W).
+
+    In mm, shape (B,), with a gradient.
 
     The step at 0.5 is a steep sigmoid, shifted and scaled to send 0 to 0 and 1 to 1, so that an empty mask has no area.
     """
     low, high = torch.sigmoid(torch.tensor([-5.0, 5.0])).tolist()
     inside = (torch.sigmoid((mask - 0.5) * 10) - low) / (high - low)
-    return 2 * spacing_mm * (inside.sum(dim=(1, 2)) / torch.pi + 1e-3).sqrt()
+    return equal_diameter(inside.flatten(1).sum(dim=1), mask.ndim - 1, least=1e-3) * spacing_mm
 
 
 def energy_distance(real: Tensor, fake: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of samples: images in a lung window on the left, their masks on the right, one set below the other."""
+"""Pictures of samples: images in a lung window on the left, their masks on the right, one set below the other.
+
+Of a cube, the three planes through its middle stand side by side: axial, coronal, sagittal.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,15 +21,24 @@ GAP = 6  # pixels of white between sets
 
 
 def montage(sets: Sequence[Tensor], *, columns: int) -> np.ndarray:
-    """Lays out sets of samples (N, 2, S, S), such as real and generated ones, in rows of `columns`; uint8."""
+    """Lays out sets of samples (N, 2, S, S[, S]), such as real and generated ones, in rows of `columns`; uint8."""
     blocks = []
-    for samples in sets:
+    for samples in map(_planes, sets):
         image = to_grey(to_hu(samples[:, 0]).float().numpy())
         mask = np.rint(samples[:, 1].float().numpy().clip(0, 1) * 255).astype(np.uint8)
         left, right = (_grid(pictures, columns) for pictures in (image, mask))
         gap = np.full((left.shape[0], GAP), 255, np.uint8)
         blocks += [np.concatenate([left, gap, right], axis=1), np.full((GAP, 2 * left.shape[1] + GAP), 255, np.uint8)]
     return np.concatenate(blocks[:-1])
+
+
+def _planes(samples: Tensor) -> Tensor:
+    """Samples as they are shown, (N, 2, S, S), or (N, 2, S, 3 * S) of cubes; head and front are up."""
+    if samples.ndim == 4:
+        return samples
+    middle = samples.shape[-1] // 2
+    axial, coronal, sagittal = (samples.select(axis, middle) for axis in (2, 3, 4))
+    return torch.cat([axial, coronal.flip(2), sagittal.flip(2)], dim=3)
 
 
 def _grid(pictures: np.ndarray, columns: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from .augment import AugmentationRange
 from .data import Batch, CohortSamples
 from .draws import StepDraws, averaged, gathered
 from .latents import seeded_generator
-from .losses import disc_diameter_mm, energy_distance, gradient_penalty
+from .losses import energy_distance, gradient_penalty, mask_diameter_mm
 from .objectives import Objective, Wasserstein
 from .precision import bfloat16_is_fast
 from .zoom import Zoom
@@ -177,7 +177,7 @@ class WCapsGANTrainer(Trainer):
         loss = self.objective.generator_loss(values)
         error = torch.zeros((), device=fake.device)
         if self.diameter_weight > 0:
-            error = (disc_diameter_mm(fake[:, 1], self.dataset.spacing_mm) - asked.diameter_mm).abs().mean()
+            error = (mask_diameter_mm(fake[:, 1], self.dataset.spacing_mm) - asked.diameter_mm).abs().mean()
             loss = loss + self.diameter_weight * error
         with torch.set_grad_enabled(self.energy_weight > 0):
             energy = energy_distance(

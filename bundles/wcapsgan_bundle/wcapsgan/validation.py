@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 class GenerationEvaluator(Evaluator):
     """Generates one sample for each real one, of its category and diameter, from the latent of its index.
 
-    `state.output` has `label`, the real samples, and `pred`, the generated ones, (B, 2, S, S).
+    `state.output` has `label`, the real samples, and `pred`, the generated ones, (B, 2, S, S[, S]).
     """
 
     def __init__(

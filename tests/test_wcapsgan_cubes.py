@@ -1,0 +1,184 @@
+"""Laws of layer I of wcapsgan_bundle in three dimensions: the cubes of a cohort, their training and their samples."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+from PIL import Image
+from wcapsgan_toys import ball, disc, write_cubes
+
+BUNDLE = Path(__file__).parents[1] / "bundles" / "wcapsgan_bundle"
+sys.path.insert(0, str(BUNDLE))
+
+from wcapsgan.augment import AugmentationRange, augment  # noqa: E402
+from wcapsgan.critic import MultiScaleCritic  # noqa: E402
+from wcapsgan.data import CohortSamples, load_datalist  # noqa: E402
+from wcapsgan.distance import sliced_wasserstein  # noqa: E402
+from wcapsgan.inferer import Sampler  # noqa: E402
+from wcapsgan.kinds import layer_of  # noqa: E402
+from wcapsgan.latents import seeded_generator  # noqa: E402
+from wcapsgan.losses import mask_diameter_mm  # noqa: E402
+from wcapsgan.montage import montage  # noqa: E402
+from wcapsgan.network import Generator  # noqa: E402
+from wcapsgan.precision import on_device  # noqa: E402
+from wcapsgan.weights import load_network  # noqa: E402
+
+CATEGORIES = ["ground_glass", "solid"]
+TINY = {"size": 16, "spacing_mm": 1.4, "channels": 4, "latent_dim": 4}
+
+
+def tiny_generator(**settings) -> Generator:
+    return Generator(4, 2, 16, 4, zoomed=True, flat_background=True, spacing_mm=1.4, spatial_dims=3, **settings)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Path:
+    return write_cubes(tmp_path_factory.mktemp("cubes"), ["ground_glass", "solid", "solid", "unknown"])
+
+
+def run(configs: list[str], **overrides) -> None:
+    workflow = ConfigWorkflow(
+        config_file=[str(BUNDLE / "configs" / f"{name}.json") for name in configs],
+        meta_file=str(BUNDLE / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type="train" if configs[0] == "train" else "infer",
+        bundle_root=str(BUNDLE),
+        categories=CATEGORIES,
+        device="cpu",
+        **TINY,
+        **overrides,
+    )
+    workflow.initialize()
+    workflow.run()
+
+
+def test_a_ball_comes_back_with_its_diameter(cohort) -> None:
+    samples = CohortSamples(load_datalist(cohort, "cube", "training"), layer="cube", size=32, spacing_mm=0.7)
+    expected = torch.tensor([0.3 + 0.05 * i for i in range(4)]) * 32 * 0.7
+    torch.testing.assert_close(samples.diameter_mm, expected, atol=0.3, rtol=0)
+    halved = CohortSamples(load_datalist(cohort, "cube", "training"), layer="cube", size=16, spacing_mm=1.4)
+    assert halved.take(torch.tensor([0])).samples.shape == (1, 2, 16, 16, 16)
+    torch.testing.assert_close(halved.diameter_mm, expected, atol=0.6, rtol=0)
+    torch.testing.assert_close(halved.hu[0, 8, 8, 8], torch.tensor(-500, dtype=torch.int16))
+
+
+def test_the_diameter_of_a_soft_mask_is_that_of_its_axes() -> None:
+    cubes = torch.from_numpy(np.stack([ball(20, 32), ball(0, 32)])).float()
+    diameter = mask_diameter_mm(cubes, 1.4)
+    assert float(diameter[0]) == pytest.approx(28, abs=0.5)
+    assert float(diameter[1]) < 0.4
+    slices = torch.from_numpy(disc(20, 32)).float()[None]
+    assert float(mask_diameter_mm(slices, 1.4)) == pytest.approx(28, abs=0.5)
+
+
+def test_cubes_of_another_grid_and_unknown_layers_are_named(cohort) -> None:
+    with pytest.raises(ValueError, match=r"expected cubes of 64 x 64 x 64 pixels or a multiple, got 32 x 32 x 32"):
+        CohortSamples(load_datalist(cohort, "cube", "training"), layer="cube", size=64)
+    with pytest.raises(ValueError, match=r"'test', got none.*cover 44\.8 mm"):
+        load_datalist(cohort, "cube", "test")
+    with pytest.raises(ValueError, match=r"layer must be one of \['nodule', 'cube', 'lung', 'slice'\], got 'ball'"):
+        layer_of("ball")
+
+
+def test_the_mask_moves_with_its_image_in_all_axes() -> None:
+    mask = torch.from_numpy(ball(6, 16)).float().roll((3, 2, 1), dims=(0, 1, 2)).expand(8, 16, 16, 16)
+    x = torch.stack([mask * 2 - 1, mask], dim=1)
+    moves = AugmentationRange(brightness=0, contrast=0, translation=0.125, rotation_deg=10, zoom=0.1)
+    moved = augment(x, moves.draw(seeded_generator(0), x.shape))
+    torch.testing.assert_close(moved[:, 0], moved[:, 1] * 2 - 1, atol=1e-4, rtol=0)
+    middles = [(torch.stack(torch.where(sample[1] > 0.5)).float().mean(dim=1) - 7.5) for sample in moved]
+    assert len({tuple(torch.sign(middle).tolist()) for middle in middles}) > 4  # flipped along each axis
+
+
+def test_distance_of_cubes_tells_a_stretch_along_the_slices() -> None:
+    real = torch.randn(6, 2, 16, 16, 16, generator=seeded_generator(1))
+    assert sliced_wasserstein(real, real)["swd"] == 0
+    stretched = real[:, :, torch.arange(16) // 2 + 4]
+    alike = torch.randn(6, 2, 16, 16, 16, generator=seeded_generator(2))
+    assert sliced_wasserstein(real, stretched)["swd"] > 1.2 * sliced_wasserstein(real, alike)["swd"] > 0
+
+
+def test_a_picture_of_a_cube_shows_its_three_middle_planes_with_the_head_up() -> None:
+    cube = torch.zeros(1, 2, 16, 16, 16)
+    cube[:, 1, 12:, 8, 8] = 1  # towards the head
+    cube[:, 1, 8, :4, 8] = 0.5  # towards the front
+    picture = montage([cube], columns=1)[:, 3 * 16 + 6 :]
+    axial, coronal, sagittal = (picture[:, 16 * i : 16 * (i + 1)] for i in range(3))
+    assert axial[:4, 8].all()
+    assert coronal[:4, 8].all()
+    assert sagittal[:4, 8].all()
+    assert sagittal[7, :4].all()
+    assert (picture > 0).sum() == 4 + 4 + 8
+
+
+def test_networks_of_either_kind_are_the_same_after_moving() -> None:
+    for dims in (2, 3):
+        torch.manual_seed(0)
+        critic = MultiScaleCritic(2, 16, 4, spatial_dims=dims).eval()
+        x, category, diameter = torch.randn(2, 2, *[16] * dims), torch.arange(2), torch.tensor([6.0, 9.0])
+        before = critic(x, category, diameter)
+        moved = on_device(critic, "cpu")
+        last = torch.channels_last if dims == 2 else torch.channels_last_3d
+        assert moved.critics[0].first.weight.is_contiguous(memory_format=last)
+        torch.testing.assert_close(moved(x, category, diameter), before)
+
+
+def test_one_seed_makes_one_cube_in_any_company() -> None:
+    torch.manual_seed(0)
+    network = tiny_generator()
+    network.diameter_quantiles.copy_(torch.linspace(6, 10, 101).expand(2, 101))
+    sampler = Sampler(network, layer="cube", categories=CATEGORIES, spacing_mm=1.4, network_batch_size=2)
+    together = sampler([1, 2, 3], ["solid"] * 3, [None, 8.0, None])
+    alone = sampler([2], ["solid"], [8.0])
+    assert together["hu"].shape == together["alpha"].shape == (3, 16, 16, 16)
+    for key in ("hu", "alpha", "diameter_mm"):
+        assert alone[key].tobytes() == together[key][1:2].tobytes()
+    faces = np.ones((16,) * 3, bool)
+    faces[1:-1, 1:-1, 1:-1] = False
+    assert not together["alpha"][:, faces].any()
+    assert len(np.unique(together["hu"][0][together["alpha"][0] == 0])) == 1
+    assert sampler([], [], [])["hu"].shape == (0, 1, 1, 1)
+
+
+def test_resumed_training_of_cubes_equals_uninterrupted_training(cohort, tmp_path) -> None:
+    settings = {
+        "dataset_dir": str(cohort),
+        "critic_channels": 4,
+        "critic_scales": [1],
+        "critic_depths": [1],
+        "epoch_length": 2,
+        "batch_size": 2,
+        "val_interval": 1,
+    }
+    overlay, state = ["train", "train_cube"], "resume_checkpoint_epoch={}.pt"
+    run(overlay, output_dir=str(tmp_path / "whole"), max_epochs=2, **settings)
+    run(overlay, output_dir=str(tmp_path / "parts"), max_epochs=1, **settings)
+    torch.rand(7)  # noise between the two
+    first = str(tmp_path / "parts" / state.format(1))
+    run(overlay, output_dir=str(tmp_path / "parts"), max_epochs=2, resume_from=first, **settings)
+    whole, resumed = (torch.load(tmp_path / name / state.format(2), weights_only=True) for name in ("whole", "parts"))
+    for part in ("generator", "critic", "ema"):
+        for key, value in whole[part].items():
+            assert torch.equal(value, resumed[part][key]), (part, key)
+    sidecar = json.loads((tmp_path / "parts" / "model_cube.json").read_text())
+    assert sidecar["layer"] == "cube"
+    assert "swd" in sidecar["validation"]
+    assert (tmp_path / "parts" / "samples" / "epoch_0002.png").is_file()
+    assert float(load_network(tiny_generator(), tmp_path / "parts" / "model_cube.pt").diameter_quantiles.min()) > 5
+
+
+def test_inference_writes_cubes(tmp_path) -> None:
+    torch.save(tiny_generator().state_dict(), tmp_path / "model_cube.pt")
+    weights = str(tmp_path / "model_cube.pt")
+    run(["inference", "inference_cube"], output_dir=str(tmp_path), weights=weights, count=3, first_seed=5)
+    with np.load(tmp_path / "samples.npz") as samples:
+        assert sorted(samples) == ["alpha", "category", "diameter_mm", "hu", "seed"]
+        assert samples["hu"].shape == samples["alpha"].shape == (3, 16, 16, 16)
+        assert (samples["hu"].dtype, samples["alpha"].dtype) == (np.int16, np.float16)
+        assert samples["seed"].tolist() == [5, 6, 7]
+    with Image.open(tmp_path / "montage.png") as picture:
+        assert picture.size == (2 * 4 * 3 * 16 + 6, 16)
