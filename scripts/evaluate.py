@@ -40,6 +40,7 @@ def _add_segmentation(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     parser = commands.add_parser("segmentation", help="Table I: methods of segmentation")
     parser.set_defaults(judge=judge_segmentation)
     _add_common(parser)
+    _add_methods(parser)
     parser.add_argument(
         "--composites", type=int, default=200, help="whole slices with a known nodule to make (default: 200)"
     )
@@ -50,6 +51,7 @@ def _add_generation(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     parser = commands.add_parser(kind, help=titles.get(kind, f"Table II: generators of {kind}"))
     parser.set_defaults(judge=judge_generation, kind=kind)
     _add_common(parser)
+    _add_methods(parser)
     parser.add_argument(
         "--count",
         type=int,
@@ -131,6 +133,13 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         default="test",
         help="validation: to choose weights and thresholds",
     )
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    parser.add_argument(
+        "--tracking-uri", help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db)"
+    )
+
+
+def _add_methods(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         type=Path,
@@ -147,10 +156,6 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--require-held-out",
         action="store_true",
         help="refuse methods that may have been trained on the judged patients",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
-    parser.add_argument(
-        "--tracking-uri", help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db)"
     )
 
 
@@ -186,8 +191,6 @@ def judge_utility(options: dict[str, object], tracking_uri: str | None) -> None:
     from lungsynth.judge.utility.run import UtilitySettings, judge_utility
     from lungsynth.tracking import DEFAULT_URI, ui_command
 
-    for name in ("weights", "methods", "require_held_out"):  # of other tables
-        options.pop(name, None)
     result = judge_utility(UtilitySettings(**options), tracking_uri=tracking_uri or DEFAULT_URI)  # type: ignore[arg-type]
     print(result.markdown)
     print(
