@@ -233,7 +233,7 @@ def test_a_nodule_never_found_is_not_lost_and_findings_of_the_lung_are_not_new(t
 def test_within_the_margin_nothing_may_get_worse(tmp_path) -> None:
     library, _, _ = library_in(tmp_path)
     recipe, renderer = recipe_on(library, PLACES[0]), Renderer(library)
-    sample, gate = renderer.render(recipe), Gate(Bright(), margin=0.2, tolerance=0.02)
+    sample, gate = renderer.render(recipe), Gate(Bright(), margin=0.85, tolerance=0.1)
     centre = sample.boxes[0].row_from + 3.0, sample.boxes[0].column_from + 3.0
 
     def worse(place, before: float, after: float) -> tuple[int, int, int, int]:

@@ -6,6 +6,7 @@ or new is blended back: around it the slice becomes again what it was, with a sm
 
 A probability depends a little on how much of the slice the detector sees. So a gate that looks at parts of slices keeps
 a margin around the operating point, in which no probability may get worse by more than a tolerance; none may cross it.
+Both are of log-odds: a network that is sure of itself has its operating point near 1, where probabilities lie close.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from scipy import special
 
 from lungsynth.enhancement.regions import grown
 from lungsynth.layers import Box, Rendered
@@ -29,6 +31,7 @@ _LEAST_RADIUS_MM = 2.0
 _CLEAR_PX = 4  # around what is blended back, the slice is wholly what it was
 _PASSAGE_PX = 12  # over which it passes to what was made of it
 SHARE_STEPS = 256
+_LEAST = 1e-4  # no probability counts as nearer to 0 or 1 than this
 
 
 class Spot(NamedTuple):
@@ -70,8 +73,8 @@ class Gate:
         detector: of `lung_seg_bundle`; its `operating_point` says from which probability on it found something.
         context_mm: what it sees around a region that is looked at.
         same_mm: candidates before and after this near are one.
-        margin: around the operating point; 0 compares what counts as found and nothing else.
-        tolerance: of changes within the margin.
+        margin: around the operating point, in log-odds; 0 compares what counts as found and nothing else.
+        tolerance: of changes within the margin, in log-odds.
     """
 
     def __init__(
@@ -109,16 +112,19 @@ class Gate:
             sample: its nodules.
             spacing_mm: (row, column).
         """
-        point, low, high = (self.operating_point + self.margin * side for side in (0, -1, 1))
-        was, still = (_highest(found, self._on_nodules(found, sample, spacing_mm)) for found in (before, after))
+        point = _log_odds(self.operating_point)
+        low, high = point - self.margin, point + self.margin
+        was, still = (
+            _log_odds(_highest(found, self._on_nodules(found, sample, spacing_mm))) for found in (before, after)
+        )
         gone = (was >= point) & (still < point)
         fallen = gone | (was >= low) & (still < np.minimum(was - self.tolerance, high))
         lost = tuple(_spot(sample.boxes[index]) for index in np.flatnonzero(fallen))
         free = after[~self._on_nodules(after, sample, spacing_mm).any(axis=1)]
         near = _distances_mm(before, free[:, 1:3], spacing_mm) <= self.same_mm
-        known = _highest(before, near)
-        new = (free[:, 4] >= point) & (known < point)
-        risen = new | (free[:, 4] >= low) & (known < high) & (free[:, 4] > known + self.tolerance)
+        known, seen = _log_odds(_highest(before, near)), _log_odds(free[:, 4])
+        new = (seen >= point) & (known < point)
+        risen = new | (seen >= low) & (known < high) & (seen > known + self.tolerance)
         pixel_mm = min(spacing_mm)
         invented = tuple(Spot(float(c[1]), float(c[2]), float(c[3]) / 2 / pixel_mm) for c in free[risen])
         counts = {"found": was >= point, "n_lost": gone, "n_invented": new}
@@ -128,8 +134,8 @@ class Gate:
         part = np.ascontiguousarray(hu[seen.row_from : seen.row_to, seen.column_from : seen.column_to])
         found = np.asarray(self.detector(part[None], (_SLICE_MM, *spacing_mm))["candidates"], dtype=np.float64)
         found = found.reshape(-1, 5)
-        least = self.operating_point - self.margin
-        return found[found[:, 4] >= least] + [0, seen.row_from, seen.column_from, 0, 0]
+        counts = _log_odds(found[:, 4]) >= _log_odds(self.operating_point) - self.margin
+        return found[counts] + [0, seen.row_from, seen.column_from, 0, 0]
 
     def _on_nodules(self, found: Candidates, sample: Rendered, spacing_mm: tuple[float, float]) -> np.ndarray:
         """Which candidate is on which nodule, (candidates, nodules)."""
@@ -158,6 +164,10 @@ def passage(spots: Sequence[Spot], shape: tuple[int, int]) -> Plane:
 def _highest(found: Candidates, there: np.ndarray) -> np.ndarray:
     """Highest probability of the candidates (first axis of `there`) at each place; 0 where there is none."""
     return np.asarray(np.where(there, found[:, 4:5], 0.0).max(axis=0, initial=0.0))
+
+
+def _log_odds(probability: Any) -> Any:
+    return special.logit(np.clip(probability, _LEAST, 1 - _LEAST))
 
 
 def _spot(box: Box) -> Spot:

@@ -23,7 +23,7 @@ __all__ = ["EnhancementStage", "Outcome", "Verdict", "open_stage"]
 
 Verdict = Literal["unchecked", "kept", "blended", "refused"]
 
-GATE_MARGIN, GATE_TOLERANCE = 0.2, 0.02
+GATE_MARGIN, GATE_TOLERANCE = 2.0, 0.2  # log-odds
 _ROUNDS = 3  # of blending back before a slice is refused
 
 
