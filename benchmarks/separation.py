@@ -36,7 +36,7 @@ from lungsynth.separation.stacks import Stack, read_stacks
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 HELD_OUT = ("validation", "test")
-THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))
+THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.987, 0.99, 0.993, 0.996, 0.998, 0.999)
 SIZES_MM = (0, 6, 10, 20, np.inf)
 GROUPS = {
     "impurity_composites": "nodule slices kept, composites",
@@ -180,7 +180,7 @@ def print_table(result: dict[str, Any]) -> None:
     print("|---|" + "---|" * len(heads))
     print("| without the network | 100.0 | 100.0 | 0.0 | 0.0 |")
     for row in result["thresholds"]:
-        print(f"| {row['threshold']:.2f} | " + " | ".join(_text(row[group]) for group in GROUPS) + " |")
+        print(f"| {row['threshold']:g} | " + " | ".join(_text(row[group]) for group in GROUPS) + " |")
     print("\n% [95 % interval over patients, from 5 patients on]; composites by diameter in mm at a threshold of 0.5:")
     middle = next(row for row in result["thresholds"] if row["threshold"] == 0.5)
     print(", ".join(f"{size}: {_text(figure)}" for size, figure in middle["impurity_by_mm"].items()))

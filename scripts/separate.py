@@ -28,8 +28,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--threshold",
         type=float,
-        default=0.5,
-        help="probability from which on a candidate counts, 0.05 to 1; lower: purer, smaller normal set (default: 0.5)",
+        help="probability from which on a candidate counts, 0.05 to 1; lower: purer, smaller normal set (default: the "
+        "network's operating point)",
     )
     parser.add_argument(
         "--min-diameter-mm", type=float, default=3.0, metavar="MM", help="smaller candidates are ignored (default: 3)"
@@ -68,12 +68,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     # Imported here, because torch, MONAI and MLflow take seconds that --help need not wait for.
-    from lungsynth.separation import Rules, SeparationSettings, separate_cohort
+    from lungsynth.separation import Rules, SeparationSettings, operating_point, separate_cohort
     from lungsynth.tracking import DEFAULT_URI
 
     uri = args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     try:
-        rules = Rules(threshold=args.threshold, min_diameter_mm=args.min_diameter_mm)
+        threshold = operating_point(args.bundles) if args.threshold is None else args.threshold
+        rules = Rules(threshold=threshold, min_diameter_mm=args.min_diameter_mm)
         settings = SeparationSettings(cohort=args.cohort, out=args.out, bundles=args.bundles, rules=rules)
         result = separate_cohort(settings, tracking_uri=uri)
     except InputError as error:

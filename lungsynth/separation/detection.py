@@ -20,7 +20,7 @@ from lungsynth.ct.volume import Volume
 from lungsynth.errors import InputError
 from lungsynth.types import HuVolume
 
-__all__ = ["LOWEST_PROBABILITY", "Candidate", "Detector", "find_candidates", "open_detector"]
+__all__ = ["LOWEST_PROBABILITY", "Candidate", "Detector", "find_candidates", "open_detector", "operating_point"]
 
 Detector = Callable[[HuVolume, tuple[float, float, float]], Mapping[str, np.ndarray]]
 
@@ -76,6 +76,18 @@ def open_detector(bundles: Path) -> Detector:
     lowest = {"candidate_threshold": LOWEST_PROBABILITY}
     detector: Detector = open_bundle(bundles, "lung_seg", component="detector", overrides=lowest)
     return detector
+
+
+def operating_point(bundles: Path) -> float:
+    """The probability from which on the detector of `lung_seg_bundle` says that it found something.
+
+    Raises:
+        InputError: as `open_detector`, or when the detector does not tell.
+    """
+    point = getattr(open_detector(bundles), "operating_point", None)
+    if point is None:
+        raise InputError(f"{bundles}: the detector of lung_seg_bundle has no operating point. Give --threshold.")
+    return float(point)
 
 
 def find_candidates(detector: Detector, volume: Volume) -> list[Candidate]:
