@@ -10,6 +10,7 @@ training part's reals.
 
 import argparse
 import json
+import statistics
 import sys
 import tempfile
 import time
@@ -17,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
 HERE = Path(__file__).resolve().parent
 BUNDLE = HERE.parent / "bundles" / "cyclegan_bundle"
 GENERATORS = {"this bundle's": {}, "ResNet, 9 blocks, 64 channels": {"_target_": "enhance_resnet.ResnetGenerator"}}
-EPOCH = 20  # steps
+EPOCH = 10  # steps
 TRIAL = 6  # steps that are timed
 
 
@@ -55,11 +57,9 @@ def main() -> None:
 def trained(definition: dict[str, Any], args: argparse.Namespace) -> dict[str, float]:
     """Figures of the last validation, after a training that fills the minutes."""
     _, seconds = _train(definition, args, epochs=1, length=TRIAL, validate=False)
-    _, start = _train(definition, args, epochs=1, length=1, validate=False)
-    step = (seconds - start) / (TRIAL - 1)
-    epochs = max(int(args.minutes * 60 / (step * EPOCH)), 1)
+    epochs = max(int(args.minutes * 60 / (statistics.median(seconds) * EPOCH)), 1)
     metrics, seconds = _train(definition, args, epochs=epochs, length=EPOCH, validate=True)
-    return {"steps": epochs * EPOCH, "minutes": epochs * EPOCH * step / 60, "minutes_in_all": seconds / 60, **metrics}
+    return {"steps": len(seconds), "minutes": sum(seconds) / 60, **metrics}
 
 
 def floor_of(args: argparse.Namespace) -> float:
@@ -79,13 +79,16 @@ def floor_of(args: argparse.Namespace) -> float:
 
 def _train(
     definition: dict[str, Any], args: argparse.Namespace, *, epochs: int, length: int, validate: bool
-) -> tuple[dict[str, float], float]:
-    """The last validation's figures, and CPU seconds."""
+) -> tuple[dict[str, float], list[float]]:
+    """The last validation's figures, and the CPU seconds of each step."""
+    begun: list[float] = []
+    seconds: list[float] = []
     with tempfile.TemporaryDirectory() as out:
         workflow = _workflow(definition, args, out, epochs=epochs, length=length, validate=validate)
-        begin = time.process_time()
+        trainer = workflow.parser.get_parsed_content("train#trainer")
+        trainer.add_event_handler(Events.ITERATION_STARTED, lambda: begun.append(time.process_time()))
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: seconds.append(time.process_time() - begun[-1]))
         workflow.run()
-        seconds = time.process_time() - begin
         metrics = workflow.parser.get_parsed_content("validate#evaluator").state.metrics
     return {key: float(value) for key, value in metrics.items()}, seconds
 
