@@ -29,14 +29,14 @@ from lungsynth.bundles import read_weights
 from lungsynth.cohort.records import Part, SeriesRow, SliceRow
 from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
-from lungsynth.separation.detection import Detector, find_candidates, open_detector
+from lungsynth.separation.detection import Detector, find_candidates, open_detector, operating_point
 from lungsynth.separation.series import still_normal
 from lungsynth.separation.source import SourceCohort, read_source
 from lungsynth.separation.stacks import Stack, read_stacks
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 HELD_OUT = ("validation", "test")
-THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.987, 0.99, 0.993, 0.996, 0.998, 0.999)
+THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.993, 0.996, 0.998, 0.999)
 SIZES_MM = (0, 6, 10, 20, np.inf)
 GROUPS = {
     "impurity_composites": "nodule slices kept, composites",
@@ -181,9 +181,10 @@ def print_table(result: dict[str, Any]) -> None:
     print("| without the network | 100.0 | 100.0 | 0.0 | 0.0 |")
     for row in result["thresholds"]:
         print(f"| {row['threshold']:g} | " + " | ".join(_text(row[group]) for group in GROUPS) + " |")
-    print("\n% [95 % interval over patients, from 5 patients on]; composites by diameter in mm at a threshold of 0.5:")
-    middle = next(row for row in result["thresholds"] if row["threshold"] == 0.5)
-    print(", ".join(f"{size}: {_text(figure)}" for size, figure in middle["impurity_by_mm"].items()))
+    chosen = next(row for row in result["thresholds"] if row["threshold"] == result["operating_point"])
+    print("\n% [95 % interval over patients, from 5 patients on]")
+    print(f"composites by diameter in mm at the operating point, {chosen['threshold']:g}:")
+    print(", ".join(f"{size}: {_text(figure)}" for size, figure in chosen["impurity_by_mm"].items()))
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -191,6 +192,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     weights = read_weights(args.bundles, "lung_seg")
     gap_mm = float(source.described["settings"]["nodule_gap_mm"])
     detector = open_detector(args.bundles)
+    point = operating_point(detector)
 
     def look(stack: Stack) -> np.ndarray:
         return taken_out_at(detector, stack, min_diameter_mm=args.min_diameter_mm, gap_mm=gap_mm)
@@ -205,7 +207,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "rounds": args.rounds,
         "seed": args.seed,
         "n": counts(seen),
-        "thresholds": [figures_at(seen, threshold, args.seed) for threshold in THRESHOLDS],
+        "operating_point": point,
+        "thresholds": [figures_at(seen, threshold, args.seed) for threshold in sorted({*THRESHOLDS, point})],
     }
 
 

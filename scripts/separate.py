@@ -68,14 +68,18 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     # Imported here, because torch, MONAI and MLflow take seconds that --help need not wait for.
-    from lungsynth.separation import Rules, SeparationSettings, operating_point, separate_cohort
+    from lungsynth.separation import SeparationSettings, separate_cohort
     from lungsynth.tracking import DEFAULT_URI
 
     uri = args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     try:
-        threshold = operating_point(args.bundles) if args.threshold is None else args.threshold
-        rules = Rules(threshold=threshold, min_diameter_mm=args.min_diameter_mm)
-        settings = SeparationSettings(cohort=args.cohort, out=args.out, bundles=args.bundles, rules=rules)
+        settings = SeparationSettings(
+            cohort=args.cohort,
+            out=args.out,
+            bundles=args.bundles,
+            threshold=args.threshold,
+            min_diameter_mm=args.min_diameter_mm,
+        )
         result = separate_cohort(settings, tracking_uri=uri)
     except InputError as error:
         print(error, file=sys.stderr)

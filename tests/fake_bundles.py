@@ -130,7 +130,7 @@ def linear_state(width: int, fill: float = 0.0) -> dict:
 def write_fake_bundles(bundles: Path, prefix: str) -> Path:
     """The three bundles that the chain opens; `prefix` keeps the packages of two folders apart."""
     sampler, enhancer, segmenter = (f"{prefix}_{name}" for name in ("wcapsgan", "cyclegan", "lung_seg"))
-    at = "$str(@bundle_root) + "
+    at = "$'/'.join([str(@bundle_root), 'models', '{}'])"
     write_bundle(
         bundles,
         "wcapsgan",
@@ -141,7 +141,7 @@ def write_fake_bundles(bundles: Path, prefix: str) -> Path:
                 "network_def": {"_target_": f"{sampler}.sampling.Net", "width": 3},
                 "sampler": {
                     "_target_": f"{sampler}.sampling.NoduleSampler",
-                    "weights": at + "'/models/model.pt'",
+                    "weights": at.format("model.pt"),
                     "network": "@network_def",
                 },
             },
@@ -149,7 +149,7 @@ def write_fake_bundles(bundles: Path, prefix: str) -> Path:
                 "network_def": {"_target_": f"{sampler}.sampling.Net", "width": 4},
                 "sampler": {
                     "_target_": f"{sampler}.sampling.LungSampler",
-                    "weights": at + "'/models/model_lung.pt'",
+                    "weights": at.format("model_lung.pt"),
                 },
             },
         },
@@ -162,7 +162,7 @@ def write_fake_bundles(bundles: Path, prefix: str) -> Path:
         {
             "inference.json": {
                 "bundle_root": ".",
-                "enhancer": {"_target_": f"{enhancer}.sampling.Enhancer", "weights": at + "'/models/model.pt'"},
+                "enhancer": {"_target_": f"{enhancer}.sampling.Enhancer", "weights": at.format("model.pt")},
             }
         },
         {"model.pt": linear_state(2)},
@@ -174,8 +174,8 @@ def write_fake_bundles(bundles: Path, prefix: str) -> Path:
         {
             "inference.json": {
                 "bundle_root": ".",
-                "segmenter": {"_target_": f"{segmenter}.sampling.Segmenter", "weights": at + "'/models/model.pt'"},
-                "detector": {"_target_": f"{segmenter}.sampling.Detector", "weights": at + "'/models/model.pt'"},
+                "segmenter": {"_target_": f"{segmenter}.sampling.Segmenter", "weights": at.format("model.pt")},
+                "detector": {"_target_": f"{segmenter}.sampling.Detector", "weights": at.format("model.pt")},
             }
         },
         {"model.pt": linear_state(2)},

@@ -86,7 +86,7 @@ def write_toy_cohort(folder: Path, *, patients: int = 12) -> Path:
 def write_generator_bundle(folder: Path, prefix: str) -> tuple[Path, Path]:
     """Bundles and weights with `w_capsulegan`, `gan` (fails), `dcgan` and `wgan` (no weights)."""
     package, bundles, weights = f"{prefix}_wcapsgan", folder / "bundles", folder / "weights"
-    at = "$str(@bundle_root) + '/models/model.pt'"
+    at = "$'/'.join([str(@bundle_root), 'models', 'model.pt'])"
     own = {
         "bundle_root": ".",
         "weights": at,

@@ -57,7 +57,7 @@ def write_method_bundle(folder: Path, prefix: str) -> tuple[Path, Path]:
     package, bundles, weights = f"{prefix}_lung_seg", folder / "bundles", folder / "weights"
     own = {
         "bundle_root": ".",
-        "ckpt_path": "$str(@bundle_root) + '/models/model.pt'",
+        "ckpt_path": "$'/'.join([str(@bundle_root), 'models', 'model.pt'])",
         "detector": {"_target_": f"{package}.detecting.Bright", "ckpt_path": "@ckpt_path"},
     }
     overlays = {

@@ -22,6 +22,8 @@ from scipy import ndimage
 
 
 class Detector:
+    operating_point = 0.5
+
     def __init__(self, weights):
         self.weights = weights
 
@@ -42,7 +44,10 @@ class Detector:
 def write_rigged_bundles(bundles, prefix):
     """`lung_seg_bundle` with the detector above; `prefix` keeps the packages of two folders apart."""
     package = f"{prefix}_rigged"
-    component = {"_target_": f"{package}.seeing.Detector", "weights": "$str(@bundle_root) + '/models/model.pt'"}
+    component = {
+        "_target_": f"{package}.seeing.Detector",
+        "weights": "$'/'.join([str(@bundle_root), 'models', 'model.pt'])",
+    }
     root = write_bundle(
         bundles,
         "lung_seg",

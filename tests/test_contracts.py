@@ -49,7 +49,7 @@ from lungsynth.layers import AssetLibrary, read_catalogue, render
 from lungsynth.layers.assets import ALPHA_SCALE, content_hash
 from lungsynth.likeness.feature_network import load_feature_network
 from lungsynth.likeness.features import WEIGHTS
-from lungsynth.separation import Rules, SeparationSettings, separate_cohort
+from lungsynth.separation import SeparationSettings, separate_cohort
 from lungsynth.separation.finding import Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -526,7 +526,7 @@ def separated(tmp_path_factory) -> tuple[Path, Path]:
     prepare_cohort([folder / "sources"], folder / "cohort", settings=PrepareSettings(), workers=1)
     bundles = write_rigged_bundles(folder / "bundles", "contract")
     settings = SeparationSettings(
-        cohort=folder / "cohort", out=folder / "out", bundles=bundles, rules=Rules(min_diameter_mm=MIN_DIAMETER_MM)
+        cohort=folder / "cohort", out=folder / "out", bundles=bundles, min_diameter_mm=MIN_DIAMETER_MM
     )
     separate_cohort(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
     return folder / "cohort", folder / "out"

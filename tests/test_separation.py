@@ -15,7 +15,7 @@ from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 from lungsynth.cohort.records import Part
 from lungsynth.ct import read_plane
 from lungsynth.errors import InputError
-from lungsynth.separation import Rules, SeparationSettings, separate_cohort
+from lungsynth.separation import SeparationSettings, separate_cohort
 from lungsynth.separation import source as source_module
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +39,8 @@ def separate(folder, out, *, cohort=None, threshold=0.5, bundles=None):
         cohort=cohort or folder / "cohort",
         out=out,
         bundles=bundles or folder / "bundles",
-        rules=Rules(threshold=threshold, min_diameter_mm=MIN_DIAMETER_MM),
+        threshold=threshold,
+        min_diameter_mm=MIN_DIAMETER_MM,
     )
     return separate_cohort(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
 
@@ -246,7 +247,7 @@ def test_what_cannot_be_separated_is_refused_with_the_way_out(made, separated, t
     with pytest.raises(InputError, match=r"scripts/prepare.py wrote"):
         separate(folder, tmp_path / "x", cohort=tmp_path)
     with pytest.raises(InputError, match=r"lies in \[0.05, 1\]"):
-        Rules(threshold=0)
+        separate(folder, tmp_path / "x", threshold=0)
     shutil.copytree(folder / "cohort", tmp_path / "cohort")
     shutil.rmtree(tmp_path / "cohort" / ".parts")
     with pytest.raises(InputError, match=r"hidden folder .parts"):

@@ -69,7 +69,7 @@ def test_shares_are_monotone_in_the_threshold(result):
     for group, sign in (("impurity_composites", 1), ("impurity_expert", 1), ("discarded_unseen", -1)):
         values = [row[group]["value"] for row in result["thresholds"]]
         assert (sign * np.diff(values) >= 0).all()
-    assert len(result["thresholds"]) == 14
+    assert len(result["thresholds"]) == 13
 
 
 def test_other_weights_are_told_and_few_patients_get_no_interval(result):

@@ -5,7 +5,7 @@ from separation_toys import write_rigged_bundles
 from lungsynth.cohort.records import SeriesRow, SliceRow
 from lungsynth.ct import Volume, axial_affine, write_plane
 from lungsynth.errors import InputError
-from lungsynth.separation.detection import find_candidates, open_detector
+from lungsynth.separation.detection import find_candidates, open_detector, operating_point
 from lungsynth.separation.series import still_normal
 from lungsynth.separation.stacks import read_stacks
 
@@ -92,6 +92,8 @@ def test_no_candidate_is_no_trouble_and_a_broken_detector_is_named():
     assert candidates([], np.zeros(SHAPE)) == []
     with pytest.raises(InputError, match="promises finite candidates"):
         candidates([[1, 2, 3, np.nan, 0.5]], np.zeros(SHAPE))
+    with pytest.raises(InputError, match="states no operating point: give --threshold"):
+        operating_point(lambda hu, spacing_mm: {})
     with pytest.raises(InputError, match="gave no 'nodule'"):
         find_candidates(lambda hu, spacing_mm: {"candidates": np.zeros((0, 5))}, volume())
 

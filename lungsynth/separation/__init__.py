@@ -5,8 +5,6 @@ of normal slices.
 `series` (one series) -> `run` (a cohort). The only room beside the chain that uses both the cohort and a bundle.
 """
 
-from lungsynth.separation.detection import operating_point
-from lungsynth.separation.finding import Rules
 from lungsynth.separation.run import Separation, SeparationSettings, separate_cohort
 
-__all__ = ["Rules", "Separation", "SeparationSettings", "operating_point", "separate_cohort"]
+__all__ = ["Separation", "SeparationSettings", "separate_cohort"]

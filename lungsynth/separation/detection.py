@@ -78,15 +78,15 @@ def open_detector(bundles: Path) -> Detector:
     return detector
 
 
-def operating_point(bundles: Path) -> float:
-    """The probability from which on the detector of `lung_seg_bundle` says that it found something.
+def operating_point(detector: Detector) -> float:
+    """The probability from which on a detector says that it found something.
 
     Raises:
-        InputError: as `open_detector`, or when the detector does not tell.
+        InputError: when it does not tell.
     """
-    point = getattr(open_detector(bundles), "operating_point", None)
+    point = getattr(detector, "operating_point", None)
     if point is None:
-        raise InputError(f"{bundles}: the detector of lung_seg_bundle has no operating point. Give --threshold.")
+        raise InputError("The detector of lung_seg_bundle states no operating point: give --threshold.")
     return float(point)
 
 

@@ -40,7 +40,7 @@ class Rules:
         InputError: when the threshold is no probability from `LOWEST_PROBABILITY` on, or the diameter is negative.
     """
 
-    threshold: float = 0.5
+    threshold: float
     min_diameter_mm: float = 3.0
 
     def __post_init__(self) -> None:

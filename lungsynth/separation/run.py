@@ -7,7 +7,7 @@ finished on its own, so that a run that was stopped goes on; `cohort.json` is wr
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from lungsynth.cohort.records import Part, write_text
 from lungsynth.cohort.report import Contents, count_splits, markdown_report, save_picture, write_json
 from lungsynth.ct.series import Problem
 from lungsynth.errors import InputError
-from lungsynth.separation.detection import open_detector
+from lungsynth.separation.detection import open_detector, operating_point
 from lungsynth.separation.finding import CandidateRow, Rules
 from lungsynth.separation.montage import separation_montage
 from lungsynth.separation.report import candidate_table, relabel, separation_facts, separation_section
@@ -45,13 +45,15 @@ class SeparationSettings:
         cohort: folder that `prepare` wrote.
         out: the separated cohort; a new folder, or one that the same call left unfinished.
         bundles: folder that holds `lung_seg_bundle`.
-        rules: which candidates count.
+        threshold: see `Rules`; the operating point of the network when None.
+        min_diameter_mm: see `Rules`.
     """
 
     cohort: Path
     out: Path
     bundles: Path
-    rules: Rules = field(default_factory=Rules)
+    threshold: float | None = None
+    min_diameter_mm: float = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +76,16 @@ def separate_cohort(settings: SeparationSettings, *, tracking_uri: str = DEFAULT
     """
     source = read_source(settings.cohort)
     weights = read_weights(settings.bundles, "lung_seg")
-    identity = _identity(settings, source, weights)
+    detector = open_detector(settings.bundles)
+    threshold = operating_point(detector) if settings.threshold is None else settings.threshold
+    rules = Rules(threshold=threshold, min_diameter_mm=settings.min_diameter_mm)
+    identity = _identity(settings.cohort, rules, source, weights)
     check_output(settings.out, [settings.cohort], identity)
     job = SeriesJob(
         cohort=settings.cohort,
         out=settings.out,
-        detector=open_detector(settings.bundles),
-        rules=settings.rules,
+        detector=detector,
+        rules=rules,
         gap_mm=float(source.described.get("settings", {}).get("nodule_gap_mm", _NORMAL_GAP_MM)),
     )
     tracker = open_tracker(tracking_uri)
@@ -101,12 +106,12 @@ def separate_cohort(settings: SeparationSettings, *, tracking_uri: str = DEFAULT
     return Separation(cohort=cohort, problems=problems)
 
 
-def _identity(settings: SeparationSettings, source: SourceCohort, weights: Weights) -> dict[str, Any]:
+def _identity(cohort: Path, rules: Rules, source: SourceCohort, weights: Weights) -> dict[str, Any]:
     return cohort_identity(
-        [settings.cohort],
+        [cohort],
         {
-            "separation_threshold": settings.rules.threshold,
-            "separation_min_diameter_mm": settings.rules.min_diameter_mm,
+            "separation_threshold": rules.threshold,
+            "separation_min_diameter_mm": rules.min_diameter_mm,
             "weights_lung_seg": weights.sha256,
             "cohort": source.digest,
         },
