@@ -30,6 +30,8 @@ from wcapsgan.slopes import slopes_only  # noqa: E402
 from wcapsgan.weights import load_network, start_from  # noqa: E402
 from wcapsgan.zoom import Zoom  # noqa: E402
 
+from lungsynth.cohort.isolation import EDGE_PX, soft_mask  # noqa: E402
+
 TINY = {"size": 16, "channels": 8, "latent_dim": 4, "critic_scales": [1], "critic_depths": [1]}
 CATEGORIES = ["ground_glass", "solid"]
 
@@ -173,7 +175,15 @@ def test_a_sample_alone_equals_itself_in_a_batch() -> None:
 @pytest.mark.parametrize(("spatial_dims", "of_nodules"), [(2, True), (2, False), (3, True)])
 def test_scripted_networks_equal_themselves(spatial_dims: int, of_nodules: bool) -> None:
     generator = Generator(
-        4, 2, 32, 4, spatial_dims=spatial_dims, flat_background=of_nodules, zoomed=of_nodules, spacing_mm=0.7
+        4,
+        2,
+        32,
+        4,
+        spatial_dims=spatial_dims,
+        flat_background=of_nodules,
+        zoomed=of_nodules,
+        spacing_mm=0.7,
+        edge_px=0.8 * of_nodules,
     ).eval()
     critic = MultiScaleCritic(2, 32, 4, scales=(1, 2), depths=(0, 1), spatial_dims=spatial_dims).eval()
     latent, (category, diameter) = torch.randn(2, 4), conditions(2)
@@ -219,6 +229,32 @@ def test_outside_the_mask_a_nodule_lies_on_one_level() -> None:
     samples = sampler([1, 2, 3], ["solid"] * 3, [None] * 3)
     for hu, alpha in zip(samples["hu"], samples["alpha"], strict=True):
         assert len(np.unique(hu[alpha == 0])) == 1
+
+
+def test_edges_of_generated_nodules_are_those_of_a_cohort() -> None:
+    """Contract C2.3: a soft mask is its outline, filtered; any other one would give each generated nodule away."""
+    for name in ("train.json", "inference.json"):
+        assert json.loads((BUNDLE / "configs" / name).read_text())["edge_px"] == EDGE_PX
+    network = Generator(4, 2, 64, 8, flat_background=True, zoomed=True, spacing_mm=0.7, edge_px=EDGE_PX)
+    outline, draw = torch.zeros(64, 64), seeded_generator(1)
+    outline[20:40, 25:44] = 1
+    wanted = soft_mask(outline.numpy() > 0, valid=np.ones((64, 64), bool))
+    made = network.edge(outline[None, None])[0, 0].numpy()
+    assert np.abs(made - wanted.astype(np.float32)).max() < 0.02  # below which a cohort's masks are 0
+
+    blurred = functional.avg_pool2d(outline[None], 3, 1, 1) + 0.04 * torch.rand(1, 64, 64, generator=draw)
+    samples = torch.stack([torch.rand(1, 64, 64, generator=draw), blurred], dim=1).expand(16, -1, -1, -1)
+    sampler = Sampler(
+        network,
+        layer="nodule",
+        categories=CATEGORIES,
+        spacing_mm=0.7,
+        edge_px=EDGE_PX,
+        inferer=lambda *_: samples,
+    )
+    nodule = sampler([1], ["solid"], [9.0])
+    assert np.array_equal(nodule["alpha"][0], soft_mask(blurred[0].numpy() >= 0.5, valid=np.ones((64, 64), bool)))
+    assert len(np.unique(nodule["hu"][0][nodule["alpha"][0] < 0.05])) == 1
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])

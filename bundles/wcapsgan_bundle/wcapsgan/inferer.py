@@ -20,7 +20,8 @@ from .latents import draw_latents, seeded_generator
 
 __all__ = ["Sampler"]
 
-FAINT = 0.05  # alpha below this is nothing
+FAINT = 0.05  # where alpha is below this, HU are the lung's
+NOTHING = 0.02  # alpha below this is 0, as in a cohort
 LARGE_PART = 0.1  # of the largest component of a lung mask; smaller ones are no lung
 NO_CATEGORY = ("any",)  # the name of the one category of an unconditional network
 
@@ -33,6 +34,8 @@ class Sampler:
         layer: a name of `LAYERS`.
         categories: names in the order of the network's indices; empty for an unconditional network.
         spacing_mm: of a pixel.
+        edge_px: standard deviation in pixels of the soft edge that a cohort's nodules have on this grid. The outline
+            that was generated (0.5) gets the same one; 0 leaves the mask as the network made it.
         network_batch_size: samples a forward pass; part of what makes a sample, so it does not follow the calls.
         device: of the network.
         inferer: calls the network.
@@ -52,6 +55,7 @@ class Sampler:
         layer: str,
         categories: Sequence[str],
         spacing_mm: float,
+        edge_px: float = 0.0,
         network_batch_size: int = 16,
         device: torch.device | str = "cpu",
         inferer: Inferer | None = None,
@@ -61,7 +65,8 @@ class Sampler:
         if len(self.categories) != network.n_categories:
             raise ValueError(f"Expected {network.n_categories} categories, as the network has, got {self.categories}.")
         self.network = network.to(device).eval()
-        self.layer, self.spacing_mm, self.network_batch_size = layer, spacing_mm, network_batch_size
+        self.layer, self.spacing_mm, self.edge_px = layer, spacing_mm, edge_px
+        self.network_batch_size = network_batch_size
         self.device = torch.device(device)
         self.inferer = inferer or SimpleInferer()
 
@@ -94,7 +99,7 @@ class Sampler:
         if not self.kind.sized:
             pictures = {"hu": hu, "mask": _lung_masks(mask)}
         else:
-            alpha = _nodule_alphas(mask)
+            alpha = _nodule_alphas(mask, self.edge_px)
             pictures = {"hu": _even_surroundings(hu, alpha), "alpha": alpha}
         return {
             **pictures,
@@ -139,19 +144,34 @@ class Sampler:
         return torch.cat(blocks)
 
 
-def _nodule_alphas(alpha: np.ndarray) -> np.ndarray:
+def _nodule_alphas(alpha: np.ndarray, edge_px: float) -> np.ndarray:
     """Alphas (N, [D, ]H, W) as float16, one connected nodule each: nothing faint, apart or on the border."""
-    cleaned = np.where(alpha < FAINT, 0, alpha)
+    single = [_with_edge(one, edge_px) if edge_px else _without_faint(one) for one in alpha]
+    cleaned = np.reshape(single, alpha.shape).astype(np.float16)
     for axis in range(1, cleaned.ndim):
         np.moveaxis(cleaned, axis, 0)[[0, -1]] = 0
-    return np.reshape([one * _components(one > 0, one, largest=1) for one in cleaned], alpha.shape).astype(np.float16)
+    return cleaned
+
+
+def _with_edge(alpha: np.ndarray, edge_px: float) -> np.ndarray:
+    """The outline's largest component with the soft edge of a cohort's masks (contract C2.3)."""
+    inside = alpha >= 0.5
+    if not inside.any():
+        return _without_faint(alpha)
+    soft = ndimage.gaussian_filter(_components(inside, alpha, largest=1).astype(np.float32), edge_px)
+    return np.where(soft < NOTHING, 0, soft)
+
+
+def _without_faint(alpha: np.ndarray) -> np.ndarray:
+    cleaned = np.where(alpha < FAINT, 0, alpha)
+    return cleaned * _components(cleaned > 0, cleaned, largest=1)
 
 
 def _even_surroundings(hu: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """HU (N, [D, ]H, W) with one level, the median, wherever alpha is 0, as in the patches of a cohort."""
+    """HU (N, [D, ]H, W) with one level, the median, around the nodule, as in the patches of a cohort."""
     level = [np.median(one[outside]) if outside.any() else 0 for one, outside in zip(hu, alpha == 0, strict=True)]
     levels = np.rint(level).astype(np.int16).reshape(-1, *[1] * (hu.ndim - 1))
-    return np.where(alpha == 0, levels, hu)
+    return np.where(alpha < FAINT, levels, hu)
 
 
 def _lung_masks(mask: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 """The parts that the networks are made of, for 2 or 3 spatial axes; none has batch statistics."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from einops.layers.torch import Rearrange
@@ -19,6 +20,7 @@ __all__ = [
     "Smooth",
     "StyledBlock",
     "Upsample",
+    "gaussian_taps",
     "layers_of",
     "levels_between",
 ]
@@ -87,14 +89,20 @@ class PixelNorm(nn.Module):
 
 
 class Smooth(nn.Module):
-    """Binomial filter [1, 2, 1] along each axis, borders repeated; it removes patterns of period two pixels."""
+    """A symmetric filter along each axis, borders repeated.
 
-    def __init__(self, channels: int, *, spatial_dims: int = 2) -> None:
+    Args:
+        channels: each filtered alone.
+        taps: weights, an odd number of sum one. By default binomial, which removes patterns of period two pixels.
+        spatial_dims: 2 or 3.
+    """
+
+    def __init__(self, channels: int, *, taps: Sequence[float] = (0.25, 0.5, 0.25), spatial_dims: int = 2) -> None:
         super().__init__()
-        self.margins, self.channels = [1] * (2 * spatial_dims), channels
+        self.margins, self.channels = [len(taps) // 2] * (2 * spatial_dims), channels
         kernel = torch.ones(())
         for _ in range(spatial_dims):
-            kernel = kernel.unsqueeze(-1) * torch.tensor([0.25, 0.5, 0.25])
+            kernel = kernel.unsqueeze(-1) * torch.tensor(taps)
         self.register_buffer("kernel", kernel.expand(channels, 1, *kernel.shape).clone(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,6 +110,13 @@ class Smooth(nn.Module):
         if x.dim() == 4:
             return functional.conv2d(x, self.kernel, groups=self.channels)
         return functional.conv3d(x, self.kernel, groups=self.channels)
+
+
+def gaussian_taps(sigma_px: float) -> list[float]:
+    """Weights of a Gaussian of that standard deviation, to four of them on each side."""
+    reach = round(4 * sigma_px)
+    weights = [math.exp(-((place / sigma_px) ** 2) / 2) for place in range(-reach, reach + 1)]
+    return [weight / sum(weights) for weight in weights]
 
 
 class NoiseFields(nn.Module):

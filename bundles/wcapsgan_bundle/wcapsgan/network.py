@@ -13,7 +13,7 @@ import torch
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
-from .layers import SLOPE, DiameterFeatures, NoiseFields, Smooth, StyledBlock, layers_of, levels_between
+from .layers import SLOPE, DiameterFeatures, NoiseFields, Smooth, StyledBlock, gaussian_taps, layers_of, levels_between
 from .zoom import Zoom
 
 __all__ = ["Generator"]
@@ -21,6 +21,8 @@ __all__ = ["Generator"]
 FINE_NOISE = 0.1  # strength at the last resolution, at the start
 OUTSIDE = -8.0  # the mask beyond the canvas, before its sigmoid
 SUPPORT = 4.0  # a nodule's HU are its own from a mask of 1 / SUPPORT on
+EDGED_SUPPORT = 2.0  # the same for a soft edge of a cohort: on the mask, half a pixel outside, none at two pixels
+STEEP = 4.0  # how fast a mask changes across its outline before its edge is made soft
 
 
 class Generator(nn.Module):
@@ -43,6 +45,8 @@ class Generator(nn.Module):
             Convolutions do not make an even surface by themselves.
         zoomed: whether to draw on a canvas, see `Zoom`; needs diameters.
         spacing_mm: of a pixel; matters to the canvas alone.
+        edge_px: standard deviation of the mask's soft edge in pixels, 0 for none. The soft masks of a cohort are
+            filtered outlines; so are the generator's then, which has outlines to learn, and no soft edges.
         coarse_noise: strength of the noise at all resolutions but the last, at the start. Where outlines are made, it
             makes them differ from the first step on.
         spatial_dims: 2, or 3 for cubes.
@@ -63,13 +67,14 @@ class Generator(nn.Module):
         flat_background: bool = False,
         zoomed: bool = False,
         spacing_mm: float = 1.0,
+        edge_px: float = 0.0,
         coarse_noise: float = 0.1,
         spatial_dims: int = 2,
         min_size: int = 4,
     ) -> None:
         super().__init__()
         self.latent_dim, self.n_categories, self.size = latent_dim, n_categories, size
-        self.flat_background, self.support = flat_background, SUPPORT
+        self.flat_background, self.support = flat_background, EDGED_SUPPORT if edge_px else SUPPORT
         self.zoomed, self.outside = zoomed, OUTSIDE
         levels = levels_between(size, min_size)
         widths = [channels * min(2**level, widest) for level in range(levels, -1, -1)]  # coarse to fine
@@ -105,6 +110,8 @@ class Generator(nn.Module):
         self.heads = nn.ModuleList(convolution(width, 2, kernel_size=3, padding=1) for width in widths[1:])
         self.larger = nn.Upsample(scale_factor=2, mode="bilinear" if spatial_dims == 2 else "trilinear")
         self.smooth = Smooth(2, spatial_dims=spatial_dims)
+        self.steep = STEEP if edge_px else 1.0
+        self.edge = Smooth(1, taps=gaussian_taps(edge_px), spatial_dims=spatial_dims) if edge_px else nn.Identity()
         self.register_buffer("diameter_quantiles", torch.zeros(n_categories, 101))
 
     def forward(self, latent: Tensor, category: Tensor, diameter_mm: Tensor) -> Tensor:
@@ -131,7 +138,7 @@ class Generator(nn.Module):
             x = block(x, style, noise(latent))
             y = head(x) if level == 0 else y + head(x)
         y = y.float() if self.zoomed else self.smooth(y.float())
-        image, mask = y[:, :1], torch.sigmoid(y[:, 1:])
+        image, mask = y[:, :1], self.edge(torch.sigmoid(self.steep * y[:, 1:]))
         if self.flat_background:
             image = self.level(style).float() + (self.support * mask).clamp(max=1) * image
         return torch.cat([torch.tanh(image), mask], dim=1)
