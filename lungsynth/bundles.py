@@ -147,8 +147,16 @@ def open_bundle(
         raise _mendable(error, weights_path) or error from error
 
 
-def train_bundle(bundles_dir: Path, name: str, *, overrides: Mapping[str, Any]) -> None:
+def train_bundle(
+    bundles_dir: Path, name: str, *, configs: Sequence[str] = ("train.json",), overrides: Mapping[str, Any]
+) -> None:
     """Runs a bundle's training here, as `monai.bundle run` would; results go to its `output_dir`.
+
+    Args:
+        bundles_dir: folder of the bundles.
+        name: `lung_seg`, `wcapsgan` or `cyclegan`.
+        configs: files of `configs/`, later ones on top.
+        overrides: ids to replace.
 
     Raises:
         InputError: naming the bundle, when its package is not unique, or it refuses its data or settings.
@@ -156,7 +164,7 @@ def train_bundle(bundles_dir: Path, name: str, *, overrides: Mapping[str, Any]) 
     root = bundle_root(bundles_dir, name)
     _expose_packages(root)
     workflow = ConfigWorkflow(
-        config_file=str(root / "configs" / "train.json"),
+        config_file=[str(root / "configs" / config) for config in configs],
         meta_file=str(root / "configs" / "metadata.json"),
         logging_file=False,
         workflow_type="train",
@@ -166,7 +174,7 @@ def train_bundle(bundles_dir: Path, name: str, *, overrides: Mapping[str, Any]) 
         for step in (workflow.initialize, workflow.run, workflow.finalize):
             step()
     except Exception as error:  # as above
-        raise _mendable(error, root / "configs" / "train.json") or error from error
+        raise _mendable(error, root / "configs" / configs[-1]) or error from error
 
 
 def _read_sidecar(path: Path) -> dict[str, Any]:
