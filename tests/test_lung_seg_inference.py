@@ -173,18 +173,25 @@ def test_segmenter_refuses_other_shapes():
 
 
 def test_amp_and_crop_change_little():
-    """The tolerance that docs/README.md of the bundle states, on a chest, with a network of the default size."""
+    """The tolerance that docs/README.md of the bundle states, on a chest, with the shipped weights.
+
+    What cropping changes depends on how far a network sees; random weights see as far as trained ones.
+    """
     torch.manual_seed(1)
-    network = DenseUNet().eval()
+    plain, shipped = DenseUNet().eval(), DenseUNet().eval()
+    shipped.load_state_dict(torch.load(BUNDLE / "models" / "model.pt"))
     hu = torch.from_numpy(chest(depth=12))
-    spacing = (10.0, 2.5, 2.5)
-    exact = Segmenter(network, spacing_mm=1.4, amp=False, crop=False).volume(hu, spacing).float()
-    lung = (hu == -850).expand(2, -1, -1, -1)
-    cropped = Segmenter(network, spacing_mm=1.4, amp=False).volume(hu, spacing).float()
-    assert (cropped - exact).abs()[lung].max() < 0.01
+    spacing, lung = (10.0, 2.5, 2.5), (hu == -850).expand(2, -1, -1, -1)
+
+    def maps(network, **settings):
+        return Segmenter(network, spacing_mm=1.4, **settings).volume(hu, spacing).float()
+
+    cropped = maps(plain, amp=False)
+    assert (cropped - maps(plain, amp=False, crop=False)).abs()[lung].max() < 0.01
     assert not cropped[:, 0].any()
-    fast = Segmenter(network, spacing_mm=1.4, amp=True).volume(hu, spacing).float()
-    assert (fast - exact).abs()[lung].max() < 0.02
+    exact, fast = (maps(shipped, amp=amp, crop=False) for amp in (False, True))
+    assert (fast - exact).abs()[lung].max() < 0.1
+    assert ((fast >= 0.5) != (exact >= 0.5))[lung].float().mean() < 0.005
 
 
 def test_windows_equal_the_whole_inside():
