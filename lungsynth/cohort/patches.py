@@ -69,6 +69,8 @@ class NodulePatches:
         attributes: mean ratings of the readers and `reader_diameter_mm`.
         centre_lps_mm: (x, y, z), None where the source does not tell.
         cube: the nodule in three dimensions; None where the source has no volume, or one that a cube does not fit in.
+        ball: bool (n, 64, 64), the balls around annotated centres, with a margin; the mask is what is dense in one. None
+            where somebody drew the mask.
     """
 
     nodule_id: str
@@ -88,6 +90,7 @@ class NodulePatches:
     attributes: dict[str, float] = field(default_factory=dict)
     centre_lps_mm: tuple[float, float, float] | None = None
     cube: NoduleCube | None = None
+    ball: BoolPatches | None = None
 
     def __post_init__(self) -> None:
         if not self.diameter_mm > 0 or len(self.hu) == 0:
@@ -119,6 +122,7 @@ class NodulePatches:
             valid=self.valid,
             votes=self.votes,
             largest=np.int64(self.largest),
+            **({} if self.ball is None else {"ball": self.ball}),
         )
         temporary.rename(path)
         return path
