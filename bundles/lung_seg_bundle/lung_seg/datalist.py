@@ -142,9 +142,7 @@ def nodule_files(dataset_dir: str | Path | None, part: str, *, balls: bool = Fal
     return files
 
 
-def nodule_weights(
-    dataset_dir: str | Path | None, part: str, *, balance: float, balls: bool = False
-) -> list[float]:
+def nodule_weights(dataset_dir: str | Path | None, part: str, *, balance: float, balls: bool = False) -> list[float]:
     """How often each of `nodule_files` is shown, on average 1.
 
     Args:
@@ -179,7 +177,7 @@ def _spread(items: list[dict[str, Any]], most: int | None) -> list[dict[str, Any
 
 
 def _check_nodules(path: Path, part: str, entries: Sequence[dict[str, Any]], *, balls: bool) -> None:
-    """Refuses a part that would train the nodule channel on nothing, and says what becomes of nodules known by balls."""
+    """Refuses a part that would train the nodule channel on nothing; logs what becomes of nodules known by balls."""
     known = sum(entry["kind"] == "ball" for entry in entries)
     if known:
         said = "train with what is dense in their balls" if balls else "do not train; --balls True lets them"
@@ -188,11 +186,11 @@ def _check_nodules(path: Path, part: str, entries: Sequence[dict[str, Any]], *, 
     crops = (path.parent / name for name in _nodule_names(entries, balls=balls))
     if drawn or any(_has_mask(crop) for crop in crops):
         return
-    way = "Give --balls True to train with what is dense in balls of these diameters, or prepare" if known else "Prepare"
+    way = "Give --balls True to train with what is dense in balls of that size, or prepare" if known else "Prepare"
     raise ValueError(
         f"{path}: a training needs nodules that somebody drew (slices, or crops of two readers), but the part '{part}' "
-        f"has none, and {known} nodules with centre and diameter alone. {way} a cohort that holds drawn nodules, such as "
-        "those of LIDC-IDRI. For a network of lungs alone give --train#dataset#data#needs_nodules False."
+        f"has none, and {known} nodules with centre and diameter alone. {way} a cohort that holds drawn nodules, such "
+        "as those of LIDC-IDRI. For a network of lungs alone give --train#dataset#data#needs_nodules False."
     )
 
 
