@@ -7,8 +7,9 @@
 # slices_NAME of Table III with NAME one of gan, dcgan, wgan, biggan, w_capsulegan, which make whole diseased slices in one
 # piece. Or the groups table_1, nodules, lungs, slices (the paper's four). Without any, the four groups.
 # Methods of Table I take about 12 minutes each of one processor core with bfloat16 (AMP=False without it: about half as
-# long again). The others take NODULE_MINUTES, LUNG_MINUTES or SLICE_MINUTES of one core, validations included, whatever
-# the method. What slices are trained on is composed first, into OUT/slices (scripts/make_slices.py, some minutes).
+# long again). TABLE_1_OPTIONS are further options of these trainings, such as "--balls True" for LUNA16. The others take
+# NODULE_MINUTES, LUNG_MINUTES or SLICE_MINUTES of one core, validations included, whatever the method. What slices are
+# trained on is composed first, into OUT/slices (scripts/make_slices.py, some minutes).
 set -euo pipefail
 
 if [ $# -lt 2 ]; then
@@ -18,6 +19,7 @@ fi
 cohort=$1 out=$2
 shift 2
 NODULE_MINUTES=${NODULE_MINUTES:-60} LUNG_MINUTES=${LUNG_MINUTES:-60} SLICE_MINUTES=${SLICE_MINUTES:-60}
+read -r -a table_1_options <<< "${TABLE_1_OPTIONS:-}"
 table_1=(unet unet_plus_plus cnn_vgg faster_rcnn_3d dense_unet_equal)
 table_2=(gan dcgan wgan biggan capsulenets)
 table_3=(gan dcgan wgan biggan)
@@ -44,7 +46,7 @@ train_method() {  # METHOD BUNDLE CONFIG_FILES [OVERRIDES ...]
 
 segmentation() {
     local configs=bundles/lung_seg_bundle/configs
-    train_method "$1" lung_seg_bundle "['$configs/train.json','$configs/train_$1.json']"
+    train_method "$1" lung_seg_bundle "['$configs/train.json','$configs/train_$1.json']" "${table_1_options[@]}"
 }
 
 # The minutes alone end a training: no patience, no last epoch.

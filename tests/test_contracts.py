@@ -346,6 +346,16 @@ def test_c5_2_datalists(cohort):
             assert needed | {"patient_id", "series_id", "source"} <= set(entry)
             files = [entry[key] for key in ("image", "label", "nodule", "cube", "lung") if key in entry]
             assert all((cohort / path).is_file() for path in files)
+    votes = pd.read_csv(cohort / "nodules.csv", index_col="nodule_id")["votes"]
+    balls = [entry for entry in datalist(cohort, "segmentation") if entry["kind"] == "ball"]
+    assert balls
+    for entry in datalist(cohort, "segmentation"):
+        if entry["kind"] != "slice":
+            is_ball = entry in balls
+            with np.load(cohort / entry["image"]) as patch:
+                assert ("ball" in patch.files, entry["labelled"]) == (is_ball, [] if is_ball else ["nodule"])
+                assert not is_ball or patch["ball"].shape == patch["votes"].shape
+            assert (votes[Path(entry["image"]).stem] == 0) == is_ball
     for entry in datalist(cohort, "lungs"):
         assert Label.NODULE not in read_plane(cohort / entry["label"])[0]
 

@@ -19,6 +19,8 @@ def build_datalists(
     """Builds the lists by file name, without `.json`.
 
     Slices on which no expert drew anything are not in `segmentation`: there is nothing to learn or to measure on them.
+    Nodules of which only centre and diameter are known stand there as a kind of their own, `ball`: a training may ask
+    for them, nothing is measured on them.
 
     Args:
         series: rows of the cohort.
@@ -56,6 +58,8 @@ def build_datalists(
             if nodule.expert_mask:
                 files = {"image": path, "label": path}
                 add("segmentation", nodule.series_id, **files, labelled=["nodule"], kind="nodule")
+            elif nodule.ball:
+                add("segmentation", nodule.series_id, image=path, label=path, labelled=[], kind="ball")
     return lists
 
 

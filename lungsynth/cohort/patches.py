@@ -7,6 +7,7 @@ single reader's mask, and `mask_votes` says 1.
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float16, Int16, UInt8
@@ -69,6 +70,8 @@ class NodulePatches:
         attributes: mean ratings of the readers and `reader_diameter_mm`.
         centre_lps_mm: (x, y, z), None where the source does not tell.
         cube: the nodule in three dimensions; None where the source has no volume, or one that a cube does not fit in.
+        ball: bool (n, 64, 64), the balls around annotated centres with a margin, where the mask is what is dense in
+            one; None where somebody drew the mask.
     """
 
     nodule_id: str
@@ -88,6 +91,7 @@ class NodulePatches:
     attributes: dict[str, float] = field(default_factory=dict)
     centre_lps_mm: tuple[float, float, float] | None = None
     cube: NoduleCube | None = None
+    ball: BoolPatches | None = None
 
     def __post_init__(self) -> None:
         if not self.diameter_mm > 0 or len(self.hu) == 0:
@@ -111,6 +115,7 @@ class NodulePatches:
             self.cube.save(cohort / "cubes" / f"{self.nodule_id}.npz")
         path = cohort / "nodules" / f"{self.nodule_id}.npz"
         temporary = path.with_suffix(f".{os.getpid()}.part.npz")
+        ball: dict[str, Any] = {} if self.ball is None else {"ball": self.ball}
         np.savez_compressed(
             temporary,
             hu=self.hu,
@@ -119,6 +124,7 @@ class NodulePatches:
             valid=self.valid,
             votes=self.votes,
             largest=np.int64(self.largest),
+            **ball,
         )
         temporary.rename(path)
         return path

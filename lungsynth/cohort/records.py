@@ -61,7 +61,8 @@ class SliceRow:
 @dataclass(frozen=True, kw_only=True)
 class NoduleRow:
     """One row of `nodules.csv`; `has_patch` is False for tumours that do not fit into a patch, `has_cube` where a
-    nodule is not known in three dimensions (contract C2.5), `expert_mask` where only centre and diameter were given.
+    nodule is not known in three dimensions (contract C2.5), `expert_mask` where nobody drew it: where only centre and
+    diameter were given (`ball`), or where the network found it.
     """
 
     nodule_id: str
@@ -78,6 +79,7 @@ class NoduleRow:
     has_patch: bool = True
     has_cube: bool = False
     expert_mask: bool = True
+    ball: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

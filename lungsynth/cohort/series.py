@@ -12,7 +12,7 @@ from lungsynth.cohort.lung_mask import threshold_lung_mask
 from lungsynth.cohort.records import NoduleRow, Part, SeriesRow, SliceRow
 from lungsynth.cohort.slices import label_volume, lung_area_cm2, lung_on_grid, normal_slices
 from lungsynth.cohort.sources import Collection
-from lungsynth.cohort.volume_nodules import cut_nodule, nodule_row, with_cube
+from lungsynth.cohort.volume_nodules import cut_nodule, nodule_row, with_ball, with_cube
 from lungsynth.ct.read import read_lung_mask, read_volume
 from lungsynth.ct.series import SeriesFiles
 from lungsynth.ct.volume import Volume
@@ -162,7 +162,9 @@ def _write_nodules(volume: Volume, findings: Findings, source: str, out: Path) -
         else:
             if findings.expert:
                 patches = with_cube(patches, volume, nodule)
+            else:
+                patches = with_ball(patches, volume, nodule, findings.nodule | findings.unlabelled)
             patches.save(out)
         has_cube = patches is not None and patches.cube is not None
-        rows.append(replace(row, has_patch=patches is not None, has_cube=has_cube))
+        rows.append(replace(row, has_patch=patches is not None, has_cube=has_cube, ball=not findings.expert))
     return rows, notes

@@ -4,8 +4,10 @@ import math
 from dataclasses import replace
 
 import numpy as np
+from jaxtyping import Bool
 
 from lungsynth.cohort.cubes import NoduleCube, cut_cube
+from lungsynth.cohort.grid import CentredGrid
 from lungsynth.cohort.patches import (
     PATCH_PX,
     PATCH_SPACING_MM,
@@ -19,7 +21,7 @@ from lungsynth.cohort.records import NoduleRow
 from lungsynth.ct.nodule import ReadNodule
 from lungsynth.ct.volume import Volume
 
-__all__ = ["cut_nodule", "nodule_row", "with_cube"]
+__all__ = ["cut_nodule", "nodule_row", "with_ball", "with_cube"]
 
 _MARGIN_MM = 40.0  # more than a patch or a cube reaches beyond its nodule
 _REACH_MM = (PATCH_PX / 2 - 1) * PATCH_SPACING_MM  # the patch's border stays free
@@ -61,6 +63,29 @@ def cut_nodule(volume: Volume, nodule: ReadNodule, *, nodule_id: str, source: st
 def with_cube(patches: NodulePatches, volume: Volume, nodule: ReadNodule) -> NodulePatches:
     """The patches of a nodule with its cube, where it has one."""
     return replace(patches, cube=_cut_cube(volume, nodule))
+
+
+def with_ball(
+    patches: NodulePatches, volume: Volume, nodule: ReadNodule, around: Bool[np.ndarray, "depth height width"]
+) -> NodulePatches:
+    """The patches of a nodule of which only centre and diameter are known, with where nobody can tell its outline.
+
+    Args:
+        patches: cut from `nodule`.
+        volume: likewise.
+        nodule: what is dense in its ball.
+        around: on the volume's grid, the balls with their margin.
+    """
+    z, y, x = nodule.offset
+    depth, height, width = nodule.votes.shape
+    mask = np.zeros((depth, *volume.hu.shape[1:]), bool)
+    mask[:, y : y + height, x : x + width] = nodule.votes >= nodule.consensus_votes
+    balls = [
+        CentredGrid(plane, volume.spacing_mm[1:]).share(there) >= 0.5
+        for plane, there in zip(mask, around[z : z + depth], strict=True)
+        if plane.any()
+    ]
+    return replace(patches, ball=np.stack(balls))
 
 
 def nodule_row(volume: Volume, nodule: ReadNodule, *, nodule_id: str, source: str, expert: bool) -> NoduleRow:

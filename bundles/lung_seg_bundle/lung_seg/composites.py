@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .losses import LUNG, NODULE
-from .stacks import open_nodule
+from .stacks import mask_votes, open_nodule
 
 __all__ = ["Insert", "NoduleBank", "RandInsertNodules", "blend"]
 
@@ -82,7 +82,8 @@ def _overlap(
 class NoduleBank:
     """Nodules to insert, read when the first is asked for.
 
-    Only nodules that two readers agree on are kept, and of them the slices that show more than an end cap.
+    Only nodules that two readers agree on, or that are known by their ball, are kept, and of them the slices that show
+    more than an end cap.
 
     Args:
         files: npz files of a COHORT's nodules.
@@ -118,7 +119,7 @@ def _read_planes(path: str | Path) -> np.ndarray:
     """float16 (n, 2, 64, 64): HU and alpha of the slices that can be inserted."""
     arrays = open_nodule(path, ("hu", "alpha", "votes"))
     large = (arrays["alpha"] >= 0.5).sum(axis=(1, 2)) >= _SMALLEST_PX
-    if arrays["votes"].max() < 2:
+    if arrays["votes"].max() < mask_votes(arrays):
         large[:] = False
     return np.stack([arrays["hu"][large], arrays["alpha"][large]], axis=1).astype(np.float16)
 

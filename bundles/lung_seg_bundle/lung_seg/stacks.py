@@ -18,7 +18,7 @@ from torch import Tensor
 from . import IGNORED
 from .losses import NODULE
 
-__all__ = ["LoadStacks", "Stack", "open_nodule", "read_nodule"]
+__all__ = ["LoadStacks", "Stack", "mask_votes", "open_nodule", "read_nodule"]
 
 NODULE_SPACING_MM = (0.7, 0.7)
 
@@ -50,18 +50,23 @@ class Stack:
 
 
 def open_nodule(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Arrays of a nodule's npz.
+    """Arrays of a nodule's npz, and `ball` where it has that: where nobody drew the nodule (see `mask_votes`).
 
     Raises:
         ValueError: when the file has them not.
     """
     try:
         with np.load(path) as arrays:
-            return {name: arrays[name] for name in names}
+            return {name: arrays[name] for name in (*names, *({"ball"} & set(arrays.files)))}
     except (KeyError, OSError, ValueError) as error:
         raise ValueError(
             f"{path}: expected a nodule's npz with {', '.join(names)} ({error}). Prepare the cohort again."
         ) from error
+
+
+def mask_votes(arrays: Mapping[str, np.ndarray]) -> int:
+    """Votes that make a pixel nodule: two readers'; one where `votes` says what is dense in an annotated ball."""
+    return 1 if "ball" in arrays else 2
 
 
 def read_nodule(path: str | Path) -> Stack:
@@ -69,15 +74,17 @@ def read_nodule(path: str | Path) -> Stack:
 
     Where a slice shows that, what one reader alone drew is background; on slices without it, and on nodules that only
     one reader saw, it is ignored. So is what the source did not cover.
+    Where only centre and diameter are known, nodule is what is dense in the ball, and the rest of it is ignored.
 
     Raises:
         ValueError: when the file has not the arrays of a COHORT's nodule.
     """
     arrays = open_nodule(path, ("context", "votes", "valid", "largest"))
     votes = arrays["votes"]
-    agreed = (votes >= 2).any(axis=(1, 2), keepdims=True)
-    label = np.where(votes >= 2, NODULE, 0).astype(np.uint8)
-    label[((votes == 1) & ~agreed) | ~arrays["valid"]] = IGNORED
+    mask = votes >= mask_votes(arrays)
+    doubtful = arrays["ball"] if "ball" in arrays else (votes == 1) & ~mask.any(axis=(1, 2), keepdims=True)
+    label = np.where(mask, NODULE, 0).astype(np.uint8)
+    label[(doubtful & ~mask) | ~arrays["valid"]] = IGNORED
     return Stack(
         torch.from_numpy(arrays["context"]), torch.from_numpy(label), NODULE_SPACING_MM, int(arrays["largest"])
     )

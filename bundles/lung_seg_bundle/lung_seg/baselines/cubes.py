@@ -24,7 +24,7 @@ from ..composites import Insert
 from ..datalist import read_datalist
 from ..grid import Frame, cut
 from ..losses import LUNG, NODULE
-from ..stacks import LoadStacks, Stack, open_nodule
+from ..stacks import LoadStacks, Stack, mask_votes, open_nodule
 from .dcnn import DEPTH, SIDE_PX
 
 __all__ = ["CubeBank", "CubeSource"]
@@ -108,6 +108,8 @@ class CubeBank:
         spacing_mm: of the network's grid.
         window_hu: mapped to [-1, 1], clipped outside.
         zoom: cubes are scaled by a factor within [1 / zoom, zoom].
+        balls: whether nodules of which only centre and diameter are known count (see `read_datalist`).
+        max_slices: of scans, held in memory of either group; where there are more, series are left out.
     """
 
     def __init__(
@@ -118,17 +120,21 @@ class CubeBank:
         spacing_mm: float = 0.7,
         window_hu: tuple[float, float] = (-1000, 400),
         zoom: float = 1.25,
+        balls: bool = False,
+        max_slices: int = 4000,
     ) -> None:
         self.dataset_dir = dataset_dir
         self.part = part
         self.spacing_mm = spacing_mm
         self.window_hu = window_hu
         self.zoom = zoom
+        self.balls = balls
+        self.max_slices = max_slices
         self._groups: dict[str, list[CubeSource]] | None = None
         self._inserts: list[np.ndarray] = []
 
     def groups(self) -> dict[str, list[CubeSource]]:
-        """Sources by kind: `crops`, `scans` (nodules drawn on slices), `lungs` (lungs drawn, nodules not)."""
+        """Sources by kind: `crops`, `scans` (nodules known on slices), `lungs` (lungs drawn, nodules not)."""
         if self._groups is None:
             self._groups = self._read()
         return self._groups
@@ -136,20 +142,30 @@ class CubeBank:
     def _read(self) -> dict[str, list[CubeSource]]:
         rng = np.random.default_rng(0)
         load = LoadStacks()
-        samples = read_datalist(self.dataset_dir, self.part)
+        samples = read_datalist(self.dataset_dir, self.part, balls=self.balls)
         paths = [path for sample in samples if sample["kind"] == "nodule" for path in sample["nodules"]]
         slices = [sample for sample in samples if sample["kind"] == "slice"]
-        drawn = _runs(sample for sample in slices if sample["labelled"][1])
-        lungs = _runs(sample for sample in slices if not sample["labelled"][1])
+        drawn = self._some(_runs(sample for sample in slices if sample["labelled"][1]))
+        lungs = self._some(_runs(sample for sample in slices if not sample["labelled"][1]))
         for path in paths:
             arrays = open_nodule(path, ("hu", "alpha", "votes"))
-            if arrays["votes"].max() >= 2:
+            if arrays["votes"].max() >= mask_votes(arrays):
                 self._inserts.append(np.stack([arrays["hu"], arrays["alpha"]], axis=1).astype(np.float16))
         crops = [load({"kind": "nodule", "nodules": [path], "labelled": [0.0, 1.0]})["stacks"][0] for path in paths]
         scans = [_load(run, load) for run in tqdm(drawn + lungs, desc="stacks for cubes", leave=False)]
         sources = [CubeSource.of(stack, rng=rng) for stack in [*crops, *scans]]
         first, second = len(crops), len(crops) + len(drawn)
-        return {"crops": sources[:first], "scans": sources[first:second], "lungs": sources[second:]}
+        # Scans whose nodules are known by their balls are both: nodules, and lungs to lay others into.
+        known = [source for source in sources[second:] if self.balls and len(source.nodules)]
+        return {"crops": sources[:first], "scans": sources[first:second] + known, "lungs": sources[second:]}
+
+    def _some(self, runs: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+        """As many runs, drawn by chance, as `max_slices` allows, in their order; one at least."""
+        if sum(map(len, runs)) <= self.max_slices:
+            return runs
+        order = np.random.default_rng(0).permutation(len(runs))
+        count = np.searchsorted(np.cumsum([len(runs[index]) for index in order]), self.max_slices, side="right")
+        return [runs[index] for index in sorted(order[: max(int(count), 1)])]
 
     def draw(self, positives: int, negatives: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Cubes float32 (n, 1, DEPTH, SIDE_PX, SIDE_PX) in [-1, 1] and whether each shows a nodule (n,).
@@ -182,7 +198,7 @@ class CubeBank:
         if not pools:
             raise ValueError(
                 f"{self.dataset_dir}: the part '{self.part}' has no {' or '.join(sorted({p for _, p in shares}))} to "
-                "cut cubes around. Prepare a cohort with drawn nodules."
+                "cut cubes around. Prepare a cohort with drawn nodules, or give --balls True where it has LUNA16's."
             )
         weights = np.array([share for _, _, share in pools]) / sum(share for _, _, share in pools)
         chosen = (pools[index] for index in rng.choice(len(pools), size=count, p=weights))

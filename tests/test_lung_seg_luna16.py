@@ -1,0 +1,146 @@
+"""LUNA16 alone trains the lung_seg bundle: nodules known by centre and diameter, when they are asked for."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+from separation_toys import draw
+
+BUNDLE = Path(__file__).parents[1] / "bundles" / "lung_seg_bundle"
+sys.path.insert(0, str(BUNDLE))
+
+from lung_seg.baselines.cubes import CubeBank  # noqa: E402
+from lung_seg.composites import NoduleBank  # noqa: E402
+from lung_seg.datalist import nodule_files, nodule_weights, read_datalist  # noqa: E402
+from lung_seg.losses import MaskedLoss  # noqa: E402
+from lung_seg.stacks import read_nodule  # noqa: E402
+
+from lungsynth.cohort.phantom_files import write_luna16  # noqa: E402
+from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort  # noqa: E402
+from lungsynth.judge.test_part import open_test_part  # noqa: E402
+
+TINY = {"channels": [4, 8], "convolutions": 1, "growth_rate": 2, "dense_layers": 2}
+SMALL = {"epoch_length": 2, "batch_size": 4, "size_px": 64, "tiles": 1, "max_epochs": 1, "val_interval": 1}
+
+
+@pytest.fixture(scope="module")
+def patients():
+    return {patient.volume.patient_id: patient for patient in map(draw, range(21, 27))}
+
+
+@pytest.fixture(scope="module")
+def luna(patients, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("luna")
+    write_luna16(folder / "LUNA16", list(patients.values()))
+    prepare_cohort([folder / "LUNA16"], folder / "cohort", settings=PrepareSettings(), workers=1)
+    return folder / "cohort"
+
+
+def entries(cohort: Path, name: str) -> list[dict]:
+    return [entry for part in json.loads((cohort / f"{name}.json").read_text()).values() for entry in part]
+
+
+def workflow(cohort: Path, output: Path, *overlays: str, **settings) -> ConfigWorkflow:
+    return ConfigWorkflow(
+        config_file=[str(BUNDLE / "configs" / name) for name in ("train.json", *overlays)],
+        meta_file=str(BUNDLE / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type="train",
+        bundle_root=str(BUNDLE),
+        dataset_dir=str(cohort),
+        output_dir=str(output),
+        device="cpu",
+        **{**SMALL, **settings},
+    )
+
+
+def test_balls_are_a_kind_of_their_own_that_nobody_drew(luna):
+    balls = [entry for entry in entries(luna, "segmentation") if entry["kind"] == "ball"]
+    assert {entry["image"] for entry in balls} == {entry["nodule"] for entry in entries(luna, "nodules")}
+    assert len(balls) == 12
+    for part in ("training", "validation"):
+        kinds = [sample["kind"] for sample in read_datalist(luna, part)]
+        assert set(kinds) == {"slice"}, "unless they are asked for"
+        assert not nodule_files(luna, part)
+        with_balls = read_datalist(luna, part, balls=True, nodules_per_sample=1)
+        assert [sample["kind"] for sample in with_balls[: len(kinds)]] == kinds
+        assert len(with_balls) - len(kinds) == len(nodule_files(luna, part, balls=True)) >= 2
+        assert len(nodule_weights(luna, part, balance=0.5, balls=True)) == len(with_balls) - len(kinds)
+    judged = open_test_part(luna)
+    assert judged.judged_nodules, "scans are judged by centres"
+    assert not any(nodule.drawn or nodule.votes for nodule in judged.nodules), "there are no crops to judge"
+
+
+def test_what_is_dense_in_a_ball_is_nodule_the_rest_of_it_is_ignored(luna, patients):
+    for entry in (entry for entry in entries(luna, "segmentation") if entry["kind"] == "ball"):
+        stack = read_nodule(luna / entry["image"])
+        label, hu = stack.label[stack.main].numpy(), stack.hu[stack.main].numpy()
+        assert label[32, 32] == 2
+        assert hu[label == 2].mean() > -300
+        rows, columns = np.nonzero(label == 255)
+        reach_mm = 0.7 * np.hypot(rows - 31.5, columns - 31.5).max()
+        largest_mm = max(nodule.diameter_mm for nodule in patients[entry["patient_id"]].nodules)
+        assert reach_mm < largest_mm / 2 + 2 + 2, "a ball, its margin, and what the mask's centroid is off its centre"
+        around = 0.7 * np.hypot(*(np.indices((64, 64)) - 31.5)) > largest_mm / 2 + 4
+        assert (label[around] == 0).all()
+
+
+def test_balls_fill_the_banks(luna):
+    files = nodule_files(luna, "training", balls=True)
+    drawn = NoduleBank(files).draw(np.random.RandomState(0))
+    assert drawn is not None
+    assert drawn.mask.sum() > 50
+    bank = CubeBank(luna, balls=True)
+    groups = bank.groups()
+    assert len(groups["crops"]) == len(files)
+    assert groups["scans"], "scans with balls show nodules as they continue from slice to slice"
+    assert set(map(id, groups["scans"])) <= set(map(id, groups["lungs"]))
+    cubes, is_nodule = bank.draw(6, 6, np.random.default_rng(0))
+    middle = cubes[:, 0, 2, 17:23, 17:23].mean(dim=(1, 2))
+    assert middle[is_nodule == 1].mean() > middle[is_nodule == 0].mean()
+    few = CubeBank(luna, balls=True, max_slices=1).groups()
+    assert len(few["lungs"]) == 1 < len(groups["lungs"])
+
+
+def test_the_nodule_channel_has_a_gradient(luna, tmp_path):
+    run = workflow(luna, tmp_path, balls=True, **TINY)
+    run.initialize()
+    shown = 0
+    for batch in run.parser.get_parsed_content("train#dataloader"):
+        logits = run.network_def(torch.as_tensor(batch["image"])).detach().requires_grad_()
+        _, terms = MaskedLoss()(logits, batch["label"], batch["labelled"])
+        (terms.bce_nodule + terms.dice_nodule + terms.dice_small).backward()
+        shown += int(((batch["label"] == 2) & (batch["labelled"][:, 1] > 0)[:, None, None, None]).sum())
+        assert logits.grad[:, 1].abs().sum() > 0
+    assert shown > 50
+
+
+@pytest.mark.parametrize("overlays", [(), ("train_faster_rcnn_3d.json",)])
+def test_a_training_on_luna16_starts_and_its_weights_say_on_what(luna, tmp_path, overlays, caplog):
+    network = {"width": 8, "train#step#drawn_negatives": 8} if overlays else TINY
+    with caplog.at_level(logging.INFO, logger="lung_seg.datalist"):
+        run = workflow(luna, tmp_path, *overlays, balls=True, val_slices=2, **network)
+        run.initialize()
+        run.run()
+    assert "have centre and diameter alone and train with what is dense in their balls" in caplog.text
+    sidecar = json.loads((tmp_path / "model.json").read_text())
+    assert sidecar["balls"] is True
+    assert np.isfinite(sidecar["validation"]["froc" if overlays else "dice_nodule"])
+
+
+def test_a_cohort_without_nodules_to_learn_from_is_refused(luna, tmp_path):
+    with pytest.raises(ValueError, match=r"segmentation\.json: .* has none, and \d+ nodules .* Give --balls True"):
+        read_datalist(luna, "training", needs_nodules=True)
+    refused = workflow(luna, tmp_path, **TINY)
+    refused.initialize()
+    with pytest.raises(RuntimeError) as caught:
+        refused.run()
+    assert "needs nodules that somebody drew" in repr(caught.value.__cause__)
+    assert read_datalist(luna, "training", needs_nodules=True, balls=True)
+    with pytest.raises(ValueError, match="give --balls True"):
+        CubeBank(luna).draw(1, 1, np.random.default_rng(0))
