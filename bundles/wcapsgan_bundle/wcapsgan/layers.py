@@ -113,8 +113,10 @@ class Smooth(nn.Module):
 
 
 def gaussian_taps(sigma_px: float) -> list[float]:
-    """Weights of a Gaussian of that standard deviation, to four of them on each side."""
+    """Weights of a Gaussian of that standard deviation, to four of them on each side; of 0, the pixel itself."""
     reach = round(4 * sigma_px)
+    if reach == 0:
+        return [1.0]
     weights = [math.exp(-((place / sigma_px) ** 2) / 2) for place in range(-reach, reach + 1)]
     return [weight / sum(weights) for weight in weights]
 

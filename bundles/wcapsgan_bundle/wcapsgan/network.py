@@ -80,15 +80,10 @@ class Generator(nn.Module):
         widths = [channels * min(2**level, widest) for level in range(levels, -1, -1)]  # coarse to fine
         style_dim = 128
         convolution, singletons = layers_of(spatial_dims)
-        axes = " ".join("hwd"[:spatial_dims])
         self.category = nn.Embedding(n_categories, 32)
         self.diameter = DiameterFeatures(32)
         self.mapping = _mapping(latent_dim + 64, style_dim)
-        self.start = nn.Sequential(
-            nn.Linear(style_dim, widths[0] * min_size**spatial_dims),
-            Rearrange(f"b (c {axes}) -> b c {axes}", **dict.fromkeys("hwd"[:spatial_dims], min_size)),
-            nn.LeakyReLU(SLOPE),
-        )
+        self.start = _start(style_dim, widths[0], min_size, spatial_dims)
         fine = len(widths) - 2  # the last resolution
         self.blocks = nn.ModuleList(
             StyledBlock(
@@ -111,7 +106,7 @@ class Generator(nn.Module):
         self.larger = nn.Upsample(scale_factor=2, mode="bilinear" if spatial_dims == 2 else "trilinear")
         self.smooth = Smooth(2, spatial_dims=spatial_dims)
         self.steep = STEEP if edge_px else 1.0
-        self.edge = Smooth(1, taps=gaussian_taps(edge_px), spatial_dims=spatial_dims) if edge_px else nn.Identity()
+        self.edge = Smooth(1, taps=gaussian_taps(edge_px), spatial_dims=spatial_dims)
         self.register_buffer("diameter_quantiles", torch.zeros(n_categories, 101))
 
     def forward(self, latent: Tensor, category: Tensor, diameter_mm: Tensor) -> Tensor:
@@ -150,3 +145,13 @@ def _mapping(in_features: int, style_dim: int) -> nn.Sequential:
     for layer in layers:
         nn.init.kaiming_normal_(layer.weight, a=SLOPE)
     return nn.Sequential(layers[0], nn.LeakyReLU(SLOPE), layers[1], nn.LeakyReLU(SLOPE))
+
+
+def _start(style_dim: int, channels: int, size: int, spatial_dims: int) -> nn.Sequential:
+    """From a style to the coarsest features, (B, channels, size, size[, size])."""
+    axes = " ".join("hwd"[:spatial_dims])
+    return nn.Sequential(
+        nn.Linear(style_dim, channels * size**spatial_dims),
+        Rearrange(f"b (c {axes}) -> b c {axes}", **dict.fromkeys("hwd"[:spatial_dims], size)),
+        nn.LeakyReLU(SLOPE),
+    )
