@@ -17,12 +17,12 @@ from lungsynth.enhancement.regions import regions_of
 from lungsynth.hounsfield import Label
 from lungsynth.layers import AssetLibrary, Box, LungShape, PlacementRules, Recipe, Renderer, make_recipe, resolve
 
-BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
-sys.path.append(str(BUNDLES / "cyclegan_bundle"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "bundles" / "cyclegan_bundle"))
 
 from cyclegan.inferer import Enhancer
 from cyclegan.network import ResidualEnhancer
 
+BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 PLACES = [(0.2, 0.4), (0.8, 0.5)]
 
 
