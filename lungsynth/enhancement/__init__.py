@@ -1,8 +1,8 @@
 """The last stage on samples of a catalogue: only what the nodules change is enhanced anew, and labels are looked after.
 
 `regions` (what depends on the nodules) -> `lungs` (enhanced once each) -> `gate` (does the segmentation still find what
-it found) -> `stage` (all of it, for one sample) -> `report` (what it did to HU and labels); `identity` (what decides over
-the result).
+it found) -> `stage` (all of it, for one sample) -> `report` (what it did to HU and labels). `identity` says what
+decides over the result.
 """
 
 from lungsynth.enhancement.change import Changes
