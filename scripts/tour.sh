@@ -8,7 +8,9 @@ mkdir -p "$tour"
 export MLFLOW_TRACKING_URI="sqlite:///$tour/mlflow.db" MLFLOW_DISABLE_TELEMETRY=true
 
 step() { printf '\n== %s\n' "$1"; }
-launch=(python)
+one_process=(python)
+two_processes=(env OMP_NUM_THREADS=1 torchrun --standalone --nnodes=1 --nproc_per_node=2)
+launch=("${one_process[@]}")
 train() {  # BUNDLE CONFIG_FILES RUN_FOLDER [OVERRIDES ...]
     local bundle="bundles/$1_bundle" configs=$2 run=$3
     shift 3
@@ -23,10 +25,10 @@ step "prepare"
 python scripts/prepare.py "$tour"/source/* --out "$tour/cohort"
 
 step "train lung_seg_bundle, in two processes"
-launch=(env OMP_NUM_THREADS=1 torchrun --standalone --nnodes=1 --nproc_per_node=2)
+launch=("${two_processes[@]}")
 train lung_seg "['bundles/lung_seg_bundle/configs/train.json','bundles/lung_seg_bundle/configs/multi_gpu_train.json']" \
     lung_seg --max_epochs 2 --epoch_length 6 --batch_size 2
-launch=(python)
+launch=("${one_process[@]}")
 
 step "train wcapsgan_bundle: nodules"
 train wcapsgan bundles/wcapsgan_bundle/configs/train.json nodules --max_epochs 2 --epoch_length 50 --batch_size 4
@@ -47,8 +49,14 @@ step "synthesise composites, not enhanced"
 python scripts/synthesize.py --bundles "$tour/bundles" --out "$tour/composites" --count 12 --seed 1 --no-enhance
 
 step "train cyclegan_bundle on them"
-train cyclegan bundles/cyclegan_bundle/configs/train.json cyclegan --composite_dir "$tour/composites" \
-    --max_epochs 2 --epoch_length 6 --batch_size 2 --crop_px 64
+cyclegan_settings=(--composite_dir "$tour/composites" --epoch_length 6 --batch_size 2 --crop_px 64)
+train cyclegan bundles/cyclegan_bundle/configs/train.json cyclegan "${cyclegan_settings[@]}" --max_epochs 1
+
+step "go on with it, in two processes"
+launch=("${two_processes[@]}")
+train cyclegan "['bundles/cyclegan_bundle/configs/train.json','bundles/cyclegan_bundle/configs/multi_gpu_train.json']" \
+    cyclegan "${cyclegan_settings[@]}" --max_epochs 2 --resume_from "$tour/cyclegan/resume_epoch_1.pt"
+launch=("${one_process[@]}")
 python scripts/package_bundles.py --out "$tour/bundles" --overwrite --weights lung_seg="$tour/lung_seg" \
     --weights wcapsgan="$tour/nodules" --weights wcapsgan="$tour/lungs" --weights cyclegan="$tour/cyclegan"
 

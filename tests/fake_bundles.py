@@ -11,6 +11,7 @@ _SAMPLING = '''
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 CATEGORIES = ("ground_glass", "part_solid", "solid")
 LEVELS = {"ground_glass": -500, "part_solid": -250, "solid": 30}
@@ -73,11 +74,17 @@ class LungSampler:
 
 
 class Enhancer:
-    def __init__(self, weights):
+    """Makes all but nodules brighter by 1 HU and, if asked, a square of each lung as bright as `spot_hu`."""
+
+    def __init__(self, weights, spot_hu=None):
         torch.load(weights, weights_only=True)
+        self.spot_hu = spot_hu
 
     def __call__(self, hu, nodule_mask):
-        return np.where(nodule_mask, hu, hu + 1).astype(np.int16)
+        enhanced = np.where(nodule_mask, hu, hu + 1).astype(np.int16)
+        if self.spot_hu is not None:
+            enhanced[60:66, 55:61] = self.spot_hu
+        return enhanced
 
 
 class Segmenter:
@@ -89,15 +96,19 @@ class Segmenter:
 
 
 class Detector:
-    """Finds nothing, whatever it is shown."""
+    """Finds nothing, or each connected piece that is brighter than `above_hu`."""
 
-    operating_point = 0.5
-
-    def __init__(self, weights):
+    def __init__(self, weights, operating_point=0.5, above_hu=None):
         torch.load(weights, weights_only=True)
+        self.operating_point = operating_point
+        self.above_hu = above_hu
 
     def __call__(self, hu, spacing_mm):
-        return {"candidates": np.zeros((0, 5), np.float32)}
+        if self.above_hu is None:
+            return {"candidates": np.zeros((0, 5), np.float32)}
+        marked, count = ndimage.label(hu[0] > self.above_hu)
+        centres = ndimage.center_of_mass(marked, marked, range(1, count + 1))
+        return {"candidates": np.array([[0, *centre, 4.0, 0.9] for centre in centres]).reshape(-1, 5)}
 '''
 
 
@@ -125,6 +136,14 @@ def write_weights(path: Path, state: dict) -> None:
 def linear_state(width: int, fill: float = 0.0) -> dict:
     """A state dict of the fakes' network."""
     return {"layer.weight": torch.full((2, width), fill), "layer.bias": torch.zeros(2)}
+
+
+def edit_config(bundles: Path, name: str, component: str, **settings: object) -> None:
+    """Sets arguments of a component in a bundle's `inference.json`."""
+    path = bundles / f"{name}_bundle" / "configs" / "inference.json"
+    config = json.loads(path.read_text())
+    config[component] |= settings
+    path.write_text(json.dumps(config))
 
 
 def write_fake_bundles(bundles: Path, prefix: str) -> Path:

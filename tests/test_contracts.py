@@ -729,6 +729,8 @@ def test_c13_2_composites_name_their_patients_and_spare_those_of_the_reals(enhan
         assert entry["image"] == f"images/{recipe.id}.nii.gz"
         real = {asset for asset in (recipe.lung, *(n.asset for n in recipe.nodules)) if library[asset].source == "real"}
         assert bool(entry["patient_id"]) == bool(real)
+        assets = [recipe.lung, *(nodule.asset for nodule in recipe.nodules)]
+        assert entry["parts_without_patient"] == sum(library[asset].source == "generated" for asset in assets)
 
 
 def test_c13_3_an_enhanced_export_says_what_became_of_labels_and_hu(enhanced):

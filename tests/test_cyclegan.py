@@ -10,7 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export
 from monai.inferers import SimpleInferer
 from monai.transforms import Compose, LoadImage, Orientation, SqueezeDim
 
@@ -176,6 +176,34 @@ def test_scripted_generator_gives_the_same() -> None:
     network = trained_like()
     image = torch.randn(1, 1, 33, 30)
     torch.testing.assert_close(torch.jit.script(network)(image), network(image))
+
+
+@pytest.mark.parametrize("config", ["train.json", "inference.json"])
+def test_the_shipped_generator_is_the_one_of_the_card(config) -> None:
+    parser = ConfigParser()
+    parser.read_config(str(ROOT / "configs" / config))
+    network = parser.get_parsed_content("network_def")
+    assert network.receptive_field_px == 57
+    card = (ROOT / "docs" / "README.md").read_text()
+    assert f"a pixel depends on {network.receptive_field_px} x {network.receptive_field_px} px" in card
+    assert f"{sum(weight.numel() for weight in network.parameters()):,} weights in G" in card
+
+
+def test_torchscript_export_equals_the_network_at_any_size(tmp_path) -> None:
+    network, image = trained_like(dilations=[1]), torch.randn(2, 1, 37, 50)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    ckpt_export(
+        net_id="network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(tmp_path / "model.pt"),
+        meta_file=str(ROOT / "configs" / "metadata.json"),
+        config_file=str(ROOT / "configs" / "inference.json"),
+        channels=4,
+        dilations=[1],
+    )
+    exported = torch.jit.load(tmp_path / "model.ts")
+    torch.testing.assert_close(exported(image), network(image))
+    assert not torch.equal(exported(image), image)
 
 
 def test_discriminator_scores_do_not_depend_on_the_batch() -> None:
@@ -370,6 +398,28 @@ def test_reals_of_patients_in_the_composites_are_left_out(folders, tmp_path) -> 
         reals("training0", "training1")
     reals()
     assert len(unpaired_entries(tmp_path, cohort, split="validation")["composites"]) == 1
+
+
+def test_the_log_says_how_many_composites_have_parts_of_no_known_patient(folders, tmp_path, caplog) -> None:
+    out, cohort = folders
+    entries = json.loads((out / "datalist.json").read_text())["training"]
+
+    def told(*provenances: dict) -> list[str]:
+        listed = [entry | provenance for entry, provenance in zip(entries, provenances, strict=False)]
+        (tmp_path / "datalist.json").write_text(json.dumps({"training": listed}))
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="cyclegan"):
+            for split in ("training", "validation"):
+                unpaired_entries(tmp_path, cohort, split=split)
+        return [message.split(",")[0] for message in caplog.messages]
+
+    real, half, generated = (
+        {"patient_id": named, "parts_without_patient": missing} for named, missing in ((["p"], 0), (["p"], 1), ([], 2))
+    )
+    assert told(real, half, generated, generated) == ["3 of 4 composites have parts without a known patient"]
+    assert not told(real, real)
+    older = [{"patient_id": named} for named in (["p"], [])]  # lists that do not count parts
+    assert told(*older) == ["1 of 2 composites have parts without a known patient"]
 
 
 def test_patches_stand_in_where_no_slices_show_nodules(tmp_path) -> None:

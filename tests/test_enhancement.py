@@ -1,5 +1,7 @@
 """Laws of the last stage: a region is the whole slice's, a lung is enhanced once, the gate gives back what was lost."""
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import torch
 from layers_toys import add_lung, add_nodule, group_at, library_in
 
 from lungsynth.enhancement import Changes, EnhancementStage, Gate, summary
-from lungsynth.enhancement.gate import passage
+from lungsynth.enhancement.gate import GATE_RULES, passage
+from lungsynth.enhancement.identity import enhancement_identity, enhancement_key
 from lungsynth.enhancement.regions import regions_of
 from lungsynth.hounsfield import Label
 from lungsynth.layers import AssetLibrary, Box, LungShape, PlacementRules, Recipe, Renderer, make_recipe, resolve
@@ -19,6 +22,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "bundles" / "cyclegan_
 from cyclegan.inferer import Enhancer
 from cyclegan.network import ResidualEnhancer
 
+BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 PLACES = [(0.2, 0.4), (0.8, 0.5)]
 
 
@@ -122,6 +126,54 @@ def test_the_lung_of_a_pair_is_the_slice_beyond_the_reach_of_its_nodules(tmp_pat
     assert window.row_from - reach <= rows.min() <= rows.max() < window.row_to + reach
     assert window.column_from - reach <= columns.min() <= columns.max() < window.column_to + reach
     assert outcome.verdict == "unchecked"
+
+
+@pytest.fixture
+def bundles(tmp_path) -> Path:
+    """A copy of the bundles that decide, to be edited."""
+    for name in ("cyclegan_bundle", "lung_seg_bundle"):
+        for part in ("configs", "models"):
+            shutil.copytree(BUNDLES / name / part, tmp_path / name / part)
+    return tmp_path
+
+
+def edit(bundles: Path, name: str, **settings: object) -> None:
+    path = bundles / f"{name}_bundle" / "configs" / "inference.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+def test_the_key_of_an_enhanced_lung_knows_no_place_and_no_device(bundles) -> None:
+    shipped = enhancement_identity(BUNDLES, gate=True)
+    edit(bundles, "cyclegan", device="cpu", bundle_root=str(bundles), dataset_dir="elsewhere", handlers=[])
+    edit(bundles, "lung_seg", device="cpu", batch_size=7, output_dir="elsewhere", min_probability=0.2)
+    assert enhancement_identity(bundles, gate=True) == shipped
+    assert enhancement_key(enhancement_identity(bundles, gate=True)) == enhancement_key(shipped)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("cyclegan", {"nodule_max_residual_hu": 20.0}),
+        ("cyclegan", {"max_residual_hu": 50.0}),
+        ("cyclegan", {"precision": "float32"}),
+        ("lung_seg", {"operating_point": 0.9}),
+        ("lung_seg", {"core_mm": 4.0}),
+        ("gate", {"margin": 1.0}),
+        ("gate", {"tolerance": 0.1}),
+    ],
+)
+def test_a_setting_that_changes_results_changes_the_key(bundles, monkeypatch, name, settings) -> None:
+    ways = (True, False)
+    before = [enhancement_identity(bundles, gate=gate) for gate in ways]
+    if name == "gate":
+        monkeypatch.setattr("lungsynth.enhancement.identity.GATE_RULES", dict(GATE_RULES) | settings)
+    else:
+        edit(bundles, name, **settings)
+    after = [enhancement_identity(bundles, gate=gate) for gate in ways]
+    part = "enhancer_settings" if name == "cyclegan" else "gate_settings"
+    assert [key for key in before[0] if before[0][key] != after[0][key]] == [part]
+    assert (before[1] == after[1]) == (name != "cyclegan"), "without a gate, its settings decide nothing"
+    assert enhancement_key(before[0]) != enhancement_key(after[0])
 
 
 def test_regions_that_meet_are_one_and_begin_where_the_enhancer_can() -> None:

@@ -12,6 +12,7 @@ import pandas as pd
 import pydicom
 import pytest
 import SimpleITK
+from fake_bundles import edit_config, write_fake_bundles
 from layers_toys import add_lung, add_nodule, group_at
 from PIL import Image
 from pydicom.pixels import apply_modality_lut
@@ -118,6 +119,53 @@ def test_workers_change_no_byte(catalogue, tmp_path):
     assert files(export(catalogue, tmp_path / "a", "nifti")) == files(
         export(catalogue, tmp_path / "b", "nifti", workers=2)
     )
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory) -> Path:
+    """An enhancer that draws a bright spot on each lung, and a gate that minds."""
+    folder = write_fake_bundles(tmp_path_factory.mktemp("bundles"), "exporting")
+    edit_config(folder, "cyclegan", "enhancer", spot_hu=300)
+    edit_config(folder, "lung_seg", "detector", above_hu=200)
+    return folder
+
+
+def test_a_stop_and_workers_change_no_byte_of_an_enhanced_export(catalogue, tmp_path, monkeypatch, bundles):
+    monkeypatch.setitem(FORMATS, "nifti", FORMATS["nifti"].__class__(write=FORMATS["nifti"].write, part_size=2))
+    whole = export(catalogue, tmp_path / "whole", "nifti", bundles=bundles)
+    out = tmp_path / "stopped"
+    job = Job(catalogue=catalogue, out=out, format="nifti", bundles=bundles)
+    PartWriter(job).write(Part(0, 2))
+    (out / "export.json").write_text(json.dumps(job.identity()))
+    kept = [np.load(path) for path in (out / ".enhanced").iterdir()]
+    assert [int(share.min()) for _, share in kept] == [0, 0], "the spot is blended back, and that is kept with the lung"
+    assert files(export(catalogue, out, "nifti", bundles=bundles, workers=2)) == files(whole)
+    plain = export(catalogue, tmp_path / "plain", "nifti")
+    for path in (plain / "images").iterdir():
+        changed = read_plane(whole / "images" / path.name)[0] - read_plane(path)[0]
+        assert set(np.unique(changed)) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "component", "settings", "part"),
+    [
+        ("cyclegan", "enhancer", {"spot_hu": 250}, "enhancer_settings"),
+        ("lung_seg", "detector", {"operating_point": 0.4}, "gate_settings"),
+    ],
+)
+def test_an_enhanced_export_does_not_go_on_with_other_settings(
+    catalogue, tmp_path, bundles, name, component, settings, part
+):
+    mine = shutil.copytree(bundles, tmp_path / "bundles")
+    job = {"bundles": bundles, "end": 1}
+    out = export(catalogue, tmp_path / "out", "png", **job)
+    before = files(out)
+    claimed = Job(catalogue=catalogue, out=out, format="png", bundles=mine).identity()
+    assert claimed == json.loads((out / "export.json").read_text()), "the same settings elsewhere"
+    edit_config(mine, name, component, **settings)
+    with pytest.raises(InputError, match=f"another export, it differs in {part}\\."):
+        export(catalogue, out, "png", bundles=mine)
+    assert files(out) == before
 
 
 def test_nifti_and_labels_say_what_was_rendered(catalogue, tmp_path):

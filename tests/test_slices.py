@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_bundles import write_fake_bundles
+from fake_bundles import edit_config, write_fake_bundles
 from fake_cohort import write_fake_cohort
 from monai.bundle import ConfigWorkflow
 from scipy import ndimage
@@ -178,6 +178,9 @@ def test_the_two_stages_show_the_same_composites_before_and_after(bundles, cohor
     assert all(not np.array_equal(hu, seen) for hu in others.hu for seen in first.hu), "each is shown once"
     with pytest.raises(InputError, match="more are asked for"):
         before(replace(requests, seeds=tuple(range(30)), categories=CATEGORIES * 10, diameters_mm=(None,) * 30))
+    edit_config(bundles, "lung_seg", "detector", operating_point=0.4)
+    edited, _ = stages.find_stages(part, bundles, tmp_path, seed=3)
+    assert [each.identity == was.identity for each, was in zip(edited, found, strict=True)] == [True, False]
     (bundles / "cyclegan_bundle" / "models" / "model.pt").rename(tmp_path / "away.pt")
     found, missing = stages.find_stages(part, bundles, tmp_path, seed=3)
     (tmp_path / "away.pt").rename(bundles / "cyclegan_bundle" / "models" / "model.pt")

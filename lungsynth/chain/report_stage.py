@@ -55,6 +55,8 @@ def _datalist(
     for recipe in recipes:
         files = image_path(out, recipe.id), mask_path(out, recipe.id)
         image, label = (path.relative_to(out).as_posix() for path in files)
-        origins = {library[asset].origin for asset in (recipe.lung, *(nodule.asset for nodule in recipe.nodules))}
-        entries.append({"image": image, "label": label, "patient_id": sorted({*map(patients.get, origins)} - {None})})
+        parts = (recipe.lung, *(nodule.asset for nodule in recipe.nodules))
+        named = [patient for part in parts if (patient := patients.get(library[part].origin))]
+        provenance = {"patient_id": sorted(set(named)), "parts_without_patient": len(parts) - len(named)}
+        entries.append({"image": image, "label": label, **provenance})
     return {"training": entries}

@@ -26,7 +26,7 @@ from lungsynth.chain.render_stage import remove_leftovers, render_samples
 from lungsynth.chain.report_stage import read_tile, write_reports
 from lungsynth.chain.selecting import selection_figures
 from lungsynth.chain.settings import ChainSettings, check_folder, write_run_file
-from lungsynth.enhancement import Changes, EnhancementStage, open_stage, summary
+from lungsynth.enhancement import Changes, EnhancementStage, enhancement_identity, open_stage, summary
 from lungsynth.hounsfield import DISPLAY_WINDOW
 from lungsynth.layers import AssetLibrary, read_catalogue
 from lungsynth.layers.catalogue_rows import PlanWeights
@@ -132,6 +132,7 @@ def _weights(settings: ChainSettings) -> dict[str, Weights]:
 
 def _identity(settings: ChainSettings, cohort: CohortSource | None, weights: Mapping[str, Weights]) -> dict[str, Any]:
     hashes = {name: weights[name].sha256 if name in weights else None for name in _NETWORKS}
+    last = enhancement_identity(settings.bundles if settings.enhance else None, gate=settings.gate)
     return {
         "format": _FORMAT,
         "lungsynth": version("lungsynth"),
@@ -146,6 +147,7 @@ def _identity(settings: ChainSettings, cohort: CohortSource | None, weights: Map
         **selection_identity(settings.selection),
         **{f"cohort_{key}": cohort.identity[key] if cohort else None for key in ("split_hash", "datalists")},
         **{f"weights_{name}": value for name, value in hashes.items()},
+        **{key: last[key] for key in ("enhancer_settings", "gate_settings")},
     }
 
 

@@ -9,7 +9,7 @@ a margin around the operating point, in which no probability may get worse by mo
 Both are of log-odds: a network that is sure of itself has its operating point near 1, where probabilities lie close.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,17 +21,33 @@ from lungsynth.enhancement.regions import grown
 from lungsynth.layers import Box, Rendered
 from lungsynth.types import HuPlane, Plane
 
-__all__ = ["SHARE_STEPS", "Comparison", "Detector", "Gate", "Spot", "passage"]
+__all__ = ["GATE_RULES", "SHARE_STEPS", "Comparison", "Detector", "Gate", "Spot", "passage"]
 
 Detector = Callable[[np.ndarray, tuple[float, float, float]], dict[str, Any]]  # contract C6.5
 Candidates = Float[np.ndarray, "_ 5"]
 
+GATE_MARGIN, GATE_TOLERANCE = 2.0, 0.2  # log-odds, of the gate that `open_stage` makes
+ROUNDS = 3  # of blending back before a slice is refused
+_CONTEXT_MM, _SAME_MM = 40.0, 5.0
 _SLICE_MM = 1.0  # thickness of a lone slice: no distance depends on it
 _LEAST_RADIUS_MM = 2.0
 _CLEAR_PX = 4  # around what is blended back, the slice is wholly what it was
 _PASSAGE_PX = 12  # over which it passes to what was made of it
 SHARE_STEPS = 256
 _LEAST = 1e-4  # no probability counts as nearer to 0 or 1 than this
+
+# What decides over the gate's results beside its detector; another number here makes another export.
+GATE_RULES: Mapping[str, float] = {
+    "margin": GATE_MARGIN,
+    "tolerance": GATE_TOLERANCE,
+    "rounds": ROUNDS,
+    "context_mm": _CONTEXT_MM,
+    "same_mm": _SAME_MM,
+    "least_radius_mm": _LEAST_RADIUS_MM,
+    "clear_px": _CLEAR_PX,
+    "passage_px": _PASSAGE_PX,
+    "least": _LEAST,
+}
 
 
 class Spot(NamedTuple):
@@ -81,8 +97,8 @@ class Gate:
         self,
         detector: Detector,
         *,
-        context_mm: float = 40.0,
-        same_mm: float = 5.0,
+        context_mm: float = _CONTEXT_MM,
+        same_mm: float = _SAME_MM,
         margin: float = 0.0,
         tolerance: float = 0.0,
     ) -> None:

@@ -1,4 +1,4 @@
-"""Enhanced lungs, each made once: in memory, and in a folder where there is one, by what lung and weights made it."""
+"""Enhanced lungs, each made once: in memory, and in a folder where there is one, by the lung and what enhanced it."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -37,7 +37,7 @@ class EnhancedLungs:
 
     Args:
         make: (lung) -> HU and share, see `EnhancedLung`.
-        key: what beside the lung decides over the result: weights.
+        key: of what beside the lung decides over the result, see `identity.enhancement_key`.
         folder: where files `<lung>-<key>.npy` are kept, int16 (2, H, W): HU and share * 256; None keeps none.
     """
 

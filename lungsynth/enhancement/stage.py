@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 
 from lungsynth.enhancement.change import Changes
-from lungsynth.enhancement.gate import Comparison, Gate, passage
+from lungsynth.enhancement.gate import GATE_MARGIN, GATE_TOLERANCE, ROUNDS, Comparison, Gate, passage
+from lungsynth.enhancement.identity import enhancement_identity, enhancement_key
 from lungsynth.enhancement.lungs import EnhancedLung, EnhancedLungs
 from lungsynth.enhancement.regions import Region, regions_of
 from lungsynth.hounsfield import Label
@@ -22,9 +23,6 @@ from lungsynth.types import HuPlane, Plane
 __all__ = ["EnhancementStage", "Outcome", "Verdict", "open_stage"]
 
 Verdict = Literal["unchecked", "kept", "blended", "refused"]
-
-GATE_MARGIN, GATE_TOLERANCE = 2.0, 0.2  # log-odds
-_ROUNDS = 3  # of blending back before a slice is refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +56,7 @@ class EnhancementStage:
         enhance: the enhancer (contract C6.5). One that does not state its `receptive_field_px` is applied to whole
             slices.
         gate: looks after the labels; None for none.
-        key: what decides over its results, for the names of files: weights.
+        key: what decides over its results, for the names of files (`identity.enhancement_key`).
         folder: of enhanced lungs; None keeps them in memory alone.
     """
 
@@ -126,7 +124,7 @@ class EnhancementStage:
         if first.kept:
             return image, Outcome(verdict="kept", changes=changes, **facts)
         mended = image
-        for _ in range(_ROUNDS):
+        for _ in range(ROUNDS):
             mended = _mended(sample.image, mended, result)
             after = gate.look(mended, layer.spacing_mm, boxes)
             result = gate.compare(before, after, sample, layer.spacing_mm)
@@ -144,7 +142,7 @@ class EnhancementStage:
             return enhanced, None
         nothing = _without_nodules(layer)
         before, share, image = self._gate.look(hu, layer.spacing_mm), None, enhanced
-        for _ in range(_ROUNDS):
+        for _ in range(ROUNDS):
             result = self._gate.compare(before, self._gate.look(image, layer.spacing_mm), nothing, layer.spacing_mm)
             if result.kept:
                 return image, share
@@ -165,13 +163,12 @@ def open_stage(bundles: Path, *, gate: bool, folder: Path | None = None) -> Enha
     Raises:
         InputError: when a bundle or its weights cannot be used.
     """
-    from lungsynth.bundles import open_bundle, read_weights  # brings PyTorch and MONAI, which take seconds
+    from lungsynth.bundles import open_bundle  # brings PyTorch and MONAI, which take seconds
 
+    key = enhancement_key(enhancement_identity(bundles, gate=gate))
     enhance: Enhancer = open_bundle(bundles, "cyclegan", component="enhancer")
-    key = read_weights(bundles, "cyclegan").sha256[:16]
     if not gate:
         return EnhancementStage(enhance, key=key, folder=folder)
-    key = f"{key}-{read_weights(bundles, 'lung_seg').sha256[:16]}"
     looking = Gate(open_bundle(bundles, "lung_seg", component="detector"), margin=GATE_MARGIN, tolerance=GATE_TOLERANCE)
     return EnhancementStage(enhance, gate=looking, key=key, folder=folder)
 

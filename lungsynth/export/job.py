@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lungsynth.ct.write import write_atomically
-from lungsynth.enhancement import Changes, EnhancementStage, open_stage
+from lungsynth.enhancement import Changes, EnhancementStage, enhancement_identity, open_stage
 from lungsynth.errors import InputError
 from lungsynth.export.formats import FORMATS, Format
 from lungsynth.export.sample import export_variant
@@ -86,8 +86,7 @@ class Job:
             "files": self.format,
             "pairs": self.pairs,
             "growth": None if self.growth is None else asdict(self.growth) | {"days": list(self.growth.days)},
-            "enhancer": _weights(self.bundles, "cyclegan"),
-            "gate": _weights(self.bundles if self.gate else None, "lung_seg"),
+            **enhancement_identity(self.bundles, gate=self.gate),
         }
 
     def parts(self, begin: int, end: int) -> list[Part]:
@@ -99,14 +98,6 @@ class Job:
     def record(self, part: Part) -> Path:
         """The file that says that a part is done."""
         return self.out / ".parts" / f"{part.name}.json"
-
-
-def _weights(bundles: Path | None, name: str) -> str | None:
-    if bundles is None:
-        return None
-    from lungsynth.bundles import read_weights  # brings PyTorch and MONAI, which take seconds
-
-    return read_weights(bundles, name).sha256
 
 
 @dataclass(frozen=True)

@@ -78,8 +78,7 @@ def _claim(job: Job) -> None:
     path, wanted = job.out / "export.json", job.identity()
     if path.exists():
         found = json.loads(path.read_text())
-        if found != wanted:
-            different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+        if different := sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key)):
             raise InputError(
                 f"{path}: another export, it differs in {', '.join(different)}. Repeat its settings to go on with it, "
                 "or give another --out."

@@ -15,11 +15,10 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
-from lungsynth.bundles import open_bundle, read_weights
+from lungsynth.bundles import open_bundle
 from lungsynth.ct.write import write_atomically
-from lungsynth.enhancement import Changes, EnhancementStage, Gate, open_stage
-from lungsynth.enhancement.gate import Comparison
-from lungsynth.enhancement.stage import GATE_MARGIN, GATE_TOLERANCE
+from lungsynth.enhancement import Changes, EnhancementStage, Gate, enhancement_identity, open_stage
+from lungsynth.enhancement.gate import GATE_MARGIN, GATE_TOLERANCE, Comparison
 from lungsynth.errors import InputError
 from lungsynth.judge.composites import Composites
 from lungsynth.judge.test_part import Part, open_test_part
@@ -95,12 +94,14 @@ def share_with_interval(events: int, n: int) -> dict[str, float | int | None]:
 
 
 def _identity(settings: EnhancementSettings, part: str) -> dict[str, Any]:
+    last = enhancement_identity(settings.bundles, gate=True)
     return {
         "part": settings.part,
         "cohort": part,
         "seed": settings.seed,
         "wanted": settings.composites,
-        "weights": {name: read_weights(settings.bundles, name).sha256 for name in ("cyclegan", "lung_seg")},
+        "weights": {"cyclegan": last["enhancer"], "lung_seg": last["gate"]},
+        "settings": {"enhancer": last["enhancer_settings"], "gate": last["gate_settings"]},
         "gate": {"margin": GATE_MARGIN, "tolerance": GATE_TOLERANCE},
     }
 

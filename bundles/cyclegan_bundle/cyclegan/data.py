@@ -2,8 +2,8 @@
 """What the CycleGAN reads: composites (X) and real slices that show nodules (Y), as lists of entries.
 
 An entry is a dict: `image` and `label` (paths), `kind` (`slice`: NIfTI of depth one; `nodule`: the npz of a nodule
-patch, the fall-back where a COHORT has no slices with nodules), and `patient_id` where known (a text, or a list of
-them for a composite).
+patch, the fall-back where a COHORT has no slices with nodules), `patient_id` where known (a text, or a list of them
+for a composite), and `unnamed`, whether the patient of a part is not known, as of a generated one.
 """
 
 import json
@@ -39,6 +39,8 @@ def unpaired_entries(composite_dir: str | Path, dataset_dir: str | Path, *, spli
     composites = read_composites(composite_dir)
     reals = _of_others(read_reals(dataset_dir, split=split), composites)
     training = split == "training"
+    if training:
+        _tell_unnamed(composites)
     part = [entry for i, entry in enumerate(composites) if (i % HELD_OUT_EVERY != 0) == training]
     if not part:
         raise ValueError(
@@ -124,7 +126,13 @@ def _entry(entry: Mapping[str, Any], file: Path, *, kind: str, image: str, label
     if missing := sorted({image, label} - set(entry)):
         raise ValueError(f"{file}: expected entries with {image!r} and {label!r}, one lacks {missing}.")
     paths = {"image": str(file.parent / entry[image]), "label": str(file.parent / entry[label])}
-    return {**paths, "kind": kind, "patient_id": entry.get("patient_id")}
+    patient = entry.get("patient_id")
+    return {
+        **paths,
+        "kind": kind,
+        "patient_id": patient,
+        "unnamed": bool(entry.get("parts_without_patient", 0 if patient else 1)),
+    }
 
 
 def _of_others(reals: Sequence[Entry], composites: Sequence[Entry]) -> list[Entry]:
@@ -140,6 +148,17 @@ def _of_others(reals: Sequence[Entry], composites: Sequence[Entry]) -> list[Entr
     if len(others) < len(reals):
         _LOG.warning("%d of %d reals are of patients in the composites: left out", len(reals) - len(others), len(reals))
     return others
+
+
+def _tell_unnamed(composites: Sequence[Entry]) -> None:
+    """What `_of_others` cannot see: generated parts name no patient, whomever their generators were trained on."""
+    if unnamed := sum(entry["unnamed"] for entry in composites):
+        _LOG.warning(
+            "%d of %d composites have parts without a known patient, as generated ones are: whether the networks that "
+            "made those were trained on patients of the reals cannot be seen here",
+            unnamed,
+            len(composites),
+        )
 
 
 def _patients(entries: Sequence[Entry]) -> set[str]:

@@ -24,7 +24,7 @@ from lungsynth.chain.ranking import select_by
 from lungsynth.chain.real_set import selection_identity
 from lungsynth.chain.settings import ChainSettings, Purpose, seeds
 from lungsynth.cohort.slices import GRID_MM, LUNG_SIZES_PX, slice_on_grid
-from lungsynth.enhancement import EnhancementStage, open_stage
+from lungsynth.enhancement import EnhancementStage, enhancement_identity, open_stage
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label
 from lungsynth.judge.generation.generators import Drawn, Generator, Requests
@@ -110,7 +110,7 @@ def _stage(name: str, part: TestPart, bundles: Path, folder: Path, *, seed: int)
         name=name,
         title=STAGES[name],
         open=partial(_open, plan, enhanced=bool(last)),
-        identity=_digest([*known, *(read.sha256 for read in last.values())]),
+        identity=_digest([*known, *(enhancement_identity(bundles, gate=True).items() if last else ())]),
         parameters=sum(count_parameters(read.path) for read in made_by),
         train_minutes=float(sum(minutes)) if len(minutes) == len(made_by) else None,
         relation=_relation(part, [*made_by, *last.values()]),
