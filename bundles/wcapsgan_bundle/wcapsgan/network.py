@@ -22,7 +22,6 @@ FINE_NOISE = 0.1  # strength at the last resolution, at the start
 OUTSIDE = -8.0  # the mask beyond the canvas, before its sigmoid
 SUPPORT = 4.0  # a nodule's HU are its own from a mask of 1 / SUPPORT on
 EDGED_SUPPORT = 2.0  # the same for a soft edge of a cohort: on the mask, half a pixel outside, none at two pixels
-STEEP = 4.0  # how fast a mask changes across its outline before its edge is made soft
 
 
 class Generator(nn.Module):
@@ -105,7 +104,6 @@ class Generator(nn.Module):
         self.heads = nn.ModuleList(convolution(width, 2, kernel_size=3, padding=1) for width in widths[1:])
         self.larger = nn.Upsample(scale_factor=2, mode="bilinear" if spatial_dims == 2 else "trilinear")
         self.smooth = Smooth(2, spatial_dims=spatial_dims)
-        self.steep = STEEP if edge_px else 1.0
         self.edge = Smooth(1, taps=gaussian_taps(edge_px), spatial_dims=spatial_dims)
         self.register_buffer("diameter_quantiles", torch.zeros(n_categories, 101))
 
@@ -133,7 +131,7 @@ class Generator(nn.Module):
             x = block(x, style, noise(latent))
             y = head(x) if level == 0 else y + head(x)
         y = y.float() if self.zoomed else self.smooth(y.float())
-        image, mask = y[:, :1], self.edge(torch.sigmoid(self.steep * y[:, 1:]))
+        image, mask = y[:, :1], self.edge(torch.sigmoid(y[:, 1:]))
         if self.flat_background:
             image = self.level(style).float() + (self.support * mask).clamp(max=1) * image
         return torch.cat([torch.tanh(image), mask], dim=1)
