@@ -145,7 +145,7 @@ def _stacked(configs: Path, files: Sequence[str]) -> dict[str, Any]:
 
 def _update(path: Path, entries: Mapping[str, Any]) -> None:
     if entries:
-        path.write_text(json.dumps(_read(path) | entries, indent=4) + "\n")
+        path.write_text(json.dumps({**_read(path), **entries}, indent=4) + "\n")
 
 
 def _update_format(metadata: Path, config: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from lungsynth.chain.cohort_source import open_cohort
 from lungsynth.chain.plan_run import run_plan
 from lungsynth.chain.plan_settings import PlanSettings
 from lungsynth.errors import InputError
+from lungsynth.judge.generation.reference import matched_requests
 from lungsynth.judge.generation.run import GenerationSettings, judge_generation
 from lungsynth.judge.generation.stages import find_stages
 from lungsynth.judge.test_part import open_test_part
@@ -96,7 +97,7 @@ def test_mean_ratings_train_in_bins(tmp_path) -> None:
         CohortSamples(data, categories=["low"], **shared)
 
 
-def run_of(folder: Path, network: torch.nn.Module, *, file: str = "model.pt", **facts) -> Path:
+def run_of(folder: Path, network: torch.nn.Module, /, *, file: str = "model.pt", **facts) -> Path:
     """What a training leaves behind."""
     folder.mkdir()
     write_weights(folder / file, network.state_dict())
@@ -221,7 +222,7 @@ def other(request, tmp_path_factory):
     lists = json.loads((cohort / "nodules.json").read_text())
     for entries in lists.values():
         for index, entry in enumerate(entries):
-            entry["malignancy"] = (1.25, 2.75, 4.5)[index % 3]
+            entry["malignancy"] = (1.25, 2.75, 4.5)[index // 6 % 3]
     (cohort / "nodules.json").write_text(json.dumps(lists))
     return bundles, cohort, facts["categories"] or [ANY]
 
@@ -261,8 +262,6 @@ def test_a_plan_matches_real_nodules_of_any_categories(other, tmp_path) -> None:
 
 
 def test_the_judge_asks_in_the_generators_categories(other, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("lungsynth.judge.generation.two_sample._STEPS", 4)
-    monkeypatch.setattr("lungsynth.judge.generation.figures._RESAMPLES", 10)
     bundles, _, names = other
     cohort = write_toy_cohort(tmp_path / "cohort")
     lists = json.loads((cohort / "nodules.json").read_text())
@@ -273,11 +272,21 @@ def test_the_judge_asks_in_the_generators_categories(other, tmp_path, monkeypatc
     settings = GenerationSettings(
         kind="nodules", cohort=cohort, out=tmp_path / "out", bundles=bundles, weights=tmp_path, count=2
     )
-    judgement = judge_generation(settings, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
-    assert set(judgement.table["n_per_category"]) == set(names)
-    row = next(row for row in judgement.table["rows"] if row["method"] == "w_capsulegan")
-    assert row["fid"] is not None
-    assert row["texture_agreement"] is None, "nobody asked for a texture"
+    seen = []
+
+    def stop(*arguments):
+        seen.extend(arguments)
+        raise KeyboardInterrupt  # before anything is measured, which takes minutes
+
+    monkeypatch.setattr("lungsynth.judge.generation.run._run_all", stop)
+    with pytest.raises(KeyboardInterrupt):
+        judge_generation(settings, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    generators, reference = seen[:2]
+    assert set(reference.held_out.categories) == set(names)
+    assert len(reference.held_out) == 18, "six patients, three nodules each"
+    answer = generators[-1].open()
+    assert answer(matched_requests(reference)).samples.categories == reference.held_out.categories
+    assert reference.right is None, "nobody asked for a texture"
     part = open_test_part(cohort, "test")
     with pytest.raises(InputError, match=r"Table III compares slices composed by texture class.*evaluate\.py nodules"):
         find_stages(part, bundles, tmp_path, seed=0, wanted=["first_stage"])
