@@ -5,23 +5,22 @@ which `ConfigParser` needs for `_target_`. Python keeps one package a name for t
 that brings the same package is refused here; it would silently get the classes of the first.
 """
 
-import hashlib
 import importlib.util
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from lungsynth.categories import CategoryRule
 from lungsynth.errors import InputError
+from lungsynth.weights import Weights, check_categories, check_fit, read_weights_file
 
 __all__ = [
     "Weights",
     "bundle_root",
+    "nodule_rule",
     "open_bundle",
     "read_weights",
     "read_weights_file",
@@ -30,21 +29,6 @@ __all__ = [
 ]
 
 _REMEDY = "Give --bundles a folder that holds lung_seg_bundle, wcapsgan_bundle and cyclegan_bundle with their weights."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Weights:
-    """A weights file and what its sidecar says of it.
-
-    Args:
-        path: `models/<file>` of the bundle, or a file elsewhere.
-        sha256: hex digest of the file, equal to the sidecar's.
-        sidecar: content of `<stem>.json` (contract C6.1); empty where there is none.
-    """
-
-    path: Path
-    sha256: str
-    sidecar: Mapping[str, Any]
 
 
 def bundle_root(bundles_dir: Path, name: str) -> Path:
@@ -74,24 +58,6 @@ def read_weights(bundles_dir: Path, name: str, *, file: str = "model.pt") -> Wei
     return read_weights_file(path)
 
 
-def read_weights_file(path: Path) -> Weights:
-    """Hashes a weights file, wherever it lies, and compares it with the sidecar beside it.
-
-    Raises:
-        InputError: when the file is missing, or is not the one that its sidecar describes.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: expected a weights file, found none. Copy it here with its sidecar, or train it.")
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    sidecar = _read_sidecar(path.with_suffix(".json"))
-    if sidecar.get("sha256", sha256) != sha256:
-        raise InputError(
-            f"{path}: its SHA-256 is {sha256[:16]}, but its sidecar {path.with_suffix('.json').name} describes weights "
-            f"with {str(sidecar['sha256'])[:16]}. Copy both files from the same training."
-        )
-    return Weights(path=path, sha256=sha256, sidecar=sidecar)
-
-
 def resolved_config(
     bundles_dir: Path,
     name: str,
@@ -101,6 +67,11 @@ def resolved_config(
 ) -> dict[str, Any]:
     """Content of the bundle's configs, later ones on top, with `overrides`; `bundle_root` stays as the file has it."""
     return dict(_parser(bundle_root(bundles_dir, name), configs, overrides or {}).get())
+
+
+def nodule_rule(bundles_dir: Path) -> CategoryRule:
+    """What the categories of wcapsgan_bundle's nodules mean for the real ones of a cohort."""
+    return CategoryRule.of_config(resolved_config(bundles_dir, "wcapsgan"))
 
 
 def open_bundle(
@@ -125,15 +96,15 @@ def open_bundle(
 
     Raises:
         InputError: naming the file, when the bundle, its weights, the component or a unique package is missing, or the
-            weights are of another network.
+            weights are of another network or, by their sidecar, of other categories than the configs name.
     """
     root = bundle_root(bundles_dir, name)
     own = {"bundle_root": str(root)}
     if isinstance(weights, Path):
-        weights_path = read_weights_file(weights.absolute()).path
-        own["ckpt_path"] = str(weights_path)
+        read = read_weights_file(weights.absolute())
+        own["ckpt_path"] = str(read.path)
     else:
-        weights_path = read_weights(bundles_dir, name, file=weights).path
+        read = read_weights(bundles_dir, name, file=weights)
     _expose_packages(root)
     parser = _parser(root, configs, {**own, **(overrides or {})})
     if component not in parser:
@@ -141,10 +112,12 @@ def open_bundle(
             f"{root / 'configs' / configs[-1]}: expected an entry `{component}`, got {sorted(parser.get())}."
         )
     try:
-        _check_fit(parser, weights_path)
+        check_categories(read, parser.get())
+        if "network_def" in parser:
+            check_fit(read.path, parser.get_parsed_content("network_def").state_dict())
         return parser.get_parsed_content(component)
     except Exception as error:  # MONAI wraps whatever the bundle raised in a RuntimeError; the cause tells which
-        raise _mendable(error, weights_path) or error from error
+        raise _mendable(error, read.path) or error from error
 
 
 def train_bundle(
@@ -175,15 +148,6 @@ def train_bundle(
             step()
     except Exception as error:  # as above
         raise _mendable(error, root / "configs" / configs[-1]) or error from error
-
-
-def _read_sidecar(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text()))
-    except ValueError as error:
-        raise InputError(f"{path}: expected a JSON object, got {error}. Copy it again from its training.") from error
 
 
 def _parser(root: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
@@ -217,21 +181,6 @@ def _expose_packages(root: Path) -> None:
                 f"{root / package}: the package `{package}` is already taken by {[str(place) for place in places]} in "
                 "this process. Open the two bundles in processes of their own, or rename one package."
             )
-
-
-def _check_fit(parser: ConfigParser, path: Path) -> None:
-    """Compares names and shapes with `network_def`, since a loader may skip what does not match without a word."""
-    if "network_def" not in parser:
-        return
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    found = {key: tuple(value.shape) for key, value in state.items()}
-    needed = {key: tuple(value.shape) for key, value in parser.get_parsed_content("network_def").state_dict().items()}
-    if odd := sorted(set(found.items()) ^ set(needed.items())):
-        key = odd[0][0]
-        raise InputError(
-            f"{path}: weights for another network: `{key}` has shape {needed.get(key, 'none')} in network_def and "
-            f"{found.get(key, 'none')} in the file. Use weights trained with this bundle's configs."
-        )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

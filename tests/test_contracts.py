@@ -34,6 +34,7 @@ from lungsynth.chain.slices import SliceSettings, make_slices
 from lungsynth.cohort.patches import PATCH_PX, PATCH_SPACING_MM, sphere_diameter_mm, texture_class
 from lungsynth.cohort.phantom_files import make_phantom_cohort
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
+from lungsynth.cohort.records import RATINGS
 from lungsynth.cohort.split import assign_splits
 from lungsynth.ct import Volume, axial_affine, read_plane, voxel_to_lps, write_plane
 from lungsynth.ct.write_dicom import SyntheticScan, dicom_bytes, synthetic_ct
@@ -333,10 +334,12 @@ def test_c5_1_files(cohort):
 
 
 def test_c5_2_datalists(cohort):
+    measured = {"diameter_mm", "votes", "mean_hu", "solid_fraction", "reader_diameter_mm", *RATINGS}
+    of_nodules = {"nodule_id", "category", *measured}
     keys = {
         "segmentation": {"image", "label", "labelled", "kind"},
-        "nodules": {"nodule", "nodule_id", "category", "diameter_mm"},
-        "cubes": {"cube", "nodule_id", "category", "diameter_mm"},
+        "nodules": {"nodule", *of_nodules},
+        "cubes": {"cube", *of_nodules},
         "lungs": {"lung", "image", "label", "category"},
         "enhancement": {"image", "label"},
     }
@@ -346,7 +349,7 @@ def test_c5_2_datalists(cohort):
             assert needed | {"patient_id", "series_id", "source"} <= set(entry)
             files = [entry[key] for key in ("image", "label", "nodule", "cube", "lung") if key in entry]
             assert all((cohort / path).is_file() for path in files)
-    votes = pd.read_csv(cohort / "nodules.csv", index_col="nodule_id")["votes"]
+    nodules = pd.read_csv(cohort / "nodules.csv", index_col="nodule_id")
     balls = [entry for entry in datalist(cohort, "segmentation") if entry["kind"] == "ball"]
     assert balls
     for entry in datalist(cohort, "segmentation"):
@@ -355,7 +358,13 @@ def test_c5_2_datalists(cohort):
             with np.load(cohort / entry["image"]) as patch:
                 assert ("ball" in patch.files, entry["labelled"]) == (is_ball, [] if is_ball else ["nodule"])
                 assert not is_ball or patch["ball"].shape == patch["votes"].shape
-            assert (votes[Path(entry["image"]).stem] == 0) == is_ball
+            assert (nodules["votes"][Path(entry["image"]).stem] == 0) == is_ball
+    assert measured <= set(nodules.columns)
+    for entry in datalist(cohort, "nodules"):
+        found = [np.nan if entry[name] is None else entry[name] for name in sorted(measured)]
+        assert np.allclose(
+            found, nodules.loc[entry["nodule_id"], sorted(measured)].astype(float), atol=1e-4, equal_nan=True
+        )
     for entry in datalist(cohort, "lungs"):
         assert Label.NODULE not in read_plane(cohort / entry["label"])[0]
 

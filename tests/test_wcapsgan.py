@@ -462,7 +462,12 @@ def test_resumed_training_equals_uninterrupted_training(cohort, tmp_path) -> Non
             assert torch.equal(value, resumed[part][key]), (part, key)
     torch.testing.assert_close(resumed["best"], whole["best"])
     sidecar = json.loads((tmp_path / "parts" / "model.json").read_text())
-    assert sidecar["categories"] == CATEGORIES
+    assert (sidecar["categories"], sidecar["category_key"], sidecar["category_edges"]) == (CATEGORIES, "category", [])
+    assert (sidecar["settings"]["size"], sidecar["settings"]["channels"], sidecar["settings"]["zoomed"]) == (
+        16,
+        8,
+        True,
+    )
     assert "swd" in sidecar["validation"]
     assert (tmp_path / "parts" / "samples" / "epoch_0002.png").is_file()
     network = load_network(Generator(4, 2, 16, 8, zoomed=True), tmp_path / "parts" / "model.pt")

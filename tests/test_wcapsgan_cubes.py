@@ -171,6 +171,17 @@ def test_resumed_training_of_cubes_equals_uninterrupted_training(cohort, tmp_pat
     assert float(load_network(tiny_generator(), tmp_path / "parts" / "model_cube.pt").diameter_quantiles.min()) > 5
 
 
+def test_methods_without_cubes_say_so(cohort, tmp_path) -> None:
+    settings = {"dataset_dir": str(cohort), "output_dir": str(tmp_path), "max_epochs": 1}
+    with pytest.raises(RuntimeError) as refused:
+        run(["train", "train_cube", "train_gan"], **settings)
+    causes = [refused.value]
+    while causes[-1].__cause__:
+        causes.append(causes[-1].__cause__)
+    assert "PlainGenerator makes samples of 2 dimensions, those of layer 'cube' have 3" in str(causes[-1])
+    assert not list(tmp_path.iterdir())
+
+
 def test_inference_writes_cubes(tmp_path) -> None:
     torch.save(tiny_generator().state_dict(), tmp_path / "model_cube.pt")
     weights = str(tmp_path / "model_cube.pt")

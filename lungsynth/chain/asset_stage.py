@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lungsynth.bundles import open_bundle
+from lungsynth.bundles import nodule_rule, open_bundle
+from lungsynth.categories import AS_LISTED, CategoryRule
 from lungsynth.chain.cohort_source import CohortSource
 from lungsynth.chain.ranking import Selection
 from lungsynth.chain.real_set import open_real_set
@@ -44,12 +45,13 @@ _SLICE_MM = 1.0  # thickness that a generated slice states
 
 @dataclass(frozen=True, kw_only=True)
 class Samplers:
-    """The two samplers of wcapsgan_bundle (contract C6.5) and the SHA-256 of their weights."""
+    """The samplers of wcapsgan_bundle (contract C6.5), SHA-256 of their weights, and what categories of nodules are."""
 
     nodules: Any
     lungs: Any
     nodule_weights: str
     lung_weights: str
+    rule: CategoryRule = AS_LISTED
 
 
 def open_samplers(bundles: Path, *, nodule_weights: str, lung_weights: str) -> Samplers:
@@ -68,6 +70,7 @@ def open_samplers(bundles: Path, *, nodule_weights: str, lung_weights: str) -> S
         lungs=open_bundle(bundles, "wcapsgan", configs=LUNG_CONFIGS, weights=LUNG_WEIGHTS),
         nodule_weights=nodule_weights,
         lung_weights=lung_weights,
+        rule=nodule_rule(bundles),
     )
 
 
@@ -127,7 +130,7 @@ def _mix_nodules(
         weights = samplers.nodule_weights
         return library.add_nodule(hu, alpha, category=category, source="generated", origin=origin, weights=weights)
 
-    source = _source(samplers.nodules, "nodules", selection)
+    source = _source(samplers.nodules, "nodules", selection, rule=samplers.rule)
     return _generate(source, missing, store, purpose=Purpose.GENERATED_NODULES, seed=seed, what="nodules")
 
 
@@ -167,8 +170,8 @@ def _generate(
     return counts
 
 
-def _source(sampler: Any, kind: Kind, selection: Selection) -> Source:
-    real = open_real_set(selection.cohort, kind) if selection.cohort else None
+def _source(sampler: Any, kind: Kind, selection: Selection, *, rule: CategoryRule = AS_LISTED) -> Source:
+    real = open_real_set(selection.cohort, kind, rule=rule) if selection.cohort else None
     return Source(sampler=sampler, mask="alpha" if kind == "nodules" else "mask", selection=selection, real=real)
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lungsynth.categories import AS_LISTED, CategoryRule
 from lungsynth.ct.write import read_plane
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label
@@ -46,10 +47,11 @@ class CohortSource:
 
     Args:
         folder: the cohort.
-        identity: split hash and hash of the datalists; equal for equal cohorts.
-        nodules: entries of `nodules.json`.
+        identity: split hash and hash of the datalists (and of the rule); equal for equal cohorts.
+        nodules: entries of `nodules.json`, with the categories of the rule.
         lungs: entries of `lungs.json`.
         diseased: entries of `enhancement.json`.
+        rule: what categories are.
     """
 
     folder: Path
@@ -57,6 +59,7 @@ class CohortSource:
     nodules: Sequence[dict[str, Any]]
     lungs: Sequence[dict[str, Any]]
     diseased: Sequence[dict[str, Any]]
+    rule: CategoryRule = AS_LISTED
 
     def without_diseased(self) -> "CohortSource":
         """Its nodules and lungs of patients who are not in `diseased`, so that composites and those share no patient.
@@ -86,7 +89,7 @@ class CohortSource:
         nodules, lungs, diseased = (
             list(_read_json(self.folder / f"{name}.json").get(part, [])) for name in ("nodules", "lungs", "enhancement")
         )
-        return replace(self, nodules=nodules, lungs=lungs, diseased=diseased)
+        return replace(self, nodules=self.rule.relabelled(nodules), lungs=lungs, diseased=diseased)
 
     @cached_property
     def patients(self) -> dict[str, str]:
@@ -134,11 +137,16 @@ class CohortSource:
         return hu, label, affine
 
 
-def open_cohort(folder: Path) -> CohortSource:
+def open_cohort(folder: Path, *, rule: CategoryRule = AS_LISTED) -> CohortSource:
     """Reads the datalists of a cohort.
 
+    Args:
+        folder: the cohort.
+        rule: gives its nodules the categories of a generator (`bundles.nodule_rule`).
+
     Raises:
-        InputError: when a file of contract C5 is missing or damaged, or the training part is empty.
+        InputError: when a file of contract C5 is missing or damaged, the training part is empty, or the rule asks for
+            what its nodules do not have.
     """
     split_hash = str(_read_json(folder / "cohort.json").get("split_hash"))
     digest, entries = hashlib.sha256(), {}
@@ -150,12 +158,14 @@ def open_cohort(folder: Path) -> CohortSource:
         raise InputError(
             f"{folder}: its training part has neither nodules nor normal slices. Prepare it with --split auto."
         )
+    digest.update(rule.identity.encode())
     return CohortSource(
         folder=folder,
         identity={"split_hash": split_hash, "datalists": digest.hexdigest()},
-        nodules=entries["nodules"],
+        nodules=rule.relabelled(entries["nodules"]),
         lungs=entries["lungs"],
         diseased=entries["enhancement"],
+        rule=rule,
     )
 
 

@@ -13,7 +13,7 @@ from lungsynth.chain.cohort_source import CohortSource, open_cohort
 from lungsynth.chain.plan_record import METADATA_KEY, PartRecord, PlanRecord, write_groups
 from lungsynth.chain.plan_settings import PlanSettings
 from lungsynth.chain.plan_stage import sample_seed
-from lungsynth.chain.plan_targets import shares_of_samples, target_of
+from lungsynth.chain.plan_targets import rule_of, shares_of_samples, target_of
 from lungsynth.chain.real_nodules import RealNodules, measure
 from lungsynth.chain.settings import Purpose, Sizes, seeds
 from lungsynth.ct.write import write_atomically
@@ -61,7 +61,7 @@ def run_plan(settings: PlanSettings) -> PlanOutcome:
     Raises:
         InputError: before anything is written, when an input cannot be used; or when `out` is of another plan.
     """
-    cohort = open_cohort(settings.cohort) if settings.cohort else None
+    cohort = open_cohort(settings.cohort, rule=rule_of(settings)) if settings.cohort else None
     started = time.monotonic()
     library = _library(settings, cohort)
     identity = _identity(settings, cohort, library)

@@ -1,15 +1,34 @@
-"""What the policies `matched` and `balanced` aim at, from the real nodules of a cohort."""
+"""What the policies `matched` and `balanced` aim at, from the real nodules of a cohort, and what its categories are."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from lungsynth.categories import AS_LISTED, TEXTURES, CategoryRule
+from lungsynth.chain.plan_settings import PlanSettings
 from lungsynth.chain.real_nodules import RealNodules
 from lungsynth.errors import InputError
-from lungsynth.layers import LungShape, PresencePrior
+from lungsynth.layers import AssetLibrary, LungShape, PresencePrior
 from lungsynth.layers.policy import DISTANCE_EDGES_MM, SIZE_EDGES_MM, Policy, Target, balanced_target
 
-__all__ = ["shares_of_samples", "target_of"]
+__all__ = ["rule_of", "shares_of_samples", "target_of"]
+
+
+def rule_of(settings: PlanSettings) -> CategoryRule:
+    """What the categories of real nodules are: as the bundles have them that make the assets.
+
+    Those of a library that is there already are asked only where it has others than texture classes, because that
+    takes PyTorch and MONAI.
+    """
+    if settings.bundles is None:
+        return AS_LISTED
+    if settings.library:
+        made = {asset.category for asset in AssetLibrary(settings.library) if asset.kind == "nodule"}
+        if made <= set(TEXTURES):
+            return AS_LISTED
+    from lungsynth.bundles import nodule_rule
+
+    return nodule_rule(settings.bundles)
 
 
 def shares_of_samples(policy: Policy, keep: int, real: RealNodules, categories: Sequence[str]) -> dict[str, int]:

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch.nn import functional
 
 from lungsynth.bundles import read_weights_file
+from lungsynth.categories import AS_LISTED, CategoryRule
 from lungsynth.chain.ranking import NEIGHBOURS, Scores, Selection, unranked
 from lungsynth.errors import InputError
 from lungsynth.likeness.copies import Copies, CopyThreshold, copy_threshold, find_copies
@@ -92,12 +93,13 @@ def selection_identity(selection: Selection) -> dict[str, Any]:
     return {**selection.to_json(), **used}
 
 
-def open_real_set(cohort: Path, kind: Kind) -> RealSet | None:
+def open_real_set(cohort: Path, kind: Kind, *, rule: CategoryRule = AS_LISTED) -> RealSet | None:
     """Reads and measures the training part of a cohort; files that cannot be read are reported and left out.
 
     Args:
         cohort: COHORT folder (contract C5).
         kind: nodules or lungs.
+        rule: what the categories of nodules are.
 
     Returns:
         None, after a warning, where the part has no such samples.
@@ -106,7 +108,7 @@ def open_real_set(cohort: Path, kind: Kind) -> RealSet | None:
         InputError: when the data list or the feature network cannot be read.
     """
     try:
-        slices = _read_slices(cohort, kind)
+        slices = _read_slices(cohort, kind, rule)
     except InputError as error:
         _LOG.warning("Generated %s are not ranked, and no copy is recognised: %s", kind, error)
         return None
@@ -129,10 +131,10 @@ def open_real_set(cohort: Path, kind: Kind) -> RealSet | None:
     )
 
 
-def _read_slices(cohort: Path, kind: Kind) -> Samples:
+def _read_slices(cohort: Path, kind: Kind, rule: CategoryRule) -> Samples:
     if kind == "lungs":
         return read_lungs(cohort, "training", tolerant=True)
-    return read_nodules(cohort, "training", largest_only=False, tolerant=True)
+    return read_nodules(cohort, "training", largest_only=False, tolerant=True, rule=rule)
 
 
 def _largest(slices: Samples) -> Samples:

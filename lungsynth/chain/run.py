@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lungsynth.bundles import Weights, open_bundle, read_weights, resolved_config
+from lungsynth.bundles import Weights, nodule_rule, open_bundle, read_weights, resolved_config
 from lungsynth.chain.asset_stage import LUNG_CONFIGS, LUNG_WEIGHTS, Samplers, make_assets, open_samplers
 from lungsynth.chain.check_stage import Segmenter, check_samples
 from lungsynth.chain.cohort_source import CohortSource, open_cohort
@@ -98,7 +98,7 @@ def run_chain(settings: ChainSettings, *, tracking_uri: str = DEFAULT_URI) -> Ch
 
 def _prepare(settings: ChainSettings) -> tuple[_Tools, dict[str, Any]]:
     """Looks at every input: returns the tools, and what `run.json` says."""
-    cohort = open_cohort(settings.cohort) if settings.cohort else None
+    cohort = open_cohort(settings.cohort, rule=nodule_rule(settings.bundles)) if settings.cohort else None
     cohort = cohort.without_diseased() if cohort and settings.spare_diseased else cohort
     weights = _weights(settings)
     identity = _identity(settings, cohort, weights)

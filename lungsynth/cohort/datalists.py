@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lungsynth.cohort.records import NoduleRow, SeriesRow, SliceRow
+from lungsynth.cohort.records import RATINGS, NoduleRow, SeriesRow, SliceRow
 from lungsynth.cohort.split import EXCLUDED, SPLITS
 
 __all__ = ["NORMAL_CATEGORY", "Datalist", "build_datalists"]
@@ -68,5 +68,8 @@ def _nodule_facts(nodule: NoduleRow) -> dict[str, Any]:
         "nodule_id": nodule.nodule_id,
         "category": nodule.texture_class,
         "diameter_mm": round(nodule.diameter_mm, 4),
-        "malignancy": nodule.attributes.get("malignancy"),
+        "votes": nodule.votes,
+        "mean_hu": round(nodule.mean_hu, 4),
+        "solid_fraction": round(nodule.solid_fraction, 4),
+        **{name: nodule.attributes.get(name) for name in ("reader_diameter_mm", *RATINGS)},
     }

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from lungsynth.categories import AS_LISTED, UNKNOWN, CategoryRule
 from lungsynth.errors import InputError
 from lungsynth.layers.assets import PATCH_SPACING_MM
 from lungsynth.types import Float16Planes, HuPlanes
@@ -24,7 +25,6 @@ from lungsynth.types import Float16Planes, HuPlanes
 __all__ = [
     "LUNG_SPACING_MM",
     "PASTED_HU",
-    "UNKNOWN",
     "Kind",
     "Samples",
     "as_shown",
@@ -38,11 +38,9 @@ __all__ = [
 Kind = Literal["nodules", "lungs", "slices"]
 
 LUNG_SPACING_MM = 1.4  # of 256 pixels; contract C3.1
-UNKNOWN = "unknown"  # a nodule that nobody rated; no generator can be asked for it
 PASTED_HU = -850  # of the level lung that nodules are laid on to be compared
 _LARGE_ENOUGH = 0.5  # of a nodule's largest area; smaller slices show its poles
 _FIELD_MM = 256 * LUNG_SPACING_MM
-
 _LOG = logging.getLogger(__name__)
 
 
@@ -80,8 +78,7 @@ class Samples:
     @cached_property
     def diameter_mm(self) -> Float[np.ndarray, " n"]:
         """Of the disc as large as the mask (at least 0.5)."""
-        area = (self.mask >= 0.5).sum(axis=(1, 2))
-        return 2 * np.sqrt(area / np.pi) * self.spacing_mm
+        return 2 * np.sqrt((self.mask >= 0.5).sum(axis=(1, 2)) / np.pi) * self.spacing_mm
 
     @property
     def independent(self) -> bool:
@@ -108,8 +105,8 @@ class Samples:
 def pasted(samples: Samples) -> Samples:
     """Nodules laid by their alpha on a lung of -850 HU.
 
-    A patch's surroundings are levelled for real nodules and never reach an image for any; compared as they are, they
-    would give away each generated nodule by a trace of noise that nobody will see.
+    A patch's surroundings are levelled for real nodules and never reach an image; compared as they are, they would
+    give away each generated nodule by a trace of noise that nobody will see.
     """
     alpha = samples.mask.astype(np.float32)
     hu = alpha * samples.hu + (1 - alpha) * PASTED_HU
@@ -117,7 +114,7 @@ def pasted(samples: Samples) -> Samples:
 
 
 def as_shown(samples: Samples, kind: Kind) -> Samples:
-    """Nodules pasted on a level lung, lungs and slices as they are."""
+    """Nodules pasted on a level lung, others as they are."""
     return pasted(samples) if kind == "nodules" else samples
 
 
@@ -139,19 +136,23 @@ def join(parts: Sequence[Samples]) -> Samples:
     )
 
 
-def read_nodules(cohort: Path, section: str, *, largest_only: bool = True, tolerant: bool = False) -> Samples:
-    """The rated nodules of a section of `nodules.json`.
+def read_nodules(
+    cohort: Path, section: str, *, largest_only: bool = True, tolerant: bool = False, rule: CategoryRule = AS_LISTED
+) -> Samples:
+    """The nodules of a section of `nodules.json` that have a category.
 
     Args:
         cohort: COHORT folder.
         section: `training`, `validation` or `test`.
         largest_only: one slice a nodule, its largest; else each of at least half the largest area.
         tolerant: leave out files that are damaged, with a warning.
+        rule: what a category is.
 
     Raises:
         InputError: when the section has none, or a file is damaged.
     """
-    rated = [e for e in _entries(cohort, "nodules", section) if str(e.get("category", UNKNOWN)) != UNKNOWN]
+    listed = rule.relabelled(_entries(cohort, "nodules", section))
+    rated = [e for e in listed if e.get("category", UNKNOWN) != UNKNOWN]
     found = []
     for entry, (hu, alpha, largest) in _read(cohort, rated, "nodule", ("hu", "alpha", "largest"), tolerant=tolerant):
         area = (alpha >= 0.5).sum(axis=(1, 2))
@@ -224,9 +225,8 @@ def _entries(cohort: Path, name: str, section: str) -> list[dict[str, Any]]:
     try:
         return list(json.loads(path.read_text()).get(section, []))
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: expected a data list, got {error}. Give --cohort a folder that scripts/prepare.py wrote."
-        ) from error
+        told = f"{path}: expected a data list, got {error}. Give --cohort a folder that scripts/prepare.py wrote."
+        raise InputError(told) from error
 
 
 def _read(

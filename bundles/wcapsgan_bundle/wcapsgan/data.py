@@ -18,6 +18,7 @@ from einops import reduce
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .categories import categories_of
 from .hounsfield import to_unit
 from .kinds import equal_diameter, layer_of
 
@@ -75,12 +76,13 @@ class CohortSamples(Dataset):
         categories: names in the order of their indices; entries of other categories are left out. Empty: one
             category that takes all.
         category_key: the entries' key of the category, such as "category" or "malignancy".
+        category_edges: bins of a number, see `categories_of`; entries without one are left out.
         spacing_mm: of a pixel.
         largest_only: take one slice a nodule instead of each one of at least half the largest area.
         absent_allowed: a category may have no entry, as in a small validation part.
 
     Raises:
-        ValueError: when there is no entry, or none of a category, or a file has another size.
+        ValueError: when there is no entry, or none of a category, the edges do not fit, or a file has another size.
     """
 
     def __init__(
@@ -91,19 +93,24 @@ class CohortSamples(Dataset):
         size: int,
         categories: Sequence[str] = (),
         category_key: str = "category",
+        category_edges: Sequence[float] = (),
         spacing_mm: float = 0.7,
         largest_only: bool = False,
         absent_allowed: bool = False,
     ) -> None:
         self.layer, self.size, self.spacing_mm, self.largest_only = layer, size, spacing_mm, largest_only
         self.kind = layer_of(layer)
-        self.data = [e for e in data if not categories or str(e.get(category_key)) in categories]
-        names = [str(e.get(category_key)) for e in self.data]
+        found = (
+            categories_of(data, categories, key=category_key, edges=category_edges) if categories else [""] * len(data)
+        )
+        self.data = [entry for entry, name in zip(data, found, strict=True) if name is not None]
+        names = [name for name in found if name is not None]
         absent = sorted(set(categories) - set(names))
         if not self.data or (absent and not absent_allowed):
+            there = sorted({str(entry.get(category_key)) for entry in data})
             raise ValueError(
                 f"Expected {layer} entries of each of the categories {list(categories)}, got none of {absent}. "
-                f"The data list has {sorted({str(e.get(category_key)) for e in data})}; set `categories` to match."
+                f"The data list has {there}; set `categories` to match, or `category_edges` to make bins of a number."
             )
         stacks = [self._read(Path(entry[layer])) for entry in self.data]
         self.hu = torch.from_numpy(np.concatenate([hu for hu, _ in stacks]))

@@ -78,6 +78,9 @@ class WCapsGANTrainer(Trainer):
         amp: bfloat16 autocast, where the device has it.
         inferer: calls the generator.
         train_handlers: attached after the trainer's own.
+
+    Raises:
+        ValueError: when the generator makes samples of another dimension than the dataset has.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class WCapsGANTrainer(Trainer):
         inferer: Inferer | None = None,
         train_handlers: Sequence[Any] = (),
     ) -> None:
+        _check_axes(_unwrapped(generator), dataset)
         super().__init__(device, max_epochs, range(epoch_length), epoch_length, decollate=False, amp=amp)
         self.dataset, self.batch_size, self.n_critic, self.seed = dataset, batch_size, n_critic, seed
         self.generator, self.critic, self.ema = generator, critic, ema
@@ -227,6 +231,15 @@ class WCapsGANTrainer(Trainer):
                 energy,
                 COLLAPSED,
             )
+
+
+def _check_axes(generator: nn.Module, dataset: CohortSamples) -> None:
+    axes = dataset.kind.axes
+    if (made := getattr(generator, "spatial_dims", axes)) != axes:
+        raise ValueError(
+            f"{type(generator).__name__} makes samples of {made} dimensions, those of layer {dataset.layer!r} have "
+            f"{axes}. The methods to compare with have no cubes: leave out train_cube.json, or their overlay."
+        )
 
 
 def _unwrapped(network: nn.Module) -> Any:

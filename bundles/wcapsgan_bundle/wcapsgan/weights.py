@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights into networks, with an error that helps when they do not fit."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,7 +22,12 @@ def start_from(networks: Sequence[nn.Module], weights: str | Path) -> None:
 
 
 def load_network(
-    network: nn.Module, weights: str | Path, device: torch.device | str = "cpu", *, grow: bool = False
+    network: nn.Module,
+    weights: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    grow: bool = False,
+    categories: Sequence[str] | None = None,
 ) -> nn.Module:
     """Loads a plain state dict into a network, for inference.
 
@@ -30,19 +36,22 @@ def load_network(
         weights: the file.
         device: where the network goes.
         grow: see `start_from`.
+        categories: that samples will be named by; those of the sidecar, where there is one that states them.
 
     Returns:
         The network itself, in evaluation mode.
 
     Raises:
         FileNotFoundError: when there are no weights.
-        ValueError: when they belong to another network.
+        ValueError: when they belong to another network, or were trained with other categories.
     """
     path = Path(weights)
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: expected the weights of {type(network).__name__}, found no file. Train them, or pass --weights."
         )
+    if categories is not None:
+        _check_categories(path, categories)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict({**_grown(network, state), **state} if grow else state)
@@ -52,6 +61,17 @@ def load_network(
             "(size, channels, latent_dim and categories must be those of the training)."
         ) from error
     return network.to(device).eval()
+
+
+def _check_categories(weights: Path, categories: Sequence[str]) -> None:
+    """Networks count categories; only the sidecar says what they are."""
+    sidecar = weights.with_suffix(".json")
+    trained = json.loads(sidecar.read_text()).get("categories") if sidecar.is_file() else None
+    if trained is not None and list(trained) != list(categories):
+        raise ValueError(
+            f"{weights}: trained with the categories {list(trained)}, but the config names {list(categories)}. "
+            f'Pass --categories "{list(trained)}".'
+        )
 
 
 def _grown(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -155,7 +155,12 @@ def _answering(sampler: Any, kind: Kind) -> Callable[[Requests], Drawn]:
 
     def answer(requests: Requests) -> Drawn:
         if unknown := sorted(set(requests.categories) - set(sampler.categories)):
-            raise InputError(f"It was not trained on the categories {unknown}, only on {list(sampler.categories)}.")
+            raise InputError(
+                f"It was not trained on the categories {unknown}, only on {list(sampler.categories)}. Nodules are "
+                "judged by the categories of wcapsgan_bundle's configs/inference.json, whole slices by texture class: "
+                "give weights that were trained with those, or --bundles with the configs of these "
+                "(`package_bundles.py --weights`)."
+            )
         made = sampler(list(requests.seeds), list(requests.categories), list(requests.diameters_mm))
         names = tuple(f"seed {seed}" for seed in requests.seeds)
         samples = Samples(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lungsynth.categories import AS_LISTED, CategoryRule
 from lungsynth.errors import InputError
 from lungsynth.judge.generation.asked import right_class
 from lungsynth.judge.generation.ct_checks import Check, measure_checks
@@ -84,7 +85,13 @@ class Reference:
 
 
 def read_reference(
-    part: TestPart, kind: Kind, features: Features, *, seed: int, slices: Path | None = None
+    part: TestPart,
+    kind: Kind,
+    features: Features,
+    *,
+    seed: int,
+    slices: Path | None = None,
+    rule: CategoryRule = AS_LISTED,
 ) -> Reference:
     """Reads and measures both real sets.
 
@@ -94,11 +101,12 @@ def read_reference(
         features: the feature network.
         seed: of everything random.
         slices: for whole slices, what `scripts/make_slices.py` wrote.
+        rule: what the categories of nodules are.
 
     Raises:
         InputError: when the judged or the training part has none, or no category is in both.
     """
-    held_out, training, seen = _read(part, kind, slices or part.folder)
+    held_out, training, seen = _read(part, kind, slices or part.folder, rule)
     shared = set(held_out.categories) & set(training.categories)
     held_out = held_out.take([i for i, name in enumerate(held_out.categories) if name in shared])
     if not len(held_out):
@@ -146,13 +154,13 @@ def right_classes(features: Features, found: FeatureSet, samples: Samples) -> np
     return right_class(found.probabilities, features.classes, samples)
 
 
-def _read(part: TestPart, kind: Kind, folder: Path) -> tuple[Samples, Samples, Samples]:
+def _read(part: TestPart, kind: Kind, folder: Path, rule: CategoryRule) -> tuple[Samples, Samples, Samples]:
     if kind != "nodules":
         read = read_lungs if kind == "lungs" else read_slices
         training = read(folder, "training")
         return read(folder, part.part), training, training
     return (
-        read_nodules(part.folder, part.part),
-        read_nodules(part.folder, "training"),
-        read_nodules(part.folder, "training", largest_only=False),
+        read_nodules(part.folder, part.part, rule=rule),
+        read_nodules(part.folder, "training", rule=rule),
+        read_nodules(part.folder, "training", largest_only=False, rule=rule),
     )

@@ -14,6 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from lungsynth.bundles import nodule_rule
+from lungsynth.categories import AS_LISTED
 from lungsynth.chain.slices import SliceSettings, make_slices
 from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
@@ -106,12 +108,14 @@ def judge_generation(settings: GenerationSettings, *, tracking_uri: str = DEFAUL
     """
     part = open_test_part(settings.cohort, settings.part)
     features = open_features(settings.features, settings.kind)
+    rule = nodule_rule(settings.bundles) if settings.kind == "nodules" else AS_LISTED
     methods, left_out = _methods(settings, part)
     check_relations({each.name: each.relation for each in methods}, required=settings.require_held_out)
     tracker = open_tracker(tracking_uri)
     with tracker.run(f"{settings.kind}-{part.part}", tags={"judge": settings.kind}) as run:
         slices, known = _slices(settings, part)
-        reference = read_reference(part, settings.kind, features, seed=settings.seed, slices=slices)
+        known += rule.identity
+        reference = read_reference(part, settings.kind, features, seed=settings.seed, slices=slices, rule=rule)
         identity = f"{part.identity}{known}:{settings.kind}:{features.identity}:{settings.seed}"
         trivial = baselines(reference.training, f"{part.identity}{known}")
         lines, failed = _run_all([*trivial, *methods], reference, settings, identity)

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from lungsynth.bundles import Weights, read_weights
+from lungsynth.bundles import Weights, nodule_rule, read_weights
+from lungsynth.categories import ANY
 from lungsynth.chain.asset_stage import LUNG_WEIGHTS, make_assets, open_samplers
 from lungsynth.chain.cohort_source import open_cohort
 from lungsynth.chain.plan_stage import make_catalogue, presence
@@ -92,6 +93,12 @@ def find_stages(
 
 
 def _stage(name: str, part: TestPart, bundles: Path, folder: Path, *, seed: int) -> Generator:
+    if (rule := nodule_rule(bundles)).identity:
+        raise InputError(
+            f"wcapsgan_bundle makes nodules of {list(rule.names or (ANY,))}, by {rule.key!r}, and Table III compares "
+            "slices composed by texture class. Judge it with `evaluate.py nodules`, or give --bundles with a generator "
+            "of texture classes."
+        )
     nodules, lungs = read_weights(bundles, "wcapsgan"), read_weights(bundles, "wcapsgan", file=LUNG_WEIGHTS)
     last = {key: read_weights(bundles, key) for key in ("cyclegan", "lung_seg")} if name == "two_stage" else {}
     selection = select_by(part.folder, None, None)

@@ -35,8 +35,13 @@ class ConditionalGenerator(nn.Module):
         n_categories: at least 1.
         size: pixels of the square image.
 
+    Attributes:
+        spatial_dims: 2; there are no cubes of these methods.
+
     The buffer `diameter_quantiles` (n_categories, 101) holds the percentiles of the training diameters in mm.
     """
+
+    spatial_dims = 2
 
     def __init__(self, latent_dim: int, n_categories: int, size: int) -> None:
         super().__init__()

@@ -1,0 +1,314 @@
+"""Laws of categories: one rule in training and use, weights under their own names, any generator in what follows."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fake_bundles import write_fake_bundles, write_weights
+from fake_cohort import write_fake_cohort
+from generation_toys import write_toy_cohort
+from monai.bundle import ConfigParser
+
+from lungsynth.bundles import nodule_rule, open_bundle, resolved_config
+from lungsynth.categories import ANY, CategoryRule
+from lungsynth.chain import ChainSettings, run_chain
+from lungsynth.chain.cohort_source import open_cohort
+from lungsynth.chain.plan_run import run_plan
+from lungsynth.chain.plan_settings import PlanSettings
+from lungsynth.errors import InputError
+from lungsynth.judge.generation.reference import matched_requests
+from lungsynth.judge.generation.run import GenerationSettings, judge_generation
+from lungsynth.judge.generation.stages import find_stages
+from lungsynth.judge.test_part import open_test_part
+from lungsynth.layers import AssetLibrary
+
+ROOT = Path(__file__).parents[1]
+BUNDLE = ROOT / "bundles" / "wcapsgan_bundle"
+sys.path.insert(0, str(BUNDLE))
+
+from wcapsgan.categories import categories_of  # noqa: E402
+from wcapsgan.data import CohortSamples  # noqa: E402
+from wcapsgan.network import Generator  # noqa: E402
+from wcapsgan.weights import load_network  # noqa: E402
+
+LEVELS = ("low", "middle", "high")
+MALIGNANCY = {"categories": list(LEVELS), "category_key": "malignancy", "category_edges": [2.5, 3.5]}
+UNCONDITIONAL = {"categories": [], "category_key": "category", "category_edges": []}
+RULE = CategoryRule(names=LEVELS, key="malignancy", edges=(2.5, 3.5))
+
+
+@pytest.fixture(scope="module")
+def packaging():
+    spec = importlib.util.spec_from_file_location("package_bundles", ROOT / "scripts" / "package_bundles.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def rated(values: list) -> list[dict]:
+    return [{"category": "solid", "malignancy": value} for value in values]
+
+
+def test_training_and_use_have_one_rule() -> None:
+    entries = rated([1.0, 2.4999, 2.5, 2.75, 3.5, 5, None])
+    expected = ["low", "low", "middle", "middle", "high", "high"]
+    assert categories_of(entries, LEVELS, key="malignancy", edges=(2.5, 3.5)) == [*expected, None]
+    assert [entry["category"] for entry in RULE.relabelled(entries)] == [*expected, "unknown"]
+    sources = [{"category": "solid", "source": name} for name in "ABC"]
+    assert categories_of(sources, "AB", key="source") == ["A", "B", None]
+    by_source = CategoryRule(names=("A", "B"), key="source").relabelled(sources)
+    assert [entry["category"] for entry in by_source] == ["A", "B", "unknown"]
+    assert {entry["category"] for entry in CategoryRule(names=()).relabelled(entries)} == {ANY}
+    textures = CategoryRule.of_config({"categories": ["ground_glass", "part_solid", "solid"]})
+    assert textures.identity == "", "what was made before stays what it is"
+    assert textures.relabelled(entries) == entries
+
+
+@pytest.mark.parametrize(
+    ("entries", "key", "names", "edges", "message"),
+    [
+        ([1.0], "malignancy", LEVELS, (2.5,), r"\[2\.5\] make 2 bins, but categories .*'high'\]"),
+        ([1.0], "malignancy", LEVELS, (3.5, 2.5), r"must grow, got \[3\.5, 2\.5\]"),
+        (["high"], "malignancy", LEVELS, (2.5, 3.5), "need numbers, but 'malignancy' .*has 'high'"),
+        ([1.0], "spiculation", LEVELS, (2.5, 3.5), "'spiculation'.*[Pp]repare the\\s+(COHORT|cohort) again"),
+    ],
+)
+def test_what_makes_no_categories_is_named(entries, key, names, edges, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        categories_of(rated(entries), names, key=key, edges=edges)
+    with pytest.raises(InputError, match=message):
+        CategoryRule(names=names, key=key, edges=edges).relabelled(rated(entries))
+
+
+def test_mean_ratings_train_in_bins(tmp_path) -> None:
+    np.savez(tmp_path / "a.npz", hu=np.zeros((1, 16, 16)), alpha=np.ones((1, 16, 16)), largest=0)
+    data = [{**entry, "nodule": str(tmp_path / "a.npz")} for entry in rated([1.25, 2.75, 4.75, 5.0, None])]
+    shared = {"layer": "nodule", "size": 16, "category_key": "malignancy"}
+    samples = CohortSamples(data, categories=LEVELS, category_edges=[2.5, 3.5], **shared)
+    assert samples.category.tolist() == [0, 1, 2, 2]
+    assert len(CohortSamples(data, categories=[], **shared)) == 5, "one category takes all, rated or not"
+    with pytest.raises(ValueError, match=r"none of \['low'\].* or `category_edges` to make bins"):
+        CohortSamples(data, categories=["low"], **shared)
+
+
+def run_of(folder: Path, network: torch.nn.Module, /, *, file: str = "model.pt", **facts) -> Path:
+    """What a training leaves behind."""
+    folder.mkdir()
+    write_weights(folder / file, network.state_dict())
+    sidecar = (folder / file).with_suffix(".json")
+    told = {"network": "wcapsgan.network.Generator", "spacing_mm": 0.7, "split_hash": None, **facts}
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | told))
+    return folder
+
+
+def opened(folder: Path, **options):
+    """The exported bundle's sampler, with the package that this process has already."""
+    root = folder / "wcapsgan_bundle"
+    shutil.rmtree(root / "wcapsgan")
+    (root / "wcapsgan").symlink_to(BUNDLE / "wcapsgan")
+    return open_bundle(folder, "wcapsgan", **options)
+
+
+def test_an_exported_generator_keeps_its_names_and_sizes(packaging, tmp_path) -> None:
+    tiny = {"latent_dim": 8, "size": 32, "channels": 4, "widest": 2}
+    flags = {"spatial_dims": 2, "flat_background": True, "zoomed": True, "edge_px": 0.8}
+    network = Generator(n_categories=3, **tiny, flat_background=True, zoomed=True, spacing_mm=0.7, edge_px=0.8)
+    run = run_of(tmp_path / "run", network, layer="nodule", settings=tiny | flags, **MALIGNANCY)
+    packaging.export(tmp_path / "out", weights=[f"wcapsgan={run}"], overwrite=False)
+    sampler = opened(tmp_path / "out")
+    assert sampler.categories == LEVELS
+    assert sampler([1], ["high"], [8.0])["hu"].shape == (1, 32, 32)
+    assert nodule_rule(tmp_path / "out") == RULE
+    shipped, exported = (
+        resolved_config(folder, "wcapsgan", configs=("inference.json", "inference_lung.json"))
+        for folder in (ROOT / "bundles", tmp_path / "out")
+    )
+    assert {key for key in shipped if shipped[key] != exported[key]} <= {"_meta_"}, "lungs inherit nothing new"
+    cubes = ("inference.json", "inference_cube.json")
+    assert resolved_config(tmp_path / "out", "wcapsgan", configs=cubes)["categories"][0] == "ground_glass"
+    facts = json.loads((tmp_path / "out" / "wcapsgan_bundle" / "configs" / "metadata.json").read_text())
+    assert facts["network_data_format"]["outputs"]["pred"]["spatial_shape"] == [32, 32]
+
+
+def test_an_unconditional_generator_and_large_lungs_are_exported(packaging, tmp_path) -> None:
+    flags = {"spatial_dims": 2, "flat_background": False, "zoomed": False, "edge_px": 0.0}
+    shape = {"latent_dim": 128, "size": 64, "channels": 2, "widest": 2}
+    nodules = run_of(
+        tmp_path / "nodules",
+        Generator(n_categories=1, **shape),
+        layer="nodule",
+        settings=shape | flags,
+        **UNCONDITIONAL,
+    )
+    shape = {"latent_dim": 128, "size": 512, "channels": 1, "widest": 2}
+    facts = {"settings": shape | flags, **UNCONDITIONAL, "categories": ["normal"], "spacing_mm": 0.7}
+    lungs = run_of(tmp_path / "lungs", Generator(n_categories=1, **shape), file="model_lung.pt", layer="lung", **facts)
+    packaging.export(tmp_path / "out", weights=[f"wcapsgan={nodules}", f"wcapsgan={lungs}"], overwrite=False)
+    assert opened(tmp_path / "out").categories == (ANY,)
+    configs = ("inference.json", "inference_lung.json")
+    sampler = open_bundle(tmp_path / "out", "wcapsgan", configs=configs, weights="model_lung.pt")
+    assert (sampler.categories, sampler.spacing_mm, sampler.network.size) == (("normal",), 0.7, 512)
+
+
+def test_an_export_of_the_shipped_weights_is_the_bundle(packaging, tmp_path) -> None:
+    packaging.export(tmp_path / "out", weights=[f"wcapsgan={BUNDLE / 'models'}"], overwrite=False)
+    for path in (BUNDLE / "configs").iterdir():
+        assert (tmp_path / "out" / "wcapsgan_bundle" / "configs" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_weights_that_no_layer_opens_are_refused(packaging, tmp_path) -> None:
+    network = "wcapsgan.baselines.plain.PlainGenerator"
+    run = run_of(tmp_path / "a", Generator(8, 3, 16, 4), layer="nodule", network=network, **MALIGNANCY)
+    with pytest.raises(InputError, match=r"PlainGenerator, a method to compare with.*evaluate\.py --weights"):
+        packaging.export(tmp_path / "out", weights=[f"wcapsgan={run}"], overwrite=True)
+    run = run_of(tmp_path / "b", Generator(8, 3, 16, 4), layer="lung", **MALIGNANCY)
+    with pytest.raises(InputError, match=r"weights of layer lung are model_lung\.pt, got model\.pt"):
+        packaging.export(tmp_path / "out", weights=[f"wcapsgan={run}"], overwrite=True)
+
+
+def rename(bundles: Path, facts: dict, *, package: str) -> None:
+    """Turns a fake generator of three texture classes into one with other categories."""
+    root = bundles / "wcapsgan_bundle"
+    config = root / "configs" / "inference.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | facts))
+    code = root / package / "sampling.py"
+    levels = dict(zip(facts["categories"] or [ANY], (-500, -250, 30), strict=False))
+    before = 'LEVELS = {"ground_glass": -500, "part_solid": -250, "solid": 30}'
+    assert before in code.read_text()
+    renamed = (
+        code.read_text()
+        .replace(before, f"LEVELS = {levels}")
+        .replace('CATEGORIES = ("ground_glass", "part_solid", "solid")', f"CATEGORIES = {tuple(levels)}")
+    )
+    code.write_text(renamed)
+
+
+def test_weights_under_other_names_are_refused(tmp_path) -> None:
+    bundles = write_fake_bundles(tmp_path, "renamed")
+    sidecar = bundles / "wcapsgan_bundle" / "models" / "model.json"
+    facts = json.loads(sidecar.read_text())
+    rename(bundles, {"categories": ["ground_glass", "part_solid", "solid"]}, package="renamed_wcapsgan")
+    assert open_bundle(bundles, "wcapsgan").categories[0] == "ground_glass", "a sidecar may say nothing"
+    sidecar.write_text(json.dumps(facts | MALIGNANCY))
+    with pytest.raises(InputError, match=r"trained with categories \['low', .*config says \['ground_glass', "):
+        open_bundle(bundles, "wcapsgan")
+    sidecar.write_text(json.dumps(facts | {"categories": []}))
+    with pytest.raises(InputError, match=r"trained with categories \[\], but .*'solid'\].*package_bundles"):
+        open_bundle(bundles, "wcapsgan")
+
+
+def test_a_bundle_alone_refuses_other_names_too(tmp_path) -> None:
+    network = Generator(4, 3, 16, 4)
+    run = run_of(tmp_path / "run", network, **MALIGNANCY)
+    load_network(network, run / "model.pt", categories=list(LEVELS))
+    with pytest.raises(ValueError, match=r"trained with the categories \['low', .* names \['a', 'b', 'c'\]"):
+        load_network(network, run / "model.pt", categories=["a", "b", "c"])
+
+
+@pytest.fixture(scope="module", params=["unconditional", "malignancy"])
+def other(request, tmp_path_factory):
+    """Bundles whose nodules have other categories, and a cohort of texture classes with ratings."""
+    facts = MALIGNANCY if request.param == "malignancy" else UNCONDITIONAL
+    bundles = write_fake_bundles(tmp_path_factory.mktemp("bundles"), request.param)
+    textures = write_fake_bundles(tmp_path_factory.mktemp("textures"), f"{request.param}_textures")
+    rename(bundles, facts, package=f"{request.param}_wcapsgan")
+    cohort = write_fake_cohort(tmp_path_factory.mktemp("cohort"), open_bundle(textures, "wcapsgan"))
+    lists = json.loads((cohort / "nodules.json").read_text())
+    for entries in lists.values():
+        for index, entry in enumerate(entries):
+            entry["malignancy"] = (1.25, 2.75, 4.5)[index // 6 % 3]
+    (cohort / "nodules.json").write_text(json.dumps(lists))
+    return bundles, cohort, facts["categories"] or [ANY]
+
+
+def test_the_chain_mixes_real_nodules_into_any_categories(other, tmp_path) -> None:
+    bundles, cohort, names = other
+    settings = ChainSettings(
+        out=tmp_path / "out", count=6, seed=1, bundles=bundles, cohort=cohort, enhance=False, real_share=0.5
+    )
+    run_chain(settings, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    nodules = [asset for asset in AssetLibrary(settings.out) if asset.kind == "nodule"]
+    for source in ("real", "generated"):
+        assert {asset.category for asset in nodules if asset.source == source} == set(names)
+    assert {
+        entry["category"] for entry in open_cohort(cohort, rule=nodule_rule(bundles)).of_part("test").nodules
+    } <= set(names)
+    selection = json.loads((settings.out / "selection.json").read_text())
+    assert set(selection["nodules"]) == set(names)
+    assert all(count["real"] for count in selection["nodules"].values()), "they were ranked by real ones"
+
+
+def test_a_plan_matches_real_nodules_of_any_categories(other, tmp_path) -> None:
+    bundles, cohort, names = other
+    settings = PlanSettings(
+        out=tmp_path / "plan" / "catalogue.parquet",
+        lungs=3,
+        groups=6,
+        keep=4,
+        nodules=6,
+        policy="matched",
+        bundles=bundles,
+        cohort=cohort,
+    )
+    assert set(run_plan(settings).record.parts) == set(names)
+    again = replace(settings, out=tmp_path / "again.parquet", library=tmp_path / "plan")
+    assert set(run_plan(again).record.parts) == set(names), "a library's categories are known again"
+
+
+def test_the_judge_asks_in_the_generators_categories(other, tmp_path, monkeypatch) -> None:
+    bundles, _, names = other
+    cohort = write_toy_cohort(tmp_path / "cohort")
+    lists = json.loads((cohort / "nodules.json").read_text())
+    for entries in lists.values():
+        for index, entry in enumerate(entries):
+            entry["malignancy"] = (1.25, 2.75, 4.5)[index % 3]
+    (cohort / "nodules.json").write_text(json.dumps(lists))
+    settings = GenerationSettings(
+        kind="nodules", cohort=cohort, out=tmp_path / "out", bundles=bundles, weights=tmp_path, count=2
+    )
+    seen = []
+
+    def stop(*arguments):
+        seen.extend(arguments)
+        raise KeyboardInterrupt  # before anything is measured, which takes minutes
+
+    monkeypatch.setattr("lungsynth.judge.generation.run._run_all", stop)
+    with pytest.raises(KeyboardInterrupt):
+        judge_generation(settings, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    generators, reference = seen[:2]
+    assert set(reference.held_out.categories) == set(names)
+    assert len(reference.held_out) == 18, "six patients, three nodules each"
+    answer = generators[-1].open()
+    assert answer(matched_requests(reference)).samples.categories == reference.held_out.categories
+    assert reference.right is None, "nobody asked for a texture"
+    part = open_test_part(cohort, "test")
+    with pytest.raises(InputError, match=r"Table III compares slices composed by texture class.*evaluate\.py nodules"):
+        find_stages(part, bundles, tmp_path, seed=0, wanted=["first_stage"])
+
+
+def test_lungs_of_512_pixels_start_from_the_shipped_ones() -> None:
+    """The recipe of the card."""
+    parser = ConfigParser()
+    parser.read_config([str(BUNDLE / "configs" / name) for name in ("train.json", "train_lung.json")])
+    weights = BUNDLE / "models" / "model_lung.pt"
+    recipe = {"size": 512, "spacing_mm": 0.7, "channels": 8, "widest": 16, "critic_scales": [8, 1]}
+    parser.update({**recipe, "start_from": str(weights), "device": "cpu"})
+    parser.get_parsed_content("start")
+    large, critic = parser.get_parsed_content("network"), parser.get_parsed_content("critic")
+    config = resolved_config(ROOT / "bundles", "wcapsgan", configs=("inference.json", "inference_lung.json"))
+    same = {name: config[name] for name in ("latent_dim", "channels", "widest", "flat_background", "zoomed", "edge_px")}
+    small = load_network(Generator(n_categories=1, size=256, spacing_mm=1.4, **same), weights)
+    latent = torch.randn(1, 128, generator=torch.Generator().manual_seed(0))
+    category, none = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
+    with torch.no_grad():
+        coarse, fine = (network(latent, category, none) for network in (small, large))
+        assert critic(fine, category, none).shape == (1,)
+    assert fine.shape == (1, 2, 512, 512)
+    averaged = torch.nn.functional.avg_pool2d(fine, 2)
+    assert (averaged - coarse).abs().mean() < 0.1 * coarse.std(), "it begins as its smaller self"
