@@ -102,7 +102,8 @@ def generated(tmp_path_factory) -> Path:
     settings = GenerationSettings(**paths, weights=weights, kind="nodules", count=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lungsynth.judge.generation.two_sample._STEPS", 4)
-        patch.setattr("lungsynth.judge.generation.figures._RESAMPLES", 10)
+        for module in ("against", "figures"):
+            patch.setattr(f"lungsynth.judge.generation.{module}.RESAMPLES", 10)
         judge_generation(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
     return folder / "out"
 
@@ -149,7 +150,8 @@ def table_3(rated, slices, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lungsynth.judge.generation.stages.PLANNED", 60)
         patch.setattr("lungsynth.judge.generation.two_sample._STEPS", 4)
-        patch.setattr("lungsynth.judge.generation.figures._RESAMPLES", 10)
+        for module in ("against", "figures"):
+            patch.setattr(f"lungsynth.judge.generation.{module}.RESAMPLES", 10)
         settings = GenerationSettings(**paths, kind="slices", slices=slices, count=2)
         judge_generation(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
     return folder / "out"

@@ -75,7 +75,8 @@ def nodules(seed: int, count: int = 24, *, noise: float = 0.0) -> Samples:
 def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lungsynth.judge.generation.two_sample._STEPS", 60)
-        patch.setattr("lungsynth.judge.generation.figures._RESAMPLES", 30)
+        for module in ("against", "figures"):
+            patch.setattr(f"lungsynth.judge.generation.{module}.RESAMPLES", 30)
         yield
 
 

@@ -140,7 +140,7 @@ def join(parts: Sequence[Samples]) -> Samples:
 
 
 def read_nodules(cohort: Path, section: str, *, largest_only: bool = True, tolerant: bool = False) -> Samples:
-    """The rated nodules of a section of `nodules.json`.
+    """The rated nodules of a section of `nodules.json` that show: one pixel at alpha >= 0.5 at least.
 
     Args:
         cohort: COHORT folder.
@@ -155,7 +155,8 @@ def read_nodules(cohort: Path, section: str, *, largest_only: bool = True, toler
     found = []
     for entry, (hu, alpha, largest) in _read(cohort, rated, "nodule", ("hu", "alpha", "largest"), tolerant=tolerant):
         area = (alpha >= 0.5).sum(axis=(1, 2))
-        keep = [int(largest)] if largest_only else np.flatnonzero(area >= max(_LARGE_ENOUGH * area.max(), 1))
+        shown = np.flatnonzero(area >= max(_LARGE_ENOUGH * area.max(), 1))
+        keep = shown[shown == int(largest)] if largest_only else shown
         found.append((entry, entry["nodule_id"], hu[keep], alpha[keep]))
     return _samples(found, cohort / "nodules.json", section, PATCH_SPACING_MM)
 

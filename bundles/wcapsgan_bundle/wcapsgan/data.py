@@ -8,6 +8,7 @@ sample is (2, S, S), of a cube (2, S, S, S): the image in [-1, 1] (HU of the net
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from .hounsfield import to_unit
 from .kinds import equal_diameter, layer_of
 
 __all__ = ["Batch", "CohortSamples", "load_datalist"]
+
+logger = logging.getLogger(__name__)
 
 _BLOCKS = {2: "n (h a) (w b) -> n h w", 3: "n (d a) (h b) (w c) -> n d h w"}
 LARGE_ENOUGH = 0.5  # slices of a nodule are used from this share of its largest area on
@@ -66,7 +69,7 @@ def load_datalist(dataset_dir: str | Path, layer: str, section: str) -> list[dic
 
 
 class CohortSamples(Dataset):
-    """All usable samples of a data list.
+    """All usable samples of a data list. Nodules without a pixel of at least half alpha on this grid are left out.
 
     Args:
         data: entries of `load_datalist`.
@@ -98,6 +101,10 @@ class CohortSamples(Dataset):
         self.layer, self.size, self.spacing_mm, self.largest_only = layer, size, spacing_mm, largest_only
         self.kind = layer_of(layer)
         self.data = [e for e in data if not categories or str(e.get(category_key)) in categories]
+        stacks = [self._read(Path(entry[layer])) for entry in self.data]
+        if empty := [Path(e[layer]).name for e, (hu, _) in zip(self.data, stacks, strict=True) if not len(hu)]:
+            logger.warning("Left out, without a pixel of at least half alpha: %s.", ", ".join(empty))
+        self.data = [e for e, (hu, _) in zip(self.data, stacks, strict=True) if len(hu)]
         names = [str(e.get(category_key)) for e in self.data]
         absent = sorted(set(categories) - set(names))
         if not self.data or (absent and not absent_allowed):
@@ -105,7 +112,6 @@ class CohortSamples(Dataset):
                 f"Expected {layer} entries of each of the categories {list(categories)}, got none of {absent}. "
                 f"The data list has {sorted({str(e.get(category_key)) for e in data})}; set `categories` to match."
             )
-        stacks = [self._read(Path(entry[layer])) for entry in self.data]
         self.hu = torch.from_numpy(np.concatenate([hu for hu, _ in stacks]))
         self.mask = torch.from_numpy(np.concatenate([mask for _, mask in stacks]))
         self.case_count = torch.tensor([len(hu) for hu, _ in stacks])
@@ -137,6 +143,9 @@ class CohortSamples(Dataset):
         hu = np.clip(hu, -1024, 3071)
         if scale > 1:
             hu, mask = (_averaged(a, scale, axes) for a in (hu, mask))
+        if self.kind.sized:
+            shown = (mask >= 0.5).reshape(len(mask), -1).any(axis=1)
+            hu, mask = hu[shown], mask[shown]
         return np.rint(hu).astype(np.int16), mask.astype(np.float16)
 
     def __len__(self) -> int:
