@@ -385,6 +385,7 @@ def test_c6_1_weights_have_their_sidecar(name):
         assert sidecar["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
         assert {"network", "split_hash", "data", "seed", "versions", "validation"} <= set(sidecar)
         assert all({"name", "licence", "citation"} <= set(source) for source in sidecar["data"])
+        assert sidecar["validation"], f"{weights.name}: no figures of its own"
 
 
 @pytest.mark.parametrize("name", BUNDLES)

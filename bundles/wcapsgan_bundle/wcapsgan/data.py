@@ -105,6 +105,7 @@ class CohortSamples(Dataset):
         if empty := [Path(e[layer]).name for e, (hu, _) in zip(self.data, stacks, strict=True) if not len(hu)]:
             logger.warning("Left out, without a pixel of at least half alpha: %s.", ", ".join(empty))
         self.data = [e for e, (hu, _) in zip(self.data, stacks, strict=True) if len(hu)]
+        stacks = [stack for stack in stacks if len(stack[0])]
         names = [str(e.get(category_key)) for e in self.data]
         absent = sorted(set(categories) - set(names))
         if not self.data or (absent and not absent_allowed):
