@@ -112,8 +112,7 @@ def pasted(samples: Samples) -> Samples:
     would give away each generated nodule by a trace of noise that nobody will see.
     """
     alpha = samples.mask.astype(np.float32)
-    hu = alpha * samples.hu + (1 - alpha) * PASTED_HU
-    return replace(samples, hu=np.rint(hu).astype(np.int16))
+    return replace(samples, hu=np.rint(alpha * samples.hu + (1 - alpha) * PASTED_HU).astype(np.int16))
 
 
 def as_shown(samples: Samples, kind: Kind) -> Samples:
@@ -155,8 +154,8 @@ def read_nodules(cohort: Path, section: str, *, largest_only: bool = True, toler
     found = []
     for entry, (hu, alpha, largest) in _read(cohort, rated, "nodule", ("hu", "alpha", "largest"), tolerant=tolerant):
         area = (alpha >= 0.5).sum(axis=(1, 2))
-        shown = np.flatnonzero(area >= max(_LARGE_ENOUGH * area.max(), 1))
-        keep = shown[shown == int(largest)] if largest_only else shown
+        chosen = [int(largest)] if largest_only else np.flatnonzero(area >= _LARGE_ENOUGH * area.max())
+        keep = [index for index in chosen if area[index]]
         found.append((entry, entry["nodule_id"], hu[keep], alpha[keep]))
     return _samples(found, cohort / "nodules.json", section, PATCH_SPACING_MM)
 
