@@ -155,7 +155,7 @@ def read_nodules(cohort: Path, section: str, *, largest_only: bool = True, toler
     for entry, (hu, alpha, largest) in _read(cohort, rated, "nodule", ("hu", "alpha", "largest"), tolerant=tolerant):
         area = (alpha >= 0.5).sum(axis=(1, 2))
         chosen = [int(largest)] if largest_only else np.flatnonzero(area >= _LARGE_ENOUGH * area.max())
-        keep = [index for index in chosen if area[index]]
+        keep = [int(index) for index in chosen if area[index]]
         found.append((entry, entry["nodule_id"], hu[keep], alpha[keep]))
     return _samples(found, cohort / "nodules.json", section, PATCH_SPACING_MM)
 
