@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains what the tables compare, one after the other: train_tables.sh COHORT OUT [METHOD ...]
-# Weights come to OUT/<method>.pt and .json. A method that has them is skipped; one that was stopped goes on where it was.
+# Weights come to OUT/<method>.pt and .json, in half precision where they would be 3 MB or more. A method that has them is skipped; one that was stopped goes on where it was.
 # METHODs are those of Table I (unet, unet_plus_plus, cnn_vgg, faster_rcnn_3d, and dense_unet_equal, the Dense U-Net
 # itself at the others' budget), nodules_NAME and lungs_NAME of Table II with
 # NAME one of gan, dcgan, wgan, biggan, capsulenets, w_capsulegan_equal (W-CapsuleGAN itself at the others' budget), and
@@ -21,7 +21,7 @@ shift 2
 NODULE_MINUTES=${NODULE_MINUTES:-60} LUNG_MINUTES=${LUNG_MINUTES:-60} SLICE_MINUTES=${SLICE_MINUTES:-60}
 read -r -a table_1_options <<< "${TABLE_1_OPTIONS:-}"
 table_1=(unet unet_plus_plus cnn_vgg faster_rcnn_3d dense_unet_equal)
-table_2=(gan dcgan wgan biggan capsulenets)
+table_2=(gan dcgan wgan biggan capsulenets w_capsulegan_equal)
 table_3=(gan dcgan wgan biggan)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} MLFLOW_DISABLE_TELEMETRY=true
 
@@ -39,9 +39,7 @@ train_method() {  # METHOD BUNDLE CONFIG_FILES [OVERRIDES ...]
     echo "$name: ${last:+goes on from $last, }log in $work/train.log"
     python -m monai.bundle run --config_file "$configs" --bundle_root "$bundle" --dataset_dir "$cohort" \
         --output_dir "$work" --amp "${AMP:-True}" "$@" "${resume[@]}" >> "$work/train.log" 2>&1
-    cp "$work/model.json" "$out/$name.json"
-    cp "$work/model.pt" "$out/$name.pt.part"
-    mv "$out/$name.pt.part" "$out/$name.pt"
+    python scripts/store_weights.py "$work/model.pt" "$out/$name.pt"
 }
 
 segmentation() {
@@ -54,7 +52,7 @@ generation() {  # METHOD MINUTES CONFIG_FILES ...
     local method=$1 name=${1#*_} minutes=$2 files configs=bundles/wcapsgan_bundle/configs
     shift 2
     files=$(printf ",'$configs/%s'" "$@")
-    case $name in w_capsulegan | w_capsulegan_equal) ;; *) files+=",'$configs/train_$name.json'" ;; esac
+    case $name in w_capsulegan) ;; *) files+=",'$configs/train_$name.json'" ;; esac
     train_method "$method" wcapsgan_bundle "[${files:1}]" --weights_name model.pt \
         --max_minutes "$minutes" --max_epochs 1000000 --patience 1000000
 }

@@ -103,7 +103,8 @@ def generated(tmp_path_factory) -> Path:
     settings = GenerationSettings(**paths, weights=weights, kind="nodules", count=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lungsynth.judge.generation.two_sample._STEPS", 4)
-        patch.setattr("lungsynth.judge.generation.figures._RESAMPLES", 10)
+        for module in ("against", "figures"):
+            patch.setattr(f"lungsynth.judge.generation.{module}.RESAMPLES", 10)
         judge_generation(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
     return folder / "out"
 
@@ -150,7 +151,8 @@ def table_3(rated, slices, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lungsynth.judge.generation.stages.PLANNED", 60)
         patch.setattr("lungsynth.judge.generation.two_sample._STEPS", 4)
-        patch.setattr("lungsynth.judge.generation.figures._RESAMPLES", 10)
+        for module in ("against", "figures"):
+            patch.setattr(f"lungsynth.judge.generation.{module}.RESAMPLES", 10)
         settings = GenerationSettings(**paths, kind="slices", slices=slices, count=2)
         judge_generation(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
     return folder / "out"
@@ -402,6 +404,7 @@ def test_c6_1_weights_have_their_sidecar(name):
         assert sidecar["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
         assert {"network", "split_hash", "data", "seed", "versions", "validation"} <= set(sidecar)
         assert all({"name", "licence", "citation"} <= set(source) for source in sidecar["data"])
+        assert sidecar["validation"], f"{weights.name}: no figures of its own"
 
 
 @pytest.mark.parametrize("name", BUNDLES)

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,23 +13,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fake_bundles import linear_state, write_weights
 from generation_toys import CATEGORIES, nodule, write_generator_bundle, write_toy_cohort
 from scipy import linalg, stats
 from scipy.spatial.distance import cdist
 
 from lungsynth.errors import InputError
 from lungsynth.judge.bootstrap import estimate
+from lungsynth.judge.figures import SIZES_MM
+from lungsynth.judge.generation.against import two_sample_rights
 from lungsynth.judge.generation.asked import agreement, diameter_figures, texture_figures
+from lungsynth.judge.generation.by_group import asked_by_size, likeness_by_category
 from lungsynth.judge.generation.ct_checks import compare_checks, measure_checks
 from lungsynth.judge.generation.diversity import ms_ssim, pair_similarity
-from lungsynth.judge.generation.generators import find_generators, known_generators
+from lungsynth.judge.generation.generators import Drawn, Generator, Requests, find_generators, known_generators
 from lungsynth.judge.generation.measurements import nodule_measurements
+from lungsynth.judge.generation.reference import matched_requests, read_reference
 from lungsynth.judge.generation.run import GenerationSettings, judge_generation
+from lungsynth.judge.generation.table_2_notes import _about_minutes
+from lungsynth.judge.generation.trivial import baselines
 from lungsynth.judge.generation.two_sample import (
     balanced_accuracy,
     tell_by_features,
     tell_by_pixels,
 )
+from lungsynth.judge.stored_weights import store_weights
 from lungsynth.judge.test_part import open_test_part
 from lungsynth.likeness.copies import copy_threshold, find_copies
 from lungsynth.likeness.distances import (
@@ -75,7 +84,8 @@ def nodules(seed: int, count: int = 24, *, noise: float = 0.0) -> Samples:
 def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lungsynth.judge.generation.two_sample._STEPS", 60)
-        patch.setattr("lungsynth.judge.generation.figures._RESAMPLES", 30)
+        for module in ("against", "figures"):
+            patch.setattr(f"lungsynth.judge.generation.{module}.RESAMPLES", 30)
         yield
 
 
@@ -366,17 +376,103 @@ def test_samples_are_read_taken_and_joined(cohort, tmp_path):
         replace(held_out, owners=())
 
 
+def test_a_nodule_without_a_pixel_is_no_reference(cohort, tmp_path):
+    folder = shutil.copytree(cohort, tmp_path / "cohort")
+    name = json.loads((folder / "nodules.json").read_text())["test"][0]["nodule"]
+    with np.load(folder / name) as file:
+        np.savez(folder / name, **{**file, "alpha": np.zeros_like(file["alpha"])})
+    assert (len(read_nodules(cohort, "test")), len(read_nodules(folder, "test"))) == (18, 17)
+
+
+def test_unequal_training_times_are_said_under_the_table(judged):
+    _, result, _ = judged
+    assert "Not trained for equal times" not in result.markdown  # 20 minutes each
+    one, other = (Generator(name=n, title=n, open=dict, identity=n, train_minutes=m) for n, m in (("a", 7), ("b", 45)))
+    (text,) = _about_minutes([one, other, replace(one, title="c", train_minutes=None)])
+    assert "in minutes: a 7, b 45." in text
+    assert not list(_about_minutes([one, replace(one, title="d", train_minutes=8.75)]))
+
+
+@pytest.mark.parametrize("kind", ["nodules", "lungs"])
+def test_the_own_method_at_the_others_budget_is_a_line(kind, cohort, tmp_path):
+    bundles, part = ROOT / "bundles", open_test_part(cohort)
+    assert known_generators(bundles)[-2:] == ["w_capsulegan_equal", "w_capsulegan"]
+    own = {"nodules": "model.pt", "lungs": "model_lung.pt"}[kind]
+    stored = tmp_path / f"{kind}_w_capsulegan_equal.pt"
+    assert store_weights(bundles / "wcapsgan_bundle" / "models" / own, stored) == stored.stat().st_size < 3_000_000
+    assert json.loads(stored.with_suffix(".json").read_text())["stored"] == "half precision"
+    line, shipped = (
+        find_generators(kind, part, bundles, tmp_path, wanted=[name])[0][0]
+        for name in ("w_capsulegan_equal", "w_capsulegan")
+    )
+    assert line.title == "W-CapsuleGAN, same budget"
+    assert line.parameters == shipped.parameters
+    category = {"nodules": "solid", "lungs": "normal"}[kind]
+    requests = Requests(seeds=(1,), categories=(category,), diameters_mm=(9.0 if kind == "nodules" else None,))
+    one, other = (each.open()(requests).samples.hu[0].astype(float) for each in (line, shipped))
+    assert np.abs(one - other).mean() < 2
+
+
+def test_weights_are_copied_as_they_are_below_three_megabytes(tmp_path):
+    write_weights(tmp_path / "model.pt", linear_state(3))
+    store_weights(tmp_path / "model.pt", tmp_path / "there" / "gan.pt")
+    assert (tmp_path / "there" / "gan.pt").read_bytes() == (tmp_path / "model.pt").read_bytes()
+    assert "stored" not in json.loads((tmp_path / "there" / "gan.json").read_text())
+    main = runpy.run_path(str(ROOT / "scripts" / "store_weights.py"))["main"]
+    assert main([str(tmp_path / "none.pt"), str(tmp_path / "x.pt")]) == 2
+
+
 def test_methods_are_configs_with_weights(cohort, tmp_path):
     bundles, weights = write_generator_bundle(tmp_path, "named")
     part = open_test_part(cohort)
     assert known_generators(bundles) == ["gan", "dcgan", "wgan", "w_capsulegan"]
     found, left_out = find_generators("nodules", part, bundles, weights)
     assert [each.name for each in found] == ["gan", "dcgan", "w_capsulegan"]
-    assert set(left_out) == {"wgan", "biggan", "capsulenets"}
+    assert set(left_out) == {"wgan", "biggan", "capsulenets", "w_capsulegan_equal"}
     with pytest.raises(InputError, match="unknown"):
         find_generators("nodules", part, bundles, weights, wanted=["stylegan"])
     with pytest.raises(InputError, match="wgan"):
         find_generators("nodules", part, bundles, weights, wanted=["wgan"])
+
+
+# by category and by size
+
+
+def test_rare_categories_have_distances_of_their_own(cohort, monkeypatch):
+    reference = read_reference(open_test_part(cohort), "nodules", open_features("domain", "nodules"), seed=0)
+    assert reference.held_out.categories.count("solid") == 6
+    matched = baselines(reference.training, "toy")[0].open()(matched_requests(reference)).samples
+    shown, vectors = pasted(matched), reference.features(pasted(matched).hu)
+    rights = two_sample_rights(matched, vectors, reference)
+    assert likeness_by_category(shown, vectors, rights, reference) == {}  # six are too few
+    monkeypatch.setattr("lungsynth.judge.generation.by_group.FEWEST", 6)
+    assert likeness_by_category(shown, vectors, rights, reference) == {}  # so are six patients
+    monkeypatch.setattr("lungsynth.judge.generation.by_group.FEWEST_PATIENTS", 6)
+    groups = likeness_by_category(shown, vectors, rights, reference)
+    assert set(groups) == set(CATEGORIES)
+    solid = groups["solid"]
+    assert set(solid) == {"fid", "kid", "c2st", "c2st_features", "c2st_patch"}
+    real, made = reference.held_out.of("solid"), matched.of("solid")
+    expected = frechet_distance(reference.vectors.vectors[real], vectors.vectors[made])
+    assert solid["fid"].value == pytest.approx(expected)
+    assert (solid["fid"].n, solid["c2st"].n, solid["fid"].patients) == (6, 12, 6)
+    assert solid["fid"].low <= solid["fid"].value <= solid["fid"].high
+    right = rights["c2st"]
+    assert solid["c2st"].value == pytest.approx((right[0][real].mean() + right[1][made].mean()) / 2)
+
+
+def test_diameters_are_judged_by_the_size_that_was_asked_for():
+    samples = nodules(1, 24)
+    samples = replace(samples, owners=samples.names)
+    asked = np.where(samples.diameter_mm > 10, samples.diameter_mm + 3.0, samples.diameter_mm)
+    drawn = Drawn(samples=samples, asked_mm=asked)
+    groups = asked_by_size((drawn, drawn), seed=0)
+    assert list(groups) == [name for name in SIZES_MM if name in groups]
+    assert groups["6-10 mm"]["diameter_within"].value == 1
+    assert groups["10-20 mm"]["diameter_within"].value == 0
+    assert groups["10-20 mm"]["diameter_bias_mm"].value == pytest.approx(-3)
+    assert sum(group["diameter_within"].n for group in groups.values()) == 2 * len(samples)
+    assert asked_by_size((Drawn(samples=samples),), seed=0) == {}
 
 
 # the table
@@ -431,6 +527,8 @@ def test_table_2_has_its_keys_and_the_memoriser_is_all_copies(judged):
     assert table["floor"]["fid"] == rows["memoriser"]["fid"] < rows["average"]["fid"]
     assert rows["w_capsulegan"]["diameter_within"] == 1  # the toy's discs are as asked
     assert rows["w_capsulegan"]["paper"]["inception_score"] == 7.9
+    assert rows["w_capsulegan"]["by_size"]["6-10 mm"]["diameter_within"]["value"] == 1
+    assert "## By the diameter asked for" in result.markdown
     assert rows["dcgan"]["fid"] == rows["w_capsulegan"]["fid"]  # the same sampler, the same seeds
     assert "no memory left" in table["left_out"]["gan"]
     assert "7.9" in result.markdown.replace("7.90", "7.9")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from wcapsgan_toys import disc
 
@@ -28,9 +29,13 @@ from wcapsgan.baselines.dcgan import DcganCritic, DcganGenerator  # noqa: E402
 from wcapsgan.baselines.plain import PlainDiscriminator, PlainGenerator  # noqa: E402
 from wcapsgan.budget import TimeBudget  # noqa: E402
 from wcapsgan.data import CohortSamples, load_datalist  # noqa: E402
+from wcapsgan.latents import seeded_generator  # noqa: E402
 from wcapsgan.losses import gradient_penalty  # noqa: E402
 from wcapsgan.objectives import Hinge, Margin, NonSaturating, Wasserstein  # noqa: E402
+from wcapsgan.provenance import file_sha256  # noqa: E402
 from wcapsgan.standing import StandingStatistics  # noqa: E402
+from wcapsgan.trainer import COLLAPSED  # noqa: E402
+from wcapsgan.validation import KeptWeights  # noqa: E402
 
 METHODS = ("gan", "dcgan", "wgan", "biggan", "capsulenets")
 CATEGORIES = ["ground_glass", "solid"]
@@ -53,6 +58,24 @@ def cohort(tmp_path_factory) -> Path:
         alpha = np.stack([disc(7 - 0.5 * i), disc(7 - 0.4 * i)])
         hu = np.where(alpha > 0, -400 if i % 2 else 0, -850) + rng.normal(0, 30, alpha.shape)
         np.savez(folder / "nodules" / f"{i}.npz", hu=hu.astype(np.int16), alpha=alpha, largest=1)
+        entries.append({"nodule": f"nodules/{i}.npz", "category": CATEGORIES[1 - i % 2]})
+    (folder / "nodules.json").write_text(json.dumps({"training": entries, "validation": entries, "test": []}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ovals(tmp_path_factory) -> Path:
+    """Nodules of one size whose outlines differ: ovals of 7 px, up to 2.5 times as long as wide, in all directions."""
+    folder = tmp_path_factory.mktemp("ovals")
+    (folder / "nodules").mkdir()
+    rng, entries, axes = np.random.default_rng(0), [], np.indices((16, 16)) - 7.5
+    for i in range(48):
+        angle, ratio = rng.uniform(0, np.pi), rng.uniform(1, 2.5)
+        along = axes[0] * np.cos(angle) + axes[1] * np.sin(angle)
+        across = axes[1] * np.cos(angle) - axes[0] * np.sin(angle)
+        alpha = (np.hypot(along / np.sqrt(ratio), across * np.sqrt(ratio)) <= 3.5).astype(np.float16)[None]
+        hu = np.where(alpha > 0, -400 if i % 2 else 0, -850) + rng.normal(0, 30, alpha.shape)
+        np.savez(folder / "nodules" / f"{i}.npz", hu=hu.astype(np.int16), alpha=alpha, largest=0)
         entries.append({"nodule": f"nodules/{i}.npz", "category": CATEGORIES[1 - i % 2]})
     (folder / "nodules.json").write_text(json.dumps({"training": entries, "validation": entries, "test": []}))
     return folder
@@ -296,6 +319,139 @@ def test_a_training_ends_with_its_budget_and_the_clock_goes_on(cohort, tmp_path)
     assert ended
     with pytest.raises(ValueError, match="positive or None"):
         TimeBudget(clock, 0)
+
+
+# ---------------------------------------------------------------- which weights are kept
+def kept_of(output: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The kept weights and their sidecar."""
+    state = torch.load(output / "model.pt", weights_only=True)
+    sidecar = json.loads((output / "model.json").read_text())
+    assert sidecar["sha256"] == file_sha256(output / "model.pt")
+    return state, sidecar
+
+
+def distance_of(state: dict[str, torch.Tensor], cohort: Path, output: Path, **settings: Any) -> float:
+    """The validation distance of weights, by a training that has not begun."""
+    parser = open_training("", cohort, output, **settings).parser
+    evaluator = parser.get_parsed_content("validate#evaluator")
+    evaluator.network.load_state_dict(state)
+    evaluator.run()
+    return evaluator.state.metrics["swd"]
+
+
+@pytest.mark.parametrize(("epochs", "interval"), [(3, 2), (1, 5)])
+def test_the_last_weights_are_kept_with_their_own_figures(epochs: int, interval: int, cohort, tmp_path) -> None:
+    """Between two validations, and before the first: the end is validated."""
+    ended = train("", cohort, tmp_path, max_epochs=epochs, val_interval=interval)
+    state, sidecar = kept_of(tmp_path)
+    assert sidecar["epochs"] == epochs
+    for key, value in state.items():
+        assert torch.equal(value, ended["ema"][f"module.{key}"]), key
+    assert sidecar["validation"]["swd"] == pytest.approx(distance_of(state, cohort, tmp_path / "again"))
+    assert sidecar["validation"]["val_negative_swd"] == -sidecar["validation"]["swd"]
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_a_budget_that_ends_before_a_validation_leaves_weights_and_figures(keep: str, cohort, tmp_path) -> None:
+    train("", cohort, tmp_path, keep=keep, max_epochs=50, val_interval=40, max_minutes=1e-9)
+    _, sidecar = kept_of(tmp_path)
+    assert sidecar["epochs"] == 1
+    assert "swd" in sidecar["validation"]
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_a_training_that_goes_on_keeps_what_one_without_a_stop_keeps(keep: str, cohort, tmp_path) -> None:
+    """Also where the stop was validated though the training without it was not."""
+    settings = {"keep": keep, "val_interval": 2}
+    whole = train("", cohort, tmp_path / "whole", max_epochs=5, **settings)
+    for stop in (1, 3):
+        parts = tmp_path / f"parts{stop}"
+        train("", cohort, parts, max_epochs=stop, **settings)
+        kept_of(parts)
+        resume = str(parts / f"resume_checkpoint_epoch={stop}.pt")
+        resumed = train("", cohort, parts, max_epochs=5, resume_from=resume, **settings)
+        assert_equal_states(whole, resumed)
+        assert resumed["best"] == whole["best"]
+        (one, of_one), (other, of_other) = kept_of(tmp_path / "whole"), kept_of(parts)
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+        assert of_one["epochs"] == of_other["epochs"]
+        assert of_one["validation"] == pytest.approx(of_other["validation"])
+
+
+def test_weights_and_figures_can_be_had_of_a_resume_file(cohort, tmp_path) -> None:
+    ended = train("", cohort, tmp_path / "training", max_epochs=2)
+    resume = str(tmp_path / "training" / "resume_checkpoint_epoch=2.pt")
+    open_training("", cohort, tmp_path / "taken", max_epochs=2, resume_from=resume).run()
+    state, sidecar = kept_of(tmp_path / "taken")
+    assert all(torch.equal(value, ended["ema"][f"module.{key}"]) for key, value in state.items())
+    assert sidecar["epochs"] == 2
+    assert "swd" in sidecar["validation"]
+
+
+def kept_weights(output: Path, keep: str, metrics: list[float], *, patience: int) -> tuple[list[float], int]:
+    """The metrics whose weights were written, and the epoch in which the training ended."""
+    network, written = torch.nn.Linear(1, 1), []
+    state = SimpleNamespace(epoch=0, metrics={}, key_metric_name="key")
+    kept = KeptWeights(
+        output / "model.pt", network=network, evaluator=SimpleNamespace(state=state), patience=patience, keep=keep
+    )
+    kept._save = lambda: written.append(state.metrics["key"])
+    trainer = Engine(lambda engine, batch: None)
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def validate(engine: Engine) -> None:
+        state.epoch, state.metrics = engine.state.epoch, {"key": metrics[engine.state.epoch - 1]}
+
+    kept.attach(trainer)
+    trainer.run([0], max_epochs=len(metrics))
+    return written, trainer.state.epoch
+
+
+def test_patience_follows_the_distance_whatever_is_kept(tmp_path) -> None:
+    metrics = [-3.0, -1.0, -2.0, -1.5, -0.5]
+    assert kept_weights(tmp_path, "best", metrics, patience=2) == ([-3.0, -1.0], 4)
+    assert kept_weights(tmp_path, "last", metrics, patience=2) == ([-3.0, -1.0, -2.0, -1.5], 4)
+    assert kept_weights(tmp_path, "best", metrics, patience=9) == ([-3.0, -1.0, -0.5], 5)
+    with pytest.raises(ValueError, match=r"one of \['last', 'best'\], got 'first'"):
+        kept_weights(tmp_path, "first", metrics, patience=9)
+
+
+# ---------------------------------------------------------------- the alarm
+def energy_alarm(cohort: Path, output: Path, caplog, answer: Any) -> tuple[float, bool]:
+    """The mean energy distance of an epoch whose generator is `answer`, and whether it was warned of."""
+    trainer = open_training(
+        "", cohort, output, batch_size=32, epoch_length=3, max_epochs=1, energy_weight=0.0
+    ).parser.get_parsed_content("train#trainer")
+    draw = seeded_generator(5)
+    trainer.inferer = lambda latent, network, *asked: answer(trainer, latent, network, asked, draw)
+    with caplog.at_level("WARNING", logger="wcapsgan.trainer"):
+        trainer.run()
+    return trainer.state.metrics["energy"], "have collapsed" in caplog.text
+
+
+def one_sample(trainer, latent, network, asked, draw) -> torch.Tensor:
+    """A real one of the category, always the same: nothing is wrong with it but that it is alone."""
+    chosen = (trainer.dataset.category == asked[0][:, None]).int().argmax(dim=1)
+    return trainer.dataset.take(chosen).samples + 0 * network(latent, *asked)
+
+
+def real_samples(trainer, latent, network, asked, draw) -> torch.Tensor:
+    """Others of the category, which are all of about one size; with a gradient, as if generated."""
+    places = [torch.nonzero(trainer.dataset.category == k)[:, 0] for k in asked[0].tolist()]
+    chosen = torch.stack([own[torch.randint(len(own), (), generator=draw)] for own in places])
+    return trainer.dataset.take(chosen).samples + 0 * network(latent, *asked)
+
+
+def test_a_generator_of_one_sample_raises_the_alarm(ovals, tmp_path, caplog) -> None:
+    energy, warned = energy_alarm(ovals, tmp_path, caplog, one_sample)
+    assert energy > COLLAPSED
+    assert warned
+
+
+def test_samples_of_the_real_set_raise_no_alarm(ovals, tmp_path, caplog) -> None:
+    energy, warned = energy_alarm(ovals, tmp_path, caplog, real_samples)
+    assert abs(energy) < COLLAPSED / 2
+    assert not warned
 
 
 # ---------------------------------------------------------------- several processes

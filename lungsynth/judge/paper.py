@@ -32,6 +32,7 @@ GENERATOR_NAMES: Mapping[str, str] = {
     "wgan": "WGAN-GP",
     "biggan": "BigGAN (small)",
     "capsulenets": "CapsuleNets",
+    "w_capsulegan_equal": "W-CapsuleGAN, same budget",
     "w_capsulegan": "W-CapsuleGAN (this method)",
 }
 

@@ -109,8 +109,7 @@ def pasted(samples: Samples) -> Samples:
     give away each generated nodule by a trace of noise that nobody will see.
     """
     alpha = samples.mask.astype(np.float32)
-    hu = alpha * samples.hu + (1 - alpha) * PASTED_HU
-    return replace(samples, hu=np.rint(hu).astype(np.int16))
+    return replace(samples, hu=np.rint(alpha * samples.hu + (1 - alpha) * PASTED_HU).astype(np.int16))
 
 
 def as_shown(samples: Samples, kind: Kind) -> Samples:
@@ -139,7 +138,7 @@ def join(parts: Sequence[Samples]) -> Samples:
 def read_nodules(
     cohort: Path, section: str, *, largest_only: bool = True, tolerant: bool = False, rule: CategoryRule = AS_LISTED
 ) -> Samples:
-    """The nodules of a section of `nodules.json` that have a category.
+    """The nodules of a section of `nodules.json` that have a category and show: one pixel at alpha >= 0.5 at least.
 
     Args:
         cohort: COHORT folder.
@@ -156,7 +155,8 @@ def read_nodules(
     found = []
     for entry, (hu, alpha, largest) in _read(cohort, rated, "nodule", ("hu", "alpha", "largest"), tolerant=tolerant):
         area = (alpha >= 0.5).sum(axis=(1, 2))
-        keep = [int(largest)] if largest_only else np.flatnonzero(area >= max(_LARGE_ENOUGH * area.max(), 1))
+        chosen = [int(largest)] if largest_only else np.flatnonzero(area >= _LARGE_ENOUGH * area.max())
+        keep = [int(index) for index in chosen if area[index]]
         found.append((entry, entry["nodule_id"], hu[keep], alpha[keep]))
     return _samples(found, cohort / "nodules.json", section, PATCH_SPACING_MM)
 

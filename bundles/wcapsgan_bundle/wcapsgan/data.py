@@ -8,6 +8,7 @@ sample is (2, S, S), of a cube (2, S, S, S): the image in [-1, 1] (HU of the net
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ from .hounsfield import to_unit
 from .kinds import equal_diameter, layer_of
 
 __all__ = ["Batch", "CohortSamples", "load_datalist"]
+
+logger = logging.getLogger(__name__)
 
 _BLOCKS = {2: "n (h a) (w b) -> n h w", 3: "n (d a) (h b) (w c) -> n d h w"}
 LARGE_ENOUGH = 0.5  # slices of a nodule are used from this share of its largest area on
@@ -67,7 +70,7 @@ def load_datalist(dataset_dir: str | Path, layer: str, section: str) -> list[dic
 
 
 class CohortSamples(Dataset):
-    """All usable samples of a data list.
+    """All usable samples of a data list. Nodules without a pixel of at least half alpha on this grid are left out.
 
     Args:
         data: entries of `load_datalist`.
@@ -103,8 +106,12 @@ class CohortSamples(Dataset):
         found = (
             categories_of(data, categories, key=category_key, edges=category_edges) if categories else [""] * len(data)
         )
-        self.data = [entry for entry, name in zip(data, found, strict=True) if name is not None]
-        names = [name for name in found if name is not None]
+        named = [(entry, name) for entry, name in zip(data, found, strict=True) if name is not None]
+        read = [(entry, name, *self._read(Path(entry[layer]))) for entry, name in named]
+        if empty := [Path(entry[layer]).name for entry, _, hu, _ in read if not len(hu)]:
+            logger.warning("Left out, without a pixel of at least half alpha: %s.", ", ".join(empty))
+        read = [sample for sample in read if len(sample[2])]
+        self.data, names = [entry for entry, *_ in read], [name for _, name, *_ in read]
         absent = sorted(set(categories) - set(names))
         if not self.data or (absent and not absent_allowed):
             there = sorted({str(entry.get(category_key)) for entry in data})
@@ -112,10 +119,9 @@ class CohortSamples(Dataset):
                 f"Expected {layer} entries of each of the categories {list(categories)}, got none of {absent}. "
                 f"The data list has {there}; set `categories` to match, or `category_edges` to make bins of a number."
             )
-        stacks = [self._read(Path(entry[layer])) for entry in self.data]
-        self.hu = torch.from_numpy(np.concatenate([hu for hu, _ in stacks]))
-        self.mask = torch.from_numpy(np.concatenate([mask for _, mask in stacks]))
-        self.case_count = torch.tensor([len(hu) for hu, _ in stacks])
+        self.hu = torch.from_numpy(np.concatenate([hu for _, _, hu, _ in read]))
+        self.mask = torch.from_numpy(np.concatenate([mask for *_, mask in read]))
+        self.case_count = torch.tensor([len(hu) for _, _, hu, _ in read])
         self.case_start = self.case_count.cumsum(0) - self.case_count
         self.case_category = torch.tensor([categories.index(name) if categories else 0 for name in names])
         self.category = self.case_category.repeat_interleave(self.case_count)
@@ -144,6 +150,9 @@ class CohortSamples(Dataset):
         hu = np.clip(hu, -1024, 3071)
         if scale > 1:
             hu, mask = (_averaged(a, scale, axes) for a in (hu, mask))
+        if self.kind.sized:
+            shown = (mask >= 0.5).reshape(len(mask), -1).any(axis=1)
+            hu, mask = hu[shown], mask[shown]
         return np.rint(hu).astype(np.int16), mask.astype(np.float16)
 
     def __len__(self) -> int:

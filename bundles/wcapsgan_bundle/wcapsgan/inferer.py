@@ -3,8 +3,10 @@
 
 A seed makes one sample of a category and diameter, whatever else is asked for in the same call: the latent and, where
 no diameter is given, the diameter come from the seed alone, and the network always sees batches of the same size.
+Diameters are those of the disc (cubes: the ball) as large as the mask.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +17,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from .hounsfield import to_hu
-from .kinds import layer_of
+from .kinds import equal_diameter, layer_of
 from .latents import draw_latents, seeded_generator
 
 __all__ = ["Sampler"]
@@ -23,6 +25,8 @@ __all__ = ["Sampler"]
 FAINT = 0.05  # where alpha is below this, HU are the lung's
 NOTHING = 0.02  # alpha below this is 0, as in a cohort
 LARGE_PART = 0.1  # of the largest component of a lung mask; smaller ones are no lung
+LEAST_MM = 3.0  # drawn where a network knows no diameter: the least that is called a nodule
+ROUNDING_MM = 1e-3  # between the sizes that others measure and `largest_mm`
 NO_CATEGORY = ("any",)  # the name of the one category of an unconditional network
 
 
@@ -43,6 +47,8 @@ class Sampler:
     Attributes:
         categories: names that may be asked for.
         spacing_mm: of a pixel.
+        largest_mm: the largest diameter that may be asked for: that of a mask which fills the frame up to its border,
+            where alpha is 0. No mask that a cohort has on this grid is larger.
 
     Raises:
         ValueError: when layer or categories do not fit the network.
@@ -66,6 +72,8 @@ class Sampler:
             raise ValueError(f"Expected {network.n_categories} categories, as the network has, got {self.categories}.")
         self.network = network.to(device).eval()
         self.layer, self.spacing_mm, self.edge_px = layer, spacing_mm, edge_px
+        inside = torch.tensor(float(network.size - 2) ** self.kind.axes, dtype=torch.float64)
+        self.largest_mm = float(equal_diameter(inside, self.kind.axes)) * spacing_mm
         self.network_batch_size = network_batch_size
         self.device = torch.device(device)
         self.inferer = inferer or SimpleInferer()
@@ -78,7 +86,8 @@ class Sampler:
         Args:
             seeds: any integers of 64 bits.
             categories: as many names out of `self.categories`.
-            diameters_mm: as many diameters, of the disc or ball; None draws one as in training.
+            diameters_mm: as many diameters in (0, `largest_mm`]; None draws one as in training, at least the smallest
+                positive one of the training's percentiles. Lungs and slices have none, whatever is asked.
 
         Returns:
             `hu` int16 (N, H, W), of cubes (N, D, H, W); `alpha` float16 of the same shape or, for lungs and slices,
@@ -86,7 +95,7 @@ class Sampler:
             and slices); `seed` int64 (N,).
 
         Raises:
-            ValueError: when the lists differ in length or a category is unknown.
+            ValueError: when the lists differ in length, a category is unknown or a nodule cannot have a diameter.
         """
         self._check(seeds, categories, diameters_mm)
         index = torch.tensor([self.categories.index(name) for name in categories], dtype=torch.int64)
@@ -117,6 +126,13 @@ class Sampler:
         unknown = sorted(set(categories) - set(self.categories))
         if unknown:
             raise ValueError(f"Expected categories out of {list(self.categories)}, got {unknown}.")
+        asked = [mm for mm in diameters_mm if mm is not None] if self.kind.sized else []
+        if wrong := [mm for mm in asked if not (math.isfinite(mm) and 0 < mm <= self.largest_mm + ROUNDING_MM)]:
+            raise ValueError(
+                f"Expected diameters_mm above 0 and up to {self.largest_mm:.1f} mm, which fill the frame of "
+                f"{self.network.size} pixels of {self.spacing_mm:g} mm, got {', '.join(f'{mm:g}' for mm in wrong[:5])}"
+                f"{' and more' if len(wrong) > 5 else ''}. Ask for one in between, or None: as in training."
+            )
 
     def _diameters(
         self, generators: Sequence[torch.Generator], category: Tensor, asked_mm: Sequence[float | None]
@@ -125,7 +141,7 @@ class Sampler:
         drawn = []
         for generator, index, asked in zip(generators, category.tolist(), asked_mm, strict=True):
             place = float(torch.rand((), generator=generator)) * 100
-            quantiles = self.network.diameter_quantiles[index].cpu()
+            quantiles = _positive(self.network.diameter_quantiles[index].cpu()).clamp(max=self.largest_mm)
             low = min(int(place), 99)
             value = float(torch.lerp(quantiles[low], quantiles[low + 1], place - low))
             drawn.append(0.0 if not self.kind.sized else value if asked is None else float(asked))
@@ -142,6 +158,12 @@ class Sampler:
                 samples = self.inferer(fill[0].to(self.device), self.network, *(v.to(self.device) for v in fill[1:]))
             blocks.append(samples[:count].cpu())
         return torch.cat(blocks)
+
+
+def _positive(quantiles: Tensor) -> Tensor:
+    """Percentiles (101,) in mm, none below the smallest positive one: a mask without a pixel is no nodule's."""
+    known = quantiles[quantiles > 0]
+    return quantiles.clamp(min=float(known.min()) if len(known) else LEAST_MM)
 
 
 def _nodule_alphas(alpha: np.ndarray, edge_px: float) -> np.ndarray:

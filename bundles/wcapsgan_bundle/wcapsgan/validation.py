@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Validation: the average generator against held-out samples, the best weights kept, a picture each time."""
+"""Validation: the average generator against held-out samples, its weights kept, a picture each time."""
 
 import logging
 from collections.abc import Iterable
@@ -15,9 +15,11 @@ from torch import nn
 from .latents import latents_of, seeded_generator
 from .montage import montage, write_png
 
-__all__ = ["BestWeights", "GenerationEvaluator", "SampleMontage"]
+__all__ = ["GenerationEvaluator", "KeptWeights", "SampleMontage"]
 
 logger = logging.getLogger(__name__)
+
+KEEP = ("last", "best")
 
 
 class GenerationEvaluator(Evaluator):
@@ -53,22 +55,40 @@ class GenerationEvaluator(Evaluator):
         return {"label": batchdata["image"], "pred": generated}
 
 
-class BestWeights:
-    """Keeps the weights of the best validation, and stops a training that has not improved for long.
+class KeptWeights:
+    """Keeps weights that validation has seen, and stops a training that has not improved for long.
+
+    `last` keeps those of each validation, and those of the end of the training, which is validated once more if its
+    last epoch was not. `best` keeps those of the highest metric; the end is validated only where nothing has been, so
+    that each training leaves weights. Either way `evaluator.state` is that of the kept weights when they are written.
 
     Unlike a saver and a stopper of MONAI, its memory can stand in a checkpoint: a resumed training does not overwrite
-    better weights.
+    better weights. What the end adds is not in that memory, so a training that goes on is one that never ended.
 
     Args:
         weights: the file; None keeps nothing (processes but the first).
         network: whose plain state dict is kept.
         evaluator: its key metric counts, higher is better.
-        patience: validations without improvement after which the trainer stops.
+        patience: validations without improvement of the metric after which the trainer stops, whatever is kept.
+        keep: `last` or `best`.
+
+    Raises:
+        ValueError: for another `keep`.
     """
 
-    def __init__(self, weights: str | Path | None, *, network: nn.Module, evaluator: Evaluator, patience: int) -> None:
+    def __init__(
+        self,
+        weights: str | Path | None,
+        *,
+        network: nn.Module,
+        evaluator: Evaluator,
+        patience: int,
+        keep: str = "last",
+    ) -> None:
+        if keep not in KEEP:
+            raise ValueError(f"keep must be one of {list(KEEP)}, got {keep!r}.")
         self.weights = Path(weights) if weights else None
-        self.network, self.evaluator, self.patience = network, evaluator, patience
+        self.network, self.evaluator, self.patience, self.keep = network, evaluator, patience, keep
         self.best, self.waited = float("-inf"), 0
 
     def state_dict(self) -> dict[str, float]:
@@ -80,22 +100,35 @@ class BestWeights:
         self.best, self.waited = float(state["best"]), int(state["waited"])
 
     def attach(self, engine: Engine) -> None:
-        """Looks at the end of each epoch of the trainer; to be attached after its ValidationHandler."""
+        """Looks at the end of each epoch of the trainer, and at its end; to be attached after its ValidationHandler."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self.complete)
 
     def __call__(self, engine: Engine) -> None:
+        """Takes note of this epoch's validation, if there was one."""
+        if not self._validated(engine):
+            return
         state = self.evaluator.state
-        if state.epoch != engine.state.epoch:
-            return  # no validation in this epoch
         metric = float(state.metrics[state.key_metric_name])
-        if metric > self.best:
+        improved = metric > self.best
+        if improved:
             self.best, self.waited = metric, 0
-            self._save()
         else:
             self.waited += 1
+        if improved or self.keep == "last":
+            self._save()
         if self.waited >= self.patience:
             logger.info("No improvement in %d validations: stopping after epoch %d.", self.waited, engine.state.epoch)
             engine.terminate()
+
+    def complete(self, engine: Engine) -> None:
+        """Validates and keeps the weights of the end, however the training came to it, where that is still to do."""
+        if not self._validated(engine) and (self.keep == "last" or self.best == float("-inf")):
+            self.evaluator.run(engine.state.epoch)
+            self._save()
+
+    def _validated(self, engine: Engine) -> bool:
+        return bool(self.evaluator.state.epoch == engine.state.epoch)
 
     def _save(self) -> None:
         if self.weights is None:

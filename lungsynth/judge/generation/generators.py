@@ -32,9 +32,13 @@ _LAYERS: Mapping[Kind, tuple[str, ...]] = {
     "lungs": ("inference.json", "inference_lung.json"),
     "slices": ("inference.json", "inference_lung.json", "inference_slice.json"),
 }
-_NO_METHODS = {"lung", "slice"}  # overlays that say what is made, not by which method
+_NO_METHODS = {"cube", "lung", "slice"}  # overlays that say what is made, not by which method
 _OWN_WEIGHTS: Mapping[Kind, str] = {"nodules": "model.pt", "lungs": "model_lung.pt"}
-_NOT_MISSED: Mapping[Kind, set[str]] = {"nodules": set(), "lungs": set(), "slices": {"capsulenets"}}  # no line there
+_NOT_MISSED: Mapping[Kind, set[str]] = {  # no line there
+    "nodules": set(),
+    "lungs": set(),
+    "slices": {"capsulenets", "w_capsulegan_equal"},
+}
 
 
 @dataclass(frozen=True, kw_only=True)

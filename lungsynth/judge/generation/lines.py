@@ -16,7 +16,8 @@ import numpy as np
 from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
 from lungsynth.judge.bootstrap import Estimate
-from lungsynth.judge.generation.figures import GeneratorFigures, Group, measure_generator
+from lungsynth.judge.generation.against import Group
+from lungsynth.judge.generation.figures import GeneratorFigures, measure_generator
 from lungsynth.judge.generation.generators import Drawn, Generator, Requests
 from lungsynth.judge.generation.reference import Reference, balanced_requests, matched_requests
 from lungsynth.likeness.samples import Samples
@@ -25,7 +26,7 @@ __all__ = ["Line", "run_generator"]
 
 _LOG = logging.getLogger(__name__)
 _SETS = ("matched", "balanced")
-_VERSION = 1  # to be raised when a figure is measured in another way, so that kept ones are not taken
+_VERSION = 2  # to be raised when a figure is measured in another way, so that kept ones are not taken
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -114,6 +115,7 @@ def _load_figures(path: Path, known: str) -> GeneratorFigures | None:
             fid_by_n={int(n): value for n, value in figures["fid_by_n"].items()},
             checks=_group(figures["checks"]),
             by_category={name: _group(group) for name, group in figures["by_category"].items()},
+            by_size={name: _group(group) for name, group in figures["by_size"].items()},
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

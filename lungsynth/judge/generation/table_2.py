@@ -6,6 +6,9 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from lungsynth.judge.bootstrap import Estimate
+from lungsynth.judge.figures import SIZES_MM
+from lungsynth.judge.generation.against import Group
+from lungsynth.judge.generation.by_group import FEWEST, FEWEST_PATIENTS
 from lungsynth.judge.generation.ct_checks import UNITS
 from lungsynth.judge.generation.figures import GeneratorFigures
 from lungsynth.judge.generation.lines import Line
@@ -42,6 +45,19 @@ _MORE = (
     Column(key="texture_ratio", title="over real nodules'", unit="samples", digits=2),
     Column(key="parameters", title="Parameters", digits=0),
     Column(key="train_minutes", title="Training, minutes", digits=0),
+)
+_LIKENESS = (
+    Column(key="fid", title="FID", unit="samples", digits=2),
+    Column(key="kid", title="KID", unit="samples"),
+    Column(key="c2st", title="Two-sample test", unit="samples"),
+    Column(key="c2st_features", title="on features", unit="samples"),
+    Column(key="c2st_patch", title="on patches as made", unit="samples"),
+)
+_ASKED = (
+    Column(key="diameter_within", title="Diameter within 1.5 mm", unit="samples", digits=2),
+    Column(key="diameter_bias_mm", title="Bias, mm", unit="samples", digits=2),
+    Column(key="texture_agreement", title="Texture as asked", unit="samples", digits=2),
+    Column(key="texture_real", title="Texture as labelled, held-out ones", unit="samples", digits=2),
 )
 REAL = "real"
 PAPER: Mapping[Kind, Mapping[str, Mapping[str, float]]] = {"nodules": TABLE_2, "lungs": {}, "slices": TABLE_3}
@@ -122,7 +138,7 @@ def table_2_markdown(
         "## FID by n\n",
         "Means over random subsets. The bias alone makes FID fall with n: compare at equal n only.\n",
         _by_n(lines),
-        *_category_sections(lines),
+        *_group_sections(lines),
         "## CT checks\n",
         "Wasserstein distance of each measurement's distribution to that of the held-out ones; in brackets, times the "
         "floor.\n",
@@ -161,8 +177,9 @@ def _extras(line: Line) -> dict[str, Any]:
         "training": line.generator.relation,
         "fid_by_n": {str(n): value for n, value in figures.fid_by_n.items()},
         "checks": {name: asdict(figure) for name, figure in figures.checks.items()},
-        "by_category": {
-            name: {key: asdict(figure) for key, figure in group.items()} for name, group in figures.by_category.items()
+        **{
+            name: {group: {key: asdict(figure) for key, figure in found.items()} for group, found in groups.items()}
+            for name, groups in (("by_category", figures.by_category), ("by_size", figures.by_size))
         },
     }
 
@@ -175,26 +192,36 @@ def _by_n(lines: Sequence[Line]) -> str:
     return markdown_table(["Method", *(f"n = {n}" for n in sizes)], rows) if sizes else ""
 
 
-def _category_sections(lines: Sequence[Line]) -> list[str]:
-    """Asked against measured, a table a category."""
-    columns = (
-        Column(key="diameter_within", title="Diameter within 1.5 mm", unit="samples", digits=2),
-        Column(key="diameter_bias_mm", title="Bias, mm", unit="samples", digits=2),
-        Column(key="texture_agreement", title="Texture as asked", unit="samples", digits=2),
-        Column(key="texture_real", title="Texture as labelled, held-out ones", unit="samples", digits=2),
-    )
+def _group_sections(lines: Sequence[Line]) -> list[str]:
+    """A table a category, and a table a size."""
+    categories = sorted({name for line in lines for name in line.figures.by_category})
+    sizes = [name for name in SIZES_MM if any(name in line.figures.by_size for line in lines)]
     found = []
-    for category in sorted({name for line in lines for name in line.figures.by_category}):
-        rows = [
-            TableRow(
-                name=line.generator.name,
-                title=line.generator.title,
-                figures=line.figures.by_category.get(category, {}),
-            )
-            for line in lines
-        ]
-        found += [f"## Asked and measured: {category}\n", paper_table("Method", columns, rows)]
+    if categories:
+        found.append(
+            f"## By category\n\nDistances and two-sample tests from {FEWEST} samples and {FEWEST_PATIENTS} held-out "
+            "patients of a category on; compare with the floor of the same category, at its own n. The two-sample "
+            "tests are those of all categories, asked about this one.\n"
+        )
+    for name in categories:
+        groups = [line.figures.by_category.get(name, {}) for line in lines]
+        found += [f"### {name}\n", _group_table(lines, groups, (*_LIKENESS, *_ASKED))]
+    if sizes:
+        found.append("## By the diameter asked for\n\nMatched and balanced set together.\n")
+    for name in sizes:
+        groups = [line.figures.by_size.get(name, {}) for line in lines]
+        found += [f"### {name}\n", _group_table(lines, groups, _ASKED)]
     return found
+
+
+def _group_table(lines: Sequence[Line], groups: Sequence[Group], columns: Sequence[Column]) -> str:
+    """Lines that have a figure of the group, in columns that have one."""
+    rows = [
+        TableRow(name=line.generator.name, title=line.generator.title, figures=group)
+        for line, group in zip(lines, groups, strict=True)
+        if group
+    ]
+    return paper_table("Method", [c for c in columns if any(c.key in row.figures for row in rows)], rows)
 
 
 def _checks(lines: Sequence[Line]) -> str:

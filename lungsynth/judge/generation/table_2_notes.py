@@ -5,10 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from lungsynth.judge.generation.generators import Generator
 from lungsynth.judge.generation.reference import FEW_PATIENTS, Reference
 from lungsynth.judge.methods import relation_to
+from lungsynth.judge.paper import GENERATOR_NAMES
 from lungsynth.judge.table_1_notes import RELATIONS
 from lungsynth.judge.test_part import TestPart
 
-__all__ = ["notes"]
+__all__ = ["UNEQUAL", "notes"]
+
+UNEQUAL = 1.25  # times the shortest training, from which on a table says that trainings differ
+_EQUAL = GENERATOR_NAMES["w_capsulegan_equal"]
 
 
 def notes(
@@ -33,6 +37,7 @@ def _all(
         yield "**The validation part chose weights: these are no figures of unseen patients.**"
     for reason in dict.fromkeys(left_out.values()):
         yield f"Left out: {', '.join(name for name, why in left_out.items() if why == reason)}: {reason}"
+    yield from _about_minutes(generators)
     yield from _about_patients(reference)
     yield from _about_features(part, reference)
     yield (
@@ -52,6 +57,17 @@ def _all(
         yield (
             "Nodules are compared as they reach an image: laid by their alpha on a lung of -850 HU. CT checks, and the "
             "two-sample test on patches as made, see the patches with the surroundings that generators gave them."
+        )
+
+
+def _about_minutes(generators: Sequence[Generator]) -> Iterator[str]:
+    known = {each.title: each.train_minutes for each in generators if each.train_minutes is not None}
+    if known and max(known.values()) > UNEQUAL * min(known.values()):
+        yield (
+            "**Not trained for equal times**, in minutes: "
+            + ", ".join(f"{title} {minutes:.3g}" for title, minutes in known.items())
+            + ". Methods are compared where these are alike"
+            + (f"; the line {_EQUAL} is this method at the others' budget." if _EQUAL in known else ".")
         )
 
 

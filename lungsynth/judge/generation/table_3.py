@@ -11,7 +11,7 @@ from typing import Any
 
 from lungsynth.errors import InputError
 from lungsynth.judge.bootstrap import Estimate
-from lungsynth.judge.generation.figures import Group, measure_distances
+from lungsynth.judge.generation.against import Group, measure_distances
 from lungsynth.judge.generation.lines import Line
 from lungsynth.judge.generation.reference import Reference
 from lungsynth.judge.generation.trivial import MEMORISER
