@@ -16,7 +16,7 @@ class CpuClock:
 
     def minutes(self) -> float:
         """Minutes so far."""
-        return round(self.earlier + (time.process_time() - self.start) / 60, 2)
+        return round(self.earlier + (time.process_time() - self.start) / 60, 4)
 
     def state_dict(self) -> dict[str, Any]:
         """The minutes so far."""
