@@ -43,7 +43,7 @@ TARGETS = {
     "seconds_300_slices": "<= 60",
     "speedup_vs_unet_fp32": ">= 3",
     "peak_gb": "<= 3",
-    "bfloat16_largest_difference": "<= 0.1",  # the tolerance that the bundle's docs/README.md states, as is the next
+    "bfloat16_largest_difference": "<= 0.15",  # the tolerance that the bundle's docs/README.md states, as is the next
     "labels_changed": "<= 0.005",
 }
 

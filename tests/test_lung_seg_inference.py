@@ -190,7 +190,7 @@ def test_amp_and_crop_change_little():
     assert (cropped - maps(plain, amp=False, crop=False)).abs()[lung].max() < 0.01
     assert not cropped[:, 0].any()
     exact, fast = (maps(shipped, amp=amp, crop=False) for amp in (False, True))
-    assert (fast - exact).abs()[lung].max() < 0.1
+    assert (fast - exact).abs()[lung].max() < 0.15
     assert ((fast >= 0.5) != (exact >= 0.5))[lung].float().mean() < 0.005
 
 
