@@ -23,7 +23,7 @@ from lung_seg.sampler import EpochSampler  # noqa: E402
 from lung_seg.stacks import LoadStacks, read_nodule  # noqa: E402
 from lung_seg.transforms import FixedFrame, RandFrame  # noqa: E402
 from lung_seg.weights import load_weights  # noqa: E402
-from monai.bundle import ConfigWorkflow  # noqa: E402
+from trainings import open_training  # noqa: E402
 
 TINY = {"channels": [4, 8], "convolutions": 1, "growth_rate": 2, "dense_layers": 2}
 AXIAL = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -337,15 +337,10 @@ def test_an_extra_list_that_cannot_be_used_is_refused(cohort, tmp_path):
 
 # ---------------------------------------------------------------- the bundle as a whole
 def train(cohort: Path, output: Path, **settings) -> dict[str, torch.Tensor]:
-    workflow = ConfigWorkflow(
-        config_file=str(BUNDLE / "configs" / "train.json"),
-        meta_file=str(BUNDLE / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type="train",
-        bundle_root=str(BUNDLE),
-        dataset_dir=str(cohort),
-        output_dir=str(output),
-        device="cpu",
+    workflow = open_training(
+        BUNDLE,
+        cohort,
+        output,
         epoch_length=2,
         batch_size=2,
         size_px=32,

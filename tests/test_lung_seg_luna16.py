@@ -10,6 +10,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 from separation_toys import draw
+from trainings import open_training
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "lung_seg_bundle"
 sys.path.insert(0, str(BUNDLE))
@@ -46,15 +47,11 @@ def entries(cohort: Path, name: str) -> list[dict]:
 
 
 def workflow(cohort: Path, output: Path, *overlays: str, **settings) -> ConfigWorkflow:
-    return ConfigWorkflow(
-        config_file=[str(BUNDLE / "configs" / name) for name in ("train.json", *overlays)],
-        meta_file=str(BUNDLE / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type="train",
-        bundle_root=str(BUNDLE),
-        dataset_dir=str(cohort),
-        output_dir=str(output),
-        device="cpu",
+    return open_training(
+        BUNDLE,
+        cohort,
+        output,
+        *overlays,
         **{**SMALL, **settings},
     )
 

@@ -29,6 +29,7 @@ from lung_seg.baselines.pyramid import Pyramid  # noqa: E402
 from lung_seg.baselines.roi_align import level_of, roi_align  # noqa: E402
 from lung_seg.baselines.vgg import PATCH_PX, PatchVgg  # noqa: E402
 from monai.bundle import ConfigWorkflow  # noqa: E402
+from trainings import open_training  # noqa: E402
 
 METHODS = ("unet", "unet_plus_plus", "cnn_vgg", "faster_rcnn_3d", "dense_unet_equal")
 SEGMENTERS = ("unet", "unet_plus_plus", "dense_unet_equal")
@@ -357,15 +358,11 @@ def test_a_cohort_without_nodules_gives_no_cubes(cohort, tmp_path):
 
 # ---------------------------------------------------------------- the bundle as a whole
 def run_training(name: str, cohort: Path, output: Path, **settings) -> ConfigWorkflow:
-    workflow = ConfigWorkflow(
-        config_file=[str(BUNDLE / "configs" / file) for file in ("train.json", f"train_{name}.json")],
-        meta_file=str(BUNDLE / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type="train",
-        bundle_root=str(BUNDLE),
-        dataset_dir=str(cohort),
-        output_dir=str(output),
-        device="cpu",
+    workflow = open_training(
+        BUNDLE,
+        cohort,
+        output,
+        f"train_{name}.json",
         epoch_length=2,
         batch_size=2,
         size_px=96,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 from torch.nn import functional
+from trainings import open_training
 from wcapsgan_toys import disc
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "wcapsgan_bundle"
@@ -486,14 +487,10 @@ def test_distance_of_a_set_to_itself_is_zero_and_grows_with_noise() -> None:
 
 
 def train(cohort: Path, output: Path, *, epochs: int, resume_from: str | None = None) -> dict:
-    workflow = ConfigWorkflow(
-        config_file=str(BUNDLE / "configs" / "train.json"),
-        meta_file=str(BUNDLE / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type="train",
-        bundle_root=str(BUNDLE),
-        dataset_dir=str(cohort),
-        output_dir=str(output),
+    workflow = open_training(
+        BUNDLE,
+        cohort,
+        output,
         categories=CATEGORIES,
         critic_channels=4,
         max_epochs=epochs,
@@ -502,7 +499,6 @@ def train(cohort: Path, output: Path, *, epochs: int, resume_from: str | None = 
         n_critic=2,
         val_interval=1,
         resume_from=resume_from,
-        device="cpu",
         **TINY,
     )
     workflow.initialize()
