@@ -1,6 +1,5 @@
 """Laws of the other methods of Table II in the wcapsgan bundle, and of what all its trainings share."""
 
-import gc
 import json
 import os
 import subprocess
@@ -32,6 +31,7 @@ from wcapsgan.data import CohortSamples, load_datalist  # noqa: E402
 from wcapsgan.latents import seeded_generator  # noqa: E402
 from wcapsgan.losses import gradient_penalty  # noqa: E402
 from wcapsgan.objectives import Hinge, Margin, NonSaturating, Wasserstein  # noqa: E402
+from wcapsgan.processes import join_processes, leave_processes  # noqa: E402
 from wcapsgan.provenance import file_sha256  # noqa: E402
 from wcapsgan.standing import StandingStatistics  # noqa: E402
 from wcapsgan.trainer import COLLAPSED  # noqa: E402
@@ -458,8 +458,13 @@ def test_samples_of_the_real_set_raise_no_alarm(ovals, tmp_path, caplog) -> None
 OBJECTIVES = {"gan": NonSaturating(), "wgan": Wasserstein(), "biggan": Hinge(), "capsulenets": Margin()}
 
 
-def outputs_of(name: str, cohort: Path, output: Path, *, batch_size: int) -> list[dict[str, float]]:
-    """Two steps of the objective `name` with the networks of W-CapsuleGAN, in as many processes as there are."""
+def outputs_of(
+    name: str, cohort: Path, output: Path, *, batch_size: int, wrapped: list[torch.nn.Module]
+) -> list[dict[str, float]]:
+    """Two steps of the objective `name` with the networks of W-CapsuleGAN, in as many processes as there are.
+
+    The networks are added to `wrapped` where they are several.
+    """
     workflow = open_training("", cohort, output, batch_size=batch_size, amp=False)
     trainer = workflow.parser.get_parsed_content("train#trainer")
     trainer.objective = OBJECTIVES[name]
@@ -468,6 +473,7 @@ def outputs_of(name: str, cohort: Path, output: Path, *, batch_size: int) -> lis
             torch.nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
             for network in (trainer.generator, trainer.critic)
         )
+        wrapped += [trainer.generator, trainer.critic]
     outputs = []
     for iteration in (1, 2):
         trainer.state.iteration = iteration
@@ -475,39 +481,30 @@ def outputs_of(name: str, cohort: Path, output: Path, *, batch_size: int) -> lis
     return outputs
 
 
-def join_processes(rank: int, folder: Path) -> None:
+def outputs_together(rank: int, cohort: Path, folder: Path) -> dict[str, list[dict[str, float]]]:
+    """Of all objectives, in two processes; nothing of their group is left afterwards."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-
-
-def leave_processes() -> None:
-    """Networks wrapped for several processes hold the group in reference cycles: without them, then all at once."""
-    gc.collect()
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    join_processes(init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    wrapped: list[torch.nn.Module] = []
+    together = {name: outputs_of(name, cohort, folder, batch_size=4, wrapped=wrapped) for name in OBJECTIVES}
+    leave_processes(wrapped)
+    threads = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
+    assert not {thread for thread in threads if "gloo" in thread}
+    return together
 
 
 def test_two_processes_give_the_losses_of_one(cohort, tmp_path) -> None:
-    alone = {name: outputs_of(name, cohort, tmp_path, batch_size=8) for name in OBJECTIVES}
-    code = "import sys, pathlib, test_wcapsgan_methods as t; t.second_process(*map(pathlib.Path, sys.argv[1:]))"
+    alone = {name: outputs_of(name, cohort, tmp_path, batch_size=8, wrapped=[]) for name in OBJECTIVES}
+    code = "import sys, pathlib, test_wcapsgan_methods as t; t.outputs_together(1, *map(pathlib.Path, sys.argv[1:]))"
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(cohort), str(tmp_path)], env={**os.environ, "PYTHONPATH": paths}
     )
     try:
-        join_processes(0, tmp_path)
-        together = {name: outputs_of(name, cohort, tmp_path, batch_size=4) for name in OBJECTIVES}
-        leave_processes()
+        together = outputs_together(0, cohort, tmp_path)
         assert other.wait(60) == 0
     finally:
         other.kill()
     for name, steps in alone.items():
         for one, two in zip(steps, together[name], strict=True):
             assert two == pytest.approx(one, rel=1e-3, abs=1e-4), name
-
-
-def second_process(cohort: Path, folder: Path) -> None:
-    join_processes(1, folder)
-    for name in OBJECTIVES:
-        outputs_of(name, cohort, folder, batch_size=4)
-    leave_processes()
