@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
+from scipy import ndimage
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "lung_seg_bundle"
 sys.path.insert(0, str(BUNDLE))
@@ -20,7 +21,7 @@ from lung_seg.losses import MaskedLoss, channel_targets, segmentation_terms  # n
 from lung_seg.metrics import BlockDice, PooledDice, mean_of  # noqa: E402
 from lung_seg.network import DenseBlock, DenseUNet  # noqa: E402
 from lung_seg.sampler import EpochSampler  # noqa: E402
-from lung_seg.stacks import LoadStacks, read_nodule  # noqa: E402
+from lung_seg.stacks import LoadStacks, Stack, read_nodule  # noqa: E402
 from lung_seg.transforms import FixedFrame, RandFrame  # noqa: E402
 from lung_seg.weights import load_weights  # noqa: E402
 from trainings import open_training  # noqa: E402
@@ -256,6 +257,30 @@ def test_random_frames_repeat_with_their_seed(cohort):
     runs = [[rand.set_random_state(seed)(sample)["image"] for sample in samples] for seed in (3, 3, 4)]
     assert all(torch.equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(runs[0], runs[2], strict=True))
+
+
+def shown_nodules(*, scatter: float) -> list[tuple[int, int]]:
+    """Middles of the nodules in squares of one tile of 96 pixels, or of four of 48."""
+    label = torch.zeros(1, 96, 96, dtype=torch.uint8)
+    label[0, 46:50, 46:50] = 2
+    stack = Stack(torch.full((1, 96, 96), -900, dtype=torch.int16), label, (1.0, 1.0), 0)
+    rand = RandFrame(spacing_mm=1.0, size_px=96, tiles=1, scatter=scatter).set_random_state(0)
+    sample = {"kind": "nodule", "labelled": torch.tensor([0, 1]), "stacks": [stack]}
+    middles = []
+    for _ in range(40):
+        pieces, count = ndimage.label(rand(sample)["label"][0].numpy() == 2)
+        middles += ndimage.center_of_mass(pieces > 0, pieces, range(1, count + 1))
+    return middles
+
+
+def test_scattered_nodules_lie_anywhere_in_their_tiles():
+    off = np.array(shown_nodules(scatter=0.0)) - 47.5
+    assert len(off) == 40
+    assert 4 < np.abs(off).max() <= 8
+    off = np.array(shown_nodules(scatter=1.0)) % 48 - 23.5
+    assert len(off) == 4 * 40
+    assert 14 < np.abs(off).max() <= 20
+    assert np.abs(np.histogram(off, bins=4, range=(-16, 16))[0] / off.size - 0.25).max() < 0.08
 
 
 def test_nodules_are_shown_in_proportion_to_their_size(tmp_path):

@@ -6,6 +6,7 @@ A slice gives one square (training) or its whole frame (validation). Nodule crop
 turned and scaled a little but never mirrored, since left and right lung differ; nodules are turned and mirrored freely.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -91,6 +92,8 @@ class RandFrame(RandomizableTransform):
         angle_degrees: slices are turned by at most this.
         zoom: slices and nodules are scaled by a factor within [1 / zoom, zoom].
         shift_px: nodules lie off the middle of their tile by at most this many pixels of the network's grid.
+        scatter: share of the squares of nodules with one more tile in a row, in which they lie anywhere: crops show
+            nodules in their middle, and a network that never sees them elsewhere learns the place, not the nodule.
     """
 
     def __init__(
@@ -102,6 +105,7 @@ class RandFrame(RandomizableTransform):
         angle_degrees: float = 10.0,
         zoom: float = 1.2,
         shift_px: float = 6.0,
+        scatter: float = 0.0,
     ) -> None:
         super().__init__(prob=1.0)
         self.spacing_mm = spacing_mm
@@ -110,14 +114,20 @@ class RandFrame(RandomizableTransform):
         self.angle_degrees = angle_degrees
         self.zoom = zoom
         self.shift_px = shift_px
+        self.scatter = scatter
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         stacks = data["stacks"]
         if data["kind"] == "slice":
             frame = self.draw_slice_frame(stacks[0])
             return _sample(data, *cut(stacks[0].hu[0], stacks[0].label[0], frame, size_px=self.size_px))
-        planes = [(stack, self.draw_index(stack), self.draw_nodule_frame(stack)) for stack in stacks]
-        return _sample(data, *_tile(planes, tiles=self.tiles, size_px=self.size_px))
+        tiles, shift_px = self.tiles, self.shift_px
+        if self.R.random() < self.scatter:
+            tiles += 1
+            shift_px = self.size_px / tiles / 3
+        shown = itertools.islice(itertools.cycle(stacks), tiles**2)
+        planes = [(stack, self.draw_index(stack), self.draw_nodule_frame(stack, shift_px)) for stack in shown]
+        return _sample(data, *_tile(planes, tiles=tiles, size_px=self.size_px))
 
     def draw_slice_frame(self, stack: Stack) -> Frame:
         """Where on the slice the square lies."""
@@ -138,12 +148,12 @@ class RandFrame(RandomizableTransform):
         pool = agreed if len(agreed) and self.R.random() < 0.5 else np.arange(len(stack.label))
         return int(pool[self.R.randint(len(pool))])
 
-    def draw_nodule_frame(self, stack: Stack) -> Frame:
-        """Where in its tile a nodule lies; half the time without interpolation, as crops are seen later."""
+    def draw_nodule_frame(self, stack: Stack, shift_px: float) -> Frame:
+        """Where in its tile a nodule lies, at most `shift_px` off the middle; half the time without interpolation."""
         centre = _centred(stack, spacing_mm=self.spacing_mm)
         on_grid = bool(self.R.random() < 0.5)
         step = centre.step_px if on_grid else self._draw_step(stack.spacing_mm)
-        shift = self.R.uniform(-self.shift_px, self.shift_px, size=2)
+        shift = self.R.uniform(-shift_px, shift_px, size=2)
         quarters = self.R.uniform(0, 4)
         if on_grid:
             shift, quarters = np.rint(shift), float(int(quarters))
