@@ -70,7 +70,8 @@ def measure_inference(bundles: Path, *, repeats: int, samples: int) -> dict[str,
             "composite": lambda: seconds_each(lambda recipe: enhance(recipe, renderer, plain), recipes),
             "gated": lambda: seconds_each(lambda recipe: enhance(recipe, renderer, gated), recipes[: samples // 4]),
         }
-        best = {key: min(turn() for _ in range(repeats)) for key, turn in turns.items()}
+        times = [{key: turn() for key, turn in turns.items()} for _ in range(repeats)]  # in turns: a machine drifts
+        best = {key: min(one[key] for one in times) for key in turns}
     return {
         "speedup_vs_resnet9": best["resnet9"] / best["composite"],
         "speedup_with_gate": best["resnet9"] / best["gated"],

@@ -105,7 +105,9 @@ def _add_utility(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--lung-patients", type=int, default=2, help="who lend slices with lungs (default: 2)")
     parser.add_argument("--composites", type=int, default=150, help="slices to judge on (default: 150)")
     parser.add_argument(
-        "--generators", type=Path, help="folder with p10-s0.pt, p10-s0.json, ...: generators trained on these patients"
+        "--generators",
+        type=Path,
+        help="of the classifier: folder with p10-s0.pt, p10-s0.json, ...: generators trained on these patients",
     )
     parser.add_argument("--no-enhance", dest="enhance", action="store_false", help="leave out the CycleGAN")
 

@@ -434,11 +434,9 @@ def test_c6_4_bundles_stand_alone():
         stated = {package: facts[f"{key}_version"] for key, package in CORE_PACKAGES.items()}
         for package, pin in (stated | facts["required_packages_version"]).items():
             assert version(package).split("+")[0] == pin
-    for repeated in ("processes.py", "provenance.py", "resume.py"):
+    for repeated in ("clock.py", "processes.py", "provenance.py", "resume.py"):
         texts = {(ROOT / f"bundles/{name}_bundle/{name}/{repeated}").read_text() for name in BUNDLES}
         assert len(texts) == 1
-    clocks = {(ROOT / f"bundles/{name}_bundle/{name}/clock.py").read_text() for name in ("lung_seg", "wcapsgan")}
-    assert len(clocks) == 1
     for path in (ROOT / "lungsynth").rglob("*.py"):
         assert not re.search(r"^\s*(from|import) (lung_seg|wcapsgan|cyclegan)\b", path.read_text(), flags=re.M)
 

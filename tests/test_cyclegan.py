@@ -432,9 +432,16 @@ def test_patches_stand_in_where_no_slices_show_nodules(tmp_path) -> None:
     (tmp_path / "nodules.json").write_text(json.dumps({"training": entries, "validation": [], "test": []}))
     training, validation = read_reals(tmp_path, split="training"), read_reals(tmp_path, split="validation")
     assert [entry["patient_id"] for entry in (*training, *validation)] == ["a", "b"]
-    sample = NoduleCrop(96)(LoadSlice()(training[0]))
-    assert sample["image"].shape == (1, 64, 64)
-    assert int(sample["nodule"].sum()) == 16
+    loaded = LoadSlice()(training[0])
+    crops = [NoduleCrop(96)({**loaded, "target_mm": spacing_mm}) for spacing_mm in (0.7, 0.9, 1.4)]
+    assert {tuple(crop[key].shape) for crop in crops for key in ("image", "nodule")} == {(1, 96, 96)}  # of one batch
+    assert [int(crop["nodule"].sum()) for crop in crops] == [16, 9, 4]
+
+
+def test_a_small_image_is_continued_by_its_mirror_image() -> None:
+    image = torch.arange(33 * 40).reshape(1, 33, 40)
+    crop = NoduleCrop(64, nodule_share=None)({"image": image, "nodule": torch.zeros(1, 33, 40, dtype=torch.bool)})
+    np.testing.assert_array_equal(crop["image"][0], np.pad(image[0], ((15, 16), (12, 12)), mode="symmetric"))
 
 
 @pytest.mark.parametrize(

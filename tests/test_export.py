@@ -108,8 +108,13 @@ def test_checksums_are_those_of_sha256sum(catalogue, tmp_path):
 def test_ranges_fill_one_folder_to_the_same_labels(catalogue, tmp_path):
     whole = export(catalogue, tmp_path / "whole", "nifti")
     out = tmp_path / "ranges"
+    at_work = out / ".another.nii.gz.tmp"  # of a range that still writes
     for begin, end in ((4, 6), (0, 3), (2, 5)):
         export(catalogue, out, "nifti", begin=begin, end=end)
+        at_work.touch()
+        assert at_work.exists()
+    export(catalogue, out, "nifti", begin=0, end=1)
+    assert not at_work.exists()
     for name in ("checksums.sha256", "annotations.csv", "coco.json", "detection.json"):
         assert sorted((out / name).read_text()) == sorted((whole / name).read_text())
     assert (out / "checksums.sha256").read_bytes() == (whole / "checksums.sha256").read_bytes()

@@ -1,6 +1,8 @@
 """Laws of cross-validation: pooled folds are one evaluation, and what cannot be pooled is refused."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from test_judge_measures import case
@@ -29,9 +31,20 @@ def test_pooled_folds_have_the_figures_of_all_their_patients():
     assert figures["lung_dice"].patients == 2
 
 
-def test_folds_at_different_operating_points_are_refused():
-    with pytest.raises(InputError, match=r"one operating point, got \[0\.3, 0\.5\]"):
-        pool([FOLDS[0], replace(FOLDS[1], operating_point=0.3)])
+def test_each_fold_is_pooled_at_its_own_operating_point():
+    scores, alarms = (0.95, 0.9, 0.4, None), (0.97, 0.6)
+    folds = [
+        replace(fold("a", dice=1.0, scores=scores, alarms=alarms), operating_point=0.93),
+        replace(fold("b", dice=1.0, scores=scores, alarms=alarms), operating_point=0.5),
+    ]
+    pooled = measure(pool(folds), seed=0).scans
+    alone = [measure(one, seed=0).scans for one in folds]
+    for name in ("sensitivity", "alarms"):
+        assert pooled[name].value == pytest.approx(sum(one[name].value for one in alone) / 2)
+    order = [alarm.probability for case in pool(folds[:1]).scans.cases for alarm in case.alarms]
+    assert order == sorted(order, reverse=True)
+    assert 0.5 < order[0] < 1
+    assert 0 < order[1] < 0.5
 
 
 def test_methods_that_every_fold_has_are_written(tmp_path):
@@ -40,12 +53,27 @@ def test_methods_that_every_fold_has_are_written(tmp_path):
         for name in ("nothing", "dense_unet"):
             save_outcome(folder / ".parts" / f"{name}.json", outcome, identity="x")
     save_outcome(folds[0] / ".parts" / "unet.json", FOLDS[0], identity="x")
+    said = {"nothing": None, "dense_unet": "held_out", "seen": "may_have_trained"}
+
+    def write_table(folder: Path, split: str, said: dict[str, str | None]) -> None:
+        rows = [{"method": name, "training": relation} for name, relation in said.items()]
+        (folder / "table_1.json").write_text(json.dumps({"split_hash": split, "rows": rows}))
+
+    write_table(folds[0], "0", {**said, "unet": "held_out"})
+    write_table(folds[1], "1", said)
     text = judge_folds(folds, tmp_path / "out")
     assert "| dense_unet | 0.9800" in text
     assert "unet |" not in text.replace("dense_unet |", "")
+    assert "seen" not in text
     assert text == (tmp_path / "out" / "cross_validation.md").read_text()
     (folds[1] / ".parts" / "dense_unet.json").write_text("{}")
     with pytest.raises(InputError, match=r"dense_unet\.json: expected the records of a method"):
         judge_folds(folds, tmp_path / "out")
-    with pytest.raises(InputError, match="no method in common"):
+    write_table(folds[1], "1", {"dense_unet": "may_have_trained"})
+    with pytest.raises(InputError, match="no method in common whose weights were held out"):
+        judge_folds(folds, tmp_path / "out")
+    write_table(folds[1], "0", said)
+    with pytest.raises(InputError, match="whose patients would count twice"):
+        judge_folds(folds, tmp_path / "out")
+    with pytest.raises(InputError, match=r"none/table_1\.json: expected what"):
         judge_folds([folds[0], tmp_path / "none"], tmp_path / "out")

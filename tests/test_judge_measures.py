@@ -102,6 +102,13 @@ def test_froc_of_a_small_example_by_hand():
     assert (np.diff(rates) >= 0).all()
 
 
+def test_no_threshold_is_left_where_the_surest_alarms_are_too_many():
+    froc = Froc([case([1.0], [1.0, 1.0])])
+    assert froc.threshold_at(1.0) > 1
+    assert froc.alarm_rate(froc.threshold_at(1.0)) == 0
+    assert froc.threshold_at(2.0) == 0.0
+
+
 def test_equal_scores_come_all_together():
     froc = Froc([case([0.5], [0.5, 0.5])])
     assert froc.at_rates([1.0, 2.0]).tolist() == [0.0, 1.0]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from utility_toys import small_settings, write_bundles, write_cohort
 
@@ -28,6 +29,7 @@ from lungsynth.judge.utility.report import Line, chosen_line, sentences
 from lungsynth.judge.utility.run import judge_utility
 from lungsynth.judge.utility.settings import UtilitySettings
 from lungsynth.judge.utility.subcohort import CATEGORIES, choose_patients, make_subcohort
+from lungsynth.layers import read_catalogue
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -246,6 +248,12 @@ def test_the_whole_experiment_and_its_report(judged):
         assert 0 <= row["balanced_accuracy"] <= 1
     added = {row["arm"]: row["added"] for row in content["segmentation"]}
     assert added["generated_x1"] == added["copied_x1"] == content["cohorts"][-1]["crops"]
+    runs = list((settings.out / ".parts" / "generated").glob("*/run.json"))
+    for run in runs:
+        assert json.loads(run.read_text())["real_share"] == 0
+        assert {asset["source"] for asset in pq.read_table(run.parent / "assets.parquet").to_pylist()} == {"generated"}
+        assert len(read_catalogue(run.parent / "catalogue.parquet")) == added["generated_x1"]
+    assert runs
     assert "# Does synthetic data help?" in result.markdown
     assert any("trained on other patients than these few" in note for note in content["notes"])
     assert (settings.out / "utility.png").stat().st_size > 1000

@@ -6,9 +6,9 @@ affine of a `Volume` needs no change. A slice file holds (width, height, 1).
 
 import gzip
 import io
-import os
 from collections.abc import Iterable
 from pathlib import Path
+from uuid import uuid4
 
 import nibabel as nib
 import numpy as np
@@ -35,7 +35,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         content: the whole file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
         temporary.write_bytes(content)
         temporary.replace(path)

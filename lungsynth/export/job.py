@@ -36,6 +36,11 @@ class Part(NamedTuple):
         """Of its files; sorted names are sorted parts."""
         return f"{self.begin:09}-{self.end:09}"
 
+    @classmethod
+    def named(cls, name: str) -> "Part":
+        """The part of a `name`."""
+        return cls(*map(int, name.split("-")))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:

@@ -40,7 +40,7 @@ def export_catalogue(
     """Renders recipes begin .. end of a job's catalogue, or what is missing of them.
 
     Several ranges may fill one folder, one after the other or at once on machines that share it; label files and
-    checksums cover all that is done when the last of them ends.
+    checksums cover all that is done when the last of them ends. What only the work needs goes when all is done.
 
     Args:
         job: what, to what, and where.
@@ -150,14 +150,19 @@ _ENGINES = {"local": _local, "ray": _ray}
 
 
 def _finish(job: Job) -> Totals:
-    records = [json.loads(path.read_text()) for path in sorted((job.out / ".parts").glob("[0-9]*.json"))]
+    paths = sorted((job.out / ".parts").glob("[0-9]*.json"))
+    records = [json.loads(path.read_text()) for path in paths]
     samples = {sample["name"]: sample for record in records for sample in record["samples"]}
     files = {name: digest for record in records for name, digest in record["files"].items()}
     write_labels(list(samples.values()), job.out)
     write_checksums(files, job.out)
     if job.bundles is not None:
         _write_summary(records, job.out)
-    _remove_leftovers(job.out)
+    done = np.zeros(len(read_catalogue(job.catalogue)), dtype=bool)
+    for part in (Part.named(path.stem) for path in paths):
+        done[part.begin : part.end] = True
+    if done.all():  # else another range may be at work
+        _remove_leftovers(job.out)
     return Totals(len(samples), len(files), sum(record["left_out"] for record in records))
 
 
@@ -169,7 +174,7 @@ def _write_summary(records: Sequence[dict[str, Any]], out: Path) -> None:
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Removes what only the work needed; another range at work on the folder makes its enhanced lungs again."""
+    """Removes what only the work needed, and what stopped runs left of it."""
     for pattern in ("**/.*.tmp", "**/.*.part"):
         for path in out.glob(pattern):
             if path.is_file():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lungsynth.bundles import resolved_config
+from lungsynth.bundles import bundle_root, resolved_config
 from lungsynth.errors import InputError
 from lungsynth.judge.baselines import MiddleGuess, NothingFound, ThresholdDetector
 from lungsynth.judge.composites import Composites, judge_composites
@@ -41,6 +41,7 @@ class Contestant:
         parameters: trained numbers.
         train_minutes: None where not known.
         relation: of its training to the judged patients; None for what is not trained.
+        chosen_point: the operating point that its sidecar states; None for what is not trained, or states none.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Contestant:
     parameters: int
     train_minutes: float | None = None
     relation: Relation | None = None
+    chosen_point: float | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -75,7 +77,8 @@ def baselines() -> list[Contestant]:
 def contestant_of(method: Method, part: TestPart) -> Contestant:
     """A method with weights as a line of the table."""
     config = resolved_config(method.bundles, "lung_seg", configs=method.configs)
-    known = json.dumps([config, method.sha256], sort_keys=True, default=str)
+    code = [_code_digest(folder) for folder in (bundle_root(method.bundles, "lung_seg"), Path(__file__).parent)]
+    known = json.dumps([config, method.sha256, code], sort_keys=True, default=str)
     return Contestant(
         name=method.name,
         title=method.title,
@@ -84,7 +87,16 @@ def contestant_of(method: Method, part: TestPart) -> Contestant:
         parameters=method.parameters,
         train_minutes=method.train_minutes,
         relation=relation_to(part, method.sidecar),
+        chosen_point=method.sidecar.get("operating_point"),
     )
+
+
+def _code_digest(folder: Path) -> str:
+    """Of all Python files below a folder: records of other code are not taken for this one's."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def run_contestant(contestant: Contestant, images: Images, folder: Path) -> Outcome:

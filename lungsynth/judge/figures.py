@@ -71,8 +71,14 @@ def measure(outcome: Outcome, *, seed: int) -> Figures:
         by_category={name: _split_figures(outcome, partial(_is_of, category=name), seed) for name in categories},
         composites=composites,
         scans=scans,
-        probability_at_one=Froc(outcome.composites).threshold_at(1.0) if outcome.composites else None,
+        probability_at_one=_probability_at_one(outcome),
     )
+
+
+def _probability_at_one(outcome: Outcome) -> float | None:
+    """From which on a composite has one false alarm; None where no probability gives that."""
+    at_one = Froc(outcome.composites).threshold_at(1.0) if outcome.composites else 2.0
+    return at_one if at_one <= 1 else None
 
 
 def _crop_figures(records: CropRecords, point: float, *, seed: int) -> Group:

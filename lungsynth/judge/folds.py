@@ -1,12 +1,13 @@
 """Cross-validation: the evaluations of several folds as one, so that the few scans with lesions or lungs all count.
 
 In the folds of `scripts/prepare.py --fold` each patient tests once. Each fold was judged by weights that did not see
-its patients; what the methods of one name did there is pooled as if one method had done it.
+its patients; what the methods of one name did there is pooled as if one method had done it. Probabilities of different
+weights mean different things, so that each fold has an operating point of its own, from its own validation part.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
 from lungsynth.judge.crops import CropRecords
 from lungsynth.judge.figures import Figures, measure
+from lungsynth.judge.matching import Case
 from lungsynth.judge.records import Outcome, read_outcome
 from lungsynth.judge.scans import ScanRecords
 from lungsynth.judge.tables import Column, TableRow, paper_table
@@ -25,26 +27,28 @@ _COLUMNS = (
     Column(key="lesions_found", title="Lesions found", unit="lesions"),
     Column(key="false_positives_per_scan", title="False positives a scan", unit="scans", digits=1),
     Column(key="sensitivity", title="Sensitivity, crops", unit="nodules"),
+    Column(key="sensitivity_off_centre", title="Sensitivity, off the centre", unit="nodules"),
     Column(key="dice", title="Dice, crops", unit="slices"),
     Column(key="composites", title="Sensitivity, composites", unit="nodules"),
     Column(key="false_positives_per_slice", title="False positives a slice", unit="slices", digits=2),
 )
 
+_POINT = 0.5  # every fold's operating point after pooling
+
 
 def pool(outcomes: Sequence[Outcome]) -> Outcome:
     """The records of several folds as one.
 
-    Raises:
-        InputError: when there are none, or their operating points differ.
+    Probabilities are bent, in order, so that each fold's operating point becomes 0.5: figures at the operating point
+    are exact, and figures over all probabilities are those of the bent ones.
     """
-    points = sorted({outcome.operating_point for outcome in outcomes})
-    if len(points) != 1:
-        raise InputError(f"Folds can be pooled at one operating point, got {points}. Judge them with the same one.")
+    outcomes = [_bent(outcome) for outcome in outcomes]
     crops, scans = [outcome.crops for outcome in outcomes], [outcome.scans for outcome in outcomes]
     return Outcome(
-        operating_point=points[0],
+        operating_point=_POINT,
         crops=CropRecords(
             cases=tuple(case for part in crops for case in part.cases),
+            off_centre=tuple(case for part in crops for case in part.off_centre),
             pixels=tuple(count for part in crops for count in part.pixels),
             pixels_ignored=tuple(count for part in crops for count in part.pixels_ignored),
         ),
@@ -57,8 +61,40 @@ def pool(outcomes: Sequence[Outcome]) -> Outcome:
     )
 
 
+def _bent(outcome: Outcome) -> Outcome:
+    point = outcome.operating_point
+
+    def bent(probability: float) -> float:
+        if probability < point:
+            return _POINT * probability / point
+        return _POINT + (1 - _POINT) * (probability - point) / (1 - point) if point < 1 else 1.0
+
+    def of(cases: Sequence[Case]) -> tuple[Case, ...]:
+        return tuple(
+            replace(
+                case,
+                targets=tuple(
+                    replace(target, score=None if target.score is None else bent(target.score))
+                    for target in case.targets
+                ),
+                alarms=tuple(replace(alarm, probability=bent(alarm.probability)) for alarm in case.alarms),
+            )
+            for case in cases
+        )
+
+    crops, scans = outcome.crops, outcome.scans
+    return replace(
+        outcome,
+        operating_point=_POINT,
+        crops=replace(crops, cases=of(crops.cases), off_centre=of(crops.off_centre)),
+        composites=of(outcome.composites),
+        scans=replace(scans, cases=of(scans.cases), unknown=of(scans.unknown)),
+    )
+
+
 def judge_folds(folds: Sequence[Path], out: Path, *, seed: int = 0) -> str:
-    """Pools the methods that every fold has; writes `cross_validation.md` and `cross_validation.json`.
+    """Pools the methods that every fold has, with weights that saw none of its judged patients; writes
+    `cross_validation.md` and `cross_validation.json`.
 
     Args:
         folds: folders that `evaluate.py segmentation` wrote, one a fold.
@@ -69,12 +105,19 @@ def judge_folds(folds: Sequence[Path], out: Path, *, seed: int = 0) -> str:
         The Markdown.
 
     Raises:
-        InputError: when the folds have no method in common, or a file is damaged.
+        InputError: when the folds have no such method in common, one is given twice, or a file is damaged.
     """
-    named = [{path.stem for path in (fold / ".parts").glob("*.json")} for fold in folds]
+    tables = [_table(fold) for fold in folds]
+    splits = [table["split_hash"] for table in tables]
+    if twice := [str(fold) for fold, split in zip(folds, splits, strict=True) if splits.count(split) > 1]:
+        raise InputError(f"{twice}: these are one split, whose patients would count twice. Give one of each fold.")
+    named = [{row["method"] for row in table["rows"] if row["training"] in (None, "held_out")} for table in tables]
     common = sorted(set.intersection(*named), key=lambda name: (name not in ("nothing", "threshold"), name))
     if not common:
-        raise InputError(f"{[str(fold) for fold in folds]}: these evaluations have no method in common.")
+        raise InputError(
+            f"{[str(fold) for fold in folds]}: these evaluations have no method in common whose weights were held out. "
+            "Train a method on each fold's cohort, and judge it there with --bundles or --weights."
+        )
     figures = {
         name: measure(pool([read_outcome(fold / ".parts" / f"{name}.json") for fold in folds]), seed=seed)
         for name in common
@@ -89,12 +132,23 @@ def judge_folds(folds: Sequence[Path], out: Path, *, seed: int = 0) -> str:
     return text
 
 
+def _table(fold: Path) -> dict[str, Any]:
+    path = fold / "table_1.json"
+    try:
+        table: dict[str, Any] = json.loads(path.read_text())
+        _ = table["split_hash"], [(row["method"], row["training"]) for row in table["rows"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: expected what `evaluate.py segmentation` writes ({error}). Judge again.") from error
+    return table
+
+
 def _row(figures: Figures) -> dict[str, Any]:
     return {
         "lung_dice": figures.scans.get("lung_dice"),
         "lesions_found": figures.scans.get("sensitivity"),
         "false_positives_per_scan": figures.scans.get("alarms"),
         "sensitivity": figures.crops.get("sensitivity"),
+        "sensitivity_off_centre": figures.crops.get("sensitivity_off_centre"),
         "dice": figures.crops.get("dice"),
         "composites": figures.composites.get("sensitivity"),
         "false_positives_per_slice": figures.composites.get("alarms"),

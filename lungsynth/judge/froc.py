@@ -78,9 +78,12 @@ class Froc:
         return found[above]
 
     def threshold_at(self, rate: float) -> float:
-        """The lowest probability at which no more than `rate` false alarms an image are left."""
+        """The lowest probability at which no more than `rate` false alarms an image are left.
+
+        Above 1 where there are more at any: then nothing can be found at that rate.
+        """
         limit = self._limits(np.arange(1.0, len(self.alarms) + 1), np.array([rate * self.n_images]))[0]
-        return float(np.nextafter(limit, 1)) if limit > 0 else 0.0
+        return float(np.nextafter(limit, np.inf)) if limit > 0 else 0.0
 
     def curve(self) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
         """(false alarms an image, sensitivity) at each threshold, from the strictest on."""

@@ -30,6 +30,17 @@ def _all(
     for relation, text in RELATIONS.items():
         if named := [contestant.title for contestant in contestants if contestant.relation == relation]:
             yield text + ", ".join(named) + "."
+    unchosen = [
+        contestant.title
+        for contestant, outcome in zip(contestants, outcomes, strict=True)
+        if contestant.relation and contestant.chosen_point != outcome.operating_point
+    ]
+    if unchosen and part.part == "test":
+        yield (
+            f"**Operating points of other weights**: {', '.join(unchosen)}. Their sidecars state none, or another one. "
+            "Judge them with `--part validation`, write its `probability_at_one_false_positive_a_slice` into their "
+            "`inference*.json` and sidecars as `operating_point`, and judge again. FROC and CPM do not depend on it."
+        )
     if part.part == "validation":
         yield "**The validation part chose weights and operating points: these are no figures of unseen patients.**"
     for name, reason in left_out.items():

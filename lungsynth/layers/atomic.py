@@ -1,9 +1,9 @@
 """Files that are whole or absent: written under another name in the same folder, then renamed."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 __all__ = ["replacing"]
 
@@ -16,7 +16,7 @@ def replacing(path: Path) -> Iterator[Path]:
         path: the file to make; its folder is made when it is missing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
         yield part
         part.replace(path)

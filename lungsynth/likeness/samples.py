@@ -26,6 +26,7 @@ __all__ = [
     "LUNG_SPACING_MM",
     "PASTED_HU",
     "Kind",
+    "NoSamplesError",
     "Samples",
     "as_shown",
     "join",
@@ -42,6 +43,10 @@ PASTED_HU = -850  # of the level lung that nodules are laid on to be compared
 _LARGE_ENOUGH = 0.5  # of a nodule's largest area; smaller slices show its poles
 _FIELD_MM = 256 * LUNG_SPACING_MM
 _LOG = logging.getLogger(__name__)
+
+
+class NoSamplesError(InputError):
+    """A section lists no sample."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -201,7 +206,7 @@ def _samples(
     found: Sequence[tuple[dict[str, Any], str, np.ndarray, np.ndarray]], path: Path, section: str, spacing_mm: float
 ) -> Samples:
     if not found:
-        raise InputError(
+        raise NoSamplesError(
             f"{path}: expected rated samples in `{section}`, got none. Prepare the cohort from more patients, or with "
             "ratings (LIDC's XML)."
         )

@@ -13,9 +13,12 @@ Precision = Literal["auto", "bfloat16", "float32"]
 
 
 def bfloat16_is_native(device: torch.device | str) -> bool:
-    """GPUs compute in it; of CPUs those with AVX-512 BF16 or AMX do, on others it is emulated, several times slower."""
+    """Whether the device computes in it: GPUs from NVIDIA's Ampere on, CPUs with AVX-512 BF16 or AMX.
+
+    Others emulate it and are slower than in float32, CPUs several times.
+    """
     if torch.device(device).type != "cpu":
-        return True
+        return torch.device(device).type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     # Not public in PyTorch 2.13; without them the answer is the slower and safer one.
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(check() for check in checks if check is not None)

@@ -17,7 +17,7 @@ from monai.transforms import MapTransform, Randomizable, Transform
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from torch.nn.functional import interpolate
 
-from .hounsfield import to_unit
+from .hounsfield import to_int16, to_unit
 
 __all__ = ["LoadSlice", "NoduleCrop", "RandomFlip", "ToUnit", "list_slices", "read_slice", "write_slice"]
 
@@ -87,7 +87,7 @@ def _read_hu(path: str | Path) -> np.ndarray:
         raise ValueError(
             f"{path}: expected HU, from air to tissue, got [{values.min():g}, {values.max():g}]. Convert it to HU."
         )
-    return values.astype(np.int16)
+    return to_int16(values)
 
 
 class LoadSlice(Transform):
@@ -134,7 +134,7 @@ def _read_patch(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 class NoduleCrop(Randomizable, Transform):
-    """Cuts squares of `image` and `nodule`; a smaller image is taken as far as it goes.
+    """Cuts squares of `image` and `nodule`; a smaller image is continued by its mirror image.
 
     With `target_mm` in the dictionary, a square of that spacing comes out, averaged from `spacing_mm`; spacings that
     differ by less than `SAME_SPACING` are left as they are.
@@ -171,7 +171,9 @@ class NoduleCrop(Randomizable, Transform):
         side = round(self.crop_px * ratio) if ratio > SAME_SPACING else self.crop_px
         rows, columns = _within(row, height, side), _within(column, width, side)
         cut = {key: data[key][:, rows, columns] for key in ("image", "nodule")}
-        return {**data, **(cut if side == self.crop_px else self._averaged(cut, side))}
+        if side != self.crop_px:
+            cut = self._averaged(cut, side)
+        return {**data, **{key: _mirrored(plane, self.crop_px) for key, plane in cut.items()}}
 
     def _averaged(self, cut: Mapping[str, torch.Tensor], side: int) -> dict[str, torch.Tensor]:
         """A square of `side` px, brought to `crop_px`: the mean of the HU, and nodule where half of the pixel is."""
@@ -184,6 +186,15 @@ class NoduleCrop(Randomizable, Transform):
 def _within(centre: int, size: int, side: int) -> slice:
     start = min(max(centre - side // 2, 0), max(size - side, 0))
     return slice(start, start + side)
+
+
+def _mirrored(plane: torch.Tensor, side: int) -> torch.Tensor:
+    """A plane (1, h, w) of at least (1, side, side): at each border its mirror image follows."""
+    for axis in (1, 2):
+        missing = max(side - plane.shape[axis], 0)
+        places = np.pad(np.arange(plane.shape[axis]), (missing // 2, missing - missing // 2), mode="symmetric")
+        plane = plane.index_select(axis, torch.from_numpy(places))
+    return plane
 
 
 class RandomFlip(Randomizable, Transform):

@@ -29,6 +29,7 @@ __all__ = ["ContextBank", "Insert", "NoduleBank", "RandInsertContexts", "RandIns
 _SMALLEST_PX = 6  # of a slice's mask; less is a nodule's end cap
 _TRIES = 8  # places looked at for a nodule before it is given up
 _SOFT_HU = -300
+_INSIDE = 0.97  # of a rectangle's pixels lie in the lung, the others stay as they are
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,11 +257,13 @@ class RandInsertContexts(RandomizableTransform):
         for _ in range(_TRIES):
             row, column = places[self.R.randint(len(places))].tolist()
             here, there = _overlap(image.shape, ids.shape, row, column)
-            if (label[here] == LUNG).float().mean() < 0.97:
+            inside = label[here] == LUNG
+            if inside.float().mean() < _INSIDE:
                 continue
             level = image[here].median() - hu[there].median()
-            image[here] = torch.lerp(image[here], hu[there] + level, weight[there])
-            shown = (weight[there] >= 0.5) & ((ids[there] == NODULE) | (ids[there] == IGNORED))
+            share = weight[there] * inside
+            image[here] = torch.lerp(image[here], hu[there] + level, share)
+            shown = (share >= 0.5) & ((ids[there] == NODULE) | (ids[there] == IGNORED))
             label[here] = torch.where(shown, ids[there], label[here])
             return
 

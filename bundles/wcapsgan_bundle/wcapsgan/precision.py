@@ -12,7 +12,7 @@ def bfloat16_is_fast(device: torch.device) -> bool:
     if device.type == "cpu":
         features = torch.cpu.get_capabilities()
         return bool(features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16"))
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def on_device(network: nn.Module, device: torch.device | str) -> nn.Module:

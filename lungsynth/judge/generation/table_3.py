@@ -9,14 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lungsynth.errors import InputError
 from lungsynth.judge.bootstrap import Estimate
 from lungsynth.judge.generation.against import Group, measure_distances
 from lungsynth.judge.generation.lines import Line
 from lungsynth.judge.generation.reference import Reference
 from lungsynth.judge.generation.trivial import MEMORISER
 from lungsynth.judge.tables import Column, TableRow, markdown_table, paper_table
-from lungsynth.likeness.samples import Samples, read_slices
+from lungsynth.likeness.samples import NoSamplesError, Samples, read_slices
 
 __all__ = ["WholeSlices", "measure_whole", "table_3_json", "table_3_markdown"]
 
@@ -47,10 +46,13 @@ def measure_whole(lines: Sequence[Line], reference: Reference, folder: Path, sec
         reference: the composed slices.
         folder: what `scripts/make_slices.py` wrote.
         section: the judged part.
+
+    Raises:
+        InputError: when a file is damaged.
     """
     try:
         samples = read_slices(folder, section, whole=True)
-    except InputError:
+    except NoSamplesError:
         return None
     second = replace(
         reference, held_out=samples, pasted=samples, vectors=reference.features(samples.hu), folds=reference.folds[:0]

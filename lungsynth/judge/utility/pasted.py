@@ -45,7 +45,9 @@ def paste_real(cohort: Path, out: Path, *, count: int, seed: int, bundles: Path)
     library, source = AssetLibrary(out), open_cohort(cohort)
     _add_all(library, source, seed=seed)
     catalogue = out / "catalogue.parquet"
-    settings = ChainSettings(out=out, count=count, seed=seed, bundles=bundles, cohort=cohort, enhance=False)
+    settings = ChainSettings(
+        out=out, count=count, groups=count, seed=seed, bundles=bundles, cohort=cohort, enhance=False
+    )
     make_catalogue(
         library, catalogue, settings, found=presence(library, source), weights=PlanWeights(nodule=None, enhancer=None)
     )

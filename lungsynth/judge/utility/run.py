@@ -13,8 +13,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lungsynth.bundles import open_bundle, read_weights, read_weights_file
+from lungsynth.bundles import open_bundle, read_weights, read_weights_file, resolved_config
+from lungsynth.chain.asset_stage import LUNG_WEIGHTS
 from lungsynth.ct.write import write_atomically
+from lungsynth.enhancement.identity import enhancement_identity
 from lungsynth.judge.composites import Composites
 from lungsynth.judge.crops import read_crops
 from lungsynth.judge.test_part import TestPart, open_test_part
@@ -105,8 +107,9 @@ def _segmentation(
 ) -> tuple[list[Ran], dict[str, SubCohort]]:
     arms = segmentation_arms(settings.doses)
     cohorts = _subcohorts(settings, settings.segmentation_patients, settings.segmentation_seeds)
-    # Not ranked: the feature network learnt from more patients than a sub-cohort has.
-    chain = {"bundles": settings.bundles, "enhance": settings.enhance, "ranking": "none"}
+    # Nothing real, and not ranked: the feature network learnt from more patients than a sub-cohort has.
+    chain = {"bundles": settings.bundles, "enhance": settings.enhance, "ranking": "none", "real_share": 0.0}
+    made_by = _made_by(settings)
     ran, parts = [], settings.out / ".parts"
     with _judged(settings, part) as judged, tqdm(total=len(arms) * len(cohorts), desc="segmentations") as progress:
         for cohort in cohorts:
@@ -119,6 +122,7 @@ def _segmentation(
                     parts,
                     training=SegmentationTraining(steps=settings.segmentation_steps),
                     chain=chain,
+                    made_by=made_by,
                     largest=max(one.count(cohort.crops, categories=1) for one in arms),
                     tracking_uri=tracking_uri,
                 )
@@ -126,6 +130,16 @@ def _segmentation(
                 ran.append(Ran(cohort, arm, table, added, validation, own if arm.added == "generated" else None))
                 progress.update()
     return ran, {cohort.name: cohort for cohort in cohorts}
+
+
+def _made_by(settings: UtilitySettings) -> dict[str, Any]:
+    """What a segmentation is trained by, and what makes the slices that are added."""
+    return {
+        "training": resolved_config(settings.bundles, "lung_seg", configs=("train.json",)),
+        "nodules": read_weights(settings.bundles, "wcapsgan").sha256,
+        "lungs": read_weights(settings.bundles, "wcapsgan", file=LUNG_WEIGHTS).sha256,
+        **enhancement_identity(settings.bundles if settings.enhance else None, gate=True),
+    }
 
 
 @contextmanager

@@ -31,8 +31,9 @@ from lungsynth.judge.utility.subcohort import CATEGORIES, SubCohort
 
 __all__ = ["SHARES", "Judged", "SegmentationTraining", "run_segmentation", "segmentation_table"]
 
-_FORMAT = 1
+_FORMAT = 2
 _VALIDATIONS = 4
+_LUNGS = 200  # generated for the largest dose; each of its slices has a group of nodules of its own
 _GROUPS = ("all", *CATEGORIES, *SIZES_MM)
 
 _NAMES = {"dice": "dice", "off_centre": "sensitivity, off the centre", "composites": "sensitivity, composites"}
@@ -92,6 +93,7 @@ class SegmentationTraining:
             "extra_share": added if arm.real else 1.0,
             "extra_datalist": str(datalist) if datalist else None,
             "inserted": [*self.own_composites] if arm.plain else [1.0],
+            "contexts": [1.0],
         }
 
 
@@ -112,6 +114,7 @@ def run_segmentation(
     *,
     training: SegmentationTraining,
     chain: Mapping[str, Any],
+    made_by: Mapping[str, Any],
     largest: int,
     tracking_uri: str,
 ) -> tuple[Outcome, int, float | None]:
@@ -123,7 +126,8 @@ def run_segmentation(
         judged: what is looked at.
         folder: for records, synthetic sets and trainings.
         training: the budget.
-        chain: arguments of `ChainSettings` beside folder, number, seed and cohort.
+        chain: arguments of `ChainSettings` beside folder, numbers, seed and cohort.
+        made_by: what decides over the runs beside the arguments: weights and settings of the bundles.
         largest: slices of the largest dose; the smaller ones are drawn of them.
         tracking_uri: of the chain.
 
@@ -131,13 +135,14 @@ def run_segmentation(
         InputError: when the bundle or the chain refuse what they get.
     """
     added = arm.count(cohort.crops, categories=len(CATEGORIES))
-    facts = [_FORMAT, judged.identity, cohort.split_hash, cohort.seed, asdict(arm), added, asdict(training), chain]
-    identity = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+    pool = [_FORMAT, cohort.split_hash, cohort.seed, largest, dict(made_by)]
+    identity = _digest([*pool, judged.identity, asdict(arm), added, asdict(training)])
     record = folder / "segmentation" / f"{cohort.name}-{arm.name}.json"
     sidecar = record.with_suffix(".training.json")
     if sidecar.is_file() and (kept := load_outcome(record, identity=identity)):
         return kept, added, _validation(sidecar)
-    datalist = _datalist(arm, cohort, folder, chain, added, largest, tracking_uri) if added else None
+    made = folder / arm.added / f"{cohort.name}-{_digest(pool)[:12]}"
+    datalist = _datalist(arm, cohort, made, chain, added, largest, tracking_uri) if added else None
     run = folder / "trainings" / f"{cohort.name}-{arm.name}"
     shutil.rmtree(run, ignore_errors=True)
     own = {"dataset_dir": str(cohort.folder.absolute()), "output_dir": str(run.absolute()), "seed": cohort.seed}
@@ -197,16 +202,20 @@ def _counted(kind: str, groups: list[str], value: float) -> dict[str, float]:
     return {f"{kind}/{group}": value for group in groups} | {f"{kind}/{group}/n": 1.0 for group in groups}
 
 
+def _digest(known: object) -> str:
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
 def _datalist(
-    arm: Arm, cohort: SubCohort, folder: Path, chain: Mapping[str, Any], added: int, largest: int, tracking_uri: str
+    arm: Arm, cohort: SubCohort, out: Path, chain: Mapping[str, Any], added: int, largest: int, tracking_uri: str
 ) -> Path:
     """The slices that an arm adds, made once for all its doses."""
-    out = folder / arm.added / cohort.name
     if arm.added == "copied":
         whole = paste_real(cohort.folder, out, count=largest, seed=cohort.seed, bundles=chain["bundles"])
     else:
         whole = out / "datalist.json"
-        settings = ChainSettings(out=out, count=largest, seed=cohort.seed, cohort=cohort.folder, **chain)
+        numbers = {"count": largest, "groups": largest, "lungs": min(_LUNGS, largest)}
+        settings = ChainSettings(out=out, seed=cohort.seed, cohort=cohort.folder, **numbers, **chain)
         if not whole.is_file():
             run_chain(settings, tracking_uri=tracking_uri)
     return choose_entries(whole, added, seed=cohort.seed).absolute()

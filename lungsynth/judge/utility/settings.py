@@ -30,7 +30,8 @@ class UtilitySettings:
         segmentation_steps: for each segmentation.
         lung_patients: who lend slices with outlined lungs.
         composites: whole slices that the segmentation is judged on.
-        generators: folder with `<sub-cohort>.pt` and `.json`: generators trained on these patients alone.
+        generators: folder with `<sub-cohort>.pt` and `.json`: generators trained on these patients alone. Of the
+            classifier only.
         enhance: send synthetic slices through the CycleGAN.
         part: `test`, or `validation` while choosing.
         seed: of the bootstrap and the judged composites.

@@ -109,7 +109,8 @@ def make_subcohort(cohort: Path, folder: Path, *, patients: int, lung_patients: 
     for name, content in kept.items():
         _write(folder / f"{name}.json", content)
     for name in _FOLDERS:
-        if not (folder / name).exists() and (cohort / name).is_dir():
+        (folder / name).unlink(missing_ok=True)  # may lead to another cohort
+        if (cohort / name).is_dir():
             (folder / name).symlink_to((cohort / name).resolve(), target_is_directory=True)
     _write(folder / "cohort.json", {**described, "split_hash": split_hash, "subcohort": about})
     segmentation = kept["segmentation"]["training"]
