@@ -158,7 +158,7 @@ def test_the_key_of_an_enhanced_lung_knows_no_place_and_no_device(bundles) -> No
         ("cyclegan", {"precision": "float32"}),
         ("lung_seg", {"operating_point": 0.9}),
         ("lung_seg", {"core_mm": 4.0}),
-        ("gate", {"margin": 1.0}),
+        ("gate", {"margin": 2.0}),
         ("gate", {"tolerance": 0.1}),
     ],
 )
@@ -255,7 +255,7 @@ def test_a_sample_that_cannot_be_mended_is_left_as_it_was_composed(tmp_path) -> 
     library = AssetLibrary(tmp_path)
     recipe, renderer = recipe_on(library, PLACES[0]), Renderer(library)
     sample, corner = renderer.render(recipe), int(renderer.render(recipe).image[0, 0])
-    stage = EnhancementStage(lambda hu, nodule: (hu + 1).astype(np.int16), gate=Gate(Touchy(), context_mm=1000.0))
+    stage = EnhancementStage(lambda hu, nodule: (hu + 1).astype(np.int16), gate=Gate(Touchy()))
     image, outcome = stage(sample, recipe.lung, renderer.layer(recipe))
     assert (outcome.verdict, outcome.lost) == ("refused", 1)
     np.testing.assert_array_equal(image, sample.image)

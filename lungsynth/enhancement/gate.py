@@ -4,8 +4,9 @@ A candidate counts from the detector's operating point on. It is on a nodule whe
 within its radius of its centre (2 mm at least); elsewhere it is known when there was one near it before. What is lost
 or new is blended back: around it the slice becomes again what it was, with a smooth passage.
 
-A probability depends a little on how much of the slice the detector sees. So a gate that looks at parts of slices keeps
-a margin around the operating point, in which no probability may get worse by more than a tolerance; none may cross it.
+It looks at whole slices, as whoever uses the labels will: a part of a slice has a grid and surroundings of its own, and
+a probability near the operating point another value there. Another machine rounds in another way, so that there is a
+margin around the operating point, in which no probability may get worse by more than a tolerance; none may cross it.
 Both are of log-odds: a network that is sure of itself has its operating point near 1, where probabilities lie close.
 """
 
@@ -17,7 +18,6 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special
 
-from lungsynth.enhancement.regions import grown
 from lungsynth.layers import Box, Rendered
 from lungsynth.types import HuPlane, Plane
 
@@ -26,9 +26,9 @@ __all__ = ["GATE_RULES", "SHARE_STEPS", "Comparison", "Detector", "Gate", "Spot"
 Detector = Callable[[np.ndarray, tuple[float, float, float]], dict[str, Any]]  # contract C6.5
 Candidates = Float[np.ndarray, "_ 5"]
 
-GATE_MARGIN, GATE_TOLERANCE = 2.0, 0.2  # log-odds, of the gate that `open_stage` makes
+GATE_MARGIN, GATE_TOLERANCE = 1.0, 0.2  # log-odds, of the gate that `open_stage` makes
 ROUNDS = 3  # of blending back before a slice is refused
-_CONTEXT_MM, _SAME_MM = 40.0, 5.0
+_SAME_MM = 5.0
 _SLICE_MM = 1.0  # thickness of a lone slice: no distance depends on it
 _LEAST_RADIUS_MM = 2.0
 _CLEAR_PX = 4  # around what is blended back, the slice is wholly what it was
@@ -41,7 +41,6 @@ GATE_RULES: Mapping[str, float] = {
     "margin": GATE_MARGIN,
     "tolerance": GATE_TOLERANCE,
     "rounds": ROUNDS,
-    "context_mm": _CONTEXT_MM,
     "same_mm": _SAME_MM,
     "least_radius_mm": _LEAST_RADIUS_MM,
     "clear_px": _CLEAR_PX,
@@ -87,7 +86,6 @@ class Gate:
 
     Args:
         detector: of `lung_seg_bundle`; its `operating_point` says from which probability on it found something.
-        context_mm: what it sees around a region that is looked at.
         same_mm: candidates before and after this near are one.
         margin: around the operating point, in log-odds; 0 compares what counts as found and nothing else.
         tolerance: of changes within the margin, in log-odds.
@@ -97,25 +95,21 @@ class Gate:
         self,
         detector: Detector,
         *,
-        context_mm: float = _CONTEXT_MM,
         same_mm: float = _SAME_MM,
         margin: float = 0.0,
         tolerance: float = 0.0,
     ) -> None:
         self.detector = detector
         self.operating_point = float(getattr(detector, "operating_point", 0.5))
-        self.context_mm = context_mm
         self.same_mm = same_mm
         self.margin, self.tolerance = margin, tolerance
 
-    def look(self, hu: HuPlane, spacing_mm: tuple[float, float], boxes: Sequence[Box] | None = None) -> Candidates:
-        """The candidates of a slice, or of some boxes of it and the context around each, in pixels of the slice."""
-        shape = hu.shape[0], hu.shape[1]
-        if boxes is None:
-            return self._candidates(hu, Box(0, 0, *shape), spacing_mm)
-        margin = round(self.context_mm / min(spacing_mm))
-        found = [self._candidates(hu, grown(box, margin, shape), spacing_mm) for box in boxes]
-        return np.concatenate([np.empty((0, 5)), *found])
+    def look(self, hu: HuPlane, spacing_mm: tuple[float, float]) -> Candidates:
+        """The candidates of a slice, in its pixels."""
+        found = np.asarray(self.detector(hu[None], (_SLICE_MM, *spacing_mm))["candidates"], dtype=np.float64)
+        found = found.reshape(-1, 5)
+        counts = _log_odds(found[:, 4]) >= _log_odds(self.operating_point) - self.margin
+        return np.asarray(found[counts])
 
     def compare(
         self, before: Candidates, after: Candidates, sample: Rendered, spacing_mm: tuple[float, float]
@@ -145,13 +139,6 @@ class Gate:
         invented = tuple(Spot(float(c[1]), float(c[2]), float(c[3]) / 2 / pixel_mm) for c in free[risen])
         counts = {"found": was >= point, "n_lost": gone, "n_invented": new}
         return Comparison(**{key: int(which.sum()) for key, which in counts.items()}, lost=lost, invented=invented)
-
-    def _candidates(self, hu: HuPlane, seen: Box, spacing_mm: tuple[float, float]) -> Candidates:
-        part = np.ascontiguousarray(hu[seen.row_from : seen.row_to, seen.column_from : seen.column_to])
-        found = np.asarray(self.detector(part[None], (_SLICE_MM, *spacing_mm))["candidates"], dtype=np.float64)
-        found = found.reshape(-1, 5)
-        counts = _log_odds(found[:, 4]) >= _log_odds(self.operating_point) - self.margin
-        return found[counts] + [0, seen.row_from, seen.column_from, 0, 0]
 
     def _on_nodules(self, found: Candidates, sample: Rendered, spacing_mm: tuple[float, float]) -> np.ndarray:
         """Which candidate is on which nodule, (candidates, nodules)."""

@@ -90,7 +90,7 @@ class EnhancementStage:
         changes = self._changes(sample, image, lung, layer, [region.changed for region in regions])
         if self._gate is None or not regions:
             return image, Outcome(verdict="unchecked", found=0, lost=0, invented=0, changes=changes)
-        return self._gated(self._gate, sample, image, changes, layer, [region.changed for region in regions])
+        return self._gated(self._gate, sample, image, changes, layer)
 
     def _regions(self, windows: Sequence[Box], shape: tuple[int, int]) -> list[Region]:
         if self._field is None:
@@ -116,18 +116,17 @@ class EnhancementStage:
         return total
 
     def _gated(
-        self, gate: Gate, sample: Rendered, image: HuPlane, changes: Changes, layer: LungLayer, boxes: Sequence[Box]
+        self, gate: Gate, sample: Rendered, image: HuPlane, changes: Changes, layer: LungLayer
     ) -> tuple[HuPlane, Outcome]:
-        before = gate.look(sample.image, layer.spacing_mm, boxes)
-        first = result = gate.compare(before, gate.look(image, layer.spacing_mm, boxes), sample, layer.spacing_mm)
+        before = gate.look(sample.image, layer.spacing_mm)
+        first = result = gate.compare(before, gate.look(image, layer.spacing_mm), sample, layer.spacing_mm)
         facts = {"found": first.found, "lost": first.n_lost, "invented": first.n_invented}
         if first.kept:
             return image, Outcome(verdict="kept", changes=changes, **facts)
         mended = image
         for _ in range(ROUNDS):
             mended = _mended(sample.image, mended, result)
-            after = gate.look(mended, layer.spacing_mm, boxes)
-            result = gate.compare(before, after, sample, layer.spacing_mm)
+            result = gate.compare(before, gate.look(mended, layer.spacing_mm), sample, layer.spacing_mm)
             if result.kept:
                 break
         mended = mended if result.kept else np.array(sample.image)
