@@ -110,7 +110,7 @@ def _workflow(
         epoch_length=length,
         val_interval=epochs if validate else epochs + 1,
         patience=1_000_000,
-        ema_momentum=1.0,  # the weights themselves: an average of few steps is mostly the start
+        ema_momentum=0.9999,  # nearly the weights themselves: an average of few steps is mostly the start
         **generators,
     )
     workflow.initialize()
