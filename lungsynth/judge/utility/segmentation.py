@@ -214,8 +214,15 @@ def _datalist(
         whole = paste_real(cohort.folder, out, count=largest, seed=cohort.seed, bundles=chain["bundles"])
     else:
         whole = out / "datalist.json"
-        numbers = {"count": largest, "groups": largest, "lungs": min(_LUNGS, largest)}
-        settings = ChainSettings(out=out, seed=cohort.seed, cohort=cohort.folder, **numbers, **chain)
+        settings = ChainSettings(
+            out=out,
+            count=largest,
+            groups=largest,
+            lungs=min(_LUNGS, largest),
+            seed=cohort.seed,
+            cohort=cohort.folder,
+            **chain,
+        )
         if not whole.is_file():
             run_chain(settings, tracking_uri=tracking_uri)
     return choose_entries(whole, added, seed=cohort.seed).absolute()
