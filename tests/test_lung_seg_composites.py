@@ -11,7 +11,8 @@ BUNDLE = Path(__file__).parents[1] / "bundles" / "lung_seg_bundle"
 sys.path.insert(0, str(BUNDLE))
 
 from lung_seg.clock import CpuClock  # noqa: E402
-from lung_seg.composites import ContextBank, Insert, NoduleBank, RandInsertContexts, RandInsertNodules, blend  # noqa: E402
+from lung_seg.composites import Insert, NoduleBank, RandInsertNodules, blend  # noqa: E402
+from lung_seg.contexts import ContextBank, RandInsertContexts  # noqa: E402
 
 LUNG_HU, NODULE_HU = -850.0, 30.0
 

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lungsynth.categories import AS_LISTED, UNKNOWN, CategoryRule
-from lungsynth.errors import InputError
+from lungsynth.errors import InputError, NoSamplesError
 from lungsynth.layers.assets import PATCH_SPACING_MM
 from lungsynth.types import Float16Planes, HuPlanes
 
@@ -26,7 +26,6 @@ __all__ = [
     "LUNG_SPACING_MM",
     "PASTED_HU",
     "Kind",
-    "NoSamplesError",
     "Samples",
     "as_shown",
     "join",
@@ -43,10 +42,6 @@ PASTED_HU = -850  # of the level lung that nodules are laid on to be compared
 _LARGE_ENOUGH = 0.5  # of a nodule's largest area; smaller slices show its poles
 _FIELD_MM = 256 * LUNG_SPACING_MM
 _LOG = logging.getLogger(__name__)
-
-
-class NoSamplesError(InputError):
-    """A section lists no sample."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Composites for training: nodules of training patients in lungs on which nobody drew nodules, with exact masks.
 
-Nodules come isolated (`RandInsertNodules`) or with what surrounds them (`RandInsertContexts`).
-
 A nodule's npz holds it isolated: `hu` is defined everywhere and passes smoothly into the lung's level, `alpha` is its
 soft mask, on a grid of 0.7 mm. The network's grid has the same spacing, so that a patch is turned, mirrored and scaled
 in one interpolation and blended in HU. A nodule is where alpha >= 0.5.
@@ -20,16 +18,13 @@ from monai.transforms import RandomizableTransform
 from torch import Tensor
 from torch.nn import functional
 
-from . import IGNORED
 from .losses import LUNG, NODULE
-from .stacks import mask_votes, open_nodule, read_nodule
+from .stacks import mask_votes, open_nodule
 
-__all__ = ["ContextBank", "Insert", "NoduleBank", "RandInsertContexts", "RandInsertNodules", "blend"]
+__all__ = ["TRIES", "Insert", "NoduleBank", "RandInsertNodules", "blend", "overlap"]
 
 _SMALLEST_PX = 6  # of a slice's mask; less is a nodule's end cap
-_TRIES = 8  # places looked at for a nodule before it is given up
-_SOFT_HU = -300
-_INSIDE = 0.97  # of a rectangle's pixels lie in the lung, the others stay as they are
+TRIES = 8  # places looked at for a nodule before it is given up
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +60,13 @@ def blend(image: Tensor, label: Tensor, insert: Insert, *, row: int, column: int
         row: of the slice, where the patch's middle comes to lie.
         column: likewise.
     """
-    here, there = _overlap(image.shape, insert.alpha.shape, row, column)
+    here, there = overlap(image.shape, insert.alpha.shape, row, column)
     alpha = insert.alpha[there]
     image[here] = insert.premultiplied[there] + (1 - alpha) * image[here]
     label[here] = torch.where(alpha >= 0.5, torch.tensor(NODULE, dtype=label.dtype), label[here])
 
 
-def _overlap(
+def overlap(
     shape: Sequence[int], side: Sequence[int], row: int, column: int
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """What a patch centred at (row, column) covers: in the slice, and of the patch."""
@@ -174,115 +169,10 @@ class RandInsertNodules(RandomizableTransform):
             mirrored=bool(self.R.random() < 0.5),
         )
         places = torch.nonzero(label == LUNG)
-        for _ in range(_TRIES if len(places) else 0):
+        for _ in range(TRIES if len(places) else 0):
             row, column = places[self.R.randint(len(places))].tolist()
-            here, there = _overlap(image.shape, insert.alpha.shape, row, column)
+            here, there = overlap(image.shape, insert.alpha.shape, row, column)
             within = (label[here] == LUNG) & insert.mask[there]
             if within.sum() >= self.inside * insert.mask.sum():
                 blend(image, label, insert, row=row, column=column)
                 return
-
-
-class ContextBank:
-    """Crops of nodules with what surrounds them, read when the first is asked for.
-
-    Args:
-        files: npz files of a COHORT's nodules.
-        weights: how often each is drawn; all alike when None.
-    """
-
-    def __init__(self, files: Sequence[str | Path], *, weights: Sequence[float] | None = None) -> None:
-        self.files = list(files)
-        self._shares = None if weights is None else np.asarray(weights, dtype=float) / np.sum(weights)
-        self._stacks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-
-    def draw(self, random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-        """int16 HU and uint8 label ids of a nodule's slice, both (64, 64), turned by quarters and mirrored."""
-        index = int(random.choice(len(self.files), p=self._shares))
-        if index not in self._stacks:
-            stack = read_nodule(self.files[index])
-            self._stacks[index] = stack.hu.numpy(), stack.label.numpy()
-        hu, label = self._stacks[index]
-        place, quarters, step = random.randint(len(hu)), random.randint(4), 1 - 2 * random.randint(2)
-        return np.rot90(hu[place], quarters)[:, ::step], np.rot90(label[place], quarters)[:, ::step]
-
-
-class RandInsertContexts(RandomizableTransform):
-    """Blends rectangles of crops into the lungs of squares on which nobody drew nodules: real nodules, and vessels that
-    are none, of many more patients than those who lend whole lungs.
-
-    Rectangles lie anywhere in the crop, so that some show no nodule: that something was blended in says nothing. Those
-    with much soft tissue beside the nodule (wall, mediastinum) are left out; the lung's level is that of the slice.
-
-    Args:
-        bank: where the crops come from; without any, the data pass as they are.
-        counts: how often 0, 1, 2, ... rectangles are blended into a square, as shares that sum to 1.
-        size_px: smallest and largest side of a rectangle.
-        feather_px: width of the seam.
-        soft: largest share of soft tissue.
-    """
-
-    def __init__(
-        self,
-        bank: ContextBank,
-        *,
-        counts: Sequence[float] = (1.0,),
-        size_px: tuple[int, int] = (24, 48),
-        feather_px: int = 4,
-        soft: float = 0.12,
-    ) -> None:
-        super().__init__(prob=1.0)
-        self.bank = bank
-        self.counts = counts
-        self.size_px = size_px
-        self.feather_px = feather_px
-        self.soft = soft
-
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        lung, nodule = data["labelled"].tolist()
-        if not lung or nodule or not self.bank.files:
-            return dict(data)
-        image, label = data["image"].clone(), data["label"].clone()
-        for _ in range(self.R.choice(len(self.counts), p=self.counts)):
-            self._insert_one(image[0], label[0])
-        return {**data, "image": image, "label": label}
-
-    def _insert_one(self, image: Tensor, label: Tensor) -> None:
-        rectangle = self._draw_rectangle()
-        places = torch.nonzero(label == LUNG)
-        if rectangle is None or not len(places):
-            return
-        hu, ids = rectangle
-        weight = _feathered(ids.shape, self.feather_px)
-        for _ in range(_TRIES):
-            row, column = places[self.R.randint(len(places))].tolist()
-            here, there = _overlap(image.shape, ids.shape, row, column)
-            inside = label[here] == LUNG
-            if inside.float().mean() < _INSIDE:
-                continue
-            level = image[here].median() - hu[there].median()
-            share = weight[there] * inside
-            image[here] = torch.lerp(image[here], hu[there] + level, share)
-            shown = (share >= 0.5) & ((ids[there] == NODULE) | (ids[there] == IGNORED))
-            label[here] = torch.where(shown, ids[there], label[here])
-            return
-
-    def _draw_rectangle(self) -> tuple[Tensor, Tensor] | None:
-        """float32 HU and label ids of a part of a crop that lies in the lung; None when none was found."""
-        for _ in range(_TRIES):
-            hu, ids = self.bank.draw(self.R)
-            sides = [int(self.R.randint(self.size_px[0], self.size_px[1] + 1)) for _ in range(2)]
-            starts = [int(self.R.randint(size - side + 1)) for size, side in zip(hu.shape, sides, strict=True)]
-            part = tuple(slice(start, start + side) for start, side in zip(starts, sides, strict=True))
-            soft = (hu[part] > _SOFT_HU) & (ids[part] == 0)
-            if soft.mean() < self.soft and np.median(hu[part]) < 2 * _SOFT_HU:
-                return torch.from_numpy(hu[part].astype(np.float32)), torch.from_numpy(ids[part].copy())
-        return None
-
-
-def _feathered(shape: Sequence[int], width_px: int) -> Tensor:
-    """Weights (H, W) that rise from the border to 1 within `width_px`."""
-    rows, columns = (
-        torch.minimum(ramp := torch.arange(1, size + 1) / (width_px + 1), ramp.flip(0)).clamp(max=1) for size in shape
-    )
-    return torch.minimum(rows[:, None], columns[None, :])

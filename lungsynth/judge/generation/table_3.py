@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lungsynth.errors import NoSamplesError
 from lungsynth.judge.bootstrap import Estimate
 from lungsynth.judge.generation.against import Group, measure_distances
 from lungsynth.judge.generation.lines import Line
 from lungsynth.judge.generation.reference import Reference
 from lungsynth.judge.generation.trivial import MEMORISER
 from lungsynth.judge.tables import Column, TableRow, markdown_table, paper_table
-from lungsynth.likeness.samples import NoSamplesError, Samples, read_slices
+from lungsynth.likeness.samples import Samples, read_slices
 
 __all__ = ["WholeSlices", "measure_whole", "table_3_json", "table_3_markdown"]
 
