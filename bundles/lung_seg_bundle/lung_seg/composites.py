@@ -21,7 +21,7 @@ from torch.nn import functional
 from .losses import LUNG, NODULE
 from .stacks import mask_votes, open_nodule
 
-__all__ = ["TRIES", "Insert", "NoduleBank", "RandInsertNodules", "blend", "overlap"]
+__all__ = ["TRIES", "Insert", "NoduleBank", "RandInsert", "RandInsertNodules", "blend", "overlap"]
 
 _SMALLEST_PX = 6  # of a slice's mask; less is a nodule's end cap
 TRIES = 8  # places looked at for a nodule before it is given up
@@ -124,8 +124,35 @@ def _read_planes(path: str | Path) -> np.ndarray:
     return np.stack([arrays["hu"][large], arrays["alpha"][large]], axis=1).astype(np.float16)
 
 
-class RandInsertNodules(RandomizableTransform):
-    """Puts nodules into squares of slices that have lungs but no nodules drawn, and marks them as labelled for both.
+class RandInsert(RandomizableTransform):
+    """Puts something into squares of slices that have lungs but no nodules drawn; what, subclasses say.
+
+    Args:
+        bank: where it comes from; without any, the data pass as they are.
+        counts: how often 0, 1, 2, ... are put into a square, as shares that sum to 1.
+    """
+
+    def __init__(self, bank: Any, *, counts: Sequence[float]) -> None:
+        super().__init__(prob=1.0)
+        self.bank = bank
+        self.counts = counts
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        lung, nodule = data["labelled"].tolist()
+        if not lung or nodule or not self.bank.files:
+            return dict(data)
+        image, label = data["image"].clone(), data["label"].clone()
+        for _ in range(self.R.choice(len(self.counts), p=self.counts)):
+            self._insert_one(image[0], label[0])
+        return {**data, "image": image, "label": label}
+
+    def _insert_one(self, image: Tensor, label: Tensor) -> None:
+        """Changes HU and label ids, both (H, W), in place."""
+        raise NotImplementedError
+
+
+class RandInsertNodules(RandInsert):
+    """Puts nodules into the lungs of squares, and marks these as labelled for both.
 
     Whatever else the slice shows counts as free of nodules from then on.
 
@@ -144,20 +171,13 @@ class RandInsertNodules(RandomizableTransform):
         zoom: float = 1.3,
         inside: float = 0.8,
     ) -> None:
-        super().__init__(prob=1.0)
-        self.bank = bank
-        self.counts = counts
+        super().__init__(bank, counts=counts)
         self.zoom = zoom
         self.inside = inside
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        lung, nodule = data["labelled"].tolist()
-        if not lung or nodule or not self.bank.files:
-            return dict(data)
-        image, label = data["image"].clone(), data["label"].clone()
-        for _ in range(self.R.choice(len(self.counts), p=self.counts)):
-            self._insert_one(image[0], label[0])
-        return {**data, "image": image, "label": label, "labelled": torch.ones(2)}
+        passed = super().__call__(data)
+        return passed if passed["image"] is data["image"] else {**passed, "labelled": torch.ones(2)}
 
     def _insert_one(self, image: Tensor, label: Tensor) -> None:
         insert = self.bank.draw(self.R)

@@ -4,17 +4,15 @@
 Crops come from many more patients than whole lungs do. `composites.py` inserts nodules alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import RandomizableTransform
 from torch import Tensor
 
 from . import IGNORED
-from .composites import TRIES, overlap
+from .composites import TRIES, RandInsert, overlap
 from .losses import LUNG, NODULE
 from .stacks import read_nodule
 
@@ -48,7 +46,7 @@ class ContextBank:
         return np.rot90(hu[place], quarters)[:, ::step], np.rot90(label[place], quarters)[:, ::step]
 
 
-class RandInsertContexts(RandomizableTransform):
+class RandInsertContexts(RandInsert):
     """Blends rectangles of crops into the lungs of squares on which nobody drew nodules: real nodules, and vessels that
     are none, of many more patients than those who lend whole lungs.
 
@@ -72,21 +70,10 @@ class RandInsertContexts(RandomizableTransform):
         feather_px: int = 4,
         soft: float = 0.12,
     ) -> None:
-        super().__init__(prob=1.0)
-        self.bank = bank
-        self.counts = counts
+        super().__init__(bank, counts=counts)
         self.size_px = size_px
         self.feather_px = feather_px
         self.soft = soft
-
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        lung, nodule = data["labelled"].tolist()
-        if not lung or nodule or not self.bank.files:
-            return dict(data)
-        image, label = data["image"].clone(), data["label"].clone()
-        for _ in range(self.R.choice(len(self.counts), p=self.counts)):
-            self._insert_one(image[0], label[0])
-        return {**data, "image": image, "label": label}
 
     def _insert_one(self, image: Tensor, label: Tensor) -> None:
         rectangle = self._draw_rectangle()
