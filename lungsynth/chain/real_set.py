@@ -24,7 +24,7 @@ from lungsynth.errors import InputError
 from lungsynth.likeness.copies import Copies, CopyThreshold, copy_threshold, find_copies
 from lungsynth.likeness.features import WEIGHTS, Features, open_features
 from lungsynth.likeness.folds import owner_folds
-from lungsynth.likeness.manifold import pairwise_distance
+from lungsynth.likeness.features import pairwise_distance
 from lungsynth.likeness.samples import Kind, Samples, as_shown, read_lungs, read_nodules
 
 __all__ = ["RealCategory", "RealSet", "open_real_set", "selection_identity"]

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from lungsynth.errors import InputError
-from lungsynth.hounsfield import NETWORK_WINDOW
 from lungsynth.likeness.feature_targets import NODULE_CLASSES, lung_classes, lung_targets, nodule_targets
+from lungsynth.likeness.features import unit_images
 from lungsynth.likeness.samples import Kind, read_lungs, read_nodules
-from lungsynth.types import HuPlanes
 
-__all__ = ["FeatureData", "read_feature_data", "unit_images"]
+__all__ = ["FeatureData", "read_feature_data"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -62,11 +61,6 @@ def read_feature_data(cohort: Path, kind: Kind, section: str) -> FeatureData:
         owners=samples.owners,
         sources=_sources(cohort, kind, section),
     )
-
-
-def unit_images(hu: HuPlanes) -> Tensor:
-    """What the networks see: float32 (N, 1, S, S), the window [-1000, 400] HU mapped to [-1, 1]."""
-    return torch.from_numpy(NETWORK_WINDOW.to_unit(hu.astype(np.float32)))[:, None]
 
 
 def _sources(cohort: Path, kind: Kind, section: str) -> frozenset[str]:

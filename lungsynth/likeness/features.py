@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from lungsynth.errors import InputError
-from lungsynth.likeness.feature_data import unit_images
+from lungsynth.hounsfield import NETWORK_WINDOW
 from lungsynth.likeness.feature_network import load_feature_network
 from lungsynth.likeness.samples import Kind
 from lungsynth.types import HuPlanes
 
-__all__ = ["WEIGHTS", "FeatureSet", "Features", "open_features"]
+__all__ = ["WEIGHTS", "FeatureSet", "Features", "open_features", "pairwise_distance", "unit_images"]
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 _BATCH = 64
@@ -101,6 +101,17 @@ def open_features(name: str, kind: Kind) -> Features:
     if name == "inception":
         return _inception()
     return _torchscript(Path(name))
+
+
+def unit_images(hu: HuPlanes) -> Tensor:
+    """What the networks see: float32 (N, 1, S, S), the window [-1000, 400] HU mapped to [-1, 1]."""
+    return torch.from_numpy(NETWORK_WINDOW.to_unit(hu.astype(np.float32)))[:, None]
+
+
+def pairwise_distance(a: Float[np.ndarray, "a features"], b: Float[np.ndarray, "b features"]) -> Float[np.ndarray, "a b"]:
+    """Euclidean distances of all pairs of feature vectors."""
+    square = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
+    return np.sqrt(np.clip(square, 0, None))
 
 
 def _batches(hu: HuPlanes) -> list[np.ndarray]:

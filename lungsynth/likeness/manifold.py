@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float
 
 from lungsynth.errors import InputError
 from lungsynth.likeness.distances import SampleWeights, Vectors
+from lungsynth.likeness.features import pairwise_distance
 
-__all__ = ["Manifolds", "compare_manifolds", "pairwise_distance"]
+__all__ = ["Manifolds", "compare_manifolds"]
 
 _PRECISION_K, _DENSITY_K = 3, 5
 
@@ -63,12 +64,6 @@ def compare_manifolds(real: Vectors, generated: Vectors) -> Manifolds:
         in_generated=across <= radii_generated[None, :, _PRECISION_K - 1],
         in_real_wide=across <= radii_real[:, _DENSITY_K - 1, None],
     )
-
-
-def pairwise_distance(a: Vectors, b: Vectors) -> Float[np.ndarray, "a b"]:
-    """Euclidean."""
-    square = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
-    return np.sqrt(np.clip(square, 0, None))
 
 
 def _sorted_neighbours(x: Vectors) -> Float[np.ndarray, "n k"]:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from lungsynth.likeness.feature_data import unit_images
+from lungsynth.likeness.features import unit_images
 from lungsynth.likeness.samples import Samples
 
 __all__ = ["PairSimilarity", "ms_ssim", "pair_similarity"]

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from lungsynth.errors import InputError
 from lungsynth.likeness.distances import Vectors
-from lungsynth.likeness.feature_data import unit_images
+from lungsynth.likeness.features import unit_images
 from lungsynth.likeness.samples import Samples
 
 __all__ = ["Right", "balanced_accuracy", "tell_by_features", "tell_by_pixels"]
