@@ -28,9 +28,10 @@ from enhance_resnet import ResnetGenerator
 from enhance_training import training_speedup
 
 from lungsynth.bundles import open_bundle
-from lungsynth.enhancement import EnhancementStage, open_stage
-from lungsynth.layers import AssetLibrary, Renderer, read_catalogue
-from lungsynth.layers.catalogue import Recipe
+from lungsynth.compositing.render import Renderer
+from lungsynth.enhancement.stage import EnhancementStage, open_stage
+from lungsynth.placement.assets import AssetLibrary
+from lungsynth.placement.catalogue import Recipe, read_catalogue
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 SIZE = 512

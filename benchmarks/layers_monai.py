@@ -17,8 +17,8 @@ from monai.transforms import (
     Resized,
 )
 
-from lungsynth.layers import AssetLibrary, Recipe
-from lungsynth.layers.assets import ALPHA_SCALE, PATCH_SPACING_MM
+from lungsynth.placement.assets import ALPHA_SCALE, PATCH_SPACING_MM, AssetLibrary
+from lungsynth.placement.catalogue import Recipe
 
 
 class MonaiOverlay:

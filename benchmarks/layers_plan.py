@@ -15,12 +15,15 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from lungsynth.ct import axial_affine
-from lungsynth.layers import Asset, AssetLibrary, LungShape, Part, analytic_presence, draw_groups, plan_parts
-from lungsynth.layers.catalogue_rows import PlanWeights, write_pairs
-from lungsynth.layers.catalogue_table import TableWriter
-from lungsynth.layers.library_lungs import LibraryLungs
-from lungsynth.layers.lidc_presence import lidc_presence
+from lungsynth.ct.volume import axial_affine
+from lungsynth.placement.assets import Asset, AssetLibrary
+from lungsynth.placement.catalogue import PlanWeights, TableWriter, write_pairs
+from lungsynth.placement.groups import draw_groups
+from lungsynth.placement.library_lungs import LibraryLungs
+from lungsynth.placement.lidc_presence import lidc_presence
+from lungsynth.placement.lung_shape import LungShape
+from lungsynth.placement.planning import CategoryPlan, plan_categories
+from lungsynth.placement.presence import analytic_presence
 
 SIZE_PX = 512
 SPACING_MM = (0.7, 0.7)
@@ -142,7 +145,7 @@ def plan_once(lungs: int, groups: int, keep: int) -> dict[str, float]:
         base, started, cpu = memory_gb("VmRSS"), time.perf_counter(), time.process_time()
         prior = lidc_presence(shapes.lungs.sample())
         drawn = draw_groups(pool, groups, seed=1, prior=prior)
-        found = plan_parts(shapes, {"solid": Part(groups=drawn, keep=keep)})["solid"]
+        found = plan_categories(shapes, {"solid": CategoryPlan(groups=drawn, keep=keep)})["solid"]
         path, writing = folder / "catalogue.parquet", time.perf_counter()
         weights = PlanWeights(nodule="ab" * 32, enhancer=None)
         with TableWriter(path) as writer:

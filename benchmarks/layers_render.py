@@ -18,15 +18,17 @@ import numpy as np
 import torch
 from layers_plan import SPACING_MM, draw_lung
 
+from lungsynth.compositing.render import Renderer
 from lungsynth.ct.volume import axial_affine
-from lungsynth.export import Job, export_catalogue
-from lungsynth.layers import Asset, AssetLibrary, Part, Renderer, analytic_presence, draw_groups, plan_parts
-from lungsynth.layers.catalogue import read_catalogue
-from lungsynth.layers.catalogue_rows import PlanWeights, write_pairs
-from lungsynth.layers.catalogue_table import TableWriter
-from lungsynth.layers.dataset import LayeredLungDataset, collate_layers
-from lungsynth.layers.library_lungs import LibraryLungs
-from lungsynth.layers.loader import LayeredLungLoader
+from lungsynth.data.dataset import LayeredLungDataset, LayeredLungLoader, collate_layers
+from lungsynth.export.shards import ExportJob
+from lungsynth.export.writer import export_catalogue
+from lungsynth.placement.assets import Asset, AssetLibrary
+from lungsynth.placement.catalogue import PlanWeights, TableWriter, read_catalogue, write_pairs
+from lungsynth.placement.groups import draw_groups
+from lungsynth.placement.library_lungs import LibraryLungs
+from lungsynth.placement.planning import CategoryPlan, plan_categories
+from lungsynth.placement.presence import analytic_presence
 
 LUNGS, NODULES, GROUPS, KEEP = 120, 1200, 1000, 20_000
 MEASURED = 2000
@@ -80,7 +82,7 @@ def make_catalogue(folder: Path, *, keep: int = KEEP) -> Path:
     library.save_table()
     groups = draw_groups(nodules, GROUPS, seed=1, prior=analytic_presence())
     lungs = LibraryLungs.of(library)
-    found = plan_parts(lungs, {"solid": Part(groups=groups, keep=keep)})["solid"]
+    found = plan_categories(lungs, {"solid": CategoryPlan(groups=groups, keep=keep)})["solid"]
     with TableWriter(folder / "catalogue.parquet") as writer:
         weights = PlanWeights(nodule="ab" * 32, enhancer=None)
         write_pairs(writer, lungs.assets, [(found.pairs, groups)], seed=7, weights=weights)
@@ -185,7 +187,7 @@ def _ray_against_one(catalogue: Path) -> dict[str, float]:
 
 
 def _export_rate(catalogue: Path, out: Path, *, engine: str, workers: int) -> float:
-    job = Job(catalogue=catalogue, out=out, format="nifti")
+    job = ExportJob(catalogue=catalogue, out=out, format="nifti")
     export_catalogue(job, end=RAY_SAMPLES, engine=engine, workers=workers)
     ends = sorted(path.stat().st_mtime for path in (out / ".parts").iterdir())
     return (len(ends) - workers) * job.how.part_size / (ends[-1] - ends[workers - 1])

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from evaluation.metrics.fid_kid import frechet_distance, kernel_distance, kernel_matrices
+from evaluation.metrics.manifold import compare_manifolds
+from evaluation.tables import markdown_table
 from lungsynth.bundles import open_bundle, train_bundle
 from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
-from lungsynth.judge.tables import markdown_table
-from lungsynth.likeness.distances import frechet_distance, kernel_distance, kernel_matrices
-from lungsynth.likeness.features import Features, open_features
-from lungsynth.likeness.manifold import compare_manifolds
-from lungsynth.likeness.samples import join, read_lungs
+from lungsynth.similarity.features import Features, open_features
+from lungsynth.similarity.samples import join, read_lungs
 from lungsynth.types import HuPlanes
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"

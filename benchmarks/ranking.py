@@ -8,7 +8,7 @@ equal. Figures are the judge's, intervals draw patients and generated samples ag
 
 - `training`: training samples in the generated ones' place, the best that can be expected, and all copies;
 - `as they come`: the first that the generator makes, copies among them;
-- the rules of `lungsynth/chain/ranking.py`, for 1, 2, 3 and 4 candidates for each one kept.
+- the rules of `lungsynth/similarity/selection.py`, for 1, 2, 3 and 4 candidates for each one kept.
 
 The domain's feature network ranks, so that by its own measures any ranking looks good: `--features` measures with
 another one, `--pixels` adds the two-sample test of a CNN on pixels (half a minute a line), and `diameter_gap_mm` and
@@ -27,21 +27,21 @@ import numpy as np
 import torch
 from scipy.stats import wasserstein_distance
 
+from evaluation.metrics.bootstrap import Estimate, estimate, estimate_ratio, patient_index
+from evaluation.metrics.c2st import balanced_accuracy, c2st_cnn, c2st_logistic
+from evaluation.metrics.fid_kid import frechet_distance, kernel_distance, kernel_matrices
+from evaluation.metrics.manifold import compare_manifolds
+from evaluation.metrics.ms_ssim import pair_similarity
+from evaluation.tables import format_estimate
 from lungsynth.bundles import open_bundle, read_weights
 from lungsynth.chain.asset_stage import LUNG_CONFIGS, LUNG_WEIGHTS
-from lungsynth.chain.ranking import RANKINGS, Scores, Selection, preference
-from lungsynth.chain.real_set import RealSet, open_real_set
-from lungsynth.chain.selecting import Source
 from lungsynth.errors import InputError
-from lungsynth.judge.bootstrap import Estimate, estimate, estimate_ratio, patient_index
-from lungsynth.judge.generation.diversity import pair_similarity
-from lungsynth.judge.generation.two_sample import balanced_accuracy, tell_by_features, tell_by_pixels
-from lungsynth.judge.tables import format_estimate
-from lungsynth.likeness.distances import frechet_distance, kernel_distance, kernel_matrices
-from lungsynth.likeness.features import Features, open_features
-from lungsynth.likeness.folds import owner_folds
-from lungsynth.likeness.manifold import compare_manifolds
-from lungsynth.likeness.samples import Samples, as_shown, join, read_lungs, read_nodules
+from lungsynth.similarity.features import Features, open_features
+from lungsynth.similarity.folds import owner_folds
+from lungsynth.similarity.reference import ReferenceSet, open_reference_set
+from lungsynth.similarity.samples import Samples, as_shown, join, read_lungs, read_nodules
+from lungsynth.similarity.selection import CandidateSource
+from lungsynth.similarity.strategies import RANKINGS, Selection, SimilarityScores, preference
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 KEPT_PER_REAL = 3
@@ -64,12 +64,12 @@ class Candidates:
     """All candidates of a category, and how many are kept."""
 
     samples: Samples
-    scores: Scores
+    scores: SimilarityScores
     wanted: int
 
-    def first(self, count: int) -> Scores:
+    def first(self, count: int) -> SimilarityScores:
         """Scores of the first ones."""
-        return Scores(**{name: values[:count] for name, values in vars(self.scores).items()})
+        return SimilarityScores(**{name: values[:count] for name, values in vars(self.scores).items()})
 
     def kept(self, ranking: str, candidates: int, *, seed: int) -> np.ndarray:
         """Places that a rule keeps."""
@@ -122,12 +122,12 @@ class Judge:
 
     def _told(self, vectors: np.ndarray, kept: Samples) -> float:
         folds = (owner_folds(self.held_out.owners, seed=self.seed), owner_folds(kept.owners, seed=self.seed))
-        right = tell_by_features(self.vectors, vectors, folds)
+        right = c2st_logistic(self.vectors, vectors, folds)
         return balanced_accuracy(right, np.ones(len(self.vectors)), np.ones(len(vectors)))
 
     def _told_by_pixels(self, shown: Samples) -> float:
         folds = (owner_folds(self.shown.owners, seed=self.seed), owner_folds(shown.owners, seed=self.seed))
-        right = tell_by_pixels(self.shown, shown, folds, seed=self.seed)
+        right = c2st_cnn(self.shown, shown, folds, seed=self.seed)
         return balanced_accuracy(right, np.ones(len(self.shown)), np.ones(len(shown)))
 
 
@@ -141,7 +141,7 @@ def main() -> None:
     args = parse_args()
     torch.set_num_threads(1)
     started = time.process_time()
-    real = open_real_set(args.cohort, args.kind)
+    real = open_reference_set(args.cohort, args.kind)
     if real is None:
         raise InputError(f"{args.cohort}: its training part has no {args.kind} to rank by.")
     seconds = {"open": time.process_time() - started}
@@ -193,13 +193,13 @@ def make_judge(held_out: Samples, args: argparse.Namespace) -> Judge:
 
 
 def make_candidates(
-    real: RealSet, held_out: Samples, args: argparse.Namespace, seconds: dict[str, float]
+    real: ReferenceSet, held_out: Samples, args: argparse.Namespace, seconds: dict[str, float]
 ) -> dict[str, Candidates]:
     """Of each category as many as the largest number of candidates needs; notes the time of making and ranking."""
     layer: dict[str, Any] = {"configs": LUNG_CONFIGS, "weights": LUNG_WEIGHTS} if args.kind == "lungs" else {}
     sampler = open_bundle(args.bundles, "wcapsgan", **layer)
     selection = Selection(ranking="spread", candidates=max(CANDIDATES), cohort=args.cohort)
-    source = Source(sampler=sampler, mask="mask" if layer else "alpha", selection=selection, real=real)
+    source = CandidateSource(sampler=sampler, mask="mask" if layer else "alpha", selection=selection, real=real)
     pools, made, times = {}, 0, np.zeros(2)
     for index, category in enumerate(sampler.categories):
         wanted = KEPT_PER_REAL * len(held_out.of(category))
@@ -218,7 +218,7 @@ def make_candidates(
 
 
 def lines(
-    pools: dict[str, Candidates], real: RealSet, held_out: Samples, seed: int
+    pools: dict[str, Candidates], real: ReferenceSet, held_out: Samples, seed: int
 ) -> Iterator[tuple[str, int, Samples, np.ndarray]]:
     """Name, number of candidates, samples kept, and which are copies."""
     training = real.largest

@@ -34,7 +34,7 @@ from scipy import ndimage
 from torch import nn
 from torch.nn import functional
 
-from lungsynth.cohort.phantom import draw_patient
+from lungsynth.cohort.phantom.patient import draw_patient
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "lung_seg_bundle"

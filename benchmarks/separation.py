@@ -4,7 +4,7 @@ python benchmarks/separation.py --cohort COHORT [--bundles DIR] [--json FILE]
 
 Patients of the validation and test parts only. A slice is taken out of the normal set at a threshold when a candidate
 of at least that probability reaches it or comes as near as the gap; so each slice has one number, the highest
-probability that takes it out, and all thresholds follow from it. The rule is that of `lungsynth.separation`, no copy.
+probability that takes it out, and all thresholds follow from it. The rule is that of `lungsynth.pseudo_labels`.
 
 - impurity: slices that show a nodule and would count as normal, of all that show one. On composites (held-out nodules
   laid on held-out normal slices) and on the slices of experts' masks.
@@ -26,13 +26,13 @@ from separation_composites import CompositeSettings, HeldOutNodules, insert_nodu
 from tqdm import tqdm
 
 from lungsynth.bundles import read_weights
-from lungsynth.cohort.records import Part, SeriesRow, SliceRow
+from lungsynth.cohort.records import SeriesRow, SeriesRows, SliceRow
 from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
-from lungsynth.separation.detection import Detector, find_candidates, open_detector, operating_point
-from lungsynth.separation.series import still_normal
-from lungsynth.separation.source import SourceCohort, read_source
-from lungsynth.separation.stacks import Stack, read_stacks
+from lungsynth.pseudo_labels.candidates import CandidateDetector, find_candidates, open_detector, operating_point
+from lungsynth.pseudo_labels.series import still_normal
+from lungsynth.pseudo_labels.source import SourceCohort, read_source
+from lungsynth.pseudo_labels.stacks import SliceStack, read_stacks
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 HELD_OUT = ("validation", "test")
@@ -70,13 +70,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def held_out(source: SourceCohort) -> Iterator[tuple[Part, SeriesRow]]:
+def held_out(source: SourceCohort) -> Iterator[tuple[SeriesRows, SeriesRow]]:
     for part in source.parts:
         if part.slices and source.splits[part.series[0].series_id] in HELD_OUT:
             yield part, part.series[0]
 
 
-def taken_out_at(detector: Detector, stack: Stack, *, min_diameter_mm: float, gap_mm: float) -> np.ndarray:
+def taken_out_at(
+    detector: CandidateDetector, stack: SliceStack, *, min_diameter_mm: float, gap_mm: float
+) -> np.ndarray:
     """For each slice of a stack the highest threshold that still takes it out; 0 when none does."""
     slice_mm = stack.volume.spacing_mm[0]
     rows = [replace(row, normal=True) for row in stack.rows]
@@ -194,7 +196,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     detector = open_detector(args.bundles)
     point = operating_point(detector)
 
-    def look(stack: Stack) -> np.ndarray:
+    def look(stack: SliceStack) -> np.ndarray:
         return taken_out_at(detector, stack, min_diameter_mm=args.min_diameter_mm, gap_mm=gap_mm)
 
     settings = CompositeSettings(rounds=args.rounds, seed=args.seed, apart_mm=gap_mm + 5)

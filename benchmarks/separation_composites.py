@@ -1,4 +1,4 @@
-"""Nodules of held-out patients laid on normal slices of held-out scans, with `lungsynth.layers`, slice by slice.
+"""Nodules of held-out patients laid on normal slices of held-out scans, with `lungsynth.placement`, slice by slice.
 
 A nodule's largest slice is laid on one slice of the scan; on the slices above and below it is shrunk as a sphere of its
 diameter would be. Nodules of one scan lie so far apart that none can hide behind the candidate of another.
@@ -11,21 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
+from lungsynth.compositing.nodule import NodulePatch, resample_nodule
+from lungsynth.compositing.overlay import LungBackground, overlay
 from lungsynth.hounsfield import Label
-from lungsynth.layers import (
-    LungShape,
-    NodulePatch,
-    NodulePlacement,
-    PlacementRules,
-    analytic_presence,
-    overlay,
-    resolve,
-)
-from lungsynth.layers.assets import ALPHA_SCALE, PATCH_SPACING_MM, disc_diameter_mm
-from lungsynth.layers.composite import LungLayer
-from lungsynth.layers.groups import Member, NoduleGroup
-from lungsynth.layers.stamp import make_stamp
-from lungsynth.separation.stacks import Stack
+from lungsynth.placement.assets import ALPHA_SCALE, PATCH_SPACING_MM, disc_diameter_mm
+from lungsynth.placement.groups import Member, NoduleGroup
+from lungsynth.placement.lung_shape import LungShape
+from lungsynth.placement.presence import analytic_presence
+from lungsynth.placement.resolve import NodulePlacement, resolve
+from lungsynth.placement.rules import PlacementRules
+from lungsynth.pseudo_labels.stacks import SliceStack
 
 SMALLEST_MM = 3.0  # of a nodule, and of what a slice shows of it
 TRIES = 20
@@ -79,8 +74,8 @@ class HeldOutNodules:
 
 
 def insert_nodules(
-    stack: Stack, nodules: HeldOutNodules, rng: np.random.Generator, settings: CompositeSettings
-) -> tuple[Stack, dict[int, HeldOutNodule]]:
+    stack: SliceStack, nodules: HeldOutNodules, rng: np.random.Generator, settings: CompositeSettings
+) -> tuple[SliceStack, dict[int, HeldOutNodule]]:
     """A copy of a stack with nodules on its normal slices, and which slice shows which nodule."""
     slice_mm = stack.volume.spacing_mm[0]
     hu = stack.volume.hu.copy()
@@ -105,7 +100,7 @@ def insert_nodules(
     return replace(stack, volume=replace(stack.volume, hu=hu)), shown
 
 
-def _place(stack: Stack, centre: int, nodule: HeldOutNodule, rng: np.random.Generator) -> NodulePlacement | None:
+def _place(stack: SliceStack, centre: int, nodule: HeldOutNodule, rng: np.random.Generator) -> NodulePlacement | None:
     spacing_mm = stack.volume.spacing_mm[1:]
     lung = stack.labels[centre] == Label.LUNG
     shape = LungShape.from_mask(lung, spacing_mm=spacing_mm, hu=stack.volume.plane(centre))
@@ -126,10 +121,12 @@ def _place(stack: Stack, centre: int, nodule: HeldOutNodule, rng: np.random.Gene
     return None
 
 
-def _with_nodule(stack: Stack, k: int, placed: NodulePlacement, nodule: HeldOutNodule, off_mm: float) -> np.ndarray:
+def _with_nodule(
+    stack: SliceStack, k: int, placed: NodulePlacement, nodule: HeldOutNodule, off_mm: float
+) -> np.ndarray:
     scale = float(np.sqrt(1 - (2 * off_mm / nodule.diameter_mm) ** 2))
     here = replace(placed, scale=scale, diameter_mm=nodule.diameter_mm * scale)
     lung = stack.labels[k] == Label.LUNG
     spacing_mm = stack.volume.spacing_mm[1:]
-    layer = LungLayer.of(stack.volume.plane(k), lung, spacing_mm=spacing_mm, matched=False)
-    return overlay(layer, [(here, make_stamp(here, nodule.patch, spacing_mm))]).image
+    layer = LungBackground.of(stack.volume.plane(k), lung, spacing_mm=spacing_mm, matched=False)
+    return overlay(layer, [(here, resample_nodule(here, nodule.patch, spacing_mm))]).image

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lungsynth.ct import read_plane
+from lungsynth.compositing.render import render
+from lungsynth.ct.write import read_plane
 from lungsynth.hounsfield import DISPLAY_WINDOW, Label
-from lungsynth.layers import AssetLibrary, Recipe, read_catalogue, render
-from lungsynth.layers.assets import ALPHA_SCALE
+from lungsynth.placement.assets import ALPHA_SCALE, AssetLibrary
+from lungsynth.placement.catalogue import Recipe, read_catalogue
 
 TILE_PX = 256
 GAP_PX = 54

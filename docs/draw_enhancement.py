@@ -14,9 +14,11 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lungsynth.enhancement import open_stage
+from lungsynth.compositing.render import Renderer
+from lungsynth.enhancement.stage import open_stage
 from lungsynth.hounsfield import DISPLAY_WINDOW
-from lungsynth.layers import AssetLibrary, Renderer, read_catalogue
+from lungsynth.placement.assets import AssetLibrary
+from lungsynth.placement.catalogue import read_catalogue
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 NODULE_PX = 48

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lungsynth.chain.plan_record import PlanRecord
-from lungsynth.layers import AssetLibrary, Catalogue, read_catalogue
-from lungsynth.layers.library_lungs import LibraryLungs
-from lungsynth.layers.lidc_presence import expected_distances
-from lungsynth.layers.policy import DISTANCE_EDGES_MM, distance_class
+from lungsynth.placement.assets import AssetLibrary
+from lungsynth.placement.catalogue import Catalogue, read_catalogue
+from lungsynth.placement.library_lungs import LibraryLungs
+from lungsynth.placement.lidc_presence import expected_distances
+from lungsynth.placement.plan_record import PlanRecord
+from lungsynth.placement.policy import DISTANCE_EDGES_MM, distance_class
 
 SAMPLES = 60_000
 CELLS = 64

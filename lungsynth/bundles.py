@@ -15,10 +15,10 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from lungsynth.categories import CategoryRule
 from lungsynth.errors import InputError
-from lungsynth.weights import Weights, check_categories, check_fit, read_weights_file
+from lungsynth.weights import WeightsInfo, check_categories, check_fit, read_weights_file
 
 __all__ = [
-    "Weights",
+    "WeightsInfo",
     "bundle_root",
     "nodule_rule",
     "open_bundle",
@@ -45,7 +45,7 @@ def bundle_root(bundles_dir: Path, name: str) -> Path:
     return root
 
 
-def read_weights(bundles_dir: Path, name: str, *, file: str = "model.pt") -> Weights:
+def read_weights(bundles_dir: Path, name: str, *, file: str = "model.pt") -> WeightsInfo:
     """Hashes `models/<file>` and compares it with its sidecar, without opening the network.
 
     Raises:

@@ -11,13 +11,13 @@ import torch
 
 from lungsynth.errors import InputError
 
-__all__ = ["Weights", "check_categories", "check_fit", "read_weights_file"]
+__all__ = ["WeightsInfo", "check_categories", "check_fit", "read_weights_file"]
 
 _MEANING = ("categories", "category_key", "category_edges")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights:
+class WeightsInfo:
     """A weights file and what its sidecar says of it.
 
     Args:
@@ -31,7 +31,7 @@ class Weights:
     sidecar: Mapping[str, Any]
 
 
-def read_weights_file(path: Path) -> Weights:
+def read_weights_file(path: Path) -> WeightsInfo:
     """Hashes a weights file, wherever it lies, and compares it with the sidecar beside it.
 
     Raises:
@@ -46,10 +46,10 @@ def read_weights_file(path: Path) -> Weights:
             f"{path}: its SHA-256 is {sha256[:16]}, but its sidecar {path.with_suffix('.json').name} describes weights "
             f"with {str(sidecar['sha256'])[:16]}. Copy both files from the same training."
         )
-    return Weights(path=path, sha256=sha256, sidecar=sidecar)
+    return WeightsInfo(path=path, sha256=sha256, sidecar=sidecar)
 
 
-def check_categories(weights: Weights, config: Mapping[str, Any]) -> None:
+def check_categories(weights: WeightsInfo, config: Mapping[str, Any]) -> None:
     """Compares what the sidecar says of the categories with a bundle's config, where both say something.
 
     A network only counts its categories, so weights of others would fit, and what they make would be called by wrong

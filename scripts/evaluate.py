@@ -38,7 +38,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def _add_segmentation(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("segmentation", help="Table I: methods of segmentation")
-    parser.set_defaults(judge=judge_segmentation)
+    parser.set_defaults(judge=evaluate_segmentation)
     _add_common(parser)
     _add_methods(parser)
     parser.add_argument(
@@ -49,7 +49,7 @@ def _add_segmentation(commands: "argparse._SubParsersAction[argparse.ArgumentPar
 def _add_generation(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", kind: str, count: int) -> None:
     titles = {"slices": "Table III: whole diseased slices, in one piece, in one stage and in two"}
     parser = commands.add_parser(kind, help=titles.get(kind, f"Table II: generators of {kind}"))
-    parser.set_defaults(judge=judge_generation, kind=kind)
+    parser.set_defaults(judge=evaluate_generation, kind=kind)
     _add_common(parser)
     _add_methods(parser)
     parser.add_argument(
@@ -72,7 +72,7 @@ def _add_generation(commands: "argparse._SubParsersAction[argparse.ArgumentParse
 
 def _add_folds(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("folds", help="cross-validation: evaluations of several folds as one")
-    parser.set_defaults(judge=judge_folds, tracking_uri=None)
+    parser.set_defaults(judge=evaluate_folds, tracking_uri=None)
     parser.add_argument("folds", type=Path, nargs="+", help="folders that `segmentation` wrote, one a fold")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
@@ -80,14 +80,14 @@ def _add_folds(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def _add_enhancement(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("enhancement", help="what the CycleGAN does to labels: nodules kept, lost, invented")
-    parser.set_defaults(judge=judge_enhancement)
+    parser.set_defaults(judge=evaluate_enhancement)
     _add_common(parser)
     parser.add_argument("--composites", type=int, default=1000, help="whole slices with a known nodule (default: 1000)")
 
 
 def _add_utility(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("utility", help="does synthetic data help who has few patients?")
-    parser.set_defaults(judge=judge_utility)
+    parser.set_defaults(judge=evaluate_utility)
     _add_common(parser)
     parser.add_argument("--experiments", type=_list(str), default=("classification", "segmentation"))
     parser.add_argument(
@@ -161,13 +161,13 @@ def _add_methods(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def judge_segmentation(options: dict[str, object], tracking_uri: str | None) -> None:
+def evaluate_segmentation(options: dict[str, object], tracking_uri: str | None) -> None:
     """Evaluates, prints Table I, and says where everything stands."""
     # Imported here, because torch, MONAI and MLflow take seconds that --help need not wait for.
-    from lungsynth.judge.segmentation import SegmentationSettings, judge_segmentation
+    from evaluation.segmentation.run import SegmentationSettings, evaluate_segmentation
     from lungsynth.tracking import DEFAULT_URI, ui_command
 
-    result = judge_segmentation(SegmentationSettings(**options), tracking_uri=tracking_uri or DEFAULT_URI)  # type: ignore[arg-type]
+    result = evaluate_segmentation(SegmentationSettings(**options), tracking_uri=tracking_uri or DEFAULT_URI)  # type: ignore[arg-type]
     print(result.markdown)
     for problem in result.problems:
         print(problem, file=sys.stderr)
@@ -177,23 +177,24 @@ def judge_segmentation(options: dict[str, object], tracking_uri: str | None) -> 
     print(f"Open the UI with {ui_command(result.tracking_uri)}")
 
 
-def judge_generation(options: dict[str, object], tracking_uri: str | None) -> None:
+def evaluate_generation(options: dict[str, object], tracking_uri: str | None) -> None:
     """Evaluates, prints Table II or III, and says where everything stands."""
-    from lungsynth.judge.generation.run import GenerationSettings, judge_generation
+    from evaluation.generation.run import GenerationSettings, evaluate_generation
     from lungsynth.tracking import DEFAULT_URI
 
-    result = judge_generation(GenerationSettings(**options), tracking_uri=tracking_uri or DEFAULT_URI)  # type: ignore[arg-type]
+    result = evaluate_generation(GenerationSettings(**options), tracking_uri=tracking_uri or DEFAULT_URI)  # type: ignore[arg-type]
     print(result.markdown)
     print(f"Table            {result.out / result.name}.md and .json")
     print(f"Pictures         {', '.join(str(picture) for picture in result.pictures)}")
 
 
-def judge_utility(options: dict[str, object], tracking_uri: str | None) -> None:
+def evaluate_utility(options: dict[str, object], tracking_uri: str | None) -> None:
     """Trains with and without synthetic data, and prints what came of it."""
-    from lungsynth.judge.utility.run import UtilitySettings, judge_utility
+    from evaluation.utility.run import evaluate_utility
+    from evaluation.utility.settings import UtilitySettings
     from lungsynth.tracking import DEFAULT_URI, ui_command
 
-    result = judge_utility(UtilitySettings(**options), tracking_uri=tracking_uri or DEFAULT_URI)  # type: ignore[arg-type]
+    result = evaluate_utility(UtilitySettings(**options), tracking_uri=tracking_uri or DEFAULT_URI)  # type: ignore[arg-type]
     print(result.markdown)
     print(
         f"Report           {result.out / 'utility.md'}, {result.out / 'utility.json'} and {result.out / 'utility.png'}"
@@ -201,19 +202,19 @@ def judge_utility(options: dict[str, object], tracking_uri: str | None) -> None:
     print(f"Open the UI with {ui_command(result.tracking_uri)}")
 
 
-def judge_folds(options: dict[str, object], tracking_uri: str | None) -> None:
+def evaluate_folds(options: dict[str, object], tracking_uri: str | None) -> None:
     """Pools evaluations and prints the table."""
-    from lungsynth.judge.folds import judge_folds
+    from evaluation.segmentation.folds import evaluate_folds
 
-    print(judge_folds(**options))  # type: ignore[arg-type]
+    print(evaluate_folds(**options))  # type: ignore[arg-type]
 
 
-def judge_enhancement(options: dict[str, object], tracking_uri: str | None) -> None:
+def evaluate_enhancement(options: dict[str, object], tracking_uri: str | None) -> None:
     """Judges the enhancer and prints its figures."""
-    from lungsynth.judge.enhancement import WAYS, EnhancementSettings, judge_enhancement
+    from evaluation.enhancement import WAYS, EnhancementSettings, evaluate_enhancement
 
     settings = EnhancementSettings(**options)  # type: ignore[arg-type]
-    result = judge_enhancement(settings)
+    result = evaluate_enhancement(settings)
     print(f"Composites       {result['composites']}, in which {result['nodules_found']} nodules are found")
     for way in WAYS:
         for name, share in ((key, result[way][key]) for key in ("labels_kept", "slices_with_invented")):

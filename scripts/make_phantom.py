@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lungsynth.cohort.phantom_files import make_phantom_cohort
+from lungsynth.cohort.phantom.files import make_phantom_cohort
 from lungsynth.errors import InputError
 
 

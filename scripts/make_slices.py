@@ -35,10 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = vars(parse_args(arguments))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    from lungsynth.chain.slices import SliceSettings, make_slices
+    from evaluation.composed_slices.compose import ComposedSliceConfig, compose_slices
 
     try:
-        counts = make_slices(SliceSettings(**options))
+        counts = compose_slices(ComposedSliceConfig(**options))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

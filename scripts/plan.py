@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     """Plans, and prints what came of it."""
     from lungsynth.chain.plan_run import run_plan
     from lungsynth.chain.plan_settings import PAPER, PlanSettings
-    from lungsynth.layers import read_rules
+    from lungsynth.placement.rules import read_rules
 
     options: dict[str, Any] = {key: value for key, value in vars(args).items() if key not in ("explain", "preset")}
     options["rules"] = read_rules(args.rules) if args.rules else None
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
 
 def explain(args: argparse.Namespace) -> None:
     """Prints why a pair is kept or not."""
-    from lungsynth.chain.plan_explain import PlanExplainer
+    from lungsynth.placement.explain import PlanExplainer
 
     sample, found = PlanExplainer(args.out, library=args.library, vessel_masks=args.vessel_masks).explain(args.explain)
     print(sample)

@@ -8,8 +8,8 @@ import logging
 import sys
 from pathlib import Path
 
-from lungsynth.cohort.prepare import Outcome, PrepareSettings, prepare_cohort
-from lungsynth.cohort.series import SliceSettings
+from lungsynth.cohort.prepare import PrepareResult, PrepareSettings, prepare_cohort
+from lungsynth.cohort.series import SliceExtraction
 from lungsynth.cohort.slices import LUNG_SIZES_PX
 from lungsynth.errors import InputError
 
@@ -49,7 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def report(outcome: Outcome, out: Path) -> None:
+def report(outcome: PrepareResult, out: Path) -> None:
     """Prints what came of it; problems go to stderr."""
     counts = outcome.cohort["counts"]
     for split, n in counts.items():
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     """Prepares a cohort; status 2 with one sentence when nothing could be used."""
     logging.basicConfig(level=logging.WARNING)
     args = parse_args(argv)
-    slices = SliceSettings(lung_size_px=args.lung_size)
+    slices = SliceExtraction(lung_size_px=args.lung_size)
     settings = PrepareSettings(split=args.split, seed=args.seed, fold=args.fold, slices=slices, subset=args.subset)
     try:
         outcome = prepare_cohort(args.sources, args.out, settings=settings, workers=args.workers)

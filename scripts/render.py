@@ -43,12 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
     """
     args = parse_args(arguments)
     # Imported here, because it takes seconds that --help need not wait for.
-    from lungsynth.export import Job, export_catalogue
-    from lungsynth.layers.variants import Growth
+    from lungsynth.export.shards import ExportJob
+    from lungsynth.export.writer import export_catalogue
+    from lungsynth.placement.growth import Growth
 
     try:
         growth = Growth(days=args.growth, doubling_days=args.doubling_days) if args.growth else None
-        job = Job(
+        job = ExportJob(
             catalogue=args.catalogue.absolute(),
             out=args.out.absolute(),
             format=args.format,

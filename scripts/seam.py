@@ -26,18 +26,20 @@ def main(arguments: list[str] | None = None) -> int:
         0, or 2 after bad input.
     """
     args = parse_args(arguments)
-    from lungsynth.layers import AssetLibrary, Renderer, read_catalogue
-    from lungsynth.layers.seam import SeamReference
-    from lungsynth.layers.seam_report import measure_catalogue, real_patches, write_seam_report
+    from evaluation.boundary.report import measure_catalogue, real_patches, write_boundary_report
+    from evaluation.boundary.score import BoundaryReference
+    from lungsynth.compositing.render import Renderer
+    from lungsynth.placement.assets import AssetLibrary
+    from lungsynth.placement.catalogue import read_catalogue
 
     try:
-        reference = SeamReference.of(real_patches(args.cohort))
+        reference = BoundaryReference.of(real_patches(args.cohort))
         renderer = Renderer(AssetLibrary(args.library or args.catalogue.parent), matched=not args.unmatched)
         report = measure_catalogue(read_catalogue(args.catalogue), renderer, reference, samples=args.samples)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    write_seam_report(report, args.out)
+    write_boundary_report(report, args.out)
     scores = report.nodules["score"]
     print(f"{len(scores)} composed nodules against {len(reference.real)} real ones")
     print(f"seam score: median {scores.median():.2f}, at most 1 in {(scores <= 1).mean():.0%}")

@@ -68,19 +68,19 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     # Imported here, because torch, MONAI and MLflow take seconds that --help need not wait for.
-    from lungsynth.separation import SeparationSettings, separate_cohort
+    from lungsynth.pseudo_labels.run import PseudoLabelConfig, pseudo_label_cohort
     from lungsynth.tracking import DEFAULT_URI
 
     uri = args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     try:
-        settings = SeparationSettings(
+        settings = PseudoLabelConfig(
             cohort=args.cohort,
             out=args.out,
             bundles=args.bundles,
             threshold=args.threshold,
             min_diameter_mm=args.min_diameter_mm,
         )
-        result = separate_cohort(settings, tracking_uri=uri)
+        result = pseudo_label_cohort(settings, tracking_uri=uri)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

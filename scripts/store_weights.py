@@ -8,8 +8,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from evaluation.stored_weights import store_weights
 from lungsynth.errors import InputError
-from lungsynth.judge.stored_weights import store_weights
 
 
 def main(arguments: list[str] | None = None) -> int:

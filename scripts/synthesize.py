@@ -86,7 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
     uri = options.pop("tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     # Imported here, because torch, MONAI and MLflow take seconds that --help need not wait for.
-    from lungsynth.chain import ChainSettings, run_chain
+    from lungsynth.chain.run import run_chain
+    from lungsynth.chain.settings import ChainSettings
     from lungsynth.tracking import DEFAULT_URI, ui_command
 
     try:

@@ -1,6 +1,6 @@
 """Trains the feature network that the judge of generated samples measures distances with, on training patients alone.
 
-python scripts/train_features.py nodules|lungs --cohort COHORT --out lungsynth/likeness/weights
+python scripts/train_features.py nodules|lungs --cohort COHORT --out lungsynth/similarity/weights
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     # Imported here, because torch and MONAI take seconds that --help need not wait for.
-    from lungsynth.likeness.feature_training import make_features
+    from evaluation.features.training import make_features
 
     try:
         path, validation = make_features(

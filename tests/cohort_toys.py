@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from lungsynth.ct import Volume, axial_affine, write_nifti
+from lungsynth.ct.volume import Volume, axial_affine
+from lungsynth.ct.write import write_nifti
 
 SPACING_MM = (5.0, 5.0, 5.0)
 SHAPE = (16, 64, 72)

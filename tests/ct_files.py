@@ -8,7 +8,8 @@ import pydicom
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from lungsynth.ct import SeriesFiles, Volume, axial_affine
+from lungsynth.ct.series import SeriesFiles
+from lungsynth.ct.volume import Volume, axial_affine
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SPACING_MM = (2.5, 0.7, 0.8)

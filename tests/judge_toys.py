@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from fake_bundles import linear_state, write_bundle, write_weights
 
+from evaluation.cohort_subsets import Subset
+from evaluation.composites import Composites
+from evaluation.segmentation.crops import read_crops
+from evaluation.segmentation.scans import read_scan
 from lungsynth.hounsfield import Label
-from lungsynth.judge.composites import Composites
-from lungsynth.judge.crops import read_crops
-from lungsynth.judge.scans import read_scan
-from lungsynth.judge.test_part import TestPart
 
 _DETECTING = '''
 """Detectors that are thresholds."""
@@ -85,7 +85,7 @@ class Oracle:
 
     operating_point = 0.5
 
-    def __init__(self, part: TestPart, composites: Composites) -> None:
+    def __init__(self, part: Subset, composites: Composites) -> None:
         self.answers = []
         for crop in read_crops(part, []):
             self._learn(crop.hu, [crop.lesion], crop.mask, crop.mask)

@@ -1,11 +1,12 @@
-"""Nodules and lungs small enough to see, for the tests of `lungsynth.layers`."""
+"""Nodules and lungs small enough to see, for the tests of `lungsynth.placement`."""
 
 from pathlib import Path
 
 import numpy as np
 
 from lungsynth.ct.volume import axial_affine
-from lungsynth.layers import Asset, AssetLibrary, Member, NoduleGroup
+from lungsynth.placement.assets import Asset, AssetLibrary
+from lungsynth.placement.groups import Member, NoduleGroup
 
 LUNG_HU, NODULE_HU = -850, 40
 

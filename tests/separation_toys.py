@@ -6,11 +6,11 @@ A voxel of 2000 + p HU is a nodule of p percent; everything else is not.
 import numpy as np
 from fake_bundles import linear_state, write_bundle
 
-from lungsynth.cohort.phantom import draw_patient
-from lungsynth.cohort.phantom_files import write_luna16, write_msd
-from lungsynth.cohort.phantom_nodules import NoduleSpec
-from lungsynth.ct import write_nifti
+from lungsynth.cohort.phantom.files import write_luna16, write_msd
+from lungsynth.cohort.phantom.nodules import NoduleSpec
+from lungsynth.cohort.phantom.patient import draw_patient
 from lungsynth.ct.volume import Volume
+from lungsynth.ct.write import write_nifti
 
 GRID = {"size_px": 96, "slices": 24, "slice_spacing_mm": 6.0}
 MIN_DIAMETER_MM = 8.0

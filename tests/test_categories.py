@@ -15,18 +15,19 @@ from fake_cohort import write_fake_cohort
 from generation_toys import write_toy_cohort
 from monai.bundle import ConfigParser
 
+from evaluation.cohort_subsets import open_subset
+from evaluation.generation.reference import matched_requests
+from evaluation.generation.run import GenerationSettings, evaluate_generation
+from evaluation.generation.stages import find_stages
 from lungsynth.bundles import nodule_rule, open_bundle, resolved_config
 from lungsynth.categories import ANY, CategoryRule
-from lungsynth.chain import ChainSettings, run_chain
 from lungsynth.chain.cohort_source import open_cohort
 from lungsynth.chain.plan_run import run_plan
 from lungsynth.chain.plan_settings import PlanSettings
+from lungsynth.chain.run import run_chain
+from lungsynth.chain.settings import ChainSettings
 from lungsynth.errors import InputError
-from lungsynth.judge.generation.reference import matched_requests
-from lungsynth.judge.generation.run import GenerationSettings, judge_generation
-from lungsynth.judge.generation.stages import find_stages
-from lungsynth.judge.test_part import open_test_part
-from lungsynth.layers import AssetLibrary
+from lungsynth.placement.assets import AssetLibrary
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "bundles" / "wcapsgan_bundle"
@@ -278,16 +279,16 @@ def test_the_judge_asks_in_the_generators_categories(other, tmp_path, monkeypatc
         seen.extend(arguments)
         raise KeyboardInterrupt  # before anything is measured, which takes minutes
 
-    monkeypatch.setattr("lungsynth.judge.generation.run._run_all", stop)
+    monkeypatch.setattr("evaluation.generation.run._run_all", stop)
     with pytest.raises(KeyboardInterrupt):
-        judge_generation(settings, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+        evaluate_generation(settings, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     generators, reference = seen[:2]
     assert set(reference.held_out.categories) == set(names)
     assert len(reference.held_out) == 18, "six patients, three nodules each"
     answer = generators[-1].open()
     assert answer(matched_requests(reference)).samples.categories == reference.held_out.categories
     assert reference.right is None, "nobody asked for a texture"
-    part = open_test_part(cohort, "test")
+    part = open_subset(cohort, "test")
     with pytest.raises(InputError, match=r"Table III compares slices composed by texture class.*evaluate\.py nodules"):
         find_stages(part, bundles, tmp_path, seed=0, wanted=["first_stage"])
 

@@ -13,16 +13,17 @@ from fake_bundles import linear_state, write_fake_bundles, write_weights
 from fake_cohort import write_fake_cohort
 
 import lungsynth.chain.render_stage
-import lungsynth.layers.library
+import lungsynth.placement.assets
 from lungsynth.bundles import open_bundle
-from lungsynth.chain import ChainSettings, run_chain
 from lungsynth.chain.check_stage import compare
 from lungsynth.chain.plan_stage import spread
-from lungsynth.chain.settings import Purpose, seeds
+from lungsynth.chain.run import run_chain
+from lungsynth.chain.settings import ChainSettings, SeedStream, seeds
 from lungsynth.ct.volume import lps_to_voxel
 from lungsynth.ct.write import read_plane
 from lungsynth.errors import InputError
-from lungsynth.layers import AssetLibrary, read_catalogue
+from lungsynth.placement.assets import AssetLibrary
+from lungsynth.placement.catalogue import read_catalogue
 from lungsynth.tracking import open_tracker
 
 COUNT = 12
@@ -130,8 +131,8 @@ def test_another_seed_gives_other_samples(finished, store, tmp_path):
 @pytest.mark.parametrize(
     ("module", "name", "calls"),
     [
-        (lungsynth.layers.library.AssetLibrary, "add_nodule", 5),
-        (lungsynth.layers.library.AssetLibrary, "add_lung", 2),
+        (lungsynth.placement.assets.AssetLibrary, "add_nodule", 5),
+        (lungsynth.placement.assets.AssetLibrary, "add_lung", 2),
         (lungsynth.chain.run, "make_catalogue", 1),
         (lungsynth.chain.render_stage, "write_plane", 7),
         (lungsynth.chain.run, "write_reports", 1),
@@ -264,8 +265,8 @@ def test_the_papers_numbers_come_out_at_a_million():
 
 
 def test_more_seeds_begin_with_the_fewer():
-    assert seeds(7, Purpose.GROUPS, 1, n=9)[:4] == seeds(7, Purpose.GROUPS, 1, n=4)
-    assert not set(seeds(7, Purpose.GROUPS, n=4)) & set(seeds(7, Purpose.SAMPLES, n=4))
+    assert seeds(7, SeedStream.GROUPS, 1, n=9)[:4] == seeds(7, SeedStream.GROUPS, 1, n=4)
+    assert not set(seeds(7, SeedStream.GROUPS, n=4)) & set(seeds(7, SeedStream.SAMPLES, n=4))
 
 
 @pytest.fixture(scope="module")

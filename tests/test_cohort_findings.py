@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from cohort_toys import SPACING_MM, make_chest_volume
 
-from lungsynth.cohort.findings import read_findings, sphere_nodule
 from lungsynth.cohort.patches import sphere_diameter_mm
-from lungsynth.cohort.volume_nodules import cut_nodule, nodule_row
-from lungsynth.ct import Annotations, NoduleSphere, SeriesFiles, voxel_to_lps
+from lungsynth.cohort.scan_nodules import cut_nodule, nodule_row, read_scan_nodules, sphere_nodule
+from lungsynth.ct.series import Annotations, NoduleSphere, SeriesFiles
+from lungsynth.ct.volume import voxel_to_lps
 
 CENTRE = (8, 32, 20)
 
@@ -47,7 +47,7 @@ def test_spheres_are_no_experts_masks():
         files=(Path("P-001_ct.nii.gz"),),
         annotations=Annotations(spheres=(sphere_at(volume, CENTRE, 24.0), sphere_at(volume, (8, 32, 52), 10.0))),
     )
-    findings = read_findings(files, volume)
+    findings = read_scan_nodules(files, volume)
     assert not findings.expert
     assert len(findings.nodules) == 1
     assert len(findings.notes) == 1

@@ -5,8 +5,7 @@ import pytest
 
 from lungsynth.cohort.calibration import Calibration, estimate_calibration
 from lungsynth.cohort.cubes import cut_cube
-from lungsynth.cohort.lidc_crops import read_crops
-from lungsynth.cohort.lidc_cubes import read_cubes
+from lungsynth.cohort.lidc_nodules import read_crops, read_cubes
 from lungsynth.cohort.patches import disc_diameter_mm, patches_from_planes, sphere_diameter_mm, texture_class
 from lungsynth.errors import InputError
 

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from cohort_toys import SHAPE, write_chest
 
-from lungsynth.cohort.patient_map import read_patient_map
+from lungsynth.cohort.collections import recognise
+from lungsynth.cohort.patient_table import read_patient_map
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
-from lungsynth.cohort.records import Part
-from lungsynth.cohort.sources import recognise
+from lungsynth.cohort.records import SeriesRows
 from lungsynth.cohort.tables import NODULE_COLUMNS, SERIES_COLUMNS
-from lungsynth.ct import read_plane, write_nifti
+from lungsynth.ct.write import read_plane, write_nifti
 from lungsynth.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,7 +117,7 @@ def test_lungs_have_the_generators_size(cohort):
 def test_a_run_that_was_stopped_ends_in_the_same_bytes(cohort, sources, tmp_path, monkeypatch):
     out, _ = cohort
     calls = []
-    original = Part.save
+    original = SeriesRows.save
 
     def stop_after_three(part, folder):
         if len(calls) == 3:
@@ -125,11 +125,11 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(cohort, sources, tmp_path
         calls.append(part.part_id)
         return original(part, folder)
 
-    monkeypatch.setattr(Part, "save", stop_after_three)
+    monkeypatch.setattr(SeriesRows, "save", stop_after_three)
     with pytest.raises(KeyboardInterrupt):
         prepare(sources, tmp_path / "C")
     assert not (tmp_path / "C" / "cohort.json").exists()
-    monkeypatch.setattr(Part, "save", lambda part, folder: (calls.append(part.part_id), original(part, folder)))
+    monkeypatch.setattr(SeriesRows, "save", lambda part, folder: (calls.append(part.part_id), original(part, folder)))
     prepare(sources, tmp_path / "C")
     assert len(calls) == len(set(calls)) == 6, "finished series are not prepared again"
     assert contents(tmp_path / "C") == contents(out)

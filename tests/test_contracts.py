@@ -24,34 +24,38 @@ from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation
 from separation_toys import MIN_DIAMETER_MM, write_rigged_bundles, write_sources
 from utility_toys import small_settings, write_bundles, write_cohort
 
+from evaluation.composed_slices.compose import ComposedSliceConfig, compose_slices
+from evaluation.enhancement import EnhancementSettings, evaluate_enhancement
+from evaluation.generation.run import GenerationSettings, evaluate_generation
+from evaluation.segmentation.baselines import MiddleGuess, NothingFound, ThresholdDetector
+from evaluation.segmentation.detection import detect
+from evaluation.segmentation.run import SegmentationSettings, evaluate_segmentation
+from evaluation.utility.run import evaluate_utility
 from lungsynth.bundles import open_bundle, resolved_config
-from lungsynth.chain import ChainSettings, run_chain
-from lungsynth.chain.plan_explain import PlanExplainer
-from lungsynth.chain.plan_record import PlanRecord, groups_path
 from lungsynth.chain.plan_run import run_plan
 from lungsynth.chain.plan_settings import PlanSettings
-from lungsynth.chain.slices import SliceSettings, make_slices
-from lungsynth.cohort.patches import PATCH_PX, PATCH_SPACING_MM, sphere_diameter_mm, texture_class
-from lungsynth.cohort.phantom_files import make_phantom_cohort
+from lungsynth.chain.run import run_chain
+from lungsynth.chain.settings import ChainSettings
+from lungsynth.cohort.patches import sphere_diameter_mm, texture_class
+from lungsynth.cohort.phantom.files import make_phantom_cohort
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 from lungsynth.cohort.records import RATINGS
+from lungsynth.cohort.resampling import PATCH_PX, PATCH_SPACING_MM
 from lungsynth.cohort.split import assign_splits
-from lungsynth.ct import Volume, axial_affine, read_plane, voxel_to_lps, write_plane
+from lungsynth.compositing.render import render
+from lungsynth.ct.volume import Volume, axial_affine, voxel_to_lps
+from lungsynth.ct.write import read_plane, write_plane
 from lungsynth.ct.write_dicom import SyntheticScan, dicom_bytes, synthetic_ct
-from lungsynth.export import Job, export_catalogue
+from lungsynth.export.shards import ExportJob
+from lungsynth.export.writer import export_catalogue
 from lungsynth.hounsfield import CT_RANGE_HU, NETWORK_WINDOW, Label, to_int16
-from lungsynth.judge.baselines import MiddleGuess, NothingFound, ThresholdDetector
-from lungsynth.judge.detection import detect
-from lungsynth.judge.enhancement import EnhancementSettings, judge_enhancement
-from lungsynth.judge.generation.run import GenerationSettings, judge_generation
-from lungsynth.judge.segmentation import SegmentationSettings, judge_segmentation
-from lungsynth.judge.utility.run import judge_utility
-from lungsynth.layers import AssetLibrary, read_catalogue, render
-from lungsynth.layers.assets import ALPHA_SCALE, content_hash
-from lungsynth.likeness.feature_network import load_feature_network
-from lungsynth.likeness.features import WEIGHTS
-from lungsynth.separation import SeparationSettings, separate_cohort
-from lungsynth.separation.finding import Outcome
+from lungsynth.placement.assets import ALPHA_SCALE, AssetLibrary, content_hash
+from lungsynth.placement.catalogue import read_catalogue
+from lungsynth.placement.explain import PlanExplainer
+from lungsynth.placement.plan_record import PlanRecord, groups_path
+from lungsynth.pseudo_labels.run import PseudoLabelConfig, pseudo_label_cohort
+from lungsynth.pseudo_labels.triage import CandidateStatus
+from lungsynth.similarity.features import WEIGHTS, load_feature_network
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACTS = (ROOT / "docs" / "contracts.md").read_text()
@@ -89,7 +93,7 @@ def judged(cohort, tmp_path_factory) -> Path:
     tell(weights / "unet.pt", train_minutes=20)
     paths = {"cohort": cohort, "out": folder / "out", "bundles": bundles, "weights": weights}
     settings = SegmentationSettings(**paths, methods=("unet", "dense_unet"), composites=2)
-    judge_segmentation(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    evaluate_segmentation(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
     return folder / "out"
 
 
@@ -102,10 +106,10 @@ def generated(tmp_path_factory) -> Path:
     paths = {"cohort": write_toy_cohort(folder / "cohort"), "out": folder / "out", "bundles": bundles}
     settings = GenerationSettings(**paths, weights=weights, kind="nodules", count=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lungsynth.judge.generation.two_sample._STEPS", 4)
-        for module in ("against", "figures"):
-            patch.setattr(f"lungsynth.judge.generation.{module}.RESAMPLES", 10)
-        judge_generation(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+        patch.setattr("evaluation.metrics.c2st._STEPS", 4)
+        for module in ("reference_distances", "figures"):
+            patch.setattr(f"evaluation.generation.{module}.RESAMPLES", 10)
+        evaluate_generation(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
     return folder / "out"
 
 
@@ -121,7 +125,7 @@ def utility(rated, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("utility")
     bundles = write_bundles(folder / "bundles", "contract_utility")
     settings = small_settings(rated, folder / "out", bundles, experiments=("classification",))
-    judge_utility(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    evaluate_utility(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
     return folder / "out"
 
 
@@ -129,7 +133,7 @@ def utility(rated, tmp_path_factory) -> Path:
 def slices(rated, tmp_path_factory) -> Path:
     """Whole slices of the phantom."""
     folder = tmp_path_factory.mktemp("slices") / "out"
-    make_slices(SliceSettings(cohort=rated, out=folder, count=2, held_out=3))
+    compose_slices(ComposedSliceConfig(cohort=rated, out=folder, count=2, held_out=3))
     return folder
 
 
@@ -149,12 +153,12 @@ def table_3(rated, slices, tmp_path_factory) -> Path:
     write_weights(folder / "weights" / "slices_dcgan.pt", linear_state(4))
     paths = {"cohort": rated, "out": folder / "out", "bundles": bundles, "weights": folder / "weights"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lungsynth.judge.generation.stages.PLANNED", 60)
-        patch.setattr("lungsynth.judge.generation.two_sample._STEPS", 4)
-        for module in ("against", "figures"):
-            patch.setattr(f"lungsynth.judge.generation.{module}.RESAMPLES", 10)
+        patch.setattr("evaluation.generation.stages.PLANNED", 60)
+        patch.setattr("evaluation.metrics.c2st._STEPS", 4)
+        for module in ("reference_distances", "figures"):
+            patch.setattr(f"evaluation.generation.{module}.RESAMPLES", 10)
         settings = GenerationSettings(**paths, kind="slices", slices=slices, count=2)
-        judge_generation(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+        evaluate_generation(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
     return folder / "out"
 
 
@@ -545,10 +549,10 @@ def separated(tmp_path_factory) -> tuple[Path, Path]:
     write_sources(folder / "sources")
     prepare_cohort([folder / "sources"], folder / "cohort", settings=PrepareSettings(), workers=1)
     bundles = write_rigged_bundles(folder / "bundles", "contract")
-    settings = SeparationSettings(
+    settings = PseudoLabelConfig(
         cohort=folder / "cohort", out=folder / "out", bundles=bundles, min_diameter_mm=MIN_DIAMETER_MM
     )
-    separate_cohort(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    pseudo_label_cohort(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
     return folder / "cohort", folder / "out"
 
 
@@ -599,8 +603,8 @@ def test_c9_4_a_row_for_each_candidate(separated):
     promised = re.search(r"a row a candidate.*?`([^`]+)`", CONTRACTS, flags=re.S).group(1)
     table = pd.read_csv(after / "separation.csv")
     assert [name.strip() for name in promised.split(",")] == list(table.columns)
-    assert set(table["outcome"]) == {outcome.value for outcome in Outcome}
-    assert all(f"`{outcome.value}`" in CONTRACTS for outcome in Outcome)
+    assert set(table["outcome"]) == {outcome.value for outcome in CandidateStatus}
+    assert all(f"`{outcome.value}`" in CONTRACTS for outcome in CandidateStatus)
 
 
 # C10 judged
@@ -629,7 +633,7 @@ def test_c10_2_methods_are_configs_with_weights(judged):
 
 
 def exported(chain: Path, out: Path, kind: str, **how: object) -> dict[str, bytes]:
-    export_catalogue(Job(catalogue=chain / "catalogue.parquet", out=out, format=kind), **how)
+    export_catalogue(ExportJob(catalogue=chain / "catalogue.parquet", out=out, format=kind), **how)
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
@@ -723,7 +727,7 @@ def enhanced(tmp_path_factory) -> Path:
     run_chain(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
     for kind, gate in (("gated", True), ("ungated", False)):
         catalogue = folder / "out" / "catalogue.parquet"
-        export_catalogue(Job(catalogue=catalogue, out=folder / kind, format="nifti", bundles=bundles, gate=gate))
+        export_catalogue(ExportJob(catalogue=catalogue, out=folder / kind, format="nifti", bundles=bundles, gate=gate))
     return folder
 
 
@@ -760,13 +764,13 @@ def test_c13_3_an_enhanced_export_says_what_became_of_labels_and_hu(enhanced):
 def test_c13_4_what_the_judge_says_of_the_enhancer(cohort, tmp_path):
     bundles = write_fake_bundles(tmp_path / "bundles", "judging")
     settings = EnhancementSettings(cohort=cohort, out=tmp_path / "out", bundles=bundles, composites=3)
-    result = judge_enhancement(settings)
+    result = evaluate_enhancement(settings)
     assert result == json.loads((tmp_path / "out" / "enhancement.json").read_text())
     promised = set(re.findall(r"`([a-z_0-9]+)`", CONTRACTS.split("**C13.4**")[1]))
     assert set(result) | set(result["gated"]) | set(result["gated"]["labels_kept"]) <= promised
     assert (result["composites"], result["nodules_found"]) == (3, 0)
     assert result["gated"]["slices_with_invented"]["value"] == 0
-    assert judge_enhancement(settings) == result, "an evaluation that is done is read again"
+    assert evaluate_enhancement(settings) == result, "an evaluation that is done is read again"
 
 
 # Dependencies are pinned once
@@ -798,7 +802,7 @@ def test_c15_1_what_slices_are(rated, slices):
 
 
 def test_c15_2_the_same_seed_gives_the_same_slices_and_the_bundle_reads_them(rated, slices, tmp_path):
-    make_slices(SliceSettings(cohort=rated, out=tmp_path / "again", count=2, held_out=3))
+    compose_slices(ComposedSliceConfig(cohort=rated, out=tmp_path / "again", count=2, held_out=3))
     for path in (path for path in slices.rglob("*") if path.is_file()):
         assert path.read_bytes() == (tmp_path / "again" / path.relative_to(slices)).read_bytes()
     root = ROOT / "bundles" / "wcapsgan_bundle"

@@ -7,7 +7,10 @@ from ct_files import SHARED, dicom_files, make_volume, write_dicom
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGLSLossless, generate_uid
 
-from lungsynth.ct import find_series, lps_to_voxel, read_slice_frames, read_volume
+from lungsynth.ct.dicom import read_slice_frames
+from lungsynth.ct.discover import find_series
+from lungsynth.ct.read import read_volume
+from lungsynth.ct.volume import lps_to_voxel
 from lungsynth.errors import InputError
 
 TILT = np.radians(12)

@@ -7,7 +7,9 @@ import SimpleITK as sitk  # noqa: N813
 from ct_files import SHARED, make_volume, save_nifti, write_dicom
 from test_ct_lidc import BOX, nodule, roi, square, write_xml
 
-from lungsynth.ct import find_series, read_nodules, read_volume
+from lungsynth.ct.annotations import read_nodules
+from lungsynth.ct.discover import find_series
+from lungsynth.ct.read import read_volume
 from lungsynth.errors import InputError
 
 HU = make_volume().hu.T

@@ -3,7 +3,8 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from ct_files import make_volume, one_file
 
-from lungsynth.ct import read_volume, voxel_to_lps
+from lungsynth.ct.read import read_volume
+from lungsynth.ct.volume import voxel_to_lps
 from lungsynth.errors import InputError
 
 

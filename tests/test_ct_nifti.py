@@ -5,18 +5,11 @@ import numpy as np
 import pytest
 from ct_files import make_volume, one_file, save_nifti
 
-from lungsynth.ct import (
-    NoduleSphere,
-    read_luna16_annotations,
-    read_lung_mask,
-    read_mask,
-    read_plane,
-    read_volume,
-    voxel_to_lps,
-    write_annotations,
-    write_nifti,
-    write_plane,
-)
+from lungsynth.ct.luna16 import read_luna16_annotations
+from lungsynth.ct.read import read_lung_mask, read_mask, read_volume
+from lungsynth.ct.series import NoduleSphere
+from lungsynth.ct.volume import voxel_to_lps
+from lungsynth.ct.write import read_plane, write_annotations, write_nifti, write_plane
 from lungsynth.errors import InputError
 
 HU = np.random.default_rng(1).integers(-1000, 400, (5, 6, 7)).astype(np.int16)  # x, y, z

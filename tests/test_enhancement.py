@@ -10,12 +10,18 @@ import pytest
 import torch
 from layers_toys import add_lung, add_nodule, group_at, library_in
 
-from lungsynth.enhancement import Changes, EnhancementStage, Gate, summary
-from lungsynth.enhancement.gate import GATE_RULES, passage
+from lungsynth.compositing.render import Renderer
+from lungsynth.enhancement.changes import Changes, change_summary
 from lungsynth.enhancement.identity import enhancement_identity, enhancement_key
+from lungsynth.enhancement.label_check import LABEL_CHECK_RULES, LabelCheck, transition_mask
 from lungsynth.enhancement.regions import regions_of
+from lungsynth.enhancement.stage import EnhancementStage
 from lungsynth.hounsfield import Label
-from lungsynth.layers import AssetLibrary, Box, LungShape, PlacementRules, Recipe, Renderer, make_recipe, resolve
+from lungsynth.placement.assets import AssetLibrary
+from lungsynth.placement.catalogue import Recipe, make_recipe
+from lungsynth.placement.lung_shape import Box, LungShape
+from lungsynth.placement.resolve import resolve
+from lungsynth.placement.rules import PlacementRules
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "bundles" / "cyclegan_bundle"))
 
@@ -166,7 +172,7 @@ def test_a_setting_that_changes_results_changes_the_key(bundles, monkeypatch, na
     ways = (True, False)
     before = [enhancement_identity(bundles, gate=gate) for gate in ways]
     if name == "gate":
-        monkeypatch.setattr("lungsynth.enhancement.identity.GATE_RULES", dict(GATE_RULES) | settings)
+        monkeypatch.setattr("lungsynth.enhancement.identity.LABEL_CHECK_RULES", dict(LABEL_CHECK_RULES) | settings)
     else:
         edit(bundles, name, **settings)
     after = [enhancement_identity(bundles, gate=gate) for gate in ways]
@@ -218,7 +224,7 @@ def run_gate(tmp_path: Path, enhance, detector=None):
     library = AssetLibrary(tmp_path)
     recipe, renderer = recipe_on(library, *PLACES), Renderer(library)
     sample = renderer.render(recipe)
-    stage = EnhancementStage(enhance, gate=Gate(detector or Bright()))
+    stage = EnhancementStage(enhance, gate=LabelCheck(detector or Bright()))
     return sample, *stage(sample, recipe.lung, renderer.layer(recipe))
 
 
@@ -255,7 +261,7 @@ def test_a_sample_that_cannot_be_mended_is_left_as_it_was_composed(tmp_path) -> 
     library = AssetLibrary(tmp_path)
     recipe, renderer = recipe_on(library, PLACES[0]), Renderer(library)
     sample, corner = renderer.render(recipe), int(renderer.render(recipe).image[0, 0])
-    stage = EnhancementStage(lambda hu, nodule: (hu + 1).astype(np.int16), gate=Gate(Touchy()))
+    stage = EnhancementStage(lambda hu, nodule: (hu + 1).astype(np.int16), gate=LabelCheck(Touchy()))
     image, outcome = stage(sample, recipe.lung, renderer.layer(recipe))
     assert (outcome.verdict, outcome.lost) == ("refused", 1)
     np.testing.assert_array_equal(image, sample.image)
@@ -264,7 +270,7 @@ def test_a_sample_that_cannot_be_mended_is_left_as_it_was_composed(tmp_path) -> 
 def test_a_nodule_never_found_is_not_lost_and_findings_of_the_lung_are_not_new(tmp_path) -> None:
     library, _, _ = library_in(tmp_path)
     recipe, renderer = recipe_on(library, PLACES[0]), Renderer(library)
-    sample, gate = renderer.render(recipe), Gate(Bright())
+    sample, gate = renderer.render(recipe), LabelCheck(Bright())
     row, column = (sample.boxes[0].row_from + 3.0, sample.boxes[0].column_from + 3.0)
     on, far = [0, row, column, 5, 0.9], [0, 20.0, 20.0, 5, 0.9]
     nothing = np.empty((0, 5))
@@ -285,7 +291,7 @@ def test_a_nodule_never_found_is_not_lost_and_findings_of_the_lung_are_not_new(t
 def test_within_the_margin_nothing_may_get_worse(tmp_path) -> None:
     library, _, _ = library_in(tmp_path)
     recipe, renderer = recipe_on(library, PLACES[0]), Renderer(library)
-    sample, gate = renderer.render(recipe), Gate(Bright(), margin=0.85, tolerance=0.1)
+    sample, gate = renderer.render(recipe), LabelCheck(Bright(), margin=0.85, tolerance=0.1)
     centre = sample.boxes[0].row_from + 3.0, sample.boxes[0].column_from + 3.0
 
     def worse(place, before: float, after: float) -> tuple[int, int, int, int]:
@@ -302,9 +308,9 @@ def test_within_the_margin_nothing_may_get_worse(tmp_path) -> None:
 
 
 def test_passage_is_smooth_and_leaves_nothing_of_the_change_on_the_spot() -> None:
-    from lungsynth.enhancement.gate import Spot
+    from lungsynth.enhancement.label_check import Spot
 
-    share = passage([Spot(20.0, 20.0, 3.0)], (60, 60))
+    share = transition_mask([Spot(20.0, 20.0, 3.0)], (60, 60))
     assert share[20, 20] == share[20, 26] == 0
     assert share[20, 45] == share[50, 50] == 1
     assert np.abs(np.diff(share[20])).max() < 0.15
@@ -330,5 +336,5 @@ def test_changes_add_up_and_their_figures_are_those_of_the_pixels() -> None:
     assert Changes.none().figures()["nodule_mean_hu"] is None
     facts = [{"verdict": "kept", "found": 2, "lost": 0, "invented": 0}] * 3
     facts.append({"verdict": "blended", "found": 2, "lost": 1, "invented": 1})
-    told = summary(facts, whole)
+    told = change_summary(facts, whole)
     assert (told["samples"], told["kept"], told["blended"], told["labels_kept"]) == (4, 3, 1, 1 - 1 / 8)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from lungsynth.judge.enhancement import EnhancementSettings
-from lungsynth.judge.generation.run import GenerationSettings
-from lungsynth.judge.segmentation import SegmentationSettings
-from lungsynth.judge.utility.settings import UtilitySettings
+from evaluation.enhancement import EnhancementSettings
+from evaluation.generation.run import GenerationSettings
+from evaluation.segmentation.run import SegmentationSettings
+from evaluation.utility.settings import UtilitySettings
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {

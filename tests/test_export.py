@@ -17,22 +17,19 @@ from layers_toys import add_lung, add_nodule, group_at
 from PIL import Image
 from pydicom.pixels import apply_modality_lut
 
+from lungsynth.compositing.render import Renderer
 from lungsynth.ct.write import read_plane
 from lungsynth.errors import InputError
-from lungsynth.export import FORMATS, Job, export_catalogue
-from lungsynth.export.job import Part, PartWriter
+from lungsynth.export.formats import FORMATS
+from lungsynth.export.shards import ExportJob, Shard, ShardWriter
+from lungsynth.export.writer import export_catalogue
 from lungsynth.hounsfield import DISPLAY_WINDOW
-from lungsynth.layers import (
-    AssetLibrary,
-    LungShape,
-    PlacementRules,
-    Renderer,
-    make_recipe,
-    read_catalogue,
-    resolve,
-    write_catalogue,
-)
-from lungsynth.layers.variants import Growth, variants
+from lungsynth.placement.assets import AssetLibrary
+from lungsynth.placement.catalogue import make_recipe, read_catalogue, write_catalogue
+from lungsynth.placement.growth import Growth, variants
+from lungsynth.placement.lung_shape import LungShape
+from lungsynth.placement.resolve import resolve
+from lungsynth.placement.rules import PlacementRules
 
 N = 6
 
@@ -57,7 +54,7 @@ def catalogue(tmp_path_factory) -> Path:
 
 def export(catalogue: Path, out: Path, kind: str, **settings: object) -> Path:
     how = {key: settings.pop(key) for key in ("begin", "end", "workers", "engine") if key in settings}
-    export_catalogue(Job(catalogue=catalogue, out=out, format=kind, **settings), **how)
+    export_catalogue(ExportJob(catalogue=catalogue, out=out, format=kind, **settings), **how)
     return out
 
 
@@ -83,13 +80,13 @@ def test_the_same_bytes_again_and_in_pieces(catalogue, tmp_path, kind, monkeypat
     out = tmp_path / "c"
     monkeypatch.setitem(FORMATS, kind, FORMATS[kind].__class__(write=FORMATS[kind].write, part_size=2))
     pieces = files(export(catalogue, tmp_path / "d", kind))
-    job = Job(catalogue=catalogue, out=out, format=kind)
-    PartWriter(job).write(Part(0, 2))
-    PartWriter(job).write(Part(2, 4))
-    job.record(Part(2, 4)).unlink()
+    job = ExportJob(catalogue=catalogue, out=out, format=kind)
+    ShardWriter(job).write(Shard(0, 2))
+    ShardWriter(job).write(Shard(2, 4))
+    job.record(Shard(2, 4)).unlink()
     victim = next(path for path in sorted(out.rglob("*")) if path.is_file() and not path.parent.name.startswith("."))
     victim.write_bytes(b"half")
-    job.record(Part(0, 2)).unlink()
+    job.record(Shard(0, 2)).unlink()
     (out / "export.json").write_text(json.dumps(job.identity()))
     assert files(export(catalogue, out, kind)) == pieces
     if not FORMATS[kind].shards and kind not in ("webdataset", "zarr"):
@@ -139,8 +136,8 @@ def test_a_stop_and_workers_change_no_byte_of_an_enhanced_export(catalogue, tmp_
     monkeypatch.setitem(FORMATS, "nifti", FORMATS["nifti"].__class__(write=FORMATS["nifti"].write, part_size=2))
     whole = export(catalogue, tmp_path / "whole", "nifti", bundles=bundles)
     out = tmp_path / "stopped"
-    job = Job(catalogue=catalogue, out=out, format="nifti", bundles=bundles)
-    PartWriter(job).write(Part(0, 2))
+    job = ExportJob(catalogue=catalogue, out=out, format="nifti", bundles=bundles)
+    ShardWriter(job).write(Shard(0, 2))
     (out / "export.json").write_text(json.dumps(job.identity()))
     kept = [np.load(path) for path in (out / ".enhanced").iterdir()]
     assert [int(share.min()) for _, share in kept] == [0, 0], "the spot is blended back, and that is kept with the lung"
@@ -165,7 +162,7 @@ def test_an_enhanced_export_does_not_go_on_with_other_settings(
     job = {"bundles": bundles, "end": 1}
     out = export(catalogue, tmp_path / "out", "png", **job)
     before = files(out)
-    claimed = Job(catalogue=catalogue, out=out, format="png", bundles=mine).identity()
+    claimed = ExportJob(catalogue=catalogue, out=out, format="png", bundles=mine).identity()
     assert claimed == json.loads((out / "export.json").read_text()), "the same settings elsewhere"
     edit_config(mine, name, component, **settings)
     with pytest.raises(InputError, match=f"another export, it differs in {part}\\."):
@@ -321,7 +318,7 @@ def test_what_cannot_be_is_refused(catalogue, tmp_path, settings, message):
 
 def test_a_format_a_growth_or_a_shards_range_that_does_not_exist_is_refused(catalogue, tmp_path):
     with pytest.raises(InputError, match="--format must be one of nifti"):
-        Job(catalogue=catalogue, out=tmp_path, format="jpeg")
+        ExportJob(catalogue=catalogue, out=tmp_path, format="jpeg")
     with pytest.raises(InputError, match="must rise"):
         Growth(days=(90, 0), doubling_days=100)
     with pytest.raises(InputError, match="doubling time must be positive"):

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 from test_judge_measures import case
 
+from evaluation.segmentation.figures import measure
+from evaluation.segmentation.folds import evaluate_folds, pool
+from evaluation.segmentation.records import SegmentationResult, save_result
+from evaluation.segmentation.scans import LungScore, ScanRecords
 from lungsynth.errors import InputError
-from lungsynth.judge.figures import measure
-from lungsynth.judge.folds import judge_folds, pool
-from lungsynth.judge.records import Outcome, save_outcome
-from lungsynth.judge.scans import LungScore, ScanRecords
 
 
-def fold(patient: str, *, dice: float, scores=(0.9,), alarms=()) -> Outcome:
+def fold(patient: str, *, dice: float, scores=(0.9,), alarms=()) -> SegmentationResult:
     lung = LungScore(series=patient, patient=patient, slices=9, dice=dice, worst_slice=0, worst_dice=dice)
     scan = case(scores, alarms, patient=patient)
-    return Outcome(scans=ScanRecords(cases=(scan,), unknown=(), lungs=(lung,)))
+    return SegmentationResult(scans=ScanRecords(cases=(scan,), unknown=(), lungs=(lung,)))
 
 
 FOLDS = [fold("a", dice=0.96), fold("b", dice=1.0, scores=(0.1,), alarms=(0.8, 0.7))]
@@ -51,8 +51,8 @@ def test_methods_that_every_fold_has_are_written(tmp_path):
     folds = [tmp_path / "0", tmp_path / "1"]
     for folder, outcome in zip(folds, FOLDS, strict=True):
         for name in ("nothing", "dense_unet"):
-            save_outcome(folder / ".parts" / f"{name}.json", outcome, identity="x")
-    save_outcome(folds[0] / ".parts" / "unet.json", FOLDS[0], identity="x")
+            save_result(folder / ".parts" / f"{name}.json", outcome, identity="x")
+    save_result(folds[0] / ".parts" / "unet.json", FOLDS[0], identity="x")
     said = {"nothing": None, "dense_unet": "held_out", "seen": "may_have_trained"}
 
     def write_table(folder: Path, split: str, said: dict[str, str | None]) -> None:
@@ -61,19 +61,19 @@ def test_methods_that_every_fold_has_are_written(tmp_path):
 
     write_table(folds[0], "0", {**said, "unet": "held_out"})
     write_table(folds[1], "1", said)
-    text = judge_folds(folds, tmp_path / "out")
+    text = evaluate_folds(folds, tmp_path / "out")
     assert "| dense_unet | 0.9800" in text
     assert "unet |" not in text.replace("dense_unet |", "")
     assert "seen" not in text
     assert text == (tmp_path / "out" / "cross_validation.md").read_text()
     (folds[1] / ".parts" / "dense_unet.json").write_text("{}")
     with pytest.raises(InputError, match=r"dense_unet\.json: expected the records of a method"):
-        judge_folds(folds, tmp_path / "out")
+        evaluate_folds(folds, tmp_path / "out")
     write_table(folds[1], "1", {"dense_unet": "may_have_trained"})
     with pytest.raises(InputError, match="no method in common whose weights were held out"):
-        judge_folds(folds, tmp_path / "out")
+        evaluate_folds(folds, tmp_path / "out")
     write_table(folds[1], "0", said)
     with pytest.raises(InputError, match="whose patients would count twice"):
-        judge_folds(folds, tmp_path / "out")
+        evaluate_folds(folds, tmp_path / "out")
     with pytest.raises(InputError, match=r"none/table_1\.json: expected what"):
-        judge_folds([folds[0], tmp_path / "none"], tmp_path / "out")
+        evaluate_folds([folds[0], tmp_path / "none"], tmp_path / "out")

@@ -18,41 +18,37 @@ from generation_toys import CATEGORIES, nodule, write_generator_bundle, write_to
 from scipy import linalg, stats
 from scipy.spatial.distance import cdist
 
+from evaluation.cohort_subsets import open_subset
+from evaluation.features.data import read_feature_data
+from evaluation.features.training import make_features
+from evaluation.generation.baselines import baselines
+from evaluation.generation.by_group import asked_by_size, likeness_by_category
+from evaluation.generation.condition_fidelity import agreement, diameter_figures, texture_figures
+from evaluation.generation.ct_checks import compare_checks, measure_checks
+from evaluation.generation.measurements import nodule_measurements
+from evaluation.generation.methods import (
+    GeneratedSamples,
+    GenerationMethod,
+    Requests,
+    find_generators,
+    known_generators,
+)
+from evaluation.generation.reference import matched_requests, read_reference
+from evaluation.generation.reference_distances import two_sample_rights
+from evaluation.generation.run import GenerationSettings, evaluate_generation
+from evaluation.generation.table_2_notes import _about_minutes
+from evaluation.metrics.bootstrap import estimate
+from evaluation.metrics.c2st import balanced_accuracy, c2st_cnn, c2st_logistic
+from evaluation.metrics.fid_kid import frechet_distance, inception_score, kernel_distance, kernel_matrices
+from evaluation.metrics.manifold import compare_manifolds
+from evaluation.metrics.ms_ssim import ms_ssim, pair_similarity
+from evaluation.segmentation.figures import SIZES_MM
+from evaluation.stored_weights import store_weights
 from lungsynth.errors import InputError
-from lungsynth.judge.bootstrap import estimate
-from lungsynth.judge.figures import SIZES_MM
-from lungsynth.judge.generation.against import two_sample_rights
-from lungsynth.judge.generation.asked import agreement, diameter_figures, texture_figures
-from lungsynth.judge.generation.by_group import asked_by_size, likeness_by_category
-from lungsynth.judge.generation.ct_checks import compare_checks, measure_checks
-from lungsynth.judge.generation.diversity import ms_ssim, pair_similarity
-from lungsynth.judge.generation.generators import Drawn, Generator, Requests, find_generators, known_generators
-from lungsynth.judge.generation.measurements import nodule_measurements
-from lungsynth.judge.generation.reference import matched_requests, read_reference
-from lungsynth.judge.generation.run import GenerationSettings, judge_generation
-from lungsynth.judge.generation.table_2_notes import _about_minutes
-from lungsynth.judge.generation.trivial import baselines
-from lungsynth.judge.generation.two_sample import (
-    balanced_accuracy,
-    tell_by_features,
-    tell_by_pixels,
-)
-from lungsynth.judge.stored_weights import store_weights
-from lungsynth.judge.test_part import open_test_part
-from lungsynth.likeness.copies import copy_threshold, find_copies
-from lungsynth.likeness.distances import (
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-    kernel_matrices,
-)
-from lungsynth.likeness.feature_data import read_feature_data
-from lungsynth.likeness.feature_network import load_feature_network
-from lungsynth.likeness.feature_training import make_features
-from lungsynth.likeness.features import open_features
-from lungsynth.likeness.folds import owner_folds, paired_folds
-from lungsynth.likeness.manifold import compare_manifolds
-from lungsynth.likeness.samples import Samples, join, pasted, read_lungs, read_nodules
+from lungsynth.similarity.copies import copy_threshold, find_copies
+from lungsynth.similarity.features import load_feature_network, open_features
+from lungsynth.similarity.folds import owner_folds, paired_folds
+from lungsynth.similarity.samples import Samples, join, on_uniform_lung, read_lungs, read_nodules
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = {
@@ -83,9 +79,9 @@ def nodules(seed: int, count: int = 24, *, noise: float = 0.0) -> Samples:
 @pytest.fixture(scope="module", autouse=True)
 def quick():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lungsynth.judge.generation.two_sample._STEPS", 60)
-        for module in ("against", "figures"):
-            patch.setattr(f"lungsynth.judge.generation.{module}.RESAMPLES", 30)
+        patch.setattr("evaluation.metrics.c2st._STEPS", 60)
+        for module in ("reference_distances", "figures"):
+            patch.setattr(f"evaluation.generation.{module}.RESAMPLES", 30)
         yield
 
 
@@ -211,12 +207,12 @@ def test_nobody_tells_equal_sets_and_everybody_tells_noise():
     real, same, noisy = nodules(1, 48), nodules(2, 48), nodules(2, 48, noise=150)
     ones = np.ones(48), np.ones(48)
     folds = owner_folds(real.owners, seed=0), owner_folds(same.owners, seed=0)
-    assert balanced_accuracy(tell_by_pixels(real, noisy, folds, seed=0), *ones) > 0.9
-    assert 0.3 < balanced_accuracy(tell_by_pixels(real, same, folds, seed=0), *ones) < 0.7
+    assert balanced_accuracy(c2st_cnn(real, noisy, folds, seed=0), *ones) > 0.9
+    assert 0.3 < balanced_accuracy(c2st_cnn(real, same, folds, seed=0), *ones) < 0.7
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(48, 4)), rng.normal(size=(48, 4))
-    assert balanced_accuracy(tell_by_features(x, y + 3, folds), *ones) > 0.9
-    assert 0.3 < balanced_accuracy(tell_by_features(x, y, folds), *ones) < 0.7
+    assert balanced_accuracy(c2st_logistic(x, y + 3, folds), *ones) > 0.9
+    assert 0.3 < balanced_accuracy(c2st_logistic(x, y, folds), *ones) < 0.7
 
 
 def test_further_real_samples_teach_what_one_patient_cannot():
@@ -226,8 +222,8 @@ def test_further_real_samples_teach_what_one_patient_cannot():
     folds = np.repeat([0, 1], 20), np.tile([0, 1], 20)
     known = np.concatenate([rng.normal((0, y), 1, (20, 2)) for y in (-4, -2, 0, 2, 4)])
     ones = np.ones(40), np.ones(40)
-    assert balanced_accuracy(tell_by_features(real, made, folds, known=known), *ones) > 0.85
-    assert balanced_accuracy(tell_by_features(real, made, folds), *ones) < 0.8
+    assert balanced_accuracy(c2st_logistic(real, made, folds, known=known), *ones) > 0.85
+    assert balanced_accuracy(c2st_logistic(real, made, folds), *ones) < 0.8
 
 
 def test_an_owner_has_one_fold_and_one_owner_is_refused():
@@ -237,7 +233,7 @@ def test_an_owner_has_one_fold_and_one_owner_is_refused():
     assert paired_folds(np.array([2, 0, 2, 1]), ["x", "x", "x", "y"]).tolist() == [2, 2, 2, 1]
     one = np.zeros(4, np.int64)
     with pytest.raises(InputError, match="two patients"):
-        tell_by_features(np.zeros((4, 2)), np.zeros((4, 2)), (one, one))
+        c2st_logistic(np.zeros((4, 2)), np.zeros((4, 2)), (one, one))
 
 
 # copies
@@ -337,7 +333,7 @@ def test_shipped_features_see_their_kind(cohort, kind):
     found = features(samples.hu[:4])
     assert found.vectors.shape == (4, 64)
     assert found.probabilities.sum(axis=1) == pytest.approx(1)
-    assert (ROOT / "lungsynth/likeness/weights" / f"{kind}_features.pt").stat().st_size < 1_500_000
+    assert (ROOT / "lungsynth/similarity/weights" / f"{kind}_features.pt").stat().st_size < 1_500_000
 
 
 def test_any_torchscript_file_serves_and_others_are_refused(tmp_path):
@@ -359,7 +355,7 @@ def test_any_torchscript_file_serves_and_others_are_refused(tmp_path):
 
 def test_pasted_nodules_keep_their_inside_and_lie_on_a_level_lung():
     samples = nodules(1, 3)
-    shown = pasted(samples)
+    shown = on_uniform_lung(samples)
     inside = samples.mask == 1
     assert (shown.hu[inside] == samples.hu[inside]).all()
     assert (shown.hu[samples.mask == 0] == -850).all()
@@ -387,7 +383,9 @@ def test_a_nodule_without_a_pixel_is_no_reference(cohort, tmp_path):
 def test_unequal_training_times_are_said_under_the_table(judged):
     _, result, _ = judged
     assert "Not trained for equal times" not in result.markdown  # 20 minutes each
-    one, other = (Generator(name=n, title=n, open=dict, identity=n, train_minutes=m) for n, m in (("a", 7), ("b", 45)))
+    one, other = (
+        GenerationMethod(name=n, title=n, open=dict, identity=n, train_minutes=m) for n, m in (("a", 7), ("b", 45))
+    )
     (text,) = _about_minutes([one, other, replace(one, title="c", train_minutes=None)])
     assert "in minutes: a 7, b 45." in text
     assert not list(_about_minutes([one, replace(one, title="d", train_minutes=8.75)]))
@@ -395,7 +393,7 @@ def test_unequal_training_times_are_said_under_the_table(judged):
 
 @pytest.mark.parametrize("kind", ["nodules", "lungs"])
 def test_the_own_method_at_the_others_budget_is_a_line(kind, cohort, tmp_path):
-    bundles, part = ROOT / "bundles", open_test_part(cohort)
+    bundles, part = ROOT / "bundles", open_subset(cohort)
     assert known_generators(bundles)[-2:] == ["w_capsulegan_equal", "w_capsulegan"]
     own = {"nodules": "model.pt", "lungs": "model_lung.pt"}[kind]
     stored = tmp_path / f"{kind}_w_capsulegan_equal.pt"
@@ -424,7 +422,7 @@ def test_weights_are_copied_as_they_are_below_three_megabytes(tmp_path):
 
 def test_methods_are_configs_with_weights(cohort, tmp_path):
     bundles, weights = write_generator_bundle(tmp_path, "named")
-    part = open_test_part(cohort)
+    part = open_subset(cohort)
     assert known_generators(bundles) == ["gan", "dcgan", "wgan", "w_capsulegan"]
     found, left_out = find_generators("nodules", part, bundles, weights)
     assert [each.name for each in found] == ["gan", "dcgan", "w_capsulegan"]
@@ -439,15 +437,15 @@ def test_methods_are_configs_with_weights(cohort, tmp_path):
 
 
 def test_rare_categories_have_distances_of_their_own(cohort, monkeypatch):
-    reference = read_reference(open_test_part(cohort), "nodules", open_features("domain", "nodules"), seed=0)
+    reference = read_reference(open_subset(cohort), "nodules", open_features("domain", "nodules"), seed=0)
     assert reference.held_out.categories.count("solid") == 6
     matched = baselines(reference.training, "toy")[0].open()(matched_requests(reference)).samples
-    shown, vectors = pasted(matched), reference.features(pasted(matched).hu)
+    shown, vectors = on_uniform_lung(matched), reference.features(on_uniform_lung(matched).hu)
     rights = two_sample_rights(matched, vectors, reference)
     assert likeness_by_category(shown, vectors, rights, reference) == {}  # six are too few
-    monkeypatch.setattr("lungsynth.judge.generation.by_group.FEWEST", 6)
+    monkeypatch.setattr("evaluation.generation.by_group.FEWEST", 6)
     assert likeness_by_category(shown, vectors, rights, reference) == {}  # so are six patients
-    monkeypatch.setattr("lungsynth.judge.generation.by_group.FEWEST_PATIENTS", 6)
+    monkeypatch.setattr("evaluation.generation.by_group.FEWEST_PATIENTS", 6)
     groups = likeness_by_category(shown, vectors, rights, reference)
     assert set(groups) == set(CATEGORIES)
     solid = groups["solid"]
@@ -465,14 +463,14 @@ def test_diameters_are_judged_by_the_size_that_was_asked_for():
     samples = nodules(1, 24)
     samples = replace(samples, owners=samples.names)
     asked = np.where(samples.diameter_mm > 10, samples.diameter_mm + 3.0, samples.diameter_mm)
-    drawn = Drawn(samples=samples, asked_mm=asked)
+    drawn = GeneratedSamples(samples=samples, asked_mm=asked)
     groups = asked_by_size((drawn, drawn), seed=0)
     assert list(groups) == [name for name in SIZES_MM if name in groups]
     assert groups["6-10 mm"]["diameter_within"].value == 1
     assert groups["10-20 mm"]["diameter_within"].value == 0
     assert groups["10-20 mm"]["diameter_bias_mm"].value == pytest.approx(-3)
     assert sum(group["diameter_within"].n for group in groups.values()) == 2 * len(samples)
-    assert asked_by_size((Drawn(samples=samples),), seed=0) == {}
+    assert asked_by_size((GeneratedSamples(samples=samples),), seed=0) == {}
 
 
 # the table
@@ -486,15 +484,15 @@ def judged(cohort, tmp_path_factory):
         kind="nodules", cohort=cohort, out=folder / "out", bundles=bundles, weights=weights, count=4
     )
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    return settings, judge_generation(settings, tracking_uri=uri), uri
+    return settings, evaluate_generation(settings, tracking_uri=uri), uri
 
 
 def test_what_the_memoriser_hands_out_does_not_depend_on_the_process():
     program = """
 import numpy as np
-from lungsynth.judge.generation.generators import Requests
-from lungsynth.likeness.samples import Samples
-from lungsynth.judge.generation.trivial import baselines
+from evaluation.generation.methods import Requests
+from lungsynth.similarity.samples import Samples
+from evaluation.generation.baselines import baselines
 
 names = tuple(str(i) for i in range(30))
 categories = tuple(("ground_glass", "part_solid", "solid")[i % 3] for i in range(30))
@@ -538,20 +536,20 @@ def test_table_2_has_its_keys_and_the_memoriser_is_all_copies(judged):
 
 def test_a_second_evaluation_goes_on_from_the_first_and_says_the_same(judged, monkeypatch):
     settings, first, uri = judged
-    monkeypatch.setattr("lungsynth.judge.generation.lines.measure_generator", None)
-    monkeypatch.setattr("lungsynth.judge.generation.lines._draw", None)
-    again = judge_generation(replace(settings, methods=("dcgan", "w_capsulegan")), tracking_uri=uri)
+    monkeypatch.setattr("evaluation.generation.results.measure_generator", None)
+    monkeypatch.setattr("evaluation.generation.results._draw", None)
+    again = evaluate_generation(replace(settings, methods=("dcgan", "w_capsulegan")), tracking_uri=uri)
     assert again.table["rows"] == first.table["rows"]
 
 
 def test_lungs_and_refusals(judged, cohort, tmp_path, capsys, caplog):
     settings, _, uri = judged
     lungs = replace(settings, kind="lungs", out=tmp_path / "lungs", methods=("w_capsulegan",), count=3)
-    table = judge_generation(lungs, tracking_uri=uri).table
+    table = evaluate_generation(lungs, tracking_uri=uri).table
     assert [row["method"] for row in table["rows"]] == ["memoriser", "average", "w_capsulegan"]
     assert (table["n"], table["n_patients"]) == (12, 6)
     with pytest.raises(InputError, match="held-out"):
-        judge_generation(replace(lungs, require_held_out=True), tracking_uri=uri)
+        evaluate_generation(replace(lungs, require_held_out=True), tracking_uri=uri)
     with pytest.raises(InputError, match="--count"):
         replace(lungs, count=0)
     main = runpy.run_path(str(ROOT / "scripts" / "evaluate.py"))["main"]

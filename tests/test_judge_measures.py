@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from evaluation.metrics.bootstrap import estimate, estimate_ratio
+from evaluation.metrics.dice import PixelCounts, dice, pixel_estimates
+from evaluation.metrics.froc import CPM_RATES, Froc
+from evaluation.metrics.matching import Case, FalsePositive, Lesion, ReferenceNodule, match
+from evaluation.tables import Column, TableRow, json_rows, paper_table
 from lungsynth.errors import InputError
-from lungsynth.judge.bootstrap import estimate, estimate_ratio
-from lungsynth.judge.froc import CPM_RATES, Froc
-from lungsynth.judge.matching import Alarm, Case, Lesion, Target, match
-from lungsynth.judge.pixels import PixelCounts, dice, pixel_estimates
-from lungsynth.judge.tables import Column, TableRow, json_rows, paper_table
 
 SPACING = (2.0, 0.5, 0.5)
 
@@ -26,7 +26,7 @@ def candidates(*rows) -> np.ndarray:
 
 def case(scores=(), alarms=(), *, patient="a", owner=None) -> Case:
     targets = tuple(
-        Target(
+        ReferenceNodule(
             id=str(index),
             patient=owner or patient,
             centre=(0, 0, 0),
@@ -38,7 +38,9 @@ def case(scores=(), alarms=(), *, patient="a", owner=None) -> Case:
         )
         for index, score in enumerate(scores)
     )
-    found = tuple(Alarm(centre=(0, 0, 0), diameter_mm=4, probability=p, nearest_mm=None) for p in sorted(alarms)[::-1])
+    found = tuple(
+        FalsePositive(centre=(0, 0, 0), diameter_mm=4, probability=p, nearest_mm=None) for p in sorted(alarms)[::-1]
+    )
     return Case(id="x", patient=patient, slices=1, seconds=1.0, marked=0, targets=targets, alarms=found)
 
 

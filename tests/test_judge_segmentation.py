@@ -12,23 +12,23 @@ import pandas as pd
 import pytest
 from judge_toys import Oracle, tell, write_method_bundle
 
+from evaluation.cohort_subsets import open_subset
+from evaluation.composites import Composites, evaluate_composites
+from evaluation.methods import find_methods, known_methods, open_detector, relation_to
+from evaluation.segmentation import evaluate as contestants
+from evaluation.segmentation.baselines import MiddleGuess, NothingFound, ThresholdDetector
+from evaluation.segmentation.crops import evaluate_crops, one_reader_ceiling, read_crops
+from evaluation.segmentation.detection import detect
+from evaluation.segmentation.failures import largest_failures
+from evaluation.segmentation.figures import measure
+from evaluation.segmentation.records import SegmentationResult, load_result, save_result
+from evaluation.segmentation.run import SegmentationSettings, evaluate_segmentation
+from evaluation.segmentation.scans import evaluate_scans, read_scan
 from lungsynth.bundles import open_bundle
-from lungsynth.cohort.phantom_files import make_phantom_cohort
+from lungsynth.cohort.phantom.files import make_phantom_cohort
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 from lungsynth.errors import InputError
-from lungsynth.judge import contestants
-from lungsynth.judge.baselines import MiddleGuess, NothingFound, ThresholdDetector
-from lungsynth.judge.composites import Composites, judge_composites
-from lungsynth.judge.crops import judge_crops, one_reader_ceiling, read_crops
-from lungsynth.judge.detection import detect
-from lungsynth.judge.failures import largest_failures
-from lungsynth.judge.figures import measure
-from lungsynth.judge.methods import find_methods, known_methods, open_detector, relation_to
-from lungsynth.judge.records import Outcome, load_outcome, save_outcome
-from lungsynth.judge.scans import judge_scans, read_scan
-from lungsynth.judge.segmentation import SegmentationSettings, judge_segmentation
-from lungsynth.judge.test_part import open_test_part
-from lungsynth.layers.assets import PATCH_SPACING_MM
+from lungsynth.placement.assets import PATCH_SPACING_MM
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = {
@@ -55,7 +55,7 @@ def cohort(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def part(cohort):
-    return open_test_part(cohort)
+    return open_subset(cohort)
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +64,17 @@ def composites(part):
         yield made
 
 
-def outcome_of(detector, part, composites) -> Outcome:
-    return Outcome(
+def outcome_of(detector, part, composites) -> SegmentationResult:
+    return SegmentationResult(
         operating_point=detector.operating_point,
-        crops=judge_crops(read_crops(part, []), detector, name="toy"),
-        composites=judge_composites(composites, detector, name="toy"),
-        scans=judge_scans(part, detector, name="toy", problems=[]),
+        crops=evaluate_crops(read_crops(part, []), detector, name="toy"),
+        composites=evaluate_composites(composites, detector, name="toy"),
+        scans=evaluate_scans(part, detector, name="toy", problems=[]),
     )
 
 
 @pytest.fixture(scope="module")
-def perfect(part, composites) -> Outcome:
+def perfect(part, composites) -> SegmentationResult:
     return outcome_of(Oracle(part, composites), part, composites)
 
 
@@ -140,13 +140,15 @@ def test_baselines_and_ceiling_are_in_between(part, composites):
     assert nothing.headline["balanced_accuracy"].value == 0.5
     assert nothing.headline["sensitivity"].value == nothing.headline["cpm"].value == 0.0
     assert "lung_dice" not in nothing.headline
-    ceiling = measure(Outcome(crops=one_reader_ceiling(read_crops(part, []))), seed=0)
+    ceiling = measure(SegmentationResult(crops=one_reader_ceiling(read_crops(part, []))), seed=0)
     assert 0.5 < ceiling.crops["dice"].value <= 1
     assert "sensitivity" not in ceiling.headline
 
 
 def test_a_guess_at_the_middle_passes_on_crops_and_fails_off_the_centre(part, composites):
-    figures = measure(Outcome(crops=judge_crops(read_crops(part, []), MiddleGuess(), name="middle")), seed=0)
+    figures = measure(
+        SegmentationResult(crops=evaluate_crops(read_crops(part, []), MiddleGuess(), name="middle")), seed=0
+    )
     assert figures.headline["sensitivity"].value == 1.0
     small = [nodule.diameter_mm / 2 < 7 for nodule in part.judged_nodules if nodule.drawn]
     assert figures.crops["sensitivity_off_centre"].value == pytest.approx(1 - np.mean(small))
@@ -171,11 +173,11 @@ def test_the_largest_errors_say_what_happened(part, composites):
 
 
 def test_records_are_kept_and_only_for_the_same_evaluation(perfect, tmp_path):
-    save_outcome(tmp_path / "a.json", perfect, identity="one")
-    assert load_outcome(tmp_path / "a.json", identity="one") == perfect
-    assert load_outcome(tmp_path / "a.json", identity="two") is None
+    save_result(tmp_path / "a.json", perfect, identity="one")
+    assert load_result(tmp_path / "a.json", identity="one") == perfect
+    assert load_result(tmp_path / "a.json", identity="two") is None
     (tmp_path / "a.json").write_text('{"identity": "one"}')
-    assert load_outcome(tmp_path / "a.json", identity="one") is None
+    assert load_result(tmp_path / "a.json", identity="one") is None
 
 
 # Detectors
@@ -247,7 +249,7 @@ def judged(cohort, tmp_path_factory) -> tuple[SegmentationSettings, str]:
     tell(weights / "unet.pt", split_hash=split_hash, train_minutes=20)
     settings = SegmentationSettings(cohort=cohort, out=folder / "out", bundles=bundles, weights=weights, composites=4)
     uri = f"sqlite:///{folder}/mlflow.db"
-    judge_segmentation(settings, tracking_uri=uri)
+    evaluate_segmentation(settings, tracking_uri=uri)
     return settings, uri
 
 
@@ -289,20 +291,20 @@ def test_a_second_run_takes_up_what_is_there_and_writes_the_same(judged, monkeyp
         return run(contestant, images)
 
     monkeypatch.setattr(contestants, "_judge", only_broken)
-    judge_segmentation(settings, tracking_uri=uri)
+    evaluate_segmentation(settings, tracking_uri=uri)
     assert [(settings.out / name).read_bytes() for name in files] == before
 
 
 def test_a_wanted_method_that_fails_is_an_error(judged):
     settings = SegmentationSettings(**{**vars(judged[0]), "methods": ("cnn_vgg",)})
     with pytest.raises(InputError, match=r"cnn_vgg: failed \(RuntimeError: no memory left\)"):
-        judge_segmentation(settings, tracking_uri=judged[1])
+        evaluate_segmentation(settings, tracking_uri=judged[1])
 
 
 def test_held_out_patients_can_be_required(judged, tmp_path):
     settings = SegmentationSettings(**{**vars(judged[0]), "out": tmp_path, "require_held_out": True})
     with pytest.raises(InputError, match="they may know the judged patients"):
-        judge_segmentation(settings, tracking_uri=judged[1])
+        evaluate_segmentation(settings, tracking_uri=judged[1])
 
 
 def _without_crops(cohort: Path) -> None:
@@ -327,7 +329,7 @@ def test_a_cohort_of_one_kind_gives_the_figures_it_can(judged, tmp_path, remove:
     shutil.copytree(judged[0].cohort, tmp_path / "cohort")
     remove(tmp_path / "cohort")
     changed = {"cohort": tmp_path / "cohort", "out": tmp_path / "out", "methods": ("dense_unet",)}
-    table = judge_segmentation(SegmentationSettings(**{**vars(judged[0]), **changed}), tracking_uri=judged[1]).table
+    table = evaluate_segmentation(SegmentationSettings(**{**vars(judged[0]), **changed}), tracking_uri=judged[1]).table
     row = table["rows"][-1]
     figures = {**row, "lung_dice_threshold": table["lung_dice_threshold"]}
     names = ("sensitivity", "dice", "cpm", "false_positives_per_slice", "lung_dice_threshold")
@@ -338,13 +340,13 @@ def test_a_cohort_of_one_kind_gives_the_figures_it_can(judged, tmp_path, remove:
 def test_one_bad_file_does_not_stop_it(judged, tmp_path, caplog):
     cohort = tmp_path / "cohort"
     shutil.copytree(judged[0].cohort, cohort)
-    part = open_test_part(cohort)
+    part = open_subset(cohort)
     (part.judged_nodules[0].patch).write_bytes(b"nothing")
     series = part.series[0]
     (cohort / "slices" / f"{series.id}_{series.indices[2]:04d}.nii.gz").write_bytes(b"nothing")
     changed = {"cohort": cohort, "out": tmp_path / "out", "methods": ("dense_unet",)}
     with caplog.at_level(logging.WARNING):
-        result = judge_segmentation(SegmentationSettings(**{**vars(judged[0]), **changed}), tracking_uri=judged[1])
+        result = evaluate_segmentation(SegmentationSettings(**{**vars(judged[0]), **changed}), tracking_uri=judged[1])
     text = " ".join(result.problems)
     assert f"nodules/{part.judged_nodules[0].id}.npz" in text
     assert f"slices/{series.id}_{series.indices[2]:04d}.nii.gz" in text
@@ -353,7 +355,7 @@ def test_one_bad_file_does_not_stop_it(judged, tmp_path, caplog):
 
 def test_a_cohort_without_test_patients_is_refused(cohort):
     with pytest.raises(InputError, match="its validation part has no patient"):
-        open_test_part(cohort, "validation")
+        open_subset(cohort, "validation")
 
 
 def test_the_script_judges_and_refuses(judged, tmp_path, capsys):

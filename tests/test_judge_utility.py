@@ -11,25 +11,20 @@ import pyarrow.parquet as pq
 import pytest
 from utility_toys import small_settings, write_bundles, write_cohort
 
+from evaluation.cohort_subsets import open_subset
+from evaluation.metrics.bootstrap import Estimate
+from evaluation.utility import classification, segmentation
+from evaluation.utility.arms import REAL, Arm, classifier_arms, segmentation_arms
+from evaluation.utility.classifier import TrainingSettings, balanced_accuracy, mean_hu_rule, train_classifier
+from evaluation.utility.estimates import compare, share_table
+from evaluation.utility.patches import Examples, copied, generated, held_out, joined, read_examples
+from evaluation.utility.report import ArmResult, chosen_line, sentences
+from evaluation.utility.run import evaluate_utility
+from evaluation.utility.settings import UtilitySettings
+from evaluation.utility.subcohort import CATEGORIES, choose_patients, make_subcohort
 from lungsynth.bundles import open_bundle, train_bundle
 from lungsynth.errors import InputError
-from lungsynth.judge.bootstrap import Estimate
-from lungsynth.judge.test_part import open_test_part
-from lungsynth.judge.utility import classification, segmentation
-from lungsynth.judge.utility.arms import REAL, Arm, classifier_arms, segmentation_arms
-from lungsynth.judge.utility.classifier import (
-    TrainingSettings,
-    balanced_accuracy,
-    mean_hu_rule,
-    train_classifier,
-)
-from lungsynth.judge.utility.estimates import compare, share_table
-from lungsynth.judge.utility.patches import Examples, copied, generated, held_out, joined, read_examples
-from lungsynth.judge.utility.report import Line, chosen_line, sentences
-from lungsynth.judge.utility.run import judge_utility
-from lungsynth.judge.utility.settings import UtilitySettings
-from lungsynth.judge.utility.subcohort import CATEGORIES, choose_patients, make_subcohort
-from lungsynth.layers import read_catalogue
+from lungsynth.placement.catalogue import read_catalogue
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,7 +43,7 @@ def bundles(tmp_path_factory) -> Path:
 def judged(cohort, bundles, tmp_path_factory):
     folder = tmp_path_factory.mktemp("judged")
     settings = small_settings(cohort, folder / "out", bundles)
-    return settings, judge_utility(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    return settings, evaluate_utility(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
 
 
 # Few patients
@@ -89,9 +84,9 @@ def test_a_subcohort_knows_no_other_training_patient(cohort, tmp_path):
     assert set(series[series["split"] == "training"]["patient_id"]) == chosen | lenders
     assert set(series["split"]) == {"training", "validation", "test"}
     assert made.split_hash != json.loads((cohort / "cohort.json").read_text())["split_hash"]
-    assert open_test_part(made.folder).nodules == tuple(
+    assert open_subset(made.folder).nodules == tuple(
         nodule.__class__(**{**vars(nodule), "patch": nodule.patch and made.folder / nodule.patch.relative_to(cohort)})
-        for nodule in open_test_part(cohort).nodules
+        for nodule in open_subset(cohort).nodules
     )
 
 
@@ -213,11 +208,11 @@ def test_seeds_that_disagree_widen_the_interval_and_pairs_narrow_that_of_a_diffe
     assert (better.low, better.high) == (pytest.approx(0.1), pytest.approx(0.1))
 
 
-def line(arm: Arm, validation: float, low: float, high: float, **changes) -> Line:
+def line(arm: Arm, validation: float, low: float, high: float, **changes) -> ArmResult:
     found = Estimate(value=(low + high) / 2, low=low, high=high, n=9, patients=3)
     facts = {"experiment": "classification", "patients": 10, "added": arm.dose, "seeds": (0,), "own_generator": False}
     figures = {"figures": {"balanced_accuracy": found}, "differences": {"balanced_accuracy": found}}
-    return Line(arm=arm, validation=validation, **{**facts, **figures, **changes})
+    return ArmResult(arm=arm, validation=validation, **{**facts, **figures, **changes})
 
 
 def test_the_dose_is_chosen_by_validation_and_a_difference_needs_its_interval():
@@ -267,11 +262,11 @@ def test_a_run_that_stands_is_not_done_again(judged, monkeypatch, tmp_path):
 
     monkeypatch.setattr(classification, "train_classifier", never)
     monkeypatch.setattr(segmentation, "train_bundle", never)
-    again = judge_utility(settings, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    again = evaluate_utility(settings, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     assert again.markdown == result.markdown
     changed = UtilitySettings(**{**vars(settings), "steps": settings.steps + 1})
     with pytest.raises(AssertionError, match="trained again"):
-        judge_utility(changed, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+        evaluate_utility(changed, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
 
 
 def test_a_generator_of_the_few_patients_is_taken_and_known(judged, bundles, tmp_path):
@@ -283,7 +278,7 @@ def test_a_generator_of_the_few_patients_is_taken_and_known(judged, bundles, tmp
     sidecar = json.loads((bundles / "wcapsgan_bundle" / "models" / "model.json").read_text())
     (generators / f"{made['name']}.json").write_text(json.dumps({**sidecar, "split_hash": made["split_hash"]}))
     one = {"experiments": ("classification",), "seeds": 1, "generators": generators, "out": tmp_path / "out"}
-    content = judge_utility(
+    content = evaluate_utility(
         UtilitySettings(**{**vars(settings), **one}), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db"
     ).content
     known = {row["arm"]: row["own_generator"] for row in content["classification"]}
@@ -310,7 +305,7 @@ def test_the_judged_part_must_show_nodules_with_a_texture(cohort, tmp_path):
     nodules = pd.read_csv(tmp_path / "plain" / "nodules.csv").assign(texture_class="unknown")
     nodules.to_csv(tmp_path / "plain" / "nodules.csv", index=False)
     with pytest.raises(InputError, match="has no nodule of"):
-        held_out(open_test_part(tmp_path / "plain"))
+        held_out(open_subset(tmp_path / "plain"))
 
 
 def test_a_bundle_that_refuses_its_data_says_so(bundles, tmp_path):

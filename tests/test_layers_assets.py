@@ -5,7 +5,7 @@ import pytest
 from layers_toys import add_lung, add_nodule, library_in, soft_disc
 
 from lungsynth.errors import InputError
-from lungsynth.layers import AssetLibrary
+from lungsynth.placement.assets import AssetLibrary
 
 
 def test_an_asset_is_stored_as_given_and_found_again(tmp_path):

@@ -4,21 +4,17 @@ import pytest
 import torch
 from layers_toys import add_lung, add_nodule, group_at, library_in
 
+from lungsynth.compositing.render import render
+from lungsynth.data.dataset import LayeredLungDataset
 from lungsynth.errors import InputError
-from lungsynth.layers import (
-    AssetLibrary,
-    LungShape,
-    PlacementRules,
-    analytic_presence,
-    draw_groups,
-    make_recipe,
-    plan,
-    read_catalogue,
-    render,
-    resolve,
-    write_catalogue,
-)
-from lungsynth.layers.dataset import LayeredLungDataset
+from lungsynth.placement.assets import AssetLibrary
+from lungsynth.placement.catalogue import make_recipe, read_catalogue, write_catalogue
+from lungsynth.placement.groups import draw_groups
+from lungsynth.placement.lung_shape import LungShape
+from lungsynth.placement.planning import plan_pairs
+from lungsynth.placement.presence import analytic_presence
+from lungsynth.placement.resolve import resolve
+from lungsynth.placement.rules import PlacementRules
 
 
 def fill(folder):
@@ -32,7 +28,7 @@ def fill(folder):
     groups = draw_groups(nodules, 40, seed=5, prior=analytic_presence())
     shapes = [LungShape.from_mask(library.load(lung.hash)[1] > 0, spacing_mm=lung.spacing_mm) for lung in lungs]
     recipes = []
-    for seed, (lung, group) in enumerate(plan(shapes, groups, keep=12)):
+    for seed, (lung, group) in enumerate(plan_pairs(shapes, groups, keep=12)):
         placed = resolve(shapes[lung], groups[group], PlacementRules()).placements
         recipes.append(make_recipe(lungs[lung], groups[group], placed, seed=seed, weights_nodule="w"))
     library.save_table()

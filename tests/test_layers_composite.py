@@ -5,21 +5,16 @@ import pytest
 from layers_toys import NODULE_HU, add_nodule, lung_hu, lung_mask, soft_disc
 from scipy import ndimage
 
+from lungsynth.compositing.nodule import NodulePatch, blur_steps, match_noise_and_edge, noise_class, resample_nodule
+from lungsynth.compositing.noise import measure_noise
+from lungsynth.compositing.overlay import LungBackground, overlay
+from lungsynth.compositing.render import render
 from lungsynth.ct.volume import axial_affine, lps_to_voxel
 from lungsynth.errors import InputError
-from lungsynth.layers import (
-    AssetLibrary,
-    LungLayer,
-    NodulePatch,
-    NodulePlacement,
-    make_recipe,
-    make_stamp,
-    measure_texture,
-    overlay,
-    render,
-)
-from lungsynth.layers.fit import blur_steps, fit_stamp, loudness_class
-from lungsynth.layers.groups import Member, NoduleGroup
+from lungsynth.placement.assets import AssetLibrary
+from lungsynth.placement.catalogue import make_recipe
+from lungsynth.placement.groups import Member, NoduleGroup
+from lungsynth.placement.resolve import NodulePlacement
 
 
 def patch(hu: np.ndarray, alpha: np.ndarray) -> NodulePatch:
@@ -32,8 +27,8 @@ def placement(row_px: float, col_px: float, **settings: object) -> NodulePlaceme
 
 
 def lay(base, mask, placed, nodule, *, spacing_mm=(0.7, 0.7), matched=False, seed=0):
-    lung = LungLayer.of(base, mask, spacing_mm=spacing_mm, matched=matched)
-    return overlay(lung, [(placed, make_stamp(placed, nodule, spacing_mm))], seed=seed)
+    lung = LungBackground.of(base, mask, spacing_mm=spacing_mm, matched=matched)
+    return overlay(lung, [(placed, resample_nodule(placed, nodule, spacing_mm))], seed=seed)
 
 
 FLAT = patch(np.full((64, 64), NODULE_HU), soft_disc(10.0))
@@ -169,7 +164,7 @@ def test_noise_is_not_added_twice_and_a_silent_lung_stays_silent():
 
 def test_a_nodule_louder_than_its_lung_is_smoothed_and_keeps_its_size():
     base, mask = noisy_lung(10.0, 0.6)
-    lung = LungLayer.of(base, mask, spacing_mm=(0.7, 0.7))
+    lung = LungBackground.of(base, mask, spacing_mm=(0.7, 0.7))
     stored = np.stack([40 + np.random.default_rng(4).normal(0, 120, (64, 64)), np.rint(soft_disc(30.0) * 16384)])
     placed, patches = placement(120.0, 160.0), []
 
@@ -177,14 +172,14 @@ def test_a_nodule_louder_than_its_lung_is_smoothed_and_keeps_its_size():
         patches.append(grain)
         return NodulePatch.from_asset(stored.astype(np.int16), blur_steps=steps, grain_steps=grain)
 
-    loudness = loudness_class(lung.texture)
-    stamp = fit_stamp(placed, patch_of, lung.spacing_mm, steps=2, loudness=loudness)
+    loudness = noise_class(lung.texture)
+    stamp = match_noise_and_edge(placed, patch_of, lung.spacing_mm, steps=2, loudness=loudness)
     image = overlay(lung, [(placed, stamp)]).image
     fine = np.diff(np.diff(image.astype(float), 2, axis=0), 2, axis=1)
     assert patches[0] == 0
     assert len(patches) > 1
     assert fine[110:128, 150:168].std() < 2 * fine[110:128, 60:78].std()
-    assert stamp.nodule.sum() == make_stamp(placed, patch_of(2, 0), lung.spacing_mm).nodule.sum()
+    assert stamp.nodule.sum() == resample_nodule(placed, patch_of(2, 0), lung.spacing_mm).nodule.sum()
 
 
 def test_noise_follows_the_seed():
@@ -210,14 +205,14 @@ def test_a_vessel_runs_on_through_ground_glass_and_the_wall_is_not_painted_over(
 def test_a_blurred_lung_gives_a_softer_edge():
     base, mask = noisy_lung(0.0, 0.0)
     soft = np.rint(ndimage.gaussian_filter(base.astype(float), 1.5)).astype(np.int16)
-    textures = [measure_texture(hu, mask, spacing_mm=(0.7, 0.7)) for hu in (base, soft)]
+    textures = [measure_noise(hu, mask, spacing_mm=(0.7, 0.7)) for hu in (base, soft)]
     assert textures[1].edge_mm == pytest.approx(1.05, rel=0.15)
     assert blur_steps(textures[0], 1.0) < blur_steps(textures[1], 1.0)
 
 
 def test_one_stamp_serves_all_places_of_one_fraction():
     spacing = (0.8, 0.8)
-    stamps = [make_stamp(placement(row, 40.75, rotation_deg=12.3), FLAT, spacing) for row in (33.25, 71.25, 71.5)]
+    stamps = [resample_nodule(placement(row, 40.75, rotation_deg=12.3), FLAT, spacing) for row in (33.25, 71.25, 71.5)]
     np.testing.assert_array_equal(stamps[0].weight, stamps[1].weight)
     assert stamps[0].weight.tobytes() != stamps[2].weight.tobytes()
 

@@ -5,11 +5,14 @@ from layers_toys import add_lung, add_nodule, group_at, lung_hu, lung_mask
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureTyped
 
+from lungsynth.data.dataset import LayeredLungDataset, LayeredLungLoader, LayeredLungStream, collate_layers
+from lungsynth.data.insert import RandInsertNodulesd
 from lungsynth.errors import InputError
-from lungsynth.layers import AssetLibrary, LungShape, PlacementRules, make_recipe, resolve, write_catalogue
-from lungsynth.layers.dataset import LayeredLungDataset, LayeredLungStream, collate_layers
-from lungsynth.layers.insert import RandInsertNodulesd
-from lungsynth.layers.loader import LayeredLungLoader
+from lungsynth.placement.assets import AssetLibrary
+from lungsynth.placement.catalogue import make_recipe, write_catalogue
+from lungsynth.placement.lung_shape import LungShape
+from lungsynth.placement.resolve import resolve
+from lungsynth.placement.rules import PlacementRules
 
 N = 10
 

@@ -5,24 +5,14 @@ import pytest
 from layers_toys import add_nodule, disc, group_at, lung_mask
 
 from lungsynth.errors import InputError
-from lungsynth.layers import (
-    AssetLibrary,
-    GroupSettings,
-    LungShape,
-    NoduleGroup,
-    PlacementRules,
-    PresencePrior,
-    Verdict,
-    analytic_presence,
-    draw_groups,
-    fit_presence,
-    plan,
-    resolve,
-)
-from lungsynth.layers.groups import PHASES
-from lungsynth.layers.lung_shape import UNITS_PER_MM
-from lungsynth.layers.members import GroupArrays
-from lungsynth.layers.scoring import score
+from lungsynth.placement.assets import AssetLibrary
+from lungsynth.placement.groups import PHASES, GroupArrays, GroupSettings, NoduleGroup, draw_groups
+from lungsynth.placement.lung_shape import UNITS_PER_MM, LungShape
+from lungsynth.placement.planning import plan_pairs
+from lungsynth.placement.presence import PresencePrior, analytic_presence, fit_presence
+from lungsynth.placement.resolve import resolve
+from lungsynth.placement.rules import PlacementRules, PlacementVerdict
+from lungsynth.placement.scoring import score
 
 RULES = PlacementRules()
 
@@ -105,7 +95,7 @@ def test_unit_positions_and_pixels_are_inverse():
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_kept_nodules_lie_in_the_lung_whole_and_apart(groups, index):
     shape, mask = shapes()[index], lung_mask() if index != 1 else None
-    kept = [placed for group in groups if (placed := resolve(shape, group, RULES)).verdict is Verdict.KEPT]
+    kept = [placed for group in groups if (placed := resolve(shape, group, RULES)).verdict is PlacementVerdict.KEPT]
     assert len(kept) > len(groups) / 3
     for nodule in itertools.chain.from_iterable(placed.placements for placed in kept):
         assert nodule.distance_mm >= RULES.clearance * nodule.diameter_mm / 2 - 0.02
@@ -127,11 +117,11 @@ def test_each_rejection_has_its_reason(nodules):
     small, large = nodules[0], nodules[-1]
     still = PlacementRules(max_shift_mm=1.0)
     middle = (50 / 221, 0.5)
-    assert resolve(shape, group_at(small, (0.5, 0.5)), still).verdict is Verdict.OUTSIDE_LUNG
-    assert resolve(shape, group_at(large, (0.03, 0.5)), still).verdict is Verdict.CROSSES_EDGE
-    assert resolve(shape, group_at(small, middle, middle), still).verdict is Verdict.OVERLAP
-    assert resolve(bloody, group_at(small, middle), still).verdict is Verdict.ON_VESSEL
-    assert resolve(shape, group_at(small, middle), still).verdict is Verdict.KEPT
+    assert resolve(shape, group_at(small, (0.5, 0.5)), still).verdict is PlacementVerdict.OUTSIDE_LUNG
+    assert resolve(shape, group_at(large, (0.03, 0.5)), still).verdict is PlacementVerdict.CROSSES_EDGE
+    assert resolve(shape, group_at(small, middle, middle), still).verdict is PlacementVerdict.OVERLAP
+    assert resolve(bloody, group_at(small, middle), still).verdict is PlacementVerdict.ON_VESSEL
+    assert resolve(shape, group_at(small, middle), still).verdict is PlacementVerdict.KEPT
     assert resolve(shape, group_at(small, (0.5, 0.5)), still).placements == ()
 
 
@@ -164,21 +154,21 @@ def test_the_plan_keeps_the_farthest_as_brute_force_does(groups, keep):
         if placed:
             ranked.append((-min(nodule.distance_mm for nodule in placed), lung, index))
     ranked.sort()
-    found = plan(lungs, groups, keep=keep)
+    found = plan_pairs(lungs, groups, keep=keep)
     assert list(found) == [(lung, index) for _, lung, index in ranked[:keep]]
     np.testing.assert_array_equal(found.pairs.min_distance_mm, [-entry[0] for entry in ranked[:keep]])
     assert found.candidates == sum(found.verdicts.values()) == len(lungs) * len(groups)
-    assert found.verdicts[Verdict.KEPT] == len(ranked)
+    assert found.verdicts[PlacementVerdict.KEPT] == len(ranked)
 
 
 def test_a_plan_may_limit_what_one_lung_gives(groups):
-    found = plan(shapes(), groups, keep=30, max_per_lung=10)
+    found = plan_pairs(shapes(), groups, keep=30, max_per_lung=10)
     assert np.bincount(found.pairs.lung).tolist() == [10, 10, 10]
 
 
 def test_a_plan_refuses_an_unknown_policy(groups):
     with pytest.raises(InputError, match="keep >= 1"):
-        plan(shapes(), groups, keep=0)
+        plan_pairs(shapes(), groups, keep=0)
 
 
 def test_a_shift_is_perpendicular_to_the_edge_in_mm_on_anisotropic_pixels(nodules):
@@ -195,4 +185,4 @@ def test_a_shift_is_perpendicular_to_the_edge_in_mm_on_anisotropic_pixels(nodule
 
 def test_a_lung_too_narrow_for_a_nodule_is_refused_however_far_it_may_be_moved(nodules):
     shape = LungShape.from_mask(disc((60, 60), (30, 30), 10), spacing_mm=(0.7, 0.7))
-    assert resolve(shape, group_at(nodules[-1], (0.4, 0.5)), RULES).verdict is Verdict.CROSSES_EDGE
+    assert resolve(shape, group_at(nodules[-1], (0.4, 0.5)), RULES).verdict is PlacementVerdict.CROSSES_EDGE

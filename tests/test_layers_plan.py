@@ -8,35 +8,35 @@ import pytest
 from layers_toys import add_nodule, disc, group_at, lung_hu, lung_mask
 
 from lungsynth.errors import InputError
-from lungsynth.layers import (
-    AssetLibrary,
-    LungShape,
-    PlacementRules,
-    Verdict,
-    analytic_presence,
-    draw_groups,
+from lungsynth.placement.assets import AssetLibrary
+from lungsynth.placement.catalogue import (
+    PlanWeights,
+    TableWriter,
     make_recipe,
-    plan,
     read_catalogue,
-    read_rules,
-    resolve,
+    sample_id,
+    sample_seeds,
     write_catalogue,
+    write_pairs,
 )
-from lungsynth.layers.catalogue_rows import PlanWeights, write_pairs
-from lungsynth.layers.catalogue_table import TableWriter, sample_id, sample_seeds
-from lungsynth.layers.explain import PairPlace, explain
-from lungsynth.layers.library_lungs import LibraryLungs
-from lungsynth.layers.lidc_presence import expected_distances, lidc_nodules_per_slice, lidc_presence
-from lungsynth.layers.mixing import Purpose, mix, mix_arrays
-from lungsynth.layers.policy import (
+from lungsynth.placement.explain import PairPlace, explain
+from lungsynth.placement.groups import draw_groups
+from lungsynth.placement.hashing import HashStream, hash_arrays, hash_words
+from lungsynth.placement.library_lungs import LibraryLungs
+from lungsynth.placement.lidc_presence import expected_distances, lidc_nodules_per_slice, lidc_presence
+from lungsynth.placement.lung_shape import LungShape
+from lungsynth.placement.planning import Pairs, TopK, in_turn, plan_pairs
+from lungsynth.placement.policy import (
     DISTANCE_EDGES_MM,
     SIZE_EDGES_MM,
-    Target,
+    TargetDistribution,
     balanced_target,
     distance_class,
     size_class,
 )
-from lungsynth.layers.selection import Best, Pairs, in_turn
+from lungsynth.placement.presence import analytic_presence
+from lungsynth.placement.resolve import resolve
+from lungsynth.placement.rules import PlacementRules, PlacementVerdict, read_rules
 
 ALL_TYPES = PlacementRules(types=("isolated", "juxta_pleural", "juxta_vascular"))
 
@@ -66,12 +66,12 @@ def groups(library):
     return draw_groups(nodules, 400, seed=3, prior=analytic_presence())
 
 
-def uneven() -> Target:
+def uneven() -> TargetDistribution:
     near = np.zeros(len(DISTANCE_EDGES_MM) + 1)
     near[1:6] = (1, 4, 3, 1, 1)
     sizes = np.zeros(len(SIZE_EDGES_MM) + 1)
     sizes[1:5] = (1, 2, 3, 2)
-    return Target(distance=near, size=sizes)
+    return TargetDistribution(distance=near, size=sizes)
 
 
 def counts(found, groups):
@@ -101,17 +101,17 @@ def counts(found, groups):
 def test_each_pair_is_explained_as_the_plan_decided(lungs, groups, rules, policy):
     groups = groups[:60]
     target = None if policy == "farthest" else uneven()
-    found = plan(lungs, groups, keep=40, rules=rules, policy=policy, target=target, seed=4)
-    kept, verdicts = set(found), dict.fromkeys(Verdict, 0)
+    found = plan_pairs(lungs, groups, keep=40, rules=rules, policy=policy, target=target, seed=4)
+    kept, verdicts = set(found), dict.fromkeys(PlacementVerdict, 0)
     for lung, shape in enumerate(lungs):
         for index, group in enumerate(groups):
             place = PairPlace(lung=lung, lung_hash=lung, group=index, groups=len(groups))
             said = explain(shape, group, place, rules=rules, ranking=found.ranking, threshold=found.threshold)
             verdicts[said.verdict] += 1
             assert said.kept == ((lung, index) in kept)
-            assert (said.verdict is Verdict.KEPT) == all(member.verdict == "KEPT" for member in said.members) or (
-                said.verdict is Verdict.OVERLAP and said.smallest_gap_mm < rules.gap_mm
-            )
+            assert (said.verdict is PlacementVerdict.KEPT) == all(
+                member.verdict == "KEPT" for member in said.members
+            ) or (said.verdict is PlacementVerdict.OVERLAP and said.smallest_gap_mm < rules.gap_mm)
             for member in said.members:
                 if member.verdict == "KEPT":
                     assert member.type in rules.types
@@ -132,17 +132,20 @@ def test_each_rule_has_its_reason(lungs, library):
     def verdict(lung, group, **rules):
         return resolve(lung, group, PlacementRules(**rules)).verdict
 
-    assert verdict(shape, right) is Verdict.KEPT
-    assert verdict(shape, right, max_distance_mm=20) is Verdict.TOO_FAR
-    assert verdict(shape, right, min_distance_mm=40, max_shift_mm=3) in (Verdict.TOO_NEAR, Verdict.CROSSES_EDGE)
-    assert verdict(shape, right, regions=("left",)) is Verdict.OUTSIDE_REGION
-    assert verdict(shape, left, regions=("left",)) is Verdict.KEPT
-    assert verdict(hollow, right) is Verdict.ON_AIRWAY
-    assert verdict(marked, right) is Verdict.KEPT  # a mask takes the place of the HU
-    assert verdict(marked, left) is Verdict.ON_VESSEL
-    assert verdict(marked, left, max_vessel_share=1.0) is Verdict.KEPT
-    assert verdict(marked, left, max_vessel_share=1.0, types=("isolated",)) is Verdict.WRONG_TYPE
-    assert verdict(shape, right, types=("juxta_pleural",)) is Verdict.WRONG_TYPE
+    assert verdict(shape, right) is PlacementVerdict.KEPT
+    assert verdict(shape, right, max_distance_mm=20) is PlacementVerdict.TOO_FAR
+    assert verdict(shape, right, min_distance_mm=40, max_shift_mm=3) in (
+        PlacementVerdict.TOO_NEAR,
+        PlacementVerdict.CROSSES_EDGE,
+    )
+    assert verdict(shape, right, regions=("left",)) is PlacementVerdict.OUTSIDE_REGION
+    assert verdict(shape, left, regions=("left",)) is PlacementVerdict.KEPT
+    assert verdict(hollow, right) is PlacementVerdict.ON_AIRWAY
+    assert verdict(marked, right) is PlacementVerdict.KEPT  # a mask takes the place of the HU
+    assert verdict(marked, left) is PlacementVerdict.ON_VESSEL
+    assert verdict(marked, left, max_vessel_share=1.0) is PlacementVerdict.KEPT
+    assert verdict(marked, left, max_vessel_share=1.0, types=("isolated",)) is PlacementVerdict.WRONG_TYPE
+    assert verdict(shape, right, types=("juxta_pleural",)) is PlacementVerdict.WRONG_TYPE
 
 
 def test_a_juxta_pleural_nodule_may_reach_into_the_wall(library):
@@ -156,8 +159,8 @@ def test_a_juxta_pleural_nodule_may_reach_into_the_wall(library):
 @pytest.mark.parametrize("keep", [120, 400])
 def test_matched_comes_out_as_the_target_says_where_there_is_a_choice(lungs, groups, keep):
     target = uneven()
-    anyhow = plan(lungs, groups, keep=keep, rules=ALL_TYPES, policy="farthest")
-    found = plan(lungs, groups, keep=keep, rules=ALL_TYPES, policy="matched", target=target, seed=1)
+    anyhow = plan_pairs(lungs, groups, keep=keep, rules=ALL_TYPES, policy="farthest")
+    found = plan_pairs(lungs, groups, keep=keep, rules=ALL_TYPES, policy="matched", target=target, seed=1)
     assert len(found) == keep
     for counted, before, wanted in zip(
         counts(found, groups), counts(anyhow, groups), (target.distance, target.size), strict=True
@@ -168,12 +171,12 @@ def test_matched_comes_out_as_the_target_says_where_there_is_a_choice(lungs, gro
 
 
 def test_matched_keeps_what_there_is_when_there_is_no_choice(lungs, groups):
-    found = plan(lungs, groups[:20], keep=10_000, policy="matched", target=uneven())
-    assert len(found) == found.verdicts[Verdict.KEPT]
+    found = plan_pairs(lungs, groups[:20], keep=10_000, policy="matched", target=uneven())
+    assert len(found) == found.verdicts[PlacementVerdict.KEPT]
 
 
 def test_what_lacks_is_added_until_all_are_equal():
-    real = Target(distance=np.arange(1.0, len(DISTANCE_EDGES_MM) + 2), size=np.ones(len(SIZE_EDGES_MM) + 1))
+    real = TargetDistribution(distance=np.arange(1.0, len(DISTANCE_EDGES_MM) + 2), size=np.ones(len(SIZE_EDGES_MM) + 1))
     target = balanced_target(real, real_nodules=55, nodules=45)
     assert (real.distance * 55 + target.distance * 45).tolist() == pytest.approx([10.0] * 10)
     some = balanced_target(real, real_nodules=55, nodules=3)
@@ -191,7 +194,7 @@ def test_the_best_do_not_depend_on_how_they_arrive():
     )
     results = []
     for size in (500, 60, 7):
-        best = Best(40, 2)
+        best = TopK(40, 2)
         order = rng.permutation(500) if size == 60 else np.arange(500)
         for begin in range(0, 500, size):
             best.add(pairs.take(order[begin : begin + size]))
@@ -207,14 +210,14 @@ def test_one_of_each_in_turn():
 
 def test_words_mix_alike_one_by_one_and_in_arrays():
     words = [0, 1, 2**63 + 5, 2**64 - 1]
-    mixed = mix_arrays(Purpose.ID, np.array(words, dtype=np.uint64), 7)
-    assert mixed.tolist() == [mix(Purpose.ID, word, 7) for word in words]
-    assert len({mix(Purpose.ID, a, b) for a in range(50) for b in range(50)}) == 2500
-    assert mix(Purpose.ID, 1) != mix(Purpose.SEED, 1)
+    mixed = hash_arrays(HashStream.ID, np.array(words, dtype=np.uint64), 7)
+    assert mixed.tolist() == [hash_words(HashStream.ID, word, 7) for word in words]
+    assert len({hash_words(HashStream.ID, a, b) for a in range(50) for b in range(50)}) == 2500
+    assert hash_words(HashStream.ID, 1) != hash_words(HashStream.SEED, 1)
 
 
 def test_rows_made_by_the_million_are_those_of_recipes(tmp_path, library, lungs, groups):
-    found = plan(lungs, groups, keep=200)
+    found = plan_pairs(lungs, groups, keep=200)
     with TableWriter(tmp_path / "rows.parquet", {"plan": {"a": 1}}) as writer:
         weights = PlanWeights(nodule="w", enhancer=None)
         write_pairs(writer, lungs.assets, [(found.pairs, groups)], seed=9, weights=weights)
@@ -283,4 +286,4 @@ def test_rules_that_cannot_be_are_refused(values, message):
 
 def test_a_policy_without_its_target_is_refused(lungs, groups):
     with pytest.raises(InputError, match="needs a target"):
-        plan(lungs, groups, keep=3, policy="balanced")
+        plan_pairs(lungs, groups, keep=3, policy="balanced")

@@ -21,9 +21,9 @@ from lung_seg.datalist import nodule_files, nodule_weights, read_datalist  # noq
 from lung_seg.losses import MaskedLoss  # noqa: E402
 from lung_seg.stacks import read_nodule  # noqa: E402
 
-from lungsynth.cohort.phantom_files import write_luna16  # noqa: E402
+from evaluation.cohort_subsets import open_subset  # noqa: E402
+from lungsynth.cohort.phantom.files import write_luna16  # noqa: E402
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort  # noqa: E402
-from lungsynth.judge.test_part import open_test_part  # noqa: E402
 
 TINY = {"channels": [4, 8], "convolutions": 1, "growth_rate": 2, "dense_layers": 2}
 SMALL = {"epoch_length": 2, "batch_size": 4, "size_px": 64, "tiles": 1, "max_epochs": 1, "val_interval": 1}
@@ -68,7 +68,7 @@ def test_balls_are_a_kind_of_their_own_that_nobody_drew(luna):
         assert [sample["kind"] for sample in with_balls[: len(kinds)]] == kinds
         assert len(with_balls) - len(kinds) == len(nodule_files(luna, part, balls=True)) >= 2
         assert len(nodule_weights(luna, part, balance=0.5, balls=True)) == len(with_balls) - len(kinds)
-    judged = open_test_part(luna)
+    judged = open_subset(luna)
     assert judged.judged_nodules, "scans are judged by centres"
     assert not any(nodule.drawn or nodule.votes for nodule in judged.nodules), "there are no crops to judge"
 

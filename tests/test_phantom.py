@@ -3,11 +3,14 @@ import pydicom
 import pytest
 from scipy import ndimage
 
-from lungsynth.cohort.phantom import FIELD_MM, NoduleSpec, draw_patient
-from lungsynth.cohort.phantom_files import make_phantom_cohort, series_uid, write_dicom, write_luna16, write_msd
-from lungsynth.cohort.phantom_lidc import edge_contour
-from lungsynth.cohort.phantom_vessels import grow_tree
-from lungsynth.ct import find_series, read_lung_mask, read_nodules, read_volume
+from lungsynth.cohort.phantom.files import make_phantom_cohort, series_uid, write_dicom, write_luna16, write_msd
+from lungsynth.cohort.phantom.lidc_xml import edge_contour
+from lungsynth.cohort.phantom.nodules import NoduleSpec
+from lungsynth.cohort.phantom.patient import FIELD_MM, draw_patient
+from lungsynth.cohort.phantom.vessels import grow_tree
+from lungsynth.ct.annotations import read_nodules
+from lungsynth.ct.discover import find_series
+from lungsynth.ct.read import read_lung_mask, read_volume
 from lungsynth.ct.volume import lps_to_voxel
 from lungsynth.errors import InputError
 

@@ -13,14 +13,17 @@ from fake_cohort import write_fake_cohort
 
 from lungsynth.bundles import open_bundle
 from lungsynth.chain.cohort_source import open_cohort
-from lungsynth.chain.plan_explain import PlanExplainer
-from lungsynth.chain.plan_record import PlanRecord, groups_path
 from lungsynth.chain.plan_run import run_plan
 from lungsynth.chain.plan_settings import PAPER, PlanSettings
-from lungsynth.chain.plan_targets import shares_of_samples
-from lungsynth.chain.real_nodules import measure
+from lungsynth.compositing.render import render
 from lungsynth.errors import InputError
-from lungsynth.layers import AssetLibrary, PlacementRules, read_catalogue, render
+from lungsynth.placement.assets import AssetLibrary
+from lungsynth.placement.catalogue import read_catalogue
+from lungsynth.placement.cohort_statistics import measure_nodules
+from lungsynth.placement.explain import PlanExplainer
+from lungsynth.placement.plan_record import PlanRecord, groups_path
+from lungsynth.placement.rules import PlacementRules
+from lungsynth.placement.targets import shares_of_samples
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +135,7 @@ def test_the_policies_of_real_data_run_from_a_cohort(planned, tmp_path, policy):
 
 
 def test_categories_get_their_shares(cohort):
-    real = measure(open_cohort(cohort))
+    real = measure_nodules(open_cohort(cohort))
     real = replace(real, diameters_mm={"solid": [8.0] * 60, "part_solid": [6.0] * 15, "ground_glass": [7.0] * 20})
     categories = ("ground_glass", "part_solid", "solid")
     assert list(shares_of_samples("farthest", 90, real, categories).values()) == [90, 90, 90]
@@ -141,7 +144,7 @@ def test_categories_get_their_shares(cohort):
 
 
 def test_a_cohort_is_measured(cohort):
-    real = measure(open_cohort(cohort))
+    real = measure_nodules(open_cohort(cohort))
     assert real.points.shape == (1, 2)
     assert real.points[0] == pytest.approx((12 / 85, 12 / 50), abs=0.02)
     assert real.distance_mm[0] == pytest.approx(24, abs=1.5)  # 12 pixels of 2 mm

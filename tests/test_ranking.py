@@ -9,21 +9,22 @@ import pytest
 from fake_bundles import write_fake_bundles
 from generation_toys import CATEGORIES, nodule, write_toy_cohort
 
-import lungsynth.chain.selecting
-from lungsynth.chain import ChainSettings, run_chain
-from lungsynth.chain.ranking import NEIGHBOURS, Scores, Selection, preference, select_by, unranked
-from lungsynth.chain.real_set import open_real_set
-from lungsynth.chain.selecting import Source, kept_assets, selection_figures
+import lungsynth.similarity.selection
+from lungsynth.chain.run import run_chain
+from lungsynth.chain.settings import ChainSettings
 from lungsynth.errors import InputError
-from lungsynth.layers import AssetLibrary
+from lungsynth.placement.assets import AssetLibrary
+from lungsynth.similarity.reference import open_reference_set
+from lungsynth.similarity.selection import CandidateSource, kept_assets, selection_figures
+from lungsynth.similarity.strategies import NEIGHBOURS, Selection, SimilarityScores, preference, select_by, unranked
 from lungsynth.tracking import open_tracker
 
 
-def scores(points, real, *, copied=(), unlike=()) -> Scores:
+def scores(points, real, *, copied=(), unlike=()) -> SimilarityScores:
     """Of candidates and real samples on a line."""
     flags = np.arange(len(points))
     distances = np.abs(np.subtract.outer(points, real))
-    return Scores(copied=np.isin(flags, copied), unlike=np.isin(flags, unlike), distances=distances)
+    return SimilarityScores(copied=np.isin(flags, copied), unlike=np.isin(flags, unlike), distances=distances)
 
 
 REAL = np.array([0.0] * 10 + [9.0] * 10)
@@ -133,8 +134,8 @@ class PlantedSampler:
 def chosen(cohort, folder, *, ranking="spread", candidates=2, wanted=10, first=1):
     """Origins of the kept of `TRIES` rounds of seeds, and the counts."""
     selection = Selection(ranking=ranking, candidates=candidates, cohort=cohort)
-    source = Source(
-        sampler=PlantedSampler(cohort), mask="alpha", selection=selection, real=open_real_set(cohort, "nodules")
+    source = CandidateSource(
+        sampler=PlantedSampler(cohort), mask="alpha", selection=selection, real=open_reference_set(cohort, "nodules")
     )
     library = AssetLibrary(folder)
 
@@ -168,9 +169,9 @@ def test_a_checkerboard_is_unlike_and_goes(cohort, tmp_path, ranking):
 
 def test_batches_of_the_sampler_and_the_judge_decide_nothing(cohort, tmp_path, monkeypatch):
     whole = chosen(cohort, tmp_path / "whole")
-    monkeypatch.setattr(lungsynth.chain.selecting, "_CHUNK", 3)
-    monkeypatch.setattr("lungsynth.likeness.features._BATCH", 7)
-    monkeypatch.setattr("lungsynth.likeness.copies._CHUNK", 5)
+    monkeypatch.setattr(lungsynth.similarity.selection, "_CHUNK", 3)
+    monkeypatch.setattr("lungsynth.similarity.features._BATCH", 7)
+    monkeypatch.setattr("lungsynth.similarity.copies._CHUNK", 5)
     assert chosen(cohort, tmp_path / "parts") == whole
 
 
@@ -178,7 +179,7 @@ def test_only_the_training_part_is_read(cohort, tmp_path, monkeypatch):
     read = []
     work = np.load
     monkeypatch.setattr(np, "load", lambda path, **options: read.append(Path(path).stem) or work(path, **options))
-    real = open_real_set(cohort, "nodules")
+    real = open_reference_set(cohort, "nodules")
     lists = json.loads((cohort / "nodules.json").read_text())
     assert set(read) == {entry["nodule_id"] for entry in lists["training"]}
     assert {len(category.vectors) for category in real.categories.values()} == {12}
@@ -187,7 +188,7 @@ def test_only_the_training_part_is_read(cohort, tmp_path, monkeypatch):
 
 def test_few_real_samples_rank_nothing_but_refuse_copies(tmp_path):
     cohort = write_toy_cohort(tmp_path / "few", patients=2 * NEIGHBOURS)
-    assert open_real_set(cohort, "nodules").categories == {}, "each has four others"
+    assert open_reference_set(cohort, "nodules").categories == {}, "each has four others"
     origins, counts = chosen(cohort, tmp_path / "out")
     assert counts.real == 0
     assert counts.copies >= 1

@@ -12,11 +12,11 @@ from separation_toys import GRID, MIN_DIAMETER_MM, boxes, write_rigged_bundles, 
 
 from lungsynth.chain.cohort_source import open_cohort
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
-from lungsynth.cohort.records import Part
-from lungsynth.ct import read_plane
+from lungsynth.cohort.records import SeriesRows
+from lungsynth.ct.write import read_plane
 from lungsynth.errors import InputError
-from lungsynth.separation import SeparationSettings, separate_cohort
-from lungsynth.separation import source as source_module
+from lungsynth.pseudo_labels import source as source_module
+from lungsynth.pseudo_labels.run import PseudoLabelConfig, pseudo_label_cohort
 
 ROOT = Path(__file__).resolve().parent.parent
 GAP_MM = 10.0
@@ -35,14 +35,14 @@ def made(tmp_path_factory):
 
 
 def separate(folder, out, *, cohort=None, threshold=0.5, bundles=None):
-    settings = SeparationSettings(
+    settings = PseudoLabelConfig(
         cohort=cohort or folder / "cohort",
         out=out,
         bundles=bundles or folder / "bundles",
         threshold=threshold,
         min_diameter_mm=MIN_DIAMETER_MM,
     )
-    return separate_cohort(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    return pseudo_label_cohort(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(made, separated, tmp_path
     folder, _ = made
     out, _ = separated
     saved = []
-    original = Part.save
+    original = SeriesRows.save
 
     def save(self, where):
         if len(saved) == 4:
@@ -190,7 +190,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(made, separated, tmp_path
         saved.append(self.part_id)
         return original(self, where)
 
-    monkeypatch.setattr(Part, "save", save)
+    monkeypatch.setattr(SeriesRows, "save", save)
     with pytest.raises(KeyboardInterrupt):
         separate(folder, tmp_path / "again")
     monkeypatch.undo()

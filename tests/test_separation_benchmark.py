@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from separation_toys import draw, paint, write_rigged_bundles, write_unlabelled
 
-from lungsynth.cohort.phantom_files import write_msd
+from lungsynth.cohort.phantom.files import write_msd
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -3,11 +3,12 @@ import pytest
 from separation_toys import write_rigged_bundles
 
 from lungsynth.cohort.records import SeriesRow, SliceRow
-from lungsynth.ct import Volume, axial_affine, write_plane
+from lungsynth.ct.volume import Volume, axial_affine
+from lungsynth.ct.write import write_plane
 from lungsynth.errors import InputError
-from lungsynth.separation.detection import find_candidates, open_detector, operating_point
-from lungsynth.separation.series import still_normal
-from lungsynth.separation.stacks import read_stacks
+from lungsynth.pseudo_labels.candidates import find_candidates, open_detector, operating_point
+from lungsynth.pseudo_labels.series import still_normal
+from lungsynth.pseudo_labels.stacks import read_stacks
 
 SPACING_MM = (2.0, 1.0, 1.0)
 SHAPE = (12, 48, 48)

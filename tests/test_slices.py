@@ -12,15 +12,15 @@ from fake_cohort import write_fake_cohort
 from monai.bundle import ConfigWorkflow
 from scipy import ndimage
 
+from evaluation.cohort_subsets import Subset
+from evaluation.composed_slices.compose import PARTS, ComposedSliceConfig, compose_slices
+from evaluation.generation import stages
+from evaluation.generation.methods import Requests
 from lungsynth.bundles import open_bundle
-from lungsynth.chain.slices import PARTS, SliceSettings, make_slices
 from lungsynth.cohort.slices import lung_on_grid, slice_on_grid
 from lungsynth.ct.write import read_plane
 from lungsynth.errors import InputError
-from lungsynth.judge.generation import stages
-from lungsynth.judge.generation.generators import Requests
-from lungsynth.judge.test_part import TestPart
-from lungsynth.likeness.samples import read_slices
+from lungsynth.similarity.samples import read_slices
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLE = ROOT / "bundles" / "wcapsgan_bundle"
@@ -38,9 +38,11 @@ def cohort(tmp_path_factory, bundles) -> Path:
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory, cohort) -> SliceSettings:
-    found = SliceSettings(cohort=cohort, out=tmp_path_factory.mktemp("slices") / "out", count=3, held_out=2, seed=4)
-    make_slices(found)
+def settings(tmp_path_factory, cohort) -> ComposedSliceConfig:
+    found = ComposedSliceConfig(
+        cohort=cohort, out=tmp_path_factory.mktemp("slices") / "out", count=3, held_out=2, seed=4
+    )
+    compose_slices(found)
     return found
 
 
@@ -48,7 +50,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def entries(settings: SliceSettings, name: str = "slices") -> dict[str, list[dict]]:
+def entries(settings: ComposedSliceConfig, name: str = "slices") -> dict[str, list[dict]]:
     return json.loads((settings.out / f"{name}.json").read_text())
 
 
@@ -80,16 +82,16 @@ def test_a_slice_is_its_lung_but_for_its_nodules(settings):
 
 def test_a_stop_costs_nothing_and_another_seed_is_refused(settings, tmp_path):
     again = replace(settings, out=tmp_path / "again")
-    counts = make_slices(again)
+    counts = compose_slices(again)
     whole = content(settings.out)
     assert content(again.out) == whole
     for path in [*sorted((again.out / "slices").iterdir())[:5], again.out / "cohort.json", again.out / "slices.json"]:
         path.unlink()
-    assert make_slices(again) == counts == make_slices(again)
+    assert compose_slices(again) == counts == compose_slices(again)
     assert content(again.out) == whole
     with pytest.raises(InputError, match="seed is 4 there and 5 here"):
-        make_slices(replace(again, seed=5))
-    make_slices(replace(again, out=tmp_path / "other", seed=5))
+        compose_slices(replace(again, seed=5))
+    compose_slices(replace(again, out=tmp_path / "other", seed=5))
     assert content(tmp_path / "other") != whole
 
 
@@ -99,7 +101,7 @@ def test_a_cohort_without_lungs_gives_no_slices(settings, tmp_path):
     (tmp_path / "nodules").symlink_to(settings.cohort / "nodules")
     (tmp_path / "lungs.json").write_text(json.dumps({part: [] for part in PARTS}))
     with pytest.raises(InputError, match="gives no slice"):
-        make_slices(replace(settings, cohort=tmp_path, out=tmp_path / "out"))
+        compose_slices(replace(settings, cohort=tmp_path, out=tmp_path / "out"))
     with pytest.raises(InputError, match="--held-out"):
         replace(settings, held_out=0)
 
@@ -115,7 +117,7 @@ def test_unlabelled_pixels_are_background_on_the_grid():
 
 def test_the_bundle_learns_and_makes_slices_in_one_piece(settings, tmp_path):
     folder = tmp_path / "slices"
-    make_slices(replace(settings, out=folder))
+    compose_slices(replace(settings, out=folder))
     listed = json.loads((folder / "slices.json").read_text())
     listed["validation"] = listed["test"]
     (folder / "slices.json").write_text(json.dumps(listed))
@@ -162,7 +164,7 @@ def test_the_bundle_learns_and_makes_slices_in_one_piece(settings, tmp_path):
 def test_the_two_stages_show_the_same_composites_before_and_after(bundles, cohort, tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "PLANNED", 30)
     facts = {"folder": cohort, "part": "test", "split_hash": "ab" * 32, "settings": {}, "sources": ()}
-    part = TestPart(**facts, identity="toy", nodules=(), series=(), lungs=())
+    part = Subset(**facts, identity="toy", nodules=(), series=(), lungs=())
     found, missing = stages.find_stages(part, bundles, tmp_path, seed=3)
     assert ([each.name for each in found], missing) == (["first_stage", "two_stage"], {})
     assert found[0].identity != found[1].identity

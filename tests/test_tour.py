@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lungsynth.ct import lps_to_voxel, read_plane
+from lungsynth.ct.volume import lps_to_voxel
+from lungsynth.ct.write import read_plane
 from lungsynth.hounsfield import Label
-from lungsynth.layers import read_catalogue
+from lungsynth.placement.catalogue import read_catalogue
 from lungsynth.tracking import open_tracker
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from fake_bundles import write_fake_bundles
 
-from lungsynth.cohort.phantom_files import make_phantom_cohort
+from evaluation.utility.settings import UtilitySettings
+from lungsynth.cohort.phantom.files import make_phantom_cohort
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
-from lungsynth.judge.utility.settings import UtilitySettings
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -16,14 +16,22 @@ from tqdm import tqdm
 from lungsynth.bundles import nodule_rule, open_bundle
 from lungsynth.categories import AS_LISTED, CategoryRule
 from lungsynth.chain.cohort_source import CohortSource
-from lungsynth.chain.ranking import Selection
-from lungsynth.chain.real_set import open_real_set
-from lungsynth.chain.selecting import TRIES, Counts, Source, Store, kept_assets, store_usable, write_selection
-from lungsynth.chain.settings import Purpose, Sizes, seeds, share
+from lungsynth.chain.settings import SeedStream, Sizes, seeds, share
 from lungsynth.ct.volume import axial_affine
 from lungsynth.errors import InputError
-from lungsynth.layers import Asset, AssetLibrary
-from lungsynth.likeness.samples import Kind
+from lungsynth.placement.assets import Asset, AssetLibrary
+from lungsynth.similarity.reference import open_reference_set
+from lungsynth.similarity.samples import SampleKind
+from lungsynth.similarity.selection import (
+    TRIES,
+    CandidateCounts,
+    CandidateSource,
+    Store,
+    kept_assets,
+    store_usable,
+    write_selection,
+)
+from lungsynth.similarity.strategies import Selection
 from lungsynth.types import Affine
 
 __all__ = [
@@ -96,7 +104,7 @@ def make_assets(
     Raises:
         InputError: when a sampler gives too few usable samples.
     """
-    counts: dict[Kind, dict[str, Counts]] = {
+    counts: dict[SampleKind, dict[str, CandidateCounts]] = {
         "nodules": _mix_nodules(library, samplers, sizes, selection, seed=seed, cohort=cohort),
         "lungs": _mix_lungs(library, samplers, sizes, selection, seed=seed, cohort=cohort),
     }
@@ -119,11 +127,11 @@ def _mix_nodules(
     *,
     seed: int,
     cohort: CohortSource | None,
-) -> dict[str, Counts]:
+) -> dict[str, CandidateCounts]:
     categories = list(samplers.nodules.categories)
     missing = dict(zip(categories, share(sizes.nodules, len(categories)), strict=True))
     for index, (category, n) in enumerate(zip(categories, share(sizes.real_nodules, len(categories)), strict=True)):
-        order = seeds(seed, Purpose.REAL_NODULES, index, n=1)[0]
+        order = seeds(seed, SeedStream.REAL_NODULES, index, n=1)[0]
         missing[category] -= len(_distinct(real_nodules(library, cohort, category, seed=order), n))
 
     def store(hu: np.ndarray, alpha: np.ndarray, *, category: str, origin: str) -> Asset:
@@ -131,7 +139,7 @@ def _mix_nodules(
         return library.add_nodule(hu, alpha, category=category, source="generated", origin=origin, weights=weights)
 
     source = _source(samplers.nodules, "nodules", selection, rule=samplers.rule)
-    return _generate(source, missing, store, purpose=Purpose.GENERATED_NODULES, seed=seed, what="nodules")
+    return _generate(source, missing, store, purpose=SeedStream.GENERATED_NODULES, seed=seed, what="nodules")
 
 
 def _mix_lungs(
@@ -142,8 +150,8 @@ def _mix_lungs(
     *,
     seed: int,
     cohort: CohortSource | None,
-) -> dict[str, Counts]:
-    order = seeds(seed, Purpose.REAL_LUNGS, n=1)[0]
+) -> dict[str, CandidateCounts]:
+    order = seeds(seed, SeedStream.REAL_LUNGS, n=1)[0]
     real = _distinct(real_lungs(library, cohort, seed=order), sizes.real_lungs)
     categories = list(samplers.lungs.categories)
     missing = dict(zip(categories, share(sizes.lungs - len(real), len(categories)), strict=True))
@@ -155,12 +163,12 @@ def _mix_lungs(
         return library.add_lung(hu, mask > 0, affine=affine, weights=samplers.lung_weights, **facts)
 
     source = _source(samplers.lungs, "lungs", selection)
-    return _generate(source, missing, store, purpose=Purpose.GENERATED_LUNGS, seed=seed, what="lungs")
+    return _generate(source, missing, store, purpose=SeedStream.GENERATED_LUNGS, seed=seed, what="lungs")
 
 
 def _generate(
-    source: Source, missing: Mapping[str, int], store: Store, *, purpose: Purpose, seed: int, what: str
-) -> dict[str, Counts]:
+    source: CandidateSource, missing: Mapping[str, int], store: Store, *, purpose: SeedStream, seed: int, what: str
+) -> dict[str, CandidateCounts]:
     """Stores as many generated ones of each category as are missing, and says what became of the candidates."""
     counts = {}
     for index, (category, wanted) in enumerate(missing.items()):
@@ -170,9 +178,11 @@ def _generate(
     return counts
 
 
-def _source(sampler: Any, kind: Kind, selection: Selection, *, rule: CategoryRule = AS_LISTED) -> Source:
-    real = open_real_set(selection.cohort, kind, rule=rule) if selection.cohort else None
-    return Source(sampler=sampler, mask="alpha" if kind == "nodules" else "mask", selection=selection, real=real)
+def _source(sampler: Any, kind: SampleKind, selection: Selection, *, rule: CategoryRule = AS_LISTED) -> CandidateSource:
+    real = open_reference_set(selection.cohort, kind, rule=rule) if selection.cohort else None
+    return CandidateSource(
+        sampler=sampler, mask="alpha" if kind == "nodules" else "mask", selection=selection, real=real
+    )
 
 
 def real_nodules(library: AssetLibrary, cohort: CohortSource | None, category: str, *, seed: int) -> Iterator[Asset]:
@@ -202,7 +212,7 @@ def _distinct(assets: Iterable[Asset], n: int) -> list[Asset]:
     return list(found.values())
 
 
-def _check_complete(found: list[Asset], wanted: int, counts: Counts, *, what: str) -> None:
+def _check_complete(found: list[Asset], wanted: int, counts: CandidateCounts, *, what: str) -> None:
     if len(found) < wanted:
         raise InputError(
             f"wcapsgan_bundle gave {len(found)} distinct usable {what} in {counts.generated} attempts, {wanted} are "

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lungsynth.chain.render_stage import image_path, mask_path
 from lungsynth.ct.write import read_plane
 from lungsynth.hounsfield import Label
-from lungsynth.layers import Recipe
+from lungsynth.placement.catalogue import Recipe
 from lungsynth.types import HuPlane, LabelPlane, MaskPlane
 
 __all__ = ["Segmenter", "check_samples", "compare"]

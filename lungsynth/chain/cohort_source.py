@@ -20,7 +20,7 @@ from lungsynth.types import Affine, HuPlane, LabelPlane, MaskPlane
 
 __all__ = ["CohortSource", "RealLung", "RealNodule", "open_cohort"]
 
-_LOG = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 _REMEDY = "Give --cohort a folder that scripts/prepare.py wrote."
 
 
@@ -108,7 +108,7 @@ class CohortSource:
                     largest = int(patch["largest"])
                     yield RealNodule(str(entries[index]["nodule_id"]), patch["hu"][largest], patch["alpha"][largest])
             except (OSError, KeyError, ValueError, IndexError, EOFError, zipfile.BadZipFile) as error:
-                _LOG.warning("%s: left out, not a nodule of a cohort (%s)", path, error)
+                _logger.warning("%s: left out, not a nodule of a cohort (%s)", path, error)
 
     def read_lungs(self, *, seed: int) -> Iterator[RealLung]:
         """The normal slices, in an order that the seed gives; unreadable files are reported and left out."""
@@ -117,7 +117,7 @@ class CohortSource:
             try:
                 hu, label, affine = self.read_pair(entry)
             except InputError as error:
-                _LOG.warning("left out: %s", error)
+                _logger.warning("left out: %s", error)
                 continue
             yield RealLung(_slice_id(entry), hu, label == Label.LUNG, affine)
 

@@ -10,30 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from lungsynth.chain.cohort_source import CohortSource, open_cohort
-from lungsynth.chain.plan_record import METADATA_KEY, PartRecord, PlanRecord, write_groups
 from lungsynth.chain.plan_settings import PlanSettings
 from lungsynth.chain.plan_stage import sample_seed
-from lungsynth.chain.plan_targets import rule_of, shares_of_samples, target_of
-from lungsynth.chain.real_nodules import RealNodules, measure
-from lungsynth.chain.settings import Purpose, Sizes, seeds
+from lungsynth.chain.settings import SeedStream, Sizes, seeds
 from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
-from lungsynth.layers import (
-    Asset,
-    AssetLibrary,
-    GroupSettings,
-    LungShape,
-    NoduleGroup,
-    Part,
-    Plan,
-    PresencePrior,
-    draw_groups,
-    plan_parts,
-    read_catalogue,
-)
-from lungsynth.layers.catalogue_rows import PlanWeights, write_pairs
-from lungsynth.layers.catalogue_table import TableWriter
-from lungsynth.layers.library_lungs import LibraryLungs
+from lungsynth.placement.assets import Asset, AssetLibrary
+from lungsynth.placement.catalogue import PlanWeights, TableWriter, read_catalogue, write_pairs
+from lungsynth.placement.cohort_statistics import NoduleStatistics, measure_nodules
+from lungsynth.placement.groups import GroupSettings, NoduleGroup, draw_groups
+from lungsynth.placement.library_lungs import LibraryLungs
+from lungsynth.placement.lung_shape import LungShape
+from lungsynth.placement.plan_record import METADATA_KEY, PartRecord, PlanRecord, write_groups
+from lungsynth.placement.planning import CategoryPlan, PlacementPlan, plan_categories
+from lungsynth.placement.presence import PresencePrior
+from lungsynth.placement.targets import rule_of, shares_of_samples, target_of
 
 __all__ = ["PlanOutcome", "run_plan"]
 
@@ -71,11 +62,13 @@ def run_plan(settings: PlanSettings) -> PlanOutcome:
         if json.loads(json.dumps(identity)) != record.identity:
             raise InputError(f"{settings.out}: holds another plan. Give another --out, or repeat its settings.")
         return PlanOutcome(record=record, asset_seconds=asset_seconds, plan_seconds=0.0)
-    record = _plan(settings, library, measure(cohort), identity)
+    record = _plan(settings, library, measure_nodules(cohort), identity)
     return PlanOutcome(record=record, asset_seconds=asset_seconds, plan_seconds=time.monotonic() - started)
 
 
-def _plan(settings: PlanSettings, library: AssetLibrary, real: RealNodules, identity: Mapping[str, Any]) -> PlanRecord:
+def _plan(
+    settings: PlanSettings, library: AssetLibrary, real: NoduleStatistics, identity: Mapping[str, Any]
+) -> PlanRecord:
     lungs = LibraryLungs.of(library, real_voxels=settings.real_voxels, vessel_masks=settings.vessel_masks)
     lungs = lungs.first(settings.lungs)
     nodules = _nodules(library, settings)
@@ -85,7 +78,7 @@ def _plan(settings: PlanSettings, library: AssetLibrary, real: RealNodules, iden
         category: _draw(pool, index, settings, real, prior) for index, (category, pool) in enumerate(nodules.items())
     }
     parts = _parts(settings, groups, real, prior, sample)
-    plans = plan_parts(
+    plans = plan_categories(
         lungs, parts, lung_hashes=lungs.hashes, rules=settings.placement_rules, seed=sample_seed(settings.seed)
     )
     record = PlanRecord(
@@ -114,7 +107,7 @@ def _library(settings: PlanSettings, cohort: CohortSource | None) -> AssetLibrar
     # Here, because torch and MONAI take seconds and half a gigabyte that a plan of a library does not need.
     from lungsynth.bundles import read_weights
     from lungsynth.chain.asset_stage import LUNG_WEIGHTS, make_assets, open_samplers
-    from lungsynth.chain.real_set import selection_identity
+    from lungsynth.similarity.reference import selection_identity
 
     weights = {
         "nodule_weights": read_weights(settings.bundles, "wcapsgan").sha256,
@@ -182,27 +175,27 @@ def _nodules(library: AssetLibrary, settings: PlanSettings) -> dict[str, list[As
 
 
 def _draw(
-    pool: Sequence[Asset], index: int, settings: PlanSettings, real: RealNodules, prior: PresencePrior
+    pool: Sequence[Asset], index: int, settings: PlanSettings, real: NoduleStatistics, prior: PresencePrior
 ) -> list[NoduleGroup]:
     drawn = GroupSettings(count_probabilities=real.counts(), diameter_range_mm=real.diameter_range_mm(pool[0].category))
-    seed = seeds(settings.seed, Purpose.GROUPS, index, n=1)[0]
+    seed = seeds(settings.seed, SeedStream.GROUPS, index, n=1)[0]
     return draw_groups(pool, settings.groups, seed=seed, prior=prior, settings=drawn)
 
 
 def _parts(
     settings: PlanSettings,
     groups: Mapping[str, Sequence[NoduleGroup]],
-    real: RealNodules,
+    real: NoduleStatistics,
     prior: PresencePrior,
     sample: Sequence[LungShape],
-) -> dict[str, Part]:
+) -> dict[str, CategoryPlan]:
     keeps = shares_of_samples(settings.policy, settings.keep, real, tuple(groups))
     parts = {}
     for category, keep in keeps.items():
         own = groups[category]
         per_group = sum(len(group.members) for group in own) / len(own)
         target = target_of(settings.policy, category, real, prior, sample, nodules=keep * per_group)
-        parts[category] = Part(groups=own, keep=keep, policy=settings.policy, target=target)
+        parts[category] = CategoryPlan(groups=own, keep=keep, policy=settings.policy, target=target)
     return parts
 
 
@@ -221,7 +214,7 @@ def _weights(settings: PlanSettings, nodules: Mapping[str, Sequence[Asset]]) -> 
 
 
 def _figures(
-    lungs: LibraryLungs, nodules: Mapping[str, Sequence[Asset]], plans: Mapping[str, Plan]
+    lungs: LibraryLungs, nodules: Mapping[str, Sequence[Asset]], plans: Mapping[str, PlacementPlan]
 ) -> dict[str, float | int | None]:
     """Images out / images in: slices of real lungs, and the slices from which real nodules were cut."""
     real_lungs = sum(asset.source == "real" for asset in lungs.assets)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from lungsynth.chain.ranking import Selection, select_by
 from lungsynth.errors import InputError
-from lungsynth.layers import PlacementRules
-from lungsynth.layers.policy import Policy
+from lungsynth.placement.policy import Policy
+from lungsynth.placement.rules import PlacementRules
+from lungsynth.similarity.strategies import Selection, select_by
 
 __all__ = ["PAPER", "PlanSettings", "default_rules"]
 
@@ -34,7 +34,7 @@ class PlanSettings:
         groups: nodule groups a category.
         keep: samples a category (`matched`, `balanced`: of the category that gets most).
         nodules: distinct nodules a category.
-        policy: see `layers.policy`.
+        policy: see `placement.policy`.
         seed: of everything random, not negative.
         rules: of placement; those of the policy when None.
         bundles: folder of the bundles; needed to make assets, and to enhance.

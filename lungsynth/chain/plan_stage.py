@@ -16,14 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from lungsynth.chain.cohort_source import CohortSource
-from lungsynth.chain.real_nodules import measure
-from lungsynth.chain.settings import ChainSettings, Purpose, seeds, share
+from lungsynth.chain.settings import ChainSettings, SeedStream, seeds, share
 from lungsynth.errors import InputError
-from lungsynth.layers import AssetLibrary, GroupSettings, LungShape, NoduleGroup, Plan, PresencePrior, draw_groups, plan
-from lungsynth.layers.catalogue_rows import PlanWeights, write_pairs
-from lungsynth.layers.catalogue_table import TableWriter
-from lungsynth.layers.library_lungs import LibraryLungs
-from lungsynth.layers.selection import Pairs
+from lungsynth.placement.assets import AssetLibrary
+from lungsynth.placement.catalogue import PlanWeights, TableWriter, write_pairs
+from lungsynth.placement.cohort_statistics import measure_nodules
+from lungsynth.placement.groups import GroupSettings, NoduleGroup, draw_groups
+from lungsynth.placement.library_lungs import LibraryLungs
+from lungsynth.placement.lung_shape import LungShape
+from lungsynth.placement.planning import Pairs, PlacementPlan, plan_pairs
+from lungsynth.placement.presence import PresencePrior
 
 __all__ = ["Presence", "make_catalogue", "presence", "sample_seed", "spread"]
 
@@ -42,7 +44,7 @@ class Presence:
 
 def presence(library: AssetLibrary, cohort: CohortSource | None) -> Presence:
     """LIDC-IDRI's nodules on the lungs of a library, and those of the cohort's training slices."""
-    real = measure(cohort)
+    real = measure_nodules(cohort)
     prior = real.presence(LibraryLungs.of(library).sample())
     return Presence(prior=prior, settings=GroupSettings(count_probabilities=real.counts()))
 
@@ -74,7 +76,7 @@ def make_catalogue(
     for index, (category, keep) in enumerate(zip(categories, share(settings.count, len(categories)), strict=True)):
         if keep:
             pool = [asset for asset in nodules if asset.category == category]
-            seed = seeds(settings.seed, Purpose.GROUPS, index, n=1)[0]
+            seed = seeds(settings.seed, SeedStream.GROUPS, index, n=1)[0]
             draw = partial(draw_groups, pool, seed=seed, prior=found.prior, settings=found.settings)
             begin = max(1, share(settings.sizes.groups, len(categories))[index])
             planned, groups = _plan_enough(shapes, draw, keep, begin=begin, grow=settings.groups is None)
@@ -89,17 +91,17 @@ def make_catalogue(
 
 def sample_seed(seed: int) -> int:
     """What the seeds of a run's samples are mixed with."""
-    return seeds(seed, Purpose.SAMPLES, n=1)[0]
+    return seeds(seed, SeedStream.SAMPLES, n=1)[0]
 
 
 def _plan_enough(
     shapes: Sequence[LungShape], draw: Callable[[int], list[NoduleGroup]], keep: int, *, begin: int, grow: bool
-) -> tuple[Plan, list[NoduleGroup]]:
+) -> tuple[PlacementPlan, list[NoduleGroup]]:
     """All pairs that fit, farthest first, and their groups: as few, from `begin` on, as `keep` samples take."""
     count = begin
     while True:
         groups = draw(count)
-        planned = plan(shapes, groups, keep=len(shapes) * count)
+        planned = plan_pairs(shapes, groups, keep=len(shapes) * count)
         if len(planned) >= keep:
             return planned, groups
         if not grow or count > begin * _MAX_GROWTH + _MAX_GROWTH:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from lungsynth.compositing.render import Renderer
 from lungsynth.ct.write import write_plane
-from lungsynth.enhancement import EnhancementStage, Outcome
-from lungsynth.layers import AssetLibrary, Recipe, Renderer
+from lungsynth.enhancement.stage import EnhancedSlice, EnhancementStage
+from lungsynth.placement.assets import AssetLibrary
+from lungsynth.placement.catalogue import Recipe
 
 __all__ = ["image_path", "mask_path", "remove_leftovers", "render_samples"]
 
@@ -28,7 +30,7 @@ def mask_path(out: Path, sample: str) -> Path:
 
 def render_samples(
     recipes: Sequence[Recipe], library: AssetLibrary, out: Path, *, stage: EnhancementStage | None, batch_size: int
-) -> list[Outcome | None]:
+) -> list[EnhancedSlice | None]:
     """Writes what is missing of the samples' images and label maps.
 
     Args:
@@ -58,7 +60,9 @@ def remove_leftovers(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _write_sample(recipe: Recipe, renderer: Renderer, out: Path, stage: EnhancementStage | None) -> Outcome | None:
+def _write_sample(
+    recipe: Recipe, renderer: Renderer, out: Path, stage: EnhancementStage | None
+) -> EnhancedSlice | None:
     sample = renderer.render(recipe)
     image, outcome = (sample.image, None) if stage is None else stage(sample, recipe.lung, renderer.layer(recipe))
     descrip = f"synthetic: lungsynth {recipe.id}"

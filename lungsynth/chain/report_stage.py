@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from lungsynth.chain.render_stage import image_path, mask_path
+from lungsynth.compositing.render import render
 from lungsynth.contact_sheet import Tile, contact_sheet, pick_tiles, save_sheet
 from lungsynth.ct.series import NoduleSphere
 from lungsynth.ct.write import read_plane, write_annotations, write_atomically
-from lungsynth.layers import AssetLibrary, Recipe, render
+from lungsynth.placement.assets import AssetLibrary
+from lungsynth.placement.catalogue import Recipe
 
 __all__ = ["read_tile", "write_reports"]
 

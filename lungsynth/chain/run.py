@@ -16,21 +16,24 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lungsynth.bundles import Weights, nodule_rule, open_bundle, read_weights, resolved_config
+from lungsynth.bundles import nodule_rule, open_bundle, read_weights, resolved_config
 from lungsynth.chain.asset_stage import LUNG_CONFIGS, LUNG_WEIGHTS, Samplers, make_assets, open_samplers
 from lungsynth.chain.check_stage import Segmenter, check_samples
 from lungsynth.chain.cohort_source import CohortSource, open_cohort
 from lungsynth.chain.plan_stage import make_catalogue, presence
-from lungsynth.chain.real_set import selection_identity
 from lungsynth.chain.render_stage import remove_leftovers, render_samples
 from lungsynth.chain.report_stage import read_tile, write_reports
-from lungsynth.chain.selecting import selection_figures
 from lungsynth.chain.settings import ChainSettings, check_folder, write_run_file
-from lungsynth.enhancement import Changes, EnhancementStage, enhancement_identity, open_stage, summary
+from lungsynth.enhancement.changes import Changes, change_summary
+from lungsynth.enhancement.identity import enhancement_identity
+from lungsynth.enhancement.stage import EnhancementStage, open_stage
 from lungsynth.hounsfield import DISPLAY_WINDOW
-from lungsynth.layers import AssetLibrary, read_catalogue
-from lungsynth.layers.catalogue_rows import PlanWeights
+from lungsynth.placement.assets import AssetLibrary
+from lungsynth.placement.catalogue import PlanWeights, read_catalogue
+from lungsynth.similarity.reference import selection_identity
+from lungsynth.similarity.selection import selection_figures
 from lungsynth.tracking import DEFAULT_URI, Run, Tracker, open_tracker
+from lungsynth.weights import WeightsInfo
 
 __all__ = ["ChainResult", "run_chain"]
 
@@ -39,7 +42,7 @@ _LOGGED_SAMPLES = 6
 _NETWORKS = ("lung_seg", "wcapsgan", "wcapsgan_lung", "cyclegan")
 _RUN_MARK = ".mlflow_run"  # id of the run in progress, so that a killed one can be closed
 
-_LOG = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +65,7 @@ class _Tools:
     """What the stages work with; a network is opened only for a stage that is still to be done."""
 
     cohort: CohortSource | None
-    weights: dict[str, Weights]
+    weights: dict[str, WeightsInfo]
     samplers: Samplers | None
     stage: EnhancementStage | None
     segmenter: Segmenter
@@ -116,7 +119,7 @@ def _prepare(settings: ChainSettings) -> tuple[_Tools, dict[str, Any]]:
     return tools, identity
 
 
-def _weights(settings: ChainSettings) -> dict[str, Weights]:
+def _weights(settings: ChainSettings) -> dict[str, WeightsInfo]:
     weights = {
         "lung_seg": read_weights(settings.bundles, "lung_seg"),
         "wcapsgan": read_weights(settings.bundles, "wcapsgan"),
@@ -126,11 +129,13 @@ def _weights(settings: ChainSettings) -> dict[str, Weights]:
         weights["cyclegan"] = read_weights(settings.bundles, "cyclegan")
     for known in weights.values():
         if not known.sidecar:
-            _LOG.warning("%s: no sidecar, so nothing is known of their data and licences", known.path.name)
+            _logger.warning("%s: no sidecar, so nothing is known of their data and licences", known.path.name)
     return weights
 
 
-def _identity(settings: ChainSettings, cohort: CohortSource | None, weights: Mapping[str, Weights]) -> dict[str, Any]:
+def _identity(
+    settings: ChainSettings, cohort: CohortSource | None, weights: Mapping[str, WeightsInfo]
+) -> dict[str, Any]:
     hashes = {name: weights[name].sha256 if name in weights else None for name in _NETWORKS}
     last = enhancement_identity(settings.bundles if settings.enhance else None, gate=settings.gate)
     return {
@@ -178,7 +183,7 @@ def _run_stages(settings: ChainSettings, tools: _Tools, tracker: Tracker, parent
             seconds = time.monotonic() - started
             figures[name] = {**numbers, "seconds": seconds}
             run.log_metrics(figures[name])
-        _LOG.info("stage %s: %.1f s", name, seconds)
+        _logger.info("stage %s: %.1f s", name, seconds)
     return figures
 
 
@@ -215,7 +220,7 @@ def _render(settings: ChainSettings, tools: _Tools, run: Run) -> dict[str, float
         grey = DISPLAY_WINDOW.to_grey(read_tile(recipe, settings.out).hu)
         run.log_image(Image.fromarray(grey), f"samples/{recipe.id}.png")
     done = [outcome for outcome in outcomes if outcome]
-    figures = summary([o.facts() for o in done], Changes.total(o.changes for o in done)) if done else {}
+    figures = change_summary([o.facts() for o in done], Changes.total(o.changes for o in done)) if done else {}
     known = {f"enhanced_{key}": float(value) for key, value in figures.items() if value is not None}
     counts = {"samples_written": float(len(outcomes)), "samples_total": float(len(recipes))}
     return {**known, **counts, "samples_per_second": rate}

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from lungsynth.chain.ranking import Selection, select_by
 from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
+from lungsynth.similarity.strategies import Selection, select_by
 
-__all__ = ["ChainSettings", "Purpose", "Sizes", "check_folder", "seeds", "share", "write_run_file"]
+__all__ = ["ChainSettings", "SeedStream", "Sizes", "check_folder", "seeds", "share", "write_run_file"]
 
 _PAIRS_PER_SAMPLE = 2.5  # the paper plans 2,500,000 pairs and keeps 1,000,000
 _MAX_LUNGS = 500  # the paper: 50 real and 450 generated
@@ -29,7 +29,7 @@ REAL_LUNGS = Fraction(50, 500)
 _NODULES_PER_GROUP = 2  # a group has 1.4 on average, so that few nodules are drawn twice in a small run
 
 
-class Purpose(IntEnum):
+class SeedStream(IntEnum):
     """What seeds are for; the first key of their `SeedSequence`."""
 
     GENERATED_NODULES = 0
@@ -132,7 +132,7 @@ class Sizes:
         return round(self.nodules * self.real_nodules_share)
 
 
-def seeds(seed: int, purpose: Purpose, *keys: int, n: int) -> list[int]:
+def seeds(seed: int, purpose: SeedStream, *keys: int, n: int) -> list[int]:
     """The first n seeds of a purpose, each below 2**63."""
     sequence = np.random.SeedSequence(seed, spawn_key=(int(purpose), *keys))
     return [int(word) >> 1 for word in sequence.generate_state(n, np.uint64)]

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float16, Int16
 
-from lungsynth.cohort.grid import PATCH_PX, PATCH_SPACING_MM, CentredGrid
 from lungsynth.cohort.isolation import isolate, soft_mask
+from lungsynth.cohort.resampling import PATCH_PX, PATCH_SPACING_MM, CentredGrid
 from lungsynth.types import HuVolume
 
 __all__ = ["NoduleCube", "cut_cube"]

@@ -8,19 +8,18 @@ import pandas as pd
 from tqdm import tqdm
 
 from lungsynth.cohort.calibration_check import compare_with_cubes
-from lungsynth.cohort.lidc_crops import read_crops
-from lungsynth.cohort.lidc_cubes import read_cubes
+from lungsynth.cohort.collections import recognise
+from lungsynth.cohort.layout import FolderTask
+from lungsynth.cohort.lidc_nodules import read_crops, read_cubes
 from lungsynth.cohort.patches import NodulePatches
-from lungsynth.cohort.plan import FolderTask
-from lungsynth.cohort.records import NoduleRow, Part, SeriesRow
-from lungsynth.cohort.sources import recognise
+from lungsynth.cohort.records import NoduleRow, SeriesRow, SeriesRows
 
 __all__ = ["calibration_part", "prepare_folder"]
 
 _READERS = {"crops": read_crops, "cubes": read_cubes}
 
 
-def prepare_folder(task: FolderTask, out: Path) -> Part:
+def prepare_folder(task: FolderTask, out: Path) -> SeriesRows:
     """Saves the nodules of a folder; its part is written last.
 
     Raises:
@@ -31,7 +30,7 @@ def prepare_folder(task: FolderTask, out: Path) -> Part:
     for patches in tqdm(_READERS[task.kind](task.path), desc=task.part_id, total=total, unit="nodule"):
         patches.save(out)
         nodules.append((_row(patches), len(patches.hu), patches.patient_known))
-    part = Part(
+    part = SeriesRows(
         part_id=task.part_id,
         fingerprint=task.fingerprint,
         series=tuple(_series_rows(nodules, task)),
@@ -42,17 +41,17 @@ def prepare_folder(task: FolderTask, out: Path) -> Part:
     return part
 
 
-def calibration_part(folders: Iterable[FolderTask], out: Path) -> Part | None:
+def calibration_part(folders: Iterable[FolderTask], out: Path) -> SeriesRows | None:
     """How far the HU of crops are off against the cubes of the same nodules; None unless both are there."""
     by_kind = {task.kind: task for task in folders}
     if set(by_kind) != {"crops", "cubes"}:
         return None
     fingerprint = by_kind["crops"].fingerprint + by_kind["cubes"].fingerprint
-    finished = Part.load(out / ".parts", "calibration", fingerprint=fingerprint)
+    finished = SeriesRows.load(out / ".parts", "calibration", fingerprint=fingerprint)
     if finished is not None:
         return finished
     table = compare_with_cubes(by_kind["crops"].path, by_kind["cubes"].path)
-    part = Part(part_id="calibration", fingerprint=fingerprint, figures=_markdown(table))
+    part = SeriesRows(part_id="calibration", fingerprint=fingerprint, figures=_markdown(table))
     part.save(out / ".parts")
     return part
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from lungsynth.cohort.report import write_json
+from lungsynth.cohort.records import write_json
 from lungsynth.errors import InputError
 
 __all__ = ["COHORT_FORMAT", "check_output", "cohort_identity", "forget_others", "open_output"]

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float16, Int16, UInt8
 
 from lungsynth.cohort.cubes import NoduleCube
-from lungsynth.cohort.grid import PATCH_PX, PATCH_SPACING_MM, CentredGrid
 from lungsynth.cohort.isolation import isolate, soft_mask
+from lungsynth.cohort.resampling import PATCH_PX, PATCH_SPACING_MM, CentredGrid
 from lungsynth.types import HuPatches
 
 __all__ = [

@@ -19,21 +19,20 @@ from typing import Any
 from tqdm import tqdm
 
 from lungsynth.cohort.datalists import build_datalists
-from lungsynth.cohort.finish import summarise, write_contents
 from lungsynth.cohort.folders import calibration_part, prepare_folder
+from lungsynth.cohort.layout import CohortLayout, FolderTask, make_plan
 from lungsynth.cohort.output import check_output, cohort_identity, forget_others, open_output
-from lungsynth.cohort.plan import FolderTask, Plan, make_plan
-from lungsynth.cohort.records import Part, write_text
-from lungsynth.cohort.report import Contents, markdown_report, write_json
-from lungsynth.cohort.series import SeriesTask, SliceSettings, prepare_series
+from lungsynth.cohort.records import SeriesRows, write_json, write_text
+from lungsynth.cohort.report import Contents, markdown_report, summarise, write_contents
+from lungsynth.cohort.series import SeriesTask, SliceExtraction, prepare_series
 from lungsynth.cohort.slices import LUNG_SIZES_PX
 from lungsynth.cohort.split import FOLDS, assign_splits
 from lungsynth.ct.series import Problem
 from lungsynth.errors import InputError
 
-__all__ = ["Outcome", "PrepareSettings", "prepare_cohort"]
+__all__ = ["PrepareResult", "PrepareSettings", "prepare_cohort"]
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +43,7 @@ class PrepareSettings:
         split: `auto` (test 20 %, validation 10 % of the patients) or `test` (all of them).
         seed: of the split.
         fold: which fifth of the patients tests, for cross-validation.
-        slices: see `SliceSettings`.
+        slices: see `SliceExtraction`.
         subset: sources are parts of their collections: annotation tables may name series that are not there.
 
     Raises:
@@ -54,7 +53,7 @@ class PrepareSettings:
     split: str = "auto"
     seed: int = 0
     fold: int = 0
-    slices: SliceSettings = field(default_factory=SliceSettings)
+    slices: SliceExtraction = field(default_factory=SliceExtraction)
     subset: bool = False
 
     def __post_init__(self) -> None:
@@ -67,14 +66,14 @@ class PrepareSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class PrepareResult:
     """What came of it: the content of `cohort.json`, and the problems."""
 
     cohort: dict[str, Any]
     problems: tuple[Problem, ...]
 
 
-def prepare_cohort(sources: Sequence[Path], out: Path, *, settings: PrepareSettings, workers: int = 2) -> Outcome:
+def prepare_cohort(sources: Sequence[Path], out: Path, *, settings: PrepareSettings, workers: int = 2) -> PrepareResult:
     """Prepares a cohort.
 
     Args:
@@ -100,7 +99,7 @@ def prepare_cohort(sources: Sequence[Path], out: Path, *, settings: PrepareSetti
             shutil.rmtree(out)
         raise InputError(_nothing(sources, problems))
     forget_others(out, {part.part_id for part in parts})
-    return Outcome(cohort=_finish(parts, problems, out, identity["settings"]), problems=problems)
+    return PrepareResult(cohort=_finish(parts, problems, out, identity["settings"]), problems=problems)
 
 
 def _nothing(sources: Sequence[Path], problems: Sequence[Problem]) -> str:
@@ -112,10 +111,14 @@ def _nothing(sources: Sequence[Path], problems: Sequence[Problem]) -> str:
     return problems[0].message + more
 
 
-def _prepare_parts(plan: Plan, out: Path, settings: SliceSettings, workers: int) -> tuple[list[Part], list[Problem]]:
+def _prepare_parts(
+    plan: CohortLayout, out: Path, settings: SliceExtraction, workers: int
+) -> tuple[list[SeriesRows], list[Problem]]:
     """Prepares what is not finished yet; parts in the order of their ids."""
     tasks: list[SeriesTask | FolderTask] = [*plan.series, *plan.folders]
-    loaded = {task.part_id: Part.load(out / ".parts", task.part_id, fingerprint=task.fingerprint) for task in tasks}
+    loaded = {
+        task.part_id: SeriesRows.load(out / ".parts", task.part_id, fingerprint=task.fingerprint) for task in tasks
+    }
     parts = {part_id: part for part_id, part in loaded.items() if part is not None}
     waiting = [task for task in tasks if task.part_id not in parts]
     series = [task for task in waiting if isinstance(task, SeriesTask)]
@@ -134,8 +137,8 @@ def _prepare_parts(plan: Plan, out: Path, settings: SliceSettings, workers: int)
 
 
 def _run_all(
-    run: Callable[[SeriesTask], Part], tasks: list[SeriesTask], workers: int
-) -> Iterator[tuple[SeriesTask, Callable[[], Part]]]:
+    run: Callable[[SeriesTask], SeriesRows], tasks: list[SeriesTask], workers: int
+) -> Iterator[tuple[SeriesTask, Callable[[], SeriesRows]]]:
     """Yields each task with a call that gives its part or raises what went wrong."""
     if workers <= 1 or len(tasks) <= 1:
         for task in tasks:
@@ -144,7 +147,7 @@ def _run_all(
     # Spawned, not forked: progress bars and libraries of the parent hold threads.
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
-        futures: dict[Future[Part], SeriesTask] = {pool.submit(run, task): task for task in tasks}
+        futures: dict[Future[SeriesRows], SeriesTask] = {pool.submit(run, task): task for task in tasks}
         for future in as_completed(futures):
             yield futures[future], future.result
     finally:
@@ -152,7 +155,7 @@ def _run_all(
 
 
 def _collect(
-    task: SeriesTask | FolderTask, call: Callable[[], Part], parts: dict[str, Part], problems: list[Problem]
+    task: SeriesTask | FolderTask, call: Callable[[], SeriesRows], parts: dict[str, SeriesRows], problems: list[Problem]
 ) -> None:
     """A part, or a problem: one bad piece does not stop the others."""
     path = task.path if isinstance(task, FolderTask) else task.files.files[0]
@@ -163,13 +166,15 @@ def _collect(
     except BrokenProcessPool as error:
         raise InputError("A worker was ended, most likely for want of memory; run again with --workers 1.") from error
     except Exception as error:  # a defect met by one series must not cost the others
-        logger.debug("%s", path, exc_info=True)
+        _logger.debug("%s", path, exc_info=True)
         problems.append(
             Problem(path, f"{path}: could not be prepared ({type(error).__name__}: {error}); remove it or report it.")
         )
 
 
-def _finish(parts: Sequence[Part], problems: Sequence[Problem], out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def _finish(
+    parts: Sequence[SeriesRows], problems: Sequence[Problem], out: Path, settings: dict[str, Any]
+) -> dict[str, Any]:
     """Splits, tables, lists, pictures, report; `cohort.json` last."""
     series = [row for part in parts for row in part.series]
     splits = assign_splits(series, mode=settings["split"], seed=settings["seed"], fold=settings["fold"])

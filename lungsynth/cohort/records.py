@@ -1,7 +1,7 @@
 """What preparing one piece of a source leaves behind: the rows that the cohort's tables are made of.
 
-A `Part` is a series, or a folder of crops. It is written as JSON when all of its files are there, and last: a part that
-can be read back is finished, and a run that was stopped goes on from the parts it finds.
+`SeriesRows` stand for a series or a folder of crops. They are written as JSON last, when all of the files are there: a
+part that can be read back is finished, and a run that was stopped goes on from the parts it finds.
 """
 
 import json
@@ -9,8 +9,9 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-__all__ = ["RATINGS", "NoduleRow", "Part", "SeriesRow", "SliceRow", "write_text"]
+__all__ = ["RATINGS", "NoduleRow", "SeriesRow", "SeriesRows", "SliceRow", "write_json", "write_text"]
 
 RATINGS = (
     "malignancy",
@@ -83,7 +84,7 @@ class NoduleRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class SeriesRows:
     """The rows of one series or one folder of crops.
 
     Args:
@@ -106,14 +107,14 @@ class Part:
         return path
 
     @classmethod
-    def load(cls, folder: Path, part_id: str, *, fingerprint: str) -> "Part | None":
+    def load(cls, folder: Path, part_id: str, *, fingerprint: str) -> "SeriesRows | None":
         """The finished part, or None when there is none or when its files have changed since."""
         path = folder / f"{part_id}.json"
         part = cls.read(path) if path.exists() else None
         return part if part is not None and part.fingerprint == fingerprint else None
 
     @classmethod
-    def read(cls, path: Path) -> "Part":
+    def read(cls, path: Path) -> "SeriesRows":
         """The finished part that `save` wrote to `path`."""
         stored = json.loads(path.read_text())
         rows = {
@@ -139,3 +140,8 @@ def write_text(path: Path, text: str | Iterable[str]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     temporary.write_text(text if isinstance(text, str) else "".join(text))
     temporary.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON, whole or not at all."""
+    write_text(path, json.dumps(content, indent=1) + "\n")

@@ -1,19 +1,25 @@
-"""`cohort.json`, `report.md` and the montages: what is in a cohort, what was left out and why."""
+"""`cohort.json`, `report.md` and the montages: what is in a cohort, what was left out and why.
 
-import json
+The last step of a cohort: its tables, lists and montages, and what `cohort.json` says of it.
+"""
+
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from lungsynth.cohort.collections import recognise
+from lungsynth.cohort.datalists import Datalist
 from lungsynth.cohort.montage import lung_montage, nodule_montage
-from lungsynth.cohort.records import NoduleRow, Part, SeriesRow, SliceRow, write_text
-from lungsynth.cohort.sources import recognise
-from lungsynth.cohort.split import EXCLUDED, SPLITS
+from lungsynth.cohort.output import COHORT_FORMAT
+from lungsynth.cohort.records import NoduleRow, SeriesRow, SeriesRows, SliceRow, write_json, write_text
+from lungsynth.cohort.split import EXCLUDED, SPLITS, split_hash
+from lungsynth.cohort.tables import nodule_table, series_table, to_csv
+from lungsynth.ct.series import Problem
 
 __all__ = [
     "CLASSES",
@@ -23,7 +29,8 @@ __all__ = [
     "markdown_report",
     "markdown_table",
     "save_picture",
-    "write_json",
+    "summarise",
+    "write_contents",
     "write_montages",
 ]
 
@@ -34,7 +41,7 @@ CLASSES = ("solid", "part_solid", "ground_glass", "unknown")
 class Contents:
     """All rows of a cohort and the split of each series id."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[SeriesRows, ...]
     splits: dict[str, str]
 
     @property
@@ -125,11 +132,6 @@ def write_montages(contents: Contents, out: Path) -> None:
     save_picture(lung_montage(lungs), out / "montage_lungs.png")
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON, whole or not at all."""
-    write_text(path, json.dumps(content, indent=1) + "\n")
-
-
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Writes a PNG, whole or not at all."""
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
@@ -141,3 +143,24 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[s
     """Lines of a Markdown table."""
     cells = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(str(cell) for cell in line) + " |" for line in cells]
+
+
+def write_contents(contents: Contents, out: Path, datalists: Mapping[str, Datalist]) -> None:
+    """Writes `series.csv`, `nodules.csv`, the datalists by name, and the montages."""
+    write_text(out / "series.csv", to_csv(series_table(contents.series, contents.splits)))
+    write_text(out / "nodules.csv", to_csv(nodule_table(contents.nodules, contents.splits)))
+    for name, datalist in datalists.items():
+        write_json(out / f"{name}.json", datalist)
+    write_montages(contents, out)
+
+
+def summarise(contents: Contents, *, settings: Mapping[str, Any], problems: Iterable[Problem]) -> dict[str, Any]:
+    """The content of `cohort.json` (contract C5.1)."""
+    return {
+        "format": COHORT_FORMAT,
+        "settings": dict(settings),
+        "sources": describe_sources(contents),
+        "split_hash": split_hash(contents.series, contents.splits),
+        "counts": count_splits(contents),
+        "problems": [{"file": problem.path.name, "message": problem.message} for problem in problems],
+    }

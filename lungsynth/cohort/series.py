@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
-from lungsynth.cohort.findings import Findings, read_findings
+from lungsynth.cohort.collections import Collection
 from lungsynth.cohort.lung_mask import threshold_lung_mask
-from lungsynth.cohort.records import NoduleRow, Part, SeriesRow, SliceRow
+from lungsynth.cohort.records import NoduleRow, SeriesRow, SeriesRows, SliceRow
+from lungsynth.cohort.scan_nodules import ScanNodules, cut_nodule, nodule_row, read_scan_nodules, with_cube, with_sphere
 from lungsynth.cohort.slices import label_volume, lung_area_cm2, lung_on_grid, normal_slices
-from lungsynth.cohort.sources import Collection
-from lungsynth.cohort.volume_nodules import cut_nodule, nodule_row, with_ball, with_cube
 from lungsynth.ct.read import read_lung_mask, read_volume
 from lungsynth.ct.series import SeriesFiles
 from lungsynth.ct.volume import Volume
@@ -20,11 +19,11 @@ from lungsynth.ct.write import write_plane
 from lungsynth.errors import InputError
 from lungsynth.types import LabelVolume
 
-__all__ = ["SeriesTask", "SliceSettings", "prepare_series"]
+__all__ = ["SeriesTask", "SliceExtraction", "prepare_series"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SliceSettings:
+class SliceExtraction:
     """Which slices are kept, and the generator's grid.
 
     Args:
@@ -51,24 +50,24 @@ class SeriesTask:
     fingerprint: str
 
 
-def prepare_series(task: SeriesTask, out: Path, settings: SliceSettings) -> Part:
+def prepare_series(task: SeriesTask, out: Path, settings: SliceExtraction) -> SeriesRows:
     """Prepares one series; its part is written last.
 
     Args:
         task: the series.
         out: the cohort, with its folders.
-        settings: see `SliceSettings`.
+        settings: see `SliceExtraction`.
 
     Raises:
         InputError: when the series cannot be used, naming the file.
     """
     volume = read_volume(task.files)
-    findings = read_findings(task.files, volume)
+    findings = read_scan_nodules(task.files, volume)
     lung = _lungs(task.files, volume) | findings.nodule
     labels = label_volume(lung=lung, nodule=findings.nodule, unlabelled=findings.unlabelled)
     slices = _write_slices(volume, labels, lung, findings, out, settings)
     nodules, notes = _write_nodules(volume, findings, task.collection.name, out)
-    part = Part(
+    part = SeriesRows(
         part_id=task.part_id,
         fingerprint=task.fingerprint,
         series=(_series_row(task, volume, len(slices), expert=findings.expert),),
@@ -115,9 +114,9 @@ def _write_slices(
     volume: Volume,
     labels: LabelVolume,
     lung: Bool[np.ndarray, "depth height width"],
-    findings: Findings,
+    findings: ScanNodules,
     out: Path,
-    settings: SliceSettings,
+    settings: SliceExtraction,
 ) -> list[SliceRow]:
     area = lung_area_cm2(lung, spacing_mm=volume.spacing_mm)
     normal = normal_slices(
@@ -148,7 +147,7 @@ def _write_lung(path: Path, volume: Volume, lung: np.ndarray, index: int, size_p
     temporary.replace(path)
 
 
-def _write_nodules(volume: Volume, findings: Findings, source: str, out: Path) -> tuple[list[NoduleRow], list[str]]:
+def _write_nodules(volume: Volume, findings: ScanNodules, source: str, out: Path) -> tuple[list[NoduleRow], list[str]]:
     rows, notes = [], []
     for number, nodule in enumerate(findings.nodules):
         nodule_id = f"{volume.series_id}_n{number:02d}"
@@ -163,7 +162,7 @@ def _write_nodules(volume: Volume, findings: Findings, source: str, out: Path) -
             if findings.expert:
                 patches = with_cube(patches, volume, nodule)
             else:
-                patches = with_ball(patches, volume, nodule, findings.nodule | findings.unlabelled)
+                patches = with_sphere(patches, volume, nodule, findings.nodule | findings.unlabelled)
             patches.save(out)
         has_cube = patches is not None and patches.cube is not None
         rows.append(replace(row, has_patch=patches is not None, has_cube=has_cube, ball=not findings.expert))

@@ -23,7 +23,7 @@ from lungsynth.types import Affine
 
 __all__ = ["is_ct", "looks_like_dicom", "read_dicom", "read_header", "read_slice_frames"]
 
-_LOGGER = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 _CT_CLASSES = {uid.CTImageStorage, uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage}
 _HEADER_TAGS = [
     "SOPClassUID",
@@ -122,7 +122,7 @@ def read_dicom(files: SeriesFiles) -> tuple[np.ndarray, Affine, dict[str, str]]:
     frames, affine = stack_slices([_frame(path) for path in files.files], name=name)
     first = _read_whole(frames[0].path)
     if abs(float(first.get("GantryDetectorTilt") or 0)) > 0.1 and np.allclose(abs(frames[0].normal[2]), 1):
-        _LOGGER.warning("%s: GantryDetectorTilt is set though the slices are axial; taken as corrected.", name)
+        _logger.warning("%s: GantryDetectorTilt is set though the slices are axial; taken as corrected.", name)
     stack = np.stack([_read_hu(_read_whole(frame.path), path=frame.path) for frame in frames])
     hu, volume_affine = to_volume_axes(rearrange(stack, "slice row column -> column row slice"), affine, name=name)
     return hu, volume_affine, {tag: str(first[tag].value) for tag in _INFO_TAGS if first.get(tag) not in (None, "")}

@@ -18,7 +18,7 @@ from lungsynth.types import Affine
 
 __all__ = ["SliceFrame", "stack_slices"]
 
-_LOGGER = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 _SAME_POSITION_MM = 1e-2
 _GAP_ROUNDING, _GAP_UNEVEN, _GAP_MISSING = 0.01, 0.1, 1.5  # relative to the spacing; above _GAP_MISSING times it
 _DRIFT_ROUNDING_MM, _DRIFT_PIXELS = 1e-2, 0.5
@@ -141,7 +141,7 @@ def _slice_spacing(ordered: Sequence[SliceFrame], *, name: str) -> float:
             "split it where the spacing changes."
         )
     if uneven > _GAP_ROUNDING:
-        _LOGGER.warning("%s: slice spacing varies by %.1f %%; taken as even.", name, 100 * uneven)
+        _logger.warning("%s: slice spacing varies by %.1f %%; taken as even.", name, 100 * uneven)
     return float((heights[-1] - heights[0]) / (len(ordered) - 1))
 
 
@@ -157,4 +157,4 @@ def _check_drift(ordered: Sequence[SliceFrame], *, name: str) -> None:
             f"{np.degrees(np.arctan2(sideways.max(), height)):.1f} degrees). Correct it by resampling to an axial grid."
         )
     if sideways.max() > _DRIFT_ROUNDING_MM:
-        _LOGGER.warning("%s: slices shift sideways by up to %.3f mm; taken as straight.", name, sideways.max())
+        _logger.warning("%s: slices shift sideways by up to %.3f mm; taken as straight.", name, sideways.max())

@@ -19,12 +19,12 @@ from lungsynth.ct.luna16 import is_annotations, read_luna16_annotations
 from lungsynth.ct.pairing import pair_volumes, patient_folder
 from lungsynth.ct.read import is_metaimage, is_nifti
 from lungsynth.ct.series import Annotations, NoduleSphere, Problem, SeriesFiles
-from lungsynth.ct.sources import SourceFiles, list_files
+from lungsynth.ct.source_files import SourceFiles, list_files
 from lungsynth.errors import InputError
 
 __all__ = ["Discovery", "find_series"]
 
-_LOGGER = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 _NEVER_DICOM = {".csv", ".gz", ".jpg", ".json", ".md", ".npy", ".npz", ".pdf", ".png", ".raw", ".txt", ".xml", ".zraw"}
 
 
@@ -178,7 +178,7 @@ def _annotations(
             problems.append(Problem(path, str(error)))
             continue
         if series_id in known and lidc.setdefault(series_id, path) is not path:
-            _LOGGER.warning("%s: %s is read already for series %s", path, lidc[series_id], series_id)
+            _logger.warning("%s: %s is read already for series %s", path, lidc[series_id], series_id)
     return {
         (place, series_id): Annotations(
             lidc_xml=lidc.get(series_id),

@@ -29,7 +29,7 @@ from lungsynth.errors import InputError
 
 __all__ = ["LidcReading", "lidc_series_id", "read_lidc_xml"]
 
-_LOGGER = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 _Z_TOLERANCE = 0.25  # of a slice
 
 
@@ -104,7 +104,7 @@ def read_lidc_xml(path: Path, like: Volume, frames: Mapping[str, SliceFrame] | N
         raise InputError(f"{path}: not readable as LIDC XML ({error}); copy it again from its source.") from error
     nodules = [merge_votes(group, like.affine) for group in group_marks(marks, spacing_mm=like.spacing_mm)]
     nodules.sort(key=lambda nodule: (-nodule.readers, nodule.offset))
-    _LOGGER.info("%s: %d readers, %d nodules", path.name, len(sessions), len(nodules))
+    _logger.info("%s: %d readers, %d nodules", path.name, len(sessions), len(nodules))
     return LidcReading(
         nodules=tuple(nodules),
         small_nodules_lps_mm=_points_lps(small, like),

@@ -12,7 +12,7 @@ from lungsynth.types import Affine
 
 __all__ = ["to_volume_axes"]
 
-_LOGGER = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 _VOLUME_AXES = orientations.axcodes2ornt(("L", "P", "S"))
 # Sine of the angle between a voxel axis and the patient's. 1e-3 moves the border of a 350 mm field by half a pixel.
 _ROUNDING, _OBLIQUE = 1e-4, 1e-3
@@ -57,4 +57,4 @@ def _check_axis_aligned(affine: np.ndarray, *, name: str) -> None:
             "first."
         )
     if off_axis > _ROUNDING:
-        _LOGGER.warning("%s: axes are %.4f degrees off the patient's; taken as axial.", name, np.degrees(off_axis))
+        _logger.warning("%s: axes are %.4f degrees off the patient's; taken as axial.", name, np.degrees(off_axis))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lungsynth.enhancement.gate import GATE_RULES
+from lungsynth.enhancement.label_check import LABEL_CHECK_RULES
 
 __all__ = ["enhancement_identity", "enhancement_key"]
 
@@ -35,11 +35,11 @@ def enhancement_identity(bundles: Path | None, *, gate: bool) -> dict[str, str |
     used = {"enhancer": _ENHANCER if bundles else None, "gate": _DETECTOR if bundles and gate else None}
     if bundles is None:
         return {key: None for part in used for key in (part, f"{part}_settings")}
-    from lungsynth.bundles import read_weights  # brings PyTorch and MONAI, which take seconds
+    from lungsynth.bundles import read_weights
 
     identity: dict[str, str | None] = {}
     for part, place in used.items():
-        rules = GATE_RULES if part == "gate" else {}
+        rules = LABEL_CHECK_RULES if part == "gate" else {}
         identity[part] = read_weights(bundles, place[0]).sha256 if place else None
         identity[f"{part}_settings"] = _digest([_settings(bundles, *place), dict(rules)]) if place else None
     return identity

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lungsynth.enhancement.change import Changes
-from lungsynth.enhancement.gate import SHARE_STEPS
-from lungsynth.layers import LungLayer
-from lungsynth.layers.atomic import replacing
+from lungsynth.compositing.overlay import LungBackground
+from lungsynth.enhancement.changes import Changes
+from lungsynth.enhancement.label_check import SHARE_STEPS
+from lungsynth.io.atomic import replacing
 from lungsynth.types import HuPlane, Plane
 
 __all__ = ["EnhancedLung", "EnhancedLungs"]
@@ -42,14 +42,14 @@ class EnhancedLungs:
     """
 
     def __init__(
-        self, make: Callable[[LungLayer], tuple[HuPlane, Plane | None]], *, key: str, folder: Path | None = None
+        self, make: Callable[[LungBackground], tuple[HuPlane, Plane | None]], *, key: str, folder: Path | None = None
     ) -> None:
         self._make = make
         self._key = key
         self._folder = folder
         self._kept: OrderedDict[str, EnhancedLung] = OrderedDict()
 
-    def get(self, lung_hash: str, layer: LungLayer) -> EnhancedLung:
+    def get(self, lung_hash: str, layer: LungBackground) -> EnhancedLung:
         """The enhanced lung; `lung_hash` is that of its asset."""
         if lung_hash not in self._kept:
             hu, share = self._read(lung_hash, layer) or self._make_and_write(lung_hash, layer)
@@ -62,7 +62,7 @@ class EnhancedLungs:
     def _path(self, lung_hash: str) -> Path | None:
         return self._folder / f"{lung_hash}-{self._key}.npy" if self._folder else None
 
-    def _read(self, lung_hash: str, layer: LungLayer) -> tuple[HuPlane, Plane | None] | None:
+    def _read(self, lung_hash: str, layer: LungBackground) -> tuple[HuPlane, Plane | None] | None:
         path = self._path(lung_hash)
         if path is None or not path.is_file():
             return None
@@ -75,7 +75,7 @@ class EnhancedLungs:
         share = None if (stored[1] == SHARE_STEPS).all() else (stored[1] / np.float32(SHARE_STEPS)).astype(np.float32)
         return stored[0], share
 
-    def _make_and_write(self, lung_hash: str, layer: LungLayer) -> tuple[HuPlane, Plane | None]:
+    def _make_and_write(self, lung_hash: str, layer: LungBackground) -> tuple[HuPlane, Plane | None]:
         hu, share = self._make(layer)
         if path := self._path(lung_hash):
             steps = np.full(hu.shape, SHARE_STEPS) if share is None else share * SHARE_STEPS

@@ -7,7 +7,7 @@ to compute those as in the whole slice it must see r more. Regions begin at mult
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from lungsynth.layers import Box
+from lungsynth.placement.lung_shape import Box
 
 __all__ = ["Region", "grown", "regions_of"]
 

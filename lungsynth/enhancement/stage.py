@@ -10,23 +10,31 @@ from typing import Literal
 
 import numpy as np
 
-from lungsynth.enhancement.change import Changes
-from lungsynth.enhancement.gate import GATE_MARGIN, GATE_TOLERANCE, ROUNDS, Comparison, Gate, passage
+from lungsynth.compositing.overlay import LungBackground
+from lungsynth.compositing.render import Enhancer, Rendered
+from lungsynth.enhancement.changes import Changes
 from lungsynth.enhancement.identity import enhancement_identity, enhancement_key
+from lungsynth.enhancement.label_check import (
+    LABEL_CHECK_MARGIN,
+    LABEL_CHECK_TOLERANCE,
+    ROUNDS,
+    LabelCheck,
+    LabelComparison,
+    transition_mask,
+)
 from lungsynth.enhancement.lungs import EnhancedLung, EnhancedLungs
 from lungsynth.enhancement.regions import Region, regions_of
 from lungsynth.hounsfield import Label
-from lungsynth.layers import Box, LungLayer, Rendered
-from lungsynth.layers.render import Enhancer
+from lungsynth.placement.lung_shape import Box
 from lungsynth.types import HuPlane, Plane
 
-__all__ = ["EnhancementStage", "Outcome", "Verdict", "open_stage"]
+__all__ = ["EnhancedSlice", "EnhancementStage", "LabelCheckVerdict", "open_stage"]
 
-Verdict = Literal["unchecked", "kept", "blended", "refused"]
+LabelCheckVerdict = Literal["unchecked", "kept", "blended", "refused"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class EnhancedSlice:
     """What became of a sample.
 
     Args:
@@ -38,7 +46,7 @@ class Outcome:
         changes: of HU, from the composite to the sample as it is now.
     """
 
-    verdict: Verdict
+    verdict: LabelCheckVerdict
     found: int
     lost: int
     invented: int
@@ -61,7 +69,7 @@ class EnhancementStage:
     """
 
     def __init__(
-        self, enhance: Enhancer, *, gate: Gate | None = None, key: str = "", folder: Path | None = None
+        self, enhance: Enhancer, *, gate: LabelCheck | None = None, key: str = "", folder: Path | None = None
     ) -> None:
         self._enhance = enhance
         self._gate = gate
@@ -69,11 +77,11 @@ class EnhancementStage:
         self._alignment = getattr(enhance, "alignment_px", 1)
         self._lungs = EnhancedLungs(self._make_lung, key=key, folder=folder)
 
-    def lung(self, lung_hash: str, layer: LungLayer) -> EnhancedLung:
+    def lung(self, lung_hash: str, layer: LungBackground) -> EnhancedLung:
         """The enhanced lung, from memory or folder where it is there."""
         return self._lungs.get(lung_hash, layer)
 
-    def __call__(self, sample: Rendered, lung_hash: str, layer: LungLayer) -> tuple[HuPlane, Outcome]:
+    def __call__(self, sample: Rendered, lung_hash: str, layer: LungBackground) -> tuple[HuPlane, EnhancedSlice]:
         """Enhances a sample.
 
         Args:
@@ -89,7 +97,7 @@ class EnhancementStage:
             self._fill(image, sample, lung, region)
         changes = self._changes(sample, image, lung, layer, [region.changed for region in regions])
         if self._gate is None or not regions:
-            return image, Outcome(verdict="unchecked", found=0, lost=0, invented=0, changes=changes)
+            return image, EnhancedSlice(verdict="unchecked", found=0, lost=0, invented=0, changes=changes)
         return self._gated(self._gate, sample, image, changes, layer)
 
     def _regions(self, windows: Sequence[Box], shape: tuple[int, int]) -> list[Region]:
@@ -106,7 +114,7 @@ class EnhancementStage:
         image[changed] = _mixed(sample.image[changed], enhanced, share)
 
     def _changes(
-        self, sample: Rendered, image: HuPlane, lung: EnhancedLung, layer: LungLayer, boxes: Sequence[Box]
+        self, sample: Rendered, image: HuPlane, lung: EnhancedLung, layer: LungBackground, boxes: Sequence[Box]
     ) -> Changes:
         """Those of the lung but for the boxes, which never overlap."""
         total = lung.changes
@@ -116,13 +124,13 @@ class EnhancementStage:
         return total
 
     def _gated(
-        self, gate: Gate, sample: Rendered, image: HuPlane, changes: Changes, layer: LungLayer
-    ) -> tuple[HuPlane, Outcome]:
+        self, gate: LabelCheck, sample: Rendered, image: HuPlane, changes: Changes, layer: LungBackground
+    ) -> tuple[HuPlane, EnhancedSlice]:
         before = gate.look(sample.image, layer.spacing_mm)
         first = result = gate.compare(before, gate.look(image, layer.spacing_mm), sample, layer.spacing_mm)
         facts = {"found": first.found, "lost": first.n_lost, "invented": first.n_invented}
         if first.kept:
-            return image, Outcome(verdict="kept", changes=changes, **facts)
+            return image, EnhancedSlice(verdict="kept", changes=changes, **facts)
         mended = image
         for _ in range(ROUNDS):
             mended = _mended(sample.image, mended, result)
@@ -131,9 +139,9 @@ class EnhancementStage:
                 break
         mended = mended if result.kept else np.array(sample.image)
         changes = Changes.of(sample.image, mended, sample.label)
-        return mended, Outcome(verdict="blended" if result.kept else "refused", changes=changes, **facts)
+        return mended, EnhancedSlice(verdict="blended" if result.kept else "refused", changes=changes, **facts)
 
-    def _make_lung(self, layer: LungLayer) -> tuple[HuPlane, Plane | None]:
+    def _make_lung(self, layer: LungBackground) -> tuple[HuPlane, Plane | None]:
         """A lung is looked at as a whole, once, so that samples need only be where their nodules are."""
         hu = np.array(layer.hu)  # of its own: assets are mapped and not to be written to, which torch warns of
         enhanced = self._enhance(hu, np.zeros(hu.shape, np.bool_))
@@ -145,7 +153,7 @@ class EnhancementStage:
             result = self._gate.compare(before, self._gate.look(image, layer.spacing_mm), nothing, layer.spacing_mm)
             if result.kept:
                 return image, share
-            passing = passage(result.invented, image.shape)
+            passing = transition_mask(result.invented, image.shape)
             share = passing if share is None else np.minimum(share, passing)
             image = _mixed(hu, enhanced, share)
         return hu, np.zeros(hu.shape, np.float32)
@@ -162,13 +170,17 @@ def open_stage(bundles: Path, *, gate: bool, folder: Path | None = None) -> Enha
     Raises:
         InputError: when a bundle or its weights cannot be used.
     """
-    from lungsynth.bundles import open_bundle  # brings PyTorch and MONAI, which take seconds
+    from lungsynth.bundles import open_bundle
 
     key = enhancement_key(enhancement_identity(bundles, gate=gate))
     enhance: Enhancer = open_bundle(bundles, "cyclegan", component="enhancer")
     if not gate:
         return EnhancementStage(enhance, key=key, folder=folder)
-    looking = Gate(open_bundle(bundles, "lung_seg", component="detector"), margin=GATE_MARGIN, tolerance=GATE_TOLERANCE)
+    looking = LabelCheck(
+        open_bundle(bundles, "lung_seg", component="detector"),
+        margin=LABEL_CHECK_MARGIN,
+        tolerance=LABEL_CHECK_TOLERANCE,
+    )
     return EnhancementStage(enhance, gate=looking, key=key, folder=folder)
 
 
@@ -185,12 +197,12 @@ def _mixed(before: HuPlane, after: HuPlane, share: Plane | None) -> HuPlane:
     return mixed
 
 
-def _mended(before: HuPlane, image: HuPlane, result: Comparison) -> HuPlane:
+def _mended(before: HuPlane, image: HuPlane, result: LabelComparison) -> HuPlane:
     shape = image.shape[0], image.shape[1]
-    return _mixed(before, image, passage((*result.lost, *result.invented), shape))
+    return _mixed(before, image, transition_mask((*result.lost, *result.invented), shape))
 
 
-def _without_nodules(layer: LungLayer) -> Rendered:
+def _without_nodules(layer: LungBackground) -> Rendered:
     return Rendered(
         image=np.asarray(layer.hu),
         label=layer.label,

@@ -21,9 +21,9 @@ from lungsynth.ct.write import write_atomically, write_plane
 from lungsynth.ct.write_dicom import SyntheticScan, synthetic_ct, write_dicom
 from lungsynth.ct.write_seg import synthetic_seg
 from lungsynth.errors import InputError
-from lungsynth.export.sample import Exported
+from lungsynth.export.sample import ExportedSample
 from lungsynth.hounsfield import DISPLAY_WINDOW
-from lungsynth.layers.atomic import replacing
+from lungsynth.io.atomic import replacing
 
 __all__ = ["FORMATS", "Format", "Written"]
 
@@ -35,7 +35,7 @@ class Written(NamedTuple):
     label: str
 
 
-Writer = Callable[[Sequence[Exported], Path, str], tuple[list[Written], list[str]]]
+Writer = Callable[[Sequence[ExportedSample], Path, str], tuple[list[Written], list[str]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Format:
     check: Callable[[], Any] = lambda: None
 
 
-def _nifti(samples: Sequence[Exported], out: Path, part: str) -> tuple[list[Written], list[str]]:
+def _nifti(samples: Sequence[ExportedSample], out: Path, part: str) -> tuple[list[Written], list[str]]:
     written = [Written(f"images/{sample.name}.nii.gz", f"masks/{sample.name}.nii.gz") for sample in samples]
     for sample, names in zip(samples, written, strict=True):
         write_plane(out / names.label, sample.label, sample.affine, descrip=sample.descrip)
@@ -63,7 +63,7 @@ def _nifti(samples: Sequence[Exported], out: Path, part: str) -> tuple[list[Writ
     return written, _flat(written)
 
 
-def _png(samples: Sequence[Exported], out: Path, part: str) -> tuple[list[Written], list[str]]:
+def _png(samples: Sequence[ExportedSample], out: Path, part: str) -> tuple[list[Written], list[str]]:
     written = [Written(f"images/{sample.name}.png", f"masks/{sample.name}.png") for sample in samples]
     for sample, names in zip(samples, written, strict=True):
         write_atomically(out / names.label, _png_bytes(sample.label))
@@ -71,7 +71,7 @@ def _png(samples: Sequence[Exported], out: Path, part: str) -> tuple[list[Writte
     return written, _flat(written)
 
 
-def _dicom(samples: Sequence[Exported], out: Path, part: str) -> tuple[list[Written], list[str]]:
+def _dicom(samples: Sequence[ExportedSample], out: Path, part: str) -> tuple[list[Written], list[str]]:
     written = [Written(f"{sample.recipe.id}/{sample.name}/ct.dcm", "") for sample in samples]
     written = [Written(names.image, names.image.replace("ct.dcm", "seg.dcm")) for names in written]
     for sample, names in zip(samples, written, strict=True):
@@ -87,7 +87,7 @@ def _dicom(samples: Sequence[Exported], out: Path, part: str) -> tuple[list[Writ
     return written, _flat(written)
 
 
-def _webdataset(samples: Sequence[Exported], out: Path, part: str) -> tuple[list[Written], list[str]]:
+def _webdataset(samples: Sequence[ExportedSample], out: Path, part: str) -> tuple[list[Written], list[str]]:
     shard = f"shards/{part}.tar"
     with replacing(out / shard) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
@@ -99,7 +99,7 @@ def _webdataset(samples: Sequence[Exported], out: Path, part: str) -> tuple[list
     return members, [shard]
 
 
-def _zarr(samples: Sequence[Exported], out: Path, part: str) -> tuple[list[Written], list[str]]:
+def _zarr(samples: Sequence[ExportedSample], out: Path, part: str) -> tuple[list[Written], list[str]]:
     """A group a part and, in it, one a grid (`512x512`) with `image` and `mask` (N, H, W), a chunk a sample."""
     zarr = _need_zarr()
     name, written = f"parts/{part}.zarr", {}

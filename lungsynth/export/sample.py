@@ -5,19 +5,20 @@ from typing import Any
 
 import numpy as np
 
-from lungsynth.enhancement import EnhancementStage, Outcome
+from lungsynth.compositing.overlay import NoduleMask
+from lungsynth.compositing.render import Annotation, Rendered, Renderer
+from lungsynth.enhancement.stage import EnhancedSlice, EnhancementStage
 from lungsynth.hounsfield import Label
-from lungsynth.layers import Annotation, Box, Recipe, Rendered
-from lungsynth.layers.composite import NoduleMask
-from lungsynth.layers.render import Renderer
-from lungsynth.layers.variants import Variant
+from lungsynth.placement.catalogue import Recipe
+from lungsynth.placement.growth import Variant
+from lungsynth.placement.lung_shape import Box
 from lungsynth.types import Affine, HuPlane, LabelPlane, MaskPlane
 
-__all__ = ["Exported", "export_variant"]
+__all__ = ["ExportedSample", "export_variant"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Exported:
+class ExportedSample:
     """A sample with its name.
 
     Args:
@@ -44,7 +45,7 @@ class Exported:
     masks: tuple[NoduleMask, ...]
     annotations: tuple[Annotation, ...]
     categories: tuple[str, ...]
-    outcome: Outcome | None = None
+    outcome: EnhancedSlice | None = None
 
     @property
     def descrip(self) -> str:
@@ -80,7 +81,7 @@ class Exported:
         }
 
 
-def export_variant(variant: Variant, renderer: Renderer, stage: EnhancementStage | None) -> Exported:
+def export_variant(variant: Variant, renderer: Renderer, stage: EnhancementStage | None) -> ExportedSample:
     """Renders a variant.
 
     Args:
@@ -96,7 +97,7 @@ def export_variant(variant: Variant, renderer: Renderer, stage: EnhancementStage
     image, outcome = sample.image, None
     if stage is not None:
         image, outcome = stage(sample, recipe.lung, renderer.layer(recipe))
-    return Exported(
+    return ExportedSample(
         name=variant.name,
         recipe=recipe,
         day=variant.day,

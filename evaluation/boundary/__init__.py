@@ -1,0 +1,1 @@
+"""Whether the boundary of an inserted nodule is visible."""

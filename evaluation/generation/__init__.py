@@ -1,0 +1,1 @@
+"""Tables II and III: generated samples against held-out real ones."""

@@ -1,0 +1,1 @@
+"""Metrics, each with weights, so that patients can be resampled."""

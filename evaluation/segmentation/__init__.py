@@ -1,0 +1,1 @@
+"""Table I: methods of segmentation and detection on held-out patients."""

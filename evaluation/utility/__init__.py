@@ -1,0 +1,1 @@
+"""What synthetic data are worth to those who have few patients."""

@@ -1,0 +1,95 @@
+"""Copy-paste as a control: real nodules of the few patients on real normal slices of the few patients.
+
+Placement, balance over the categories and overlay are the product's; only nothing is generated. What comes out is a
+data list as `scripts/synthesize.py` writes it (contract C8), without its other files.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from evaluation.utility.subcohort import CATEGORIES
+from lungsynth.chain.cohort_source import CohortSource, open_cohort
+from lungsynth.chain.plan_stage import make_catalogue, presence
+from lungsynth.chain.settings import ChainSettings
+from lungsynth.compositing.render import render
+from lungsynth.ct.write import write_atomically, write_plane
+from lungsynth.errors import InputError
+from lungsynth.placement.assets import AssetLibrary
+from lungsynth.placement.catalogue import PlanWeights, read_catalogue
+
+__all__ = ["choose_entries", "paste_real"]
+
+
+def paste_real(cohort: Path, out: Path, *, count: int, seed: int, bundles: Path) -> Path:
+    """Makes the slices, or goes on with them.
+
+    Args:
+        cohort: of the few patients.
+        out: folder of the slices.
+        count: of slices.
+        seed: of places and turns.
+        bundles: not opened; part of what a run of the chain is.
+
+    Returns:
+        The data list.
+
+    Raises:
+        InputError: when the patients have no normal slice, no nodule, or too few places.
+    """
+    listed = out / "datalist.json"
+    if listed.is_file():
+        return listed
+    library, source = AssetLibrary(out), open_cohort(cohort)
+    _add_all(library, source, seed=seed)
+    catalogue = out / "catalogue.parquet"
+    settings = ChainSettings(
+        out=out, count=count, groups=count, seed=seed, bundles=bundles, cohort=cohort, enhance=False
+    )
+    make_catalogue(
+        library, catalogue, settings, found=presence(library, source), weights=PlanWeights(nodule=None, enhancer=None)
+    )
+    entries = []
+    for recipe in tqdm(list(read_catalogue(catalogue)), desc="pasted", unit="slice", leave=False):
+        sample = render(recipe, library)
+        pair = {"image": f"images/{recipe.id}.nii.gz", "label": f"masks/{recipe.id}.nii.gz"}
+        descrip = f"pasted: lungsynth {recipe.id}"
+        write_plane(out / pair["label"], sample.label, sample.affine, descrip=descrip)
+        write_plane(out / pair["image"], sample.image, sample.affine, descrip=descrip)
+        entries.append(pair)
+    write_atomically(listed, (json.dumps({"training": entries}, indent=1) + "\n").encode())
+    return listed
+
+
+def choose_entries(datalist: Path, count: int, *, seed: int) -> Path:
+    """A data list of `count` of the samples, beside the whole one; fewer are the first of more.
+
+    Raises:
+        InputError: when there are not so many.
+    """
+    entries: Sequence[dict[str, str]] = json.loads(datalist.read_text())["training"]
+    if count > len(entries):
+        raise InputError(f"{datalist}: {count} samples are needed, it lists {len(entries)}. Remove it and run again.")
+    order = np.random.default_rng(seed).permutation(len(entries))[:count]
+    path = datalist.with_name(f"first_{count}.json")
+    write_atomically(path, (json.dumps({"training": [entries[place] for place in order]}, indent=1) + "\n").encode())
+    return path
+
+
+def _add_all(library: AssetLibrary, source: CohortSource, *, seed: int) -> None:
+    for category in CATEGORIES:
+        for nodule in source.read_nodules(category, seed=seed):
+            library.add_nodule(nodule.hu, nodule.alpha, category=category, source="real", origin=nodule.origin)
+    lungs = 0
+    for lung in source.read_lungs(seed=seed):
+        library.add_lung(lung.hu, lung.mask, affine=lung.affine, source="real", origin=lung.origin)
+        lungs += 1
+    if not lungs:
+        raise InputError(
+            f"{source.folder}: has no normal slice to paste nodules on. Give --lung-patients at least 1, and a cohort "
+            "with scans beside crops."
+        )
+    library.save_table()

@@ -1,0 +1,1 @@
+"""From CT volumes to a cohort: training sets with labels and a split by patient."""

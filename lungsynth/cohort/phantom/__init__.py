@@ -1,0 +1,1 @@
+"""A procedural chest phantom with known lungs and nodules, for tests and demonstrations."""

@@ -1,0 +1,262 @@
+"""What is known about the nodules of a scan, from whatever its source holds.
+
+| source | nodule | unlabelled (255) |
+|---|---|---|
+| mask volume | the mask | |
+| LIDC XML | two readers or more agree | one reader alone |
+| `annotations.csv` (centre, diameter) | what is dense inside the sphere | the rest of the sphere, and 2 mm around it |
+| Pascal-VOC box | | the box |
+
+The masks of the last two are nobody's: their slices do not count as labelled.
+
+Nodules of a scan as patches and rows: each is cut out of the slices on the scan's own grid.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool
+
+from lungsynth.cohort.cubes import NoduleCube, cut_cube
+from lungsynth.cohort.patches import SOLID_HU, NodulePatches, patches_from_planes, sphere_diameter_mm, texture_class
+from lungsynth.cohort.records import NoduleRow
+from lungsynth.cohort.resampling import PATCH_PX, PATCH_SPACING_MM, CentredGrid
+from lungsynth.ct.annotations import read_boxes, read_nodules
+from lungsynth.ct.nodule import ReadNodule, mask_centre_lps
+from lungsynth.ct.series import NoduleSphere, SeriesFiles
+from lungsynth.ct.voc import SliceBox
+from lungsynth.ct.volume import Volume, lps_to_voxel
+
+__all__ = ["ScanNodules", "cut_nodule", "nodule_row", "read_scan_nodules", "sphere_nodule", "with_cube", "with_sphere"]
+
+_DENSE_ABOVE_HU = -600  # half-way from lung to a faint ground-glass nodule's core
+_SMALLEST_SHARE = 0.2  # of the sphere: with less, the centre or the threshold is wrong and nothing is nodule
+_SPHERE_MARGIN_MM = 2.0
+
+_Mask = Bool[np.ndarray, "depth height width"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanNodules:
+    """Nodules of a scan and where nobody can tell.
+
+    Args:
+        nodules: with the readers' votes.
+        nodule: their consensus, on the scan's grid.
+        unlabelled: neither nodule nor free of it.
+        expert: whether an expert drew the masks of all nodules.
+        notes: what was not understood.
+    """
+
+    nodules: tuple[ReadNodule, ...]
+    nodule: _Mask
+    unlabelled: _Mask
+    expert: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def diseased(self) -> Bool[np.ndarray, " depth"]:
+        """Slices that show a nodule, or may."""
+        return (self.nodule | self.unlabelled).any(axis=(1, 2))
+
+
+def read_scan_nodules(files: SeriesFiles, volume: Volume) -> ScanNodules:
+    """Reads the nodule annotations of a series, the most exact that it has.
+
+    Raises:
+        InputError: when a mask's grid differs from the scan's, or an annotation file is damaged.
+    """
+    if files.annotations.lidc_xml is not None:
+        return _findings(volume, read_nodules(files, volume), min_votes=2, expert=True)
+    if files.nodule_mask is not None:
+        return _findings(volume, read_nodules(files, volume), min_votes=1, expert=True)
+    if files.annotations.spheres:
+        return _from_spheres(volume, files.annotations.spheres)
+    return _from_boxes(volume, read_boxes(files, volume))
+
+
+def _findings(volume: Volume, nodules: tuple[ReadNodule, ...], *, min_votes: int, expert: bool) -> ScanNodules:
+    """Voxels with `min_votes` are nodule, those with fewer are unlabelled."""
+    votes = np.zeros(volume.hu.shape, np.uint8)
+    for nodule in nodules:
+        box = _box(nodule)
+        votes[box] = np.maximum(votes[box], nodule.votes)
+    nodule_mask = votes >= min_votes
+    return ScanNodules(nodules=nodules, nodule=nodule_mask, unlabelled=(votes > 0) & ~nodule_mask, expert=expert)
+
+
+def _from_spheres(volume: Volume, spheres: tuple[NoduleSphere, ...]) -> ScanNodules:
+    nodule, unlabelled = np.zeros(volume.hu.shape, bool), np.zeros(volume.hu.shape, bool)
+    nodules, notes = [], []
+    for sphere in spheres:
+        found, around = sphere_nodule(volume, sphere)
+        unlabelled |= around
+        if found is None:
+            notes.append(f"{volume.series_id}: nothing dense at {sphere.centre_lps_mm}, left unlabelled")
+            continue
+        nodules.append(found)
+        box = _box(found)
+        nodule[box] |= found.votes > 0
+    return ScanNodules(
+        nodules=tuple(nodules), nodule=nodule, unlabelled=unlabelled & ~nodule, expert=False, notes=tuple(notes)
+    )
+
+
+def _from_boxes(volume: Volume, boxes: tuple[SliceBox, ...]) -> ScanNodules:
+    unlabelled = np.zeros(volume.hu.shape, bool)
+    for box in boxes:
+        unlabelled[box.slice_index, box.row0 : box.row1, box.column0 : box.column1] = True
+    return ScanNodules(nodules=(), nodule=np.zeros_like(unlabelled), unlabelled=unlabelled, expert=False)
+
+
+def sphere_nodule(volume: Volume, sphere: NoduleSphere) -> tuple[ReadNodule | None, _Mask]:
+    """Guesses the mask of a nodule that is given by centre and diameter: what is dense inside the sphere.
+
+    Returns:
+        The nodule, or None when less than a fifth of the sphere is dense; and the sphere with a margin.
+    """
+    centre = lps_to_voxel(volume.affine, np.asarray(sphere.centre_lps_mm))
+    steps = [(np.arange(size) - c) * mm for size, c, mm in zip(volume.hu.shape, centre, volume.spacing_mm, strict=True)]
+    z, y, x = np.meshgrid(*steps, indexing="ij", sparse=True)
+    distance_mm = np.sqrt(z**2 + y**2 + x**2)
+    # Thick slices can lie on both sides of a small nodule: half a slice is added along the axis' worst case.
+    inside = distance_mm <= max(sphere.diameter_mm / 2, volume.spacing_mm[0] / 2)
+    around = distance_mm <= sphere.diameter_mm / 2 + _SPHERE_MARGIN_MM
+    dense = inside & (volume.hu > _DENSE_ABOVE_HU)
+    if not dense.any() or dense.sum() < _SMALLEST_SHARE * inside.sum():
+        return None, around
+    found = np.argwhere(dense)
+    low, high = found.min(axis=0), found.max(axis=0) + 1
+    votes = dense[low[0] : high[0], low[1] : high[1], low[2] : high[2]].astype(np.uint8)
+    offset = (int(low[0]), int(low[1]), int(low[2]))
+    centre_mm = mask_centre_lps(votes > 0, offset, volume.affine)
+    nodule = ReadNodule(
+        votes=votes,
+        offset=offset,
+        readers=1,
+        centre_lps_mm=centre_mm,
+        reader_diameter_mm=sphere.diameter_mm,
+    )
+    return nodule, around
+
+
+def _box(nodule: ReadNodule) -> tuple[slice, ...]:
+    return tuple(slice(start, start + size) for start, size in zip(nodule.offset, nodule.votes.shape, strict=True))
+
+
+_MARGIN_MM = 40.0  # more than a patch or a cube reaches beyond its nodule
+_REACH_MM = (PATCH_PX / 2 - 1) * PATCH_SPACING_MM  # the patch's border stays free
+
+
+def cut_nodule(volume: Volume, nodule: ReadNodule, *, nodule_id: str, source: str) -> NodulePatches | None:
+    """Cuts the patches of a nodule.
+
+    Returns:
+        The patches; None when the nodule reaches beyond its patch in some slice.
+    """
+    mask = nodule.votes >= nodule.consensus_votes
+    if not _fits(mask, volume.spacing_mm[1:]):
+        return None
+    z, y, x = nodule.offset
+    depth, height, width = nodule.votes.shape
+    margins = [math.ceil(_MARGIN_MM / mm) for mm in volume.spacing_mm[1:]]
+    rows = slice(max(y - margins[0], 0), y + height + margins[0])
+    columns = slice(max(x - margins[1], 0), x + width + margins[1])
+    planes = volume.hu[z : z + depth, rows, columns]
+    votes = np.zeros(planes.shape, np.uint8)
+    top, left = y - rows.start, x - columns.start
+    votes[:, top : top + height, left : left + width] = nodule.votes
+    return patches_from_planes(
+        planes,
+        votes,
+        spacing_mm=volume.spacing_mm[1:],
+        nodule_id=nodule_id,
+        patient_id=volume.patient_id,
+        patient_known=volume.patient_known,
+        series_id=volume.series_id,
+        source=source,
+        diameter_mm=_diameter_mm(mask, volume),
+        attributes=_attributes(nodule),
+        centre_lps_mm=nodule.centre_lps_mm,
+    )
+
+
+def with_cube(patches: NodulePatches, volume: Volume, nodule: ReadNodule) -> NodulePatches:
+    """The patches of a nodule with its cube, where it has one."""
+    return replace(patches, cube=_cut_cube(volume, nodule))
+
+
+def with_sphere(
+    patches: NodulePatches, volume: Volume, nodule: ReadNodule, around: Bool[np.ndarray, "depth height width"]
+) -> NodulePatches:
+    """The patches of a nodule of which only centre and diameter are known, with where nobody can tell its outline.
+
+    Args:
+        patches: cut from `nodule`.
+        volume: likewise.
+        nodule: what is dense in its ball.
+        around: on the volume's grid, the balls with their margin.
+    """
+    z, y, x = nodule.offset
+    depth, height, width = nodule.votes.shape
+    mask = np.zeros((depth, *volume.hu.shape[1:]), bool)
+    mask[:, y : y + height, x : x + width] = nodule.votes >= nodule.consensus_votes
+    balls = [
+        CentredGrid(plane, volume.spacing_mm[1:]).share(there) >= 0.5
+        for plane, there in zip(mask, around[z : z + depth], strict=True)
+        if plane.any()
+    ]
+    return replace(patches, ball=np.stack(balls))
+
+
+def nodule_row(volume: Volume, nodule: ReadNodule, *, nodule_id: str, source: str, expert: bool) -> NoduleRow:
+    """The row of a nodule, measured on the scan's own grid."""
+    mask = nodule.votes >= nodule.consensus_votes
+    z, y, x = nodule.offset
+    depth, height, width = mask.shape
+    inside = volume.hu[z : z + depth, y : y + height, x : x + width][mask]
+    return NoduleRow(
+        nodule_id=nodule_id,
+        patient_id=volume.patient_id,
+        series_id=volume.series_id,
+        source=source,
+        texture_class=texture_class(nodule.attributes.get("texture")),
+        diameter_mm=_diameter_mm(mask, volume),
+        votes=nodule.consensus_votes if expert else 0,
+        mean_hu=float(inside.mean()),
+        solid_fraction=float((inside > SOLID_HU).mean()),
+        attributes=_attributes(nodule),
+        centre_lps_mm=nodule.centre_lps_mm,
+        expert_mask=expert,
+    )
+
+
+def _cut_cube(volume: Volume, nodule: ReadNodule) -> NoduleCube | None:
+    margins = [math.ceil(_MARGIN_MM / mm) for mm in volume.spacing_mm]
+    ends = zip(nodule.offset, nodule.votes.shape, margins, strict=True)
+    region = tuple(slice(max(start - margin, 0), start + length + margin) for start, length, margin in ends)
+    hu = volume.hu[region]
+    mask = np.zeros(hu.shape, bool)
+    places = zip(nodule.offset, nodule.votes.shape, region, strict=True)
+    inside = tuple(slice(start - part.start, start - part.start + length) for start, length, part in places)
+    mask[inside] = nodule.votes >= nodule.consensus_votes
+    return cut_cube(hu, mask, spacing_mm=volume.spacing_mm)
+
+
+def _fits(mask: np.ndarray, spacing_mm: tuple[float, ...]) -> bool:
+    """Whether each slice's mask stays within the patch that is centred on it."""
+    for plane in mask[mask.any(axis=(1, 2))]:
+        points = np.argwhere(plane)
+        if (np.abs(points - points.mean(axis=0)) * spacing_mm).max() > _REACH_MM:
+            return False
+    return True
+
+
+def _diameter_mm(mask: np.ndarray, volume: Volume) -> float:
+    return sphere_diameter_mm(int(mask.sum()), voxel_volume_mm3=math.prod(volume.spacing_mm))
+
+
+def _attributes(nodule: ReadNodule) -> dict[str, float]:
+    known = {} if nodule.reader_diameter_mm is None else {"reader_diameter_mm": nodule.reader_diameter_mm}
+    return {**nodule.attributes, **known}

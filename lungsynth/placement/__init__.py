@@ -1,0 +1,1 @@
+"""Where nodules go: assets, groups, rules, presence, planning, and the catalogue of recipes."""

@@ -1,0 +1,351 @@
+"""Assets: the nodules and lungs from which samples are made, each known by the hash of its content.
+
+A nodule is int16 (2, 64, 64): HU and alpha * 16384, at 0.7 mm. A lung is int16 (2, H, W): HU and lung mask (1 in
+lung), on its own grid. `library` keeps them on disk.
+
+Reading assets: the array of a file `<hash>.npy`, mapped, and its bytes checked against its name.
+
+The library: a folder in which each asset is stored once, under the hash of its content.
+
+`<folder>/assets/<hash>.npy` holds the array (see `assets`), `<folder>/assets.parquet` has a row an asset. What is
+added twice is stored once, with the row of the first time.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float, Int16
+
+from lungsynth.errors import InputError
+from lungsynth.io.atomic import replacing
+from lungsynth.types import Affine, HuPlane, LabelPlane, MaskPlane
+
+__all__ = [
+    "ALPHA_SCALE",
+    "PATCH_SIZE",
+    "PATCH_SPACING_MM",
+    "Asset",
+    "AssetArray",
+    "AssetKind",
+    "AssetLibrary",
+    "Origin",
+    "content_hash",
+    "disc_diameter_mm",
+    "load_asset",
+    "open_asset",
+]
+
+ALPHA_SCALE = 16384  # alpha 1.0 as int16
+PATCH_SIZE = 64
+PATCH_SPACING_MM = 0.7
+
+AssetKind = Literal["nodule", "lung"]
+Origin = Literal["real", "generated"]
+AssetArray = Int16[np.ndarray, "2 height width"]
+
+
+def content_hash(array: np.ndarray) -> str:
+    """First 16 hex digits of the SHA-256 of the dtype, the shape and the bytes of an array."""
+    digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
+
+
+def disc_diameter_mm(pixels: int, spacing_mm: tuple[float, float]) -> float:
+    """Diameter of the disc with the area of that many pixels; `spacing_mm` is (row, column)."""
+    return float(2 * np.sqrt(pixels * spacing_mm[0] * spacing_mm[1] / np.pi))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asset:
+    """A row of `assets.parquet`.
+
+    Args:
+        hash: name of the file, see `content_hash`.
+        kind: nodule or lung.
+        source: real (voxels of a patient) or generated.
+        category: the nodule's or lung's class.
+        origin: id of the slice or nodule, or the seed that made it.
+        diameter_mm: of the disc of equal area to alpha >= 0.5; nodules only.
+        affine: 16 floats row by row, (column, row, slice) -> RAS mm; lungs only.
+        weights: SHA-256 of the weights that generated it; None for real ones.
+
+    Raises:
+        InputError: when a value is not one of those, or is missing for its kind.
+    """
+
+    hash: str
+    kind: AssetKind
+    source: Origin
+    category: str
+    origin: str
+    diameter_mm: float | None = None
+    affine: tuple[float, ...] | None = None
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(AssetKind) or self.source not in get_args(Origin):
+            raise InputError(
+                f"Asset {self.hash}: kind must be one of {get_args(AssetKind)} and source one of {get_args(Origin)}, "
+                f"got {self.kind!r} and {self.source!r}."
+            )
+        if self.kind == "nodule" and not (self.diameter_mm and self.diameter_mm > 0):
+            raise InputError(f"Asset {self.hash}: a nodule needs a positive diameter_mm, got {self.diameter_mm}.")
+        if self.kind == "lung" and (self.affine is None or len(self.affine) != 16):
+            raise InputError(f"Asset {self.hash}: a lung needs an affine of 16 floats, got {self.affine}.")
+
+    @property
+    def affine_matrix(self) -> Affine:
+        """The affine of a lung, (4, 4)."""
+        if self.affine is None:
+            raise InputError(f"Asset {self.hash} is a {self.kind} and has no affine; ask a lung.")
+        return np.reshape(np.asarray(self.affine, dtype=np.float64), (4, 4))
+
+    @property
+    def spacing_mm(self) -> tuple[float, float]:
+        """Spacing (row, column) in mm of the asset's grid."""
+        if self.kind == "nodule":
+            return PATCH_SPACING_MM, PATCH_SPACING_MM
+        columns, rows = np.linalg.norm(self.affine_matrix[:3, :2], axis=0)
+        return float(rows), float(columns)
+
+
+_REMEDY = "Restore the file, or delete it and run the same command again."
+
+
+def open_asset(path: Path) -> AssetArray:
+    """Maps an asset without reading it.
+
+    Raises:
+        InputError: when the file is missing, is no array, or one of another kind.
+    """
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: expected an array, got what cannot be read: {error}. {_REMEDY}") from error
+    if array.ndim != 3 or array.dtype != np.int16:
+        raise InputError(f"{path}: expected int16 (2, H, W), got {array.dtype} {array.shape}. {_REMEDY}")
+    return array
+
+
+def load_asset(path: Path) -> AssetArray:
+    """Maps an asset and checks its bytes against its name.
+
+    Raises:
+        InputError: likewise, or when the bytes were changed.
+    """
+    array = open_asset(path)
+    found = content_hash(array)
+    if found != path.stem:
+        raise InputError(f"{path}: expected bytes with the hash {path.stem}, got {found}; it was changed. {_REMEDY}")
+    return array
+
+
+_SCHEMA = pa.schema(
+    [
+        ("hash", pa.string()),
+        ("kind", pa.string()),
+        ("source", pa.string()),
+        ("category", pa.string()),
+        ("diameter_mm", pa.float64()),
+        ("affine", pa.list_(pa.float64())),
+        ("origin", pa.string()),
+        ("weights", pa.string()),
+    ]
+)
+_logger = logging.getLogger(__name__)
+
+
+class AssetLibrary:
+    """The assets of a folder; iterating gives the `Asset` rows, sorted by hash.
+
+    Args:
+        folder: holds `assets/` and `assets.parquet`; what is already there is taken up.
+
+    Raises:
+        InputError: when `assets.parquet` is not a table of assets.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._assets = {row["hash"]: _asset(row) for row in _read_rows(folder / "assets.parquet")}
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self._assets)
+
+    def __iter__(self) -> Iterator[Asset]:
+        return iter(sorted(self._assets.values(), key=lambda asset: asset.hash))
+
+    def __getitem__(self, asset_hash: str) -> Asset:
+        if asset_hash not in self._assets:
+            raise InputError(
+                f"{self.folder / 'assets.parquet'}: expected a row for asset {asset_hash}, found none among "
+                f"{len(self)}. Use the folder that belongs to this catalogue."
+            )
+        return self._assets[asset_hash]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Mapped arrays would travel as copies to the workers of a DataLoader.
+        return self.__dict__ | {"_arrays": {}}
+
+    def add_nodule(
+        self,
+        hu: Int16[np.ndarray, "64 64"],
+        alpha: Float[np.ndarray, "64 64"],
+        *,
+        category: str,
+        source: Origin,
+        origin: str,
+        diameter_mm: float | None = None,
+        weights: str | None = None,
+    ) -> Asset:
+        """Stores a nodule patch.
+
+        Args:
+            hu: HU, defined everywhere.
+            alpha: soft mask in [0, 1]; the nodule is where it is at least 0.5.
+            category: its class.
+            source: real or generated.
+            origin: id of the nodule and slice, or the seed.
+            diameter_mm: measured from `alpha` when None; pass it only where alpha does not show the whole nodule.
+            weights: SHA-256 of the generator's weights.
+
+        Raises:
+            InputError: when alpha leaves [0, 1], reaches 0.5 nowhere, or is not 0 on the border.
+        """
+        _check_alpha(alpha, origin)
+        measured = disc_diameter_mm(int((alpha >= 0.5).sum()), (PATCH_SPACING_MM, PATCH_SPACING_MM))
+        stored = np.stack([hu, np.rint(alpha.astype(np.float64) * ALPHA_SCALE).astype(np.int16)])
+        asset = Asset(
+            hash=content_hash(stored),
+            kind="nodule",
+            source=source,
+            category=category,
+            origin=origin,
+            diameter_mm=round(float(measured if diameter_mm is None else diameter_mm), 4),
+            weights=weights,
+        )
+        return self._store(asset, stored)
+
+    def add_lung(
+        self,
+        hu: HuPlane,
+        mask: MaskPlane | LabelPlane,
+        *,
+        affine: Affine,
+        source: Origin,
+        origin: str,
+        category: str = "normal",
+        weights: str | None = None,
+    ) -> Asset:
+        """Stores a lung slice on its own grid.
+
+        Args:
+            hu: HU, (H, W).
+            mask: (H, W), true or non-zero in lung.
+            affine: (column, row, slice) -> RAS mm.
+            source: real or generated.
+            origin: id of the slice, or the seed.
+            category: its class.
+            weights: SHA-256 of the generator's weights.
+
+        Raises:
+            InputError: when the mask has another grid or is empty.
+        """
+        if mask.shape != hu.shape or not mask.any():
+            raise InputError(
+                f"Lung {origin}: expected a lung mask of shape {hu.shape} with lung in it, got {mask.shape} with "
+                f"{int(np.count_nonzero(mask))} lung pixels. Leave this slice out or mend its mask."
+            )
+        stored = np.stack([hu, (mask > 0).astype(np.int16)])
+        asset = Asset(
+            hash=content_hash(stored),
+            kind="lung",
+            source=source,
+            category=category,
+            origin=origin,
+            affine=tuple(float(value) for value in affine.flat),
+            weights=weights,
+        )
+        return self._store(asset, stored)
+
+    def load(self, asset_hash: str, *, keep: bool = True) -> AssetArray:
+        """The array of an asset, int16 (2, H, W), mapped, read-only; its bytes are checked at first.
+
+        Args:
+            asset_hash: of the asset.
+            keep: have it at hand when it is asked for again; else its memory is given back after use.
+
+        Raises:
+            InputError: when the file is missing, is no array, or its bytes do not match its name.
+        """
+        if asset_hash in self._arrays:
+            return self._arrays[asset_hash]
+        array = load_asset(self._path(asset_hash))
+        if keep:
+            self._arrays[asset_hash] = array
+        return array
+
+    def shape(self, asset_hash: str) -> tuple[int, int]:
+        """(H, W) of an asset, from the head of its file alone.
+
+        Raises:
+            InputError: when the file is missing or is no array.
+        """
+        _, height, width = open_asset(self._path(asset_hash)).shape
+        return height, width
+
+    def save_table(self) -> Path:
+        """Writes `assets.parquet`, sorted by hash; the same assets give the same bytes."""
+        path = self.folder / "assets.parquet"
+        with replacing(path) as part:
+            pq.write_table(pa.Table.from_pylist([asdict(asset) for asset in self], schema=_SCHEMA), part)
+        return path
+
+    def _path(self, asset_hash: str) -> Path:
+        return self.folder / "assets" / f"{asset_hash}.npy"
+
+    def _store(self, asset: Asset, array: np.ndarray) -> Asset:
+        known = self._assets.setdefault(asset.hash, asset)
+        if known != asset:
+            _logger.debug("Asset %s of %s is stored already, from %s.", asset.hash, asset.origin, known.origin)
+        path = self._path(asset.hash)
+        if not path.exists():
+            with replacing(path) as part, part.open("wb") as file:
+                np.save(file, array)
+        return known
+
+
+def _check_alpha(alpha: np.ndarray, origin: str) -> None:
+    border = max(alpha[[0, -1]].max(), alpha[:, [0, -1]].max())
+    if not (alpha.min() >= 0 and 0.5 <= alpha.max() <= 1 and border == 0):
+        raise InputError(
+            f"Nodule {origin}: expected alpha in [0, 1] that reaches 0.5 and is 0 on the border, got "
+            f"[{alpha.min():g}, {alpha.max():g}] and {border:g} on the border. Leave it out or shrink the nodule."
+        )
+
+
+def _asset(row: dict[str, Any]) -> Asset:
+    return Asset(**row | {"affine": None if row["affine"] is None else tuple(row["affine"])})
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: expected a table of assets, got what cannot be read: {error}.") from error
+    if set(table.column_names) != set(_SCHEMA.names):
+        raise InputError(
+            f"{path}: expected the columns {_SCHEMA.names}, got {table.column_names}. Use the folder of a run."
+        )
+    return table.to_pylist()

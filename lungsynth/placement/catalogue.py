@@ -1,0 +1,483 @@
+"""The file of a catalogue: its columns, how it is written, and the ids and seeds of samples.
+
+Numbers in `row_px`, `col_px` (quarters of a pixel) and `distance_mm` (1/64 mm) are exact in float32.
+
+A recipe: what one sample is made of. It names a lung and nodules by the hashes of their assets.
+
+Rows of planned pairs, made by the million: whole columns at once, a part of the catalogue at a time.
+
+The catalogue: a row a sample, from which its image, label map and annotations are made again, bit for bit.
+
+A `Recipe` names a lung and nodules by the hashes of their assets and says where the nodules lie. `catalogue.parquet`
+holds recipes: the group (its nodules, their transforms, categories and diameters) stands once in a dictionary, a row
+adds the places of the group's members on its lung, in the group's order. `catalogue_table` says how rows are written.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lungsynth.errors import InputError
+from lungsynth.io.atomic import replacing
+from lungsynth.placement.assets import Asset, Origin
+from lungsynth.placement.groups import PHASES, NoduleGroup
+from lungsynth.placement.hashing import HashStream, hash_arrays, hash_words
+from lungsynth.placement.lung_shape import UNITS_PER_MM
+from lungsynth.placement.planning import Pairs, in_turn
+from lungsynth.placement.resolve import NodulePlacement, place
+
+__all__ = [
+    "ID_PREFIX",
+    "ROW_GROUP",
+    "SCHEMA",
+    "Catalogue",
+    "PlanWeights",
+    "Recipe",
+    "TableWriter",
+    "make_recipe",
+    "read_catalogue",
+    "sample_id",
+    "sample_seeds",
+    "write_catalogue",
+    "write_pairs",
+]
+
+ROW_GROUP = 262_144
+_DICTIONARY_BYTES = 1 << 28  # a group's text is long; the default would give up the dictionary
+ID_PREFIX = "synth-"
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("category", _TEXT),
+        ("lung", _TEXT),
+        ("lung_source", _TEXT),
+        ("group", _TEXT),
+        ("row_px", pa.list_(pa.float32())),
+        ("col_px", pa.list_(pa.float32())),
+        ("distance_mm", pa.list_(pa.float32())),
+        ("n_nodules", pa.int32()),
+        ("min_distance_mm", pa.float32()),
+        ("has_real_voxels", pa.bool_()),
+        ("seed", pa.int64()),
+        ("weights_nodule", _TEXT),
+        ("weights_lung", _TEXT),
+        ("weights_enhancer", _TEXT),
+    ]
+)
+
+
+def sample_id(lung: int, group: int, seed: int) -> str:
+    """The id of a sample: `synth-` and 16 hex digits of lung, group (their hashes as numbers) and seed."""
+    return f"{ID_PREFIX}{hash_words(HashStream.ID, lung, group, seed):016x}"
+
+
+def sample_seeds(seed: int, lungs: Any, groups: np.ndarray) -> np.ndarray:
+    """The seeds of pairs, int64 and not negative: a pair's depends on no other pair.
+
+    Args:
+        seed: of the run.
+        lungs: hashes as numbers, uint64, an array or one.
+        groups: likewise.
+    """
+    return (hash_arrays(HashStream.SEED, seed, lungs, groups) >> np.uint64(1)).astype(np.int64)
+
+
+class TableWriter:
+    """Writes a catalogue part by part; the file appears when the block ends without an error.
+
+    Args:
+        path: `catalogue.parquet`.
+        metadata: JSON values that are stored in the file's schema.
+    """
+
+    def __init__(self, path: Path, metadata: Mapping[str, Any] | None = None) -> None:
+        texts = {f"lungsynth.{key}": json.dumps(value, sort_keys=True) for key, value in (metadata or {}).items()}
+        self.schema = SCHEMA.with_metadata(texts or None)
+        self._target = replacing(path)
+
+    def __enter__(self) -> "TableWriter":
+        names = [field.name for field in SCHEMA if pa.types.is_dictionary(field.type)]
+        numbers = ["row_px.list.element", "col_px.list.element", "distance_mm.list.element", "min_distance_mm"]
+        self._writer = pq.ParquetWriter(
+            self._target.__enter__(),
+            self.schema,
+            compression="zstd",
+            use_dictionary=[*names, *numbers],
+            dictionary_pagesize_limit=_DICTIONARY_BYTES,
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+        self._target.__exit__(kind, error, trace)
+
+    def write(self, rows: Sequence[Mapping[str, Any]] | pa.Table) -> None:
+        """Appends rows."""
+        table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=self.schema)
+        self._writer.write_table(table.cast(self.schema), row_group_size=ROW_GROUP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One sample.
+
+    Args:
+        lung: hash of the lung.
+        lung_source: real or generated.
+        group: canonical JSON of the nodule group.
+        nodules: the group's members on this lung, in the group's order.
+        seed: of the sample, not negative.
+        weights_nodule: SHA-256 of the weights that made nodules of this sample; None when all are real.
+        weights_lung: likewise for the lung.
+        weights_enhancer: likewise for the enhancer; None when the sample is not enhanced.
+
+    Raises:
+        InputError: when there is no nodule.
+    """
+
+    lung: str
+    lung_source: Origin
+    group: str
+    nodules: tuple[NodulePlacement, ...]
+    seed: int
+    weights_nodule: str | None = None
+    weights_lung: str | None = None
+    weights_enhancer: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.nodules:
+            raise InputError(f"A recipe needs at least one nodule on lung {self.lung}, got none.")
+
+    @property
+    def id(self) -> str:
+        """`synth-` and 16 hex digits that follow from lung, group and seed."""
+        return sample_id(int(self.lung, 16), int(_group_id(self.group), 16), self.seed)
+
+    @property
+    def category(self) -> str:
+        """The nodules' category, or `mixed`."""
+        found = {nodule.category for nodule in self.nodules}
+        return found.pop() if len(found) == 1 else "mixed"
+
+    @property
+    def n_nodules(self) -> int:
+        """Number of nodules."""
+        return len(self.nodules)
+
+    @property
+    def min_distance_mm(self) -> float:
+        """Distance to the edge of the lung of the nodule nearest to it."""
+        return min(nodule.distance_mm for nodule in self.nodules)
+
+    @property
+    def has_real_voxels(self) -> bool:
+        """Whether voxels of a patient are in the sample."""
+        return "real" in {self.lung_source, *(nodule.source for nodule in self.nodules)}
+
+
+def make_recipe(
+    lung: Asset,
+    group: NoduleGroup,
+    placements: tuple[NodulePlacement, ...],
+    *,
+    seed: int,
+    weights_nodule: str | None = None,
+    weights_enhancer: str | None = None,
+) -> Recipe:
+    """The recipe of a group resolved on a lung.
+
+    Args:
+        lung: the lung's asset.
+        group: what was resolved.
+        placements: what `placement.resolve` gave.
+        seed: of the sample.
+        weights_nodule: SHA-256 of the nodule generator's weights; noted only where a generated nodule is used.
+        weights_enhancer: SHA-256 of the enhancer's weights; None without one.
+    """
+    generated = any(placement.source == "generated" for placement in placements)
+    return Recipe(
+        lung=lung.hash,
+        lung_source=lung.source,
+        group=group.json,
+        nodules=placements,
+        seed=seed,
+        weights_nodule=weights_nodule if generated else None,
+        weights_lung=lung.weights,
+        weights_enhancer=weights_enhancer,
+    )
+
+
+@lru_cache(maxsize=1 << 16)
+def _group_id(group: str) -> str:
+    return hashlib.sha256(group.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanWeights:
+    """SHA-256 of the weights that recipes name; None where nothing is generated, or samples are not enhanced."""
+
+    nodule: str | None
+    enhancer: str | None
+
+
+def write_pairs(
+    writer: TableWriter,
+    lungs: Sequence[Asset],
+    parts: Sequence[tuple[Pairs, Sequence[NoduleGroup]]],
+    *,
+    seed: int,
+    weights: PlanWeights,
+) -> None:
+    """Writes planned pairs, one of each part in turn.
+
+    Args:
+        writer: open.
+        lungs: that the pairs mean.
+        parts: pairs and the groups they mean, as a rule of a category.
+        seed: the samples' seeds follow from it, see `catalogue_table.sample_seeds`.
+        weights: for the recipes.
+    """
+    groups: list[NoduleGroup] = []
+    shifted = []
+    for pairs, own in parts:
+        shifted.append(Pairs(**{**vars(pairs), "group": pairs.group + np.int32(len(groups))}))
+        groups += own
+    rows = _Rows(lungs=lungs, groups=groups, seed=seed, weights=weights)
+    joined, order = Pairs.joined(shifted), in_turn([len(pairs) for pairs in shifted])
+    for begin in range(0, len(order), ROW_GROUP):
+        writer.write(rows.table(joined.take(order[begin : begin + ROW_GROUP])))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Rows:
+    lungs: Sequence[Asset]
+    groups: Sequence[NoduleGroup]
+    seed: int
+    weights: PlanWeights
+
+    @cached_property
+    def facts(self) -> "_Facts":
+        return _Facts.of(self.lungs, self.groups)
+
+    def table(self, pairs: Pairs) -> pa.Table:
+        facts = self.facts
+        lung_hash, group_hash = facts.lung_hash[pairs.lung], facts.group_hash[pairs.group]
+        seeds = sample_seeds(self.seed, lung_hash, group_hash)
+        sizes = facts.group_size[pairs.group]
+        generated = facts.group_generated[pairs.group]
+        columns = {
+            "id": _ids(hash_arrays(HashStream.ID, lung_hash, group_hash, seeds)),
+            "category": _coded(pairs.group, [group.category for group in self.groups]),
+            "lung": _coded(pairs.lung, [lung.hash for lung in self.lungs]),
+            "lung_source": _coded(pairs.lung, [lung.source for lung in self.lungs]),
+            "group": _coded(pairs.group, [group.json for group in self.groups]),
+            "row_px": _lists(pairs.row, sizes, PHASES),
+            "col_px": _lists(pairs.col, sizes, PHASES),
+            "distance_mm": _lists(pairs.distance, sizes, UNITS_PER_MM),
+            "n_nodules": pa.array(sizes.astype(np.int32)),
+            "min_distance_mm": pa.array(pairs.min_distance_mm),
+            "has_real_voxels": pa.array(facts.lung_real[pairs.lung] | facts.group_real[pairs.group]),
+            "seed": pa.array(seeds),
+            "weights_nodule": _coded(np.where(generated, 0, 1), [self.weights.nodule, None]),
+            "weights_lung": _coded(pairs.lung, [lung.weights for lung in self.lungs]),
+            "weights_enhancer": _coded(np.zeros(len(pairs), np.int32), [self.weights.enhancer]),
+        }
+        return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+
+
+@dataclass(frozen=True, eq=False)
+class _Facts:
+    """What is looked up for each pair."""
+
+    lung_hash: np.ndarray
+    lung_real: np.ndarray
+    group_hash: np.ndarray
+    group_size: np.ndarray
+    group_real: np.ndarray
+    group_generated: np.ndarray
+
+    @classmethod
+    def of(cls, lungs: Sequence[Asset], groups: Sequence[NoduleGroup]) -> "_Facts":
+        sources = [{member.source for member in group.members} for group in groups]
+        return cls(
+            lung_hash=np.array([int(lung.hash, 16) for lung in lungs], dtype=np.uint64),
+            lung_real=np.array([lung.source == "real" for lung in lungs], dtype=bool),
+            group_hash=np.array([int(group.id, 16) for group in groups], dtype=np.uint64),
+            group_size=np.array([len(group.members) for group in groups]),
+            group_real=np.array(["real" in found for found in sources], dtype=bool),
+            group_generated=np.array(["generated" in found for found in sources], dtype=bool),
+        )
+
+
+def _ids(numbers: np.ndarray) -> pa.Array:
+    """Texts of ids, without a Python string for each."""
+    length = len(ID_PREFIX) + 16
+    texts = np.empty((len(numbers), length), dtype=np.uint8)
+    texts[:, : len(ID_PREFIX)] = np.frombuffer(ID_PREFIX.encode(), dtype=np.uint8)
+    digits = numbers.astype(">u8").tobytes().hex().encode()
+    texts[:, len(ID_PREFIX) :] = np.frombuffer(digits, dtype=np.uint8).reshape(-1, 16)
+    offsets = np.arange(len(numbers) + 1, dtype=np.int32) * np.int32(length)
+    return pa.StringArray.from_buffers(len(numbers), pa.py_buffer(offsets), pa.py_buffer(texts))
+
+
+def _coded(index: np.ndarray, texts: Sequence[str | None]) -> pa.DictionaryArray:
+    """Texts by index, as a dictionary of those that occur, in the order of first mention in `texts`."""
+    known = list(dict.fromkeys(text for text in texts if text is not None))
+    code = {text: place for place, text in enumerate(known)}
+    codes = np.array([-1 if text is None else code[text] for text in texts], dtype=np.int32)[index]
+    used, codes_used = np.unique(codes, return_inverse=True)
+    shift = int(len(used) > 0 and used[0] < 0)
+    indices = pa.array(codes_used.astype(np.int32) - shift, mask=codes < 0)
+    return pa.DictionaryArray.from_arrays(indices, pa.array([known[place] for place in used[shift:]], pa.string()))
+
+
+def _lists(values: np.ndarray, sizes: np.ndarray, units: int) -> pa.ListArray:
+    flat = values[np.arange(values.shape[1]) < sizes[:, None]]
+    offsets = np.zeros(len(sizes) + 1, dtype=np.int32)
+    np.cumsum(sizes, out=offsets[1:])
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array((flat / np.float32(units)).astype(np.float32)))
+
+
+_DICTIONARIES = ("lung", "lung_source", "group", "weights_nodule", "weights_lung", "weights_enhancer")
+_PLACES = ("row_px", "col_px", "distance_mm")
+
+
+class Catalogue:
+    """Recipes of a table, read one at a time.
+
+    Args:
+        table: with the columns of `SCHEMA`.
+        path: the file, for messages.
+    """
+
+    def __init__(self, table: pa.Table, path: Path) -> None:
+        self.table = table
+        self.path = path
+        columns = {name: table[name].combine_chunks() for name in (*_DICTIONARIES, *_PLACES)}
+        self._values = {name: [*columns[name].dictionary.to_pylist(), None] for name in _DICTIONARIES}
+        self._codes = {name: columns[name].indices.fill_null(-1).to_numpy() for name in _DICTIONARIES}
+        self._ends = columns["row_px"].offsets.to_numpy()
+        self._places = {name: columns[name].values.to_numpy() for name in _PLACES}
+        self._seeds = table["seed"].to_numpy()
+        self._ids = table["id"].combine_chunks()
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __iter__(self) -> Iterator[Recipe]:
+        return (self._recipe(index) for index in range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> Recipe: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Catalogue": ...
+
+    def __getitem__(self, index: int | slice) -> "Recipe | Catalogue":
+        """A recipe, or the catalogue of some.
+
+        Raises:
+            IndexError: beyond the end.
+            InputError: when the row was changed, so that its id does not fit any more.
+        """
+        if isinstance(index, slice):
+            return self.take(np.arange(*index.indices(len(self))))
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.path} has {len(self)} samples, asked for {index}.")
+        return self._recipe(index % len(self))
+
+    def __getstate__(self) -> tuple[pa.Table, Path]:
+        return self.table, self.path
+
+    def __setstate__(self, state: tuple[pa.Table, Path]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
+
+    def take(self, rows: np.ndarray) -> "Catalogue":
+        """The catalogue of some rows."""
+        return Catalogue(self.table.take(pa.array(rows)).combine_chunks(), self.path)
+
+    def without_real_voxels(self) -> "Catalogue":
+        """The samples in which no voxel is a patient's."""
+        return self.take(np.flatnonzero(~self.table["has_real_voxels"].to_numpy()))
+
+    def find(self, sample: str) -> int | None:
+        """The row of a sample's id, or None."""
+        index = pc.index(self._ids, sample).as_py()
+        return None if index < 0 else int(index)
+
+    def categories(self) -> tuple[str, ...]:
+        """The nodules' categories, sorted."""
+        groups = [self._values["group"][code] for code in np.unique(self._codes["group"])]
+        return tuple(sorted({member.category for text in groups for member in _parsed(text).members}))
+
+    def _recipe(self, index: int) -> Recipe:
+        row = {name: self._values[name][self._codes[name][index]] for name in _DICTIONARIES}
+        places = [self._places[name][self._ends[index] : self._ends[index + 1]].tolist() for name in _PLACES]
+        nodules = place(_parsed(row["group"]), list(zip(*places, strict=True)))
+        recipe = Recipe(**row, nodules=nodules, seed=int(self._seeds[index]))
+        if recipe.id != (found := self._ids[index].as_py()):
+            raise InputError(
+                f"{self.path}: sample {found} (row {index}) was changed, its content has the id {recipe.id}. "
+                f"Restore the file or plan it again."
+            )
+        return recipe
+
+
+def write_catalogue(recipes: Iterable[Recipe], path: Path) -> Path:
+    """Writes recipes in their order; the same recipes give the same bytes.
+
+    Args:
+        recipes: all with different ids.
+        path: `catalogue.parquet`.
+
+    Raises:
+        InputError: when two recipes have one id.
+    """
+    found = list(recipes)
+    if len({recipe.id for recipe in found}) < len(found):
+        raise InputError(f"{path}: expected samples that differ, got some twice. Give each sample a seed of its own.")
+    with TableWriter(path) as writer:
+        writer.write([_row(recipe) for recipe in found])
+    return path
+
+
+def read_catalogue(path: Path) -> Catalogue:
+    """Opens a catalogue.
+
+    Raises:
+        InputError: when the file is missing, is no parquet file, or lacks columns.
+    """
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: expected a catalogue, got what cannot be read: {error}.") from error
+    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise InputError(f"{path}: expected the columns of a catalogue, {missing} are missing. Plan it again.")
+    kept = table.schema.metadata
+    table = table.select(SCHEMA.names).cast(SCHEMA).unify_dictionaries().combine_chunks()
+    return Catalogue(table.replace_schema_metadata(kept), path)
+
+
+def _row(recipe: Recipe) -> dict[str, object]:
+    places = {name: [getattr(nodule, name) for nodule in recipe.nodules] for name in _PLACES}
+    derived = {name: getattr(recipe, name) for name in SCHEMA.names if name not in places}
+    return {**derived, **places}
+
+
+@lru_cache(maxsize=1 << 16)
+def _parsed(group: str) -> NoduleGroup:
+    return NoduleGroup.from_json(group)

@@ -1,0 +1,310 @@
+"""Nodule groups: nodules that appear together on one slice, with their transforms, not yet on any lung.
+
+A group knows positions in the frame of `presence` (u, v) and how each patch is turned, mirrored and scaled. It is
+resolved on a lung by `placement`. Its canonical JSON is its identity: equal groups have equal text and an equal id.
+
+Nodule groups as flat arrays: a line a member, those of a group next to each other.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import combinations
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from lungsynth.errors import InputError
+from lungsynth.placement.assets import Asset, Origin
+from lungsynth.placement.presence import PresencePrior
+
+__all__ = ["PHASES", "GroupArrays", "GroupSettings", "Member", "NoduleGroup", "draw_groups"]
+
+PHASES = 4  # a centre lies on a quarter of a pixel
+_NUMBERS = 9  # uniform numbers a member takes: nodule, cell, u, v, scale, rotation, flip, two phases
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One nodule of a group.
+
+    Args:
+        asset: hash of the nodule.
+        category: its class.
+        source: real or generated.
+        diameter_mm: after scaling.
+        u: 0 patient's right .. 1 left, in the bounding box of the lungs.
+        v: 0 anterior .. 1 posterior.
+        rotation_deg: turns the patch's column axis towards its row axis (clockwise on the screen).
+        flip: mirrors the patch's columns, before turning.
+        scale: enlarges the patch.
+        row_phase: fraction of a pixel of its centre, a quarter, the same on every lung, so that a resampled patch
+            serves all lungs of one spacing.
+        col_phase: likewise.
+
+    Raises:
+        InputError: when a value is out of its range.
+    """
+
+    asset: str
+    category: str
+    source: Origin
+    diameter_mm: float
+    u: float
+    v: float
+    rotation_deg: float = 0.0
+    flip: bool = False
+    scale: float = 1.0
+    row_phase: float = 0.0
+    col_phase: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.u <= 1 and 0 <= self.v <= 1 and self.diameter_mm > 0 and self.scale > 0):
+            raise InputError(
+                f"A member of a group needs u and v in [0, 1], a positive diameter_mm and a positive scale, got "
+                f"u={self.u:g}, v={self.v:g}, diameter_mm={self.diameter_mm:g}, scale={self.scale:g}."
+            )
+        if not all(0 <= phase < 1 and phase * PHASES % 1 == 0 for phase in (self.row_phase, self.col_phase)):
+            raise InputError(f"A phase is 0, 0.25, 0.5 or 0.75 pixels, got {self.row_phase:g} and {self.col_phase:g}.")
+
+
+@dataclass(frozen=True)
+class NoduleGroup:
+    """Nodules of one slice.
+
+    Raises:
+        InputError: when there are none.
+    """
+
+    members: tuple[Member, ...]
+
+    def __post_init__(self) -> None:
+        if not self.members:
+            raise InputError("A nodule group needs at least one member.")
+
+    @cached_property
+    def json(self) -> str:
+        """Canonical JSON: a list of members, keys sorted, no spaces."""
+        return json.dumps([vars(member) for member in self.members], sort_keys=True, separators=(",", ":"))
+
+    @cached_property
+    def id(self) -> str:
+        """First 16 hex digits of the SHA-256 of the canonical JSON."""
+        return hashlib.sha256(self.json.encode()).hexdigest()[:16]
+
+    @property
+    def category(self) -> str:
+        """The category of all members, or `mixed`."""
+        found = {member.category for member in self.members}
+        return found.pop() if len(found) == 1 else "mixed"
+
+    @classmethod
+    def from_json(cls, text: str) -> "NoduleGroup":
+        """The group whose `json` this is.
+
+        Raises:
+            InputError: when the text is not that of a group.
+        """
+        try:
+            return cls(tuple(Member(**member) for member in json.loads(text)))
+        except (TypeError, json.JSONDecodeError) as error:
+            raise InputError(f"Expected the JSON of a nodule group, got {text[:80]!r} ({error}).") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupSettings:
+    """How groups are drawn.
+
+    Args:
+        count_probabilities: nodules a slice -> probability; scaled to a sum of 1.
+        scale_range: of the patches.
+        diameter_range_mm: no nodule of this range is scaled out of it; None for any.
+        rotate: by any angle; else not at all.
+        flip: mirror every second nodule on average.
+
+    Raises:
+        InputError: when a probability is negative, all are zero, a count is below 1, or a range is empty.
+    """
+
+    count_probabilities: Mapping[int, float] = field(default_factory=lambda: {1: 0.7, 2: 0.2, 3: 0.1})
+    scale_range: tuple[float, float] = (0.9, 1.1)
+    diameter_range_mm: tuple[float, float] | None = None
+    rotate: bool = True
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        weights, counts = self.count_probabilities.values(), self.count_probabilities.keys()
+        if not counts or min(counts) < 1 or min(weights) < 0 or sum(weights) <= 0:
+            raise InputError(
+                f"count_probabilities needs counts >= 1 with probabilities, got {dict(self.count_probabilities)}."
+            )
+        for name in ("scale_range", "diameter_range_mm"):
+            found = getattr(self, name)
+            if found is not None and not 0 < found[0] <= found[1]:
+                raise InputError(f"{name} needs 0 < low <= high, got {found}.")
+
+    def scaled(self, diameter_mm: float, share: float) -> float:
+        """The scale at a share of the range, 3 digits."""
+        low, high = self.scale_range
+        scale = low + (high - low) * share
+        narrow, wide = self.diameter_range_mm or (0.0, 0.0)
+        if narrow <= diameter_mm <= wide:
+            scale = min(max(scale, narrow / diameter_mm), wide / diameter_mm)
+        return round(scale, 3)
+
+    def to_json(self) -> dict[str, object]:
+        """All values, for the record of a plan."""
+        return {**asdict(self), "count_probabilities": {str(n): p for n, p in self.count_probabilities.items()}}
+
+
+def draw_groups(
+    nodules: Sequence[Asset], n: int, *, seed: int, prior: PresencePrior, settings: GroupSettings | None = None
+) -> list[NoduleGroup]:
+    """Draws n groups; group i depends on the seed and i alone, so a longer list begins with the shorter one.
+
+    Args:
+        nodules: to choose from, all equally likely (the paper: 200 real and 1,000 generated ones).
+        n: number of groups (the paper: 5,000 a category).
+        seed: not negative.
+        prior: presence probability.
+        settings: counts, scales and turns.
+
+    Raises:
+        InputError: when there is no nodule.
+    """
+    if not nodules:
+        raise InputError("Drawing groups needs at least one nodule, got none. Ask for another category or add nodules.")
+    chosen = settings or GroupSettings()
+    counts = sorted(chosen.count_probabilities)
+    edges = np.cumsum([chosen.count_probabilities[count] for count in counts])
+    width = 1 + counts[-1] * _NUMBERS
+    numbers = np.array([np.random.default_rng([seed, index]).random(width) for index in range(n)]).reshape(n, width)
+    sizes = np.searchsorted(edges[:-1], numbers[:, 0] * edges[-1], side="right")
+    draws = numbers[:, 1:].reshape(n, counts[-1], _NUMBERS)
+    places = prior.positions(draws[:, :, 1:4].reshape(-1, 3)).reshape(n, counts[-1], 2)
+    return [
+        NoduleGroup(_members(nodules, draws[index], places[index], counts[sizes[index]], chosen)) for index in range(n)
+    ]
+
+
+def _members(
+    nodules: Sequence[Asset], draws: np.ndarray, places: np.ndarray, count: int, settings: GroupSettings
+) -> tuple[Member, ...]:
+    members = []
+    chosen = _choose(draws[:count, 0].tolist(), len(nodules))
+    numbers, positions = draws[:count].tolist(), places[:count].tolist()
+    for index, (_, _, _, _, scale, rotation, flip, row, col), (u, v) in zip(chosen, numbers, positions, strict=True):
+        nodule = nodules[index]
+        diameter_mm = nodule.diameter_mm or 0.0
+        scaled = settings.scaled(diameter_mm, scale)
+        # Rounded so that the text is short and says all there is.
+        members.append(
+            Member(
+                asset=nodule.hash,
+                category=nodule.category,
+                source=nodule.source,
+                diameter_mm=round(diameter_mm * scaled, 3),
+                u=round(u, 4),
+                v=round(v, 4),
+                rotation_deg=round(rotation * 360, 1) if settings.rotate else 0.0,
+                flip=flip < 0.5 and settings.flip,
+                scale=scaled,
+                row_phase=int(row * PHASES) / PHASES,
+                col_phase=int(col * PHASES) / PHASES,
+            )
+        )
+    return tuple(members)
+
+
+def _choose(numbers: list[float], n: int) -> list[int]:
+    """Indices below n, one for each uniform number, none twice while there are enough."""
+    free = list(range(n)) if n < 2 * len(numbers) else None
+    chosen: list[int] = []
+    for number in numbers:
+        if free is not None:
+            free = free or list(range(n))
+            chosen.append(free.pop(int(number * len(free))))
+            continue
+        index = int(number * n)
+        while index in chosen:
+            index = (index + 1) % n
+        chosen.append(index)
+    return chosen
+
+
+@dataclass(frozen=True, eq=False)
+class GroupArrays:
+    """Members of groups.
+
+    Args:
+        u, v, diameter_mm: see `groups.Member`.
+        row_phase, col_phase: in quarters of a pixel.
+        group: index of the member's group, ascending.
+    """
+
+    u: Float64[np.ndarray, " members"]
+    v: Float64[np.ndarray, " members"]
+    diameter_mm: Float64[np.ndarray, " members"]
+    row_phase: Int64[np.ndarray, " members"]
+    col_phase: Int64[np.ndarray, " members"]
+    group: Int64[np.ndarray, " members"]
+
+    @classmethod
+    def of(cls, groups: Sequence[NoduleGroup]) -> "GroupArrays":
+        """Arrays of a list of groups.
+
+        Raises:
+            InputError: when there is none.
+        """
+        if not groups:
+            raise InputError("A plan needs at least one nodule group, got none.")
+        rows = [
+            (member.u, member.v, member.diameter_mm, member.row_phase * PHASES, member.col_phase * PHASES)
+            for group in groups
+            for member in group.members
+        ]
+        u, v, diameter_mm, row, col = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
+        sizes = np.array([len(group.members) for group in groups])
+        group = np.repeat(np.arange(len(groups)), sizes)
+        return cls(u, v, diameter_mm, row.astype(np.int64), col.astype(np.int64), group)
+
+    def __len__(self) -> int:
+        return int(self.group[-1]) + 1
+
+    @cached_property
+    def starts(self) -> Int64[np.ndarray, " groups"]:
+        """The first member of each group."""
+        return np.flatnonzero(np.diff(self.group, prepend=-1))
+
+    @cached_property
+    def sizes(self) -> Int64[np.ndarray, " groups"]:
+        """Members of each group."""
+        return np.bincount(self.group)
+
+    @cached_property
+    def places(self) -> Int64[np.ndarray, "groups widest"]:
+        """Indices of each group's members; its first member again where there are fewer than in the largest group."""
+        place = np.arange(int(self.sizes.max()))
+        return self.starts[:, None] + np.where(place < self.sizes[:, None], place, 0)
+
+    @cached_property
+    def pairs(self) -> tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]]:
+        """Members that share a group, each two once."""
+        pairs = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))]
+        for first, second in combinations(range(int(self.sizes.max())), 2):
+            start = self.starts[self.sizes > second]
+            pairs.append((start + first, start + second))
+        return np.concatenate([first for first, _ in pairs]), np.concatenate([second for _, second in pairs])
+
+    def take(self, members: np.ndarray) -> "GroupArrays":
+        """Some members, without their groups."""
+        return GroupArrays(
+            self.u[members],
+            self.v[members],
+            self.diameter_mm[members],
+            self.row_phase[members],
+            self.col_phase[members],
+            self.group[members],
+        )

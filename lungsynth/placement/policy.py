@@ -1,0 +1,239 @@
+"""Policies: which of the pairs that the rules accept become samples.
+
+- `farthest` (the paper's): those whose nodule nearest to the edge of the lung is farthest from it. Equal distances: the
+  earlier lung, then the earlier group.
+- `matched`: nodules are distributed as the real ones are, by distance to the edge and by size.
+- `balanced`: together with the real ones, all classes of distance and of size are as frequent as each other, as far as
+  the number of samples can make up for what is lacking.
+
+The last two draw pairs at random with unequal chances: a pair with the uniform number U and the weight w has the rank
+U / w, and the lowest ranks are taken (sequential Poisson sampling, Ohlsson, 1998). U follows from seed, lung and group.
+The weight is a product over a pair's nodules of one factor for the class of its distance and one for the class of its
+size. The factors are found by trying on some of the lungs: a class that comes out too often gets a lower one, and again
+(raking).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float64, Int64, UInt64
+
+from lungsynth.errors import InputError
+from lungsynth.placement.groups import GroupArrays
+from lungsynth.placement.hashing import HashStream, hash_arrays
+from lungsynth.placement.lung_shape import UNITS_PER_MM
+from lungsynth.placement.rules import PlacementVerdict
+from lungsynth.placement.scoring import PairScores
+
+__all__ = [
+    "DISTANCE_EDGES_MM",
+    "SIZE_EDGES_MM",
+    "Classes",
+    "Policy",
+    "PolicyWeights",
+    "TargetDistribution",
+    "balanced_target",
+    "classes_of",
+    "distance_class",
+    "farthest_rank",
+    "fit_weights",
+    "order_rank",
+    "size_class",
+]
+
+Policy = Literal["farthest", "matched", "balanced"]
+
+DISTANCE_EDGES_MM = (2.5, 5.0, 7.5, 10.0, 12.5, 15.0, 20.0, 25.0, 30.0)
+SIZE_EDGES_MM = (4.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0)
+_ROUNDS = 40
+_FITTED_PAIRS = 100_000
+_FACTORS = (1e-6, 1e6)
+_PAIR_BITS = np.uint64(48)
+
+DistanceShares = Float64[np.ndarray, " distance_classes"]
+SizeShares = Float64[np.ndarray, " size_classes"]
+
+
+def distance_class(distance_mm: np.ndarray) -> np.ndarray:
+    """Class of distances in mm: the number of edges that they reach."""
+    return np.searchsorted(DISTANCE_EDGES_MM, distance_mm, side="right")
+
+
+def size_class(diameter_mm: np.ndarray) -> np.ndarray:
+    """Class of diameters in mm: the number of edges that they reach."""
+    return np.searchsorted(SIZE_EDGES_MM, diameter_mm, side="right")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TargetDistribution:
+    """How nodules should be distributed.
+
+    Args:
+        distance: share of each class of distance.
+        size: share of each class of size.
+
+    Raises:
+        InputError: when there is another number of classes, or a share is negative, or all are zero.
+    """
+
+    distance: DistanceShares
+    size: SizeShares
+
+    def __post_init__(self) -> None:
+        for name, edges in (("distance", DISTANCE_EDGES_MM), ("size", SIZE_EDGES_MM)):
+            shares = getattr(self, name)
+            if len(shares) != len(edges) + 1 or not (np.min(shares) >= 0 and np.sum(shares) > 0):
+                raise InputError(
+                    f"A target needs {len(edges) + 1} shares of {name}, none negative and not all zero, got {shares}."
+                )
+            object.__setattr__(self, name, np.asarray(shares, dtype=np.float64) / float(np.sum(shares)))
+
+
+def balanced_target(real: TargetDistribution, *, real_nodules: float, nodules: float) -> TargetDistribution:
+    """What nodules must add to real ones so that all classes become as frequent as each other.
+
+    Args:
+        real: distribution of the real nodules.
+        real_nodules: how many there are.
+        nodules: how many will be added.
+    """
+    return TargetDistribution(
+        distance=_complement(real.distance * real_nodules, nodules), size=_complement(real.size * real_nodules, nodules)
+    )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Classes:
+    """Classes of the members of some groups on one lung; -1 beyond a group's members.
+
+    Args:
+        distance: (group, member).
+        size: (group, member).
+    """
+
+    distance: Int64[np.ndarray, "groups widest"]
+    size: Int64[np.ndarray, "groups widest"]
+
+    def counts(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Members of each class of distance, and of size, in some of the groups."""
+        distance, size = self.distance[index], self.size[index]
+        return (
+            np.bincount(distance[distance >= 0], minlength=len(DISTANCE_EDGES_MM) + 1),
+            np.bincount(size[size >= 0], minlength=len(SIZE_EDGES_MM) + 1),
+        )
+
+    def gaps(self, target: TargetDistribution) -> tuple[float, float]:
+        """Share of nodules that would have to change class for the target to be met: by distance, and by size."""
+        distance, size = self.counts(np.arange(len(self.distance)))
+        return _gap(distance, target.distance), _gap(size, target.size)
+
+    @staticmethod
+    def joined(parts: Sequence["Classes"]) -> "Classes":
+        """Classes of groups one after the other."""
+        return Classes(
+            distance=np.concatenate([part.distance for part in parts]), size=np.concatenate([p.size for p in parts])
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PolicyWeights:
+    """Factors of the classes; a pair's weight is the product over its nodules."""
+
+    distance: DistanceShares
+    size: SizeShares
+
+    def of(self, classes: Classes) -> np.ndarray:
+        """Weights of groups, float64."""
+        padded = [np.append(factors, 1.0) for factors in (self.distance, self.size)]  # index -1
+        each = padded[0][classes.distance] * padded[1][classes.size]
+        weights = each[:, 0].copy()
+        for place in range(1, each.shape[1]):
+            weights *= each[:, place]
+        return np.clip(weights, 1e-150, 1e150)
+
+
+def classes_of(groups: GroupArrays, distance: np.ndarray, index: np.ndarray) -> Classes:
+    """Classes of some groups.
+
+    Args:
+        groups: all of them.
+        distance: of the members of the groups asked for, (group, member), in 1/64 mm.
+        index: of the groups asked for.
+    """
+    places = groups.places[index]
+    absent = np.arange(places.shape[1]) >= groups.sizes[index][:, None]
+    return Classes(
+        distance=np.where(absent, -1, distance_class(distance / UNITS_PER_MM)),
+        size=np.where(absent, -1, size_class(groups.diameter_mm)[places]),
+    )
+
+
+def farthest_rank(scores: PairScores, usable: np.ndarray, first_pair: int) -> UInt64[np.ndarray, " pairs"]:
+    """Ranks of `farthest`: farther first, then the earlier pair.
+
+    Raises:
+        InputError: beyond 2**48 pairs.
+    """
+    if first_pair + len(scores.verdict) > 1 << int(_PAIR_BITS):
+        raise InputError("A plan holds at most 2**48 pairs of a lung and a group; plan fewer at a time.")
+    nearer = (np.iinfo(np.int16).max - scores.min_distance[usable]).astype(np.uint64)
+    return (nearer << _PAIR_BITS) | (usable + first_pair).astype(np.uint64)
+
+
+def order_rank(numbers: UInt64[np.ndarray, " pairs"], weights: np.ndarray) -> UInt64[np.ndarray, " pairs"]:
+    """Ranks U / w, as the bits of a positive float64, which sort as the number does."""
+    uniform = ((numbers >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return (uniform / weights).view(np.uint64)
+
+
+def shuffled(seed: int, lung: int, groups: UInt64[np.ndarray, " groups"]) -> UInt64[np.ndarray, " groups"]:
+    """The random number of each pair of a lung with groups, from their hashes."""
+    return hash_arrays(HashStream.ORDER, seed, lung, groups)
+
+
+def fit_weights(classes: Classes, numbers: np.ndarray, *, keep: int, target: TargetDistribution) -> PolicyWeights:
+    """Finds factors with which `keep` of these pairs are distributed as the target says.
+
+    Args:
+        classes: of all pairs that may be used.
+        numbers: their random numbers, uint64.
+        keep: how many are taken; all of them when there are no more.
+        target: what to reach.
+    """
+    factors = [np.ones(len(target.distance)), np.ones(len(target.size))]
+    if keep >= len(numbers):
+        return PolicyWeights(distance=factors[0], size=factors[1])
+    if len(numbers) > _FITTED_PAIRS:
+        # The lowest numbers are a random part, and uniform themselves.
+        part = np.argpartition(numbers, _FITTED_PAIRS - 1)[:_FITTED_PAIRS]
+        keep = max(1, keep * _FITTED_PAIRS // len(numbers))
+        classes, numbers = Classes(distance=classes.distance[part], size=classes.size[part]), numbers[part]
+    for _ in range(_ROUNDS):
+        ranks = order_rank(numbers, PolicyWeights(distance=factors[0], size=factors[1]).of(classes))
+        chosen = np.argpartition(ranks, keep - 1)[:keep]
+        for place, (counts, wanted) in enumerate(
+            zip(classes.counts(chosen), (target.distance, target.size), strict=True)
+        ):
+            # The square root damps: the two factors of a nodule, and those of a pair's nodules, act together.
+            step = np.sqrt(wanted * int(counts.sum()) / np.maximum(counts, 0.5))
+            factors[place] = np.clip(factors[place] * step, *_FACTORS)
+    return PolicyWeights(distance=factors[0], size=factors[1])
+
+
+def usable_pairs(scores: PairScores) -> np.ndarray:
+    """Indices of the groups that the rules accept."""
+    return np.flatnonzero(scores.verdict == PlacementVerdict.KEPT)
+
+
+def _gap(counts: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.abs(counts / max(int(counts.sum()), 1) - wanted).sum() / 2)
+
+
+def _complement(real: np.ndarray, added: float) -> np.ndarray:
+    """What to add to counts so that their smallest become equal, with `added` in all."""
+    order = np.sort(real)
+    filled = (np.cumsum(order) + added) / np.arange(1, len(order) + 1)
+    level = filled[np.flatnonzero(filled > order)[-1]]
+    return np.maximum(level - real, 0)

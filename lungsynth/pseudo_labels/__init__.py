@@ -1,0 +1,1 @@
+"""Pseudo-labelling: the detector runs on scans without expert marks."""

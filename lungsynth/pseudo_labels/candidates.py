@@ -1,0 +1,183 @@
+"""Candidates of the segmentation network: where it sees a nodule, how sure it is, and which voxels it means.
+
+The detector of `lung_seg_bundle` (contract C6.5) gives centres and a probability map. Here each candidate gets its
+own voxels: what hangs together with its peak above half of that peak, at most 0.5, and lies within one and a half of
+its radius and 2 mm more. Candidates are served from the most probable down, so that what a threshold cuts off never
+changes the others; one whose place is already taken is a repetition and is left out.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+from scipy import ndimage
+
+from lungsynth.bundles import open_bundle
+from lungsynth.ct.volume import Volume
+from lungsynth.errors import InputError
+from lungsynth.types import HuVolume
+
+__all__ = [
+    "LOWEST_PROBABILITY",
+    "Candidate",
+    "CandidateDetector",
+    "find_candidates",
+    "open_detector",
+    "operating_point",
+]
+
+CandidateDetector = Callable[[HuVolume, tuple[float, float, float]], Mapping[str, np.ndarray]]
+
+LOWEST_PROBABILITY = 0.05  # candidates are asked for down to here, whatever the threshold
+_REACH = 1.5  # of the candidate's radius
+_REACH_MORE_MM = 2.0
+_HIGHEST_LEVEL = 0.5
+_TOUCHING = np.ones((3, 3, 3))  # neighbours by corners hang together
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Candidate:
+    """Something that may be a nodule.
+
+    Args:
+        centre: (slice, row, column), fractional, in the volume that was looked at.
+        diameter_mm: as the detector measured it.
+        probability: in [0, 1].
+        mask: its voxels, cut to their box; not empty.
+        offset: (slice, row, column) of the box.
+    """
+
+    centre: tuple[float, float, float]
+    diameter_mm: float
+    probability: float
+    mask: Bool[np.ndarray, "d h w"]
+    offset: tuple[int, int, int]
+
+    @property
+    def box(self) -> tuple[slice, ...]:
+        """Where the mask lies in the volume."""
+        return tuple(slice(start, start + size) for start, size in zip(self.offset, self.mask.shape, strict=True))
+
+    @property
+    def largest_slice(self) -> int:
+        """The slice in which its mask is largest."""
+        return self.offset[0] + int(self.mask.sum(axis=(1, 2)).argmax())
+
+    def slices(self, *, slice_mm: float, depth: int) -> range:
+        """The slices of a volume of this depth that show it: those of its mask, and those its diameter reaches."""
+        half = self.diameter_mm / 2 / slice_mm
+        first = min(self.offset[0], math.ceil(self.centre[0] - half))
+        last = max(self.offset[0] + len(self.mask) - 1, math.floor(self.centre[0] + half))
+        return range(max(0, first), min(depth - 1, last) + 1)
+
+
+def open_detector(bundles: Path) -> CandidateDetector:
+    """The detector of `lung_seg_bundle` in a folder of bundles, listing all down to `LOWEST_PROBABILITY`.
+
+    Raises:
+        InputError: when the bundle, its weights or its `detector` are missing.
+    """
+    lowest = {"candidate_threshold": LOWEST_PROBABILITY}
+    detector: CandidateDetector = open_bundle(bundles, "lung_seg", component="detector", overrides=lowest)
+    return detector
+
+
+def operating_point(detector: CandidateDetector) -> float:
+    """The probability from which on a detector says that it found something.
+
+    Raises:
+        InputError: when it does not tell.
+    """
+    point = getattr(detector, "operating_point", None)
+    if point is None:
+        raise InputError("The detector of lung_seg_bundle states no operating point: give --threshold.")
+    return float(point)
+
+
+def find_candidates(detector: CandidateDetector, volume: Volume) -> list[Candidate]:
+    """All candidates of a volume, whatever their probability, the most probable first.
+
+    Raises:
+        InputError: when the detector gives something else than contract C6.5 promises.
+    """
+    found = detector(volume.hu, volume.spacing_mm)
+    rows, nodule = _checked(found, volume)
+    return list(_with_masks(rows[np.argsort(-rows[:, 4], kind="stable")], nodule, volume.spacing_mm))
+
+
+def _checked(found: Mapping[str, np.ndarray], volume: Volume) -> tuple[np.ndarray, np.ndarray]:
+    if missing := sorted({"candidates", "nodule"} - set(found)):
+        raise InputError(
+            f"The detector of lung_seg_bundle gave no {missing[0]!r} but {sorted(found)}; update the bundle."
+        )
+    rows, nodule = np.asarray(found["candidates"], dtype=np.float64), np.asarray(found["nodule"])
+    if rows.ndim != 2 or rows.shape[1] != 5 or not np.isfinite(rows).all() or nodule.shape != volume.hu.shape:
+        raise InputError(
+            "The detector of lung_seg_bundle promises finite candidates (n, 5) and a map of the volume's shape "
+            f"{volume.hu.shape}, got {rows.shape} and {nodule.shape}; update the bundle."
+        )
+    return rows, nodule
+
+
+def _with_masks(rows: np.ndarray, nodule: np.ndarray, spacing_mm: tuple[float, float, float]) -> Iterator[Candidate]:
+    taken = np.zeros(nodule.shape, bool)
+    for z, y, x, diameter_mm, probability in rows.tolist():
+        found = _voxels(nodule, taken, (z, y, x), diameter_mm, spacing_mm)
+        if found is None:
+            continue
+        mask, offset = found
+        candidate = Candidate(
+            centre=(z, y, x), diameter_mm=diameter_mm, probability=probability, mask=mask, offset=offset
+        )
+        taken[candidate.box] |= mask
+        yield candidate
+
+
+def _voxels(
+    nodule: np.ndarray,
+    taken: np.ndarray,
+    centre: tuple[float, float, float],
+    diameter_mm: float,
+    spacing_mm: tuple[float, float, float],
+) -> tuple[np.ndarray, tuple[int, int, int]] | None:
+    """The mask of a candidate and the offset of its box; None when its place is taken."""
+    reach_mm = _REACH * diameter_mm / 2 + _REACH_MORE_MM
+    box, distance_mm = _surroundings(nodule.shape, centre, reach_mm, spacing_mm)
+    free = ~taken[box]
+    near = free & (distance_mm <= max(diameter_mm / 2, float(distance_mm.min()) + 1e-6))
+    if not near.any() or not free[np.unravel_index(distance_mm.argmin(), distance_mm.shape)]:
+        return None
+    probability = np.where(free, nodule[box], 0).astype(np.float32)
+    peak = np.unravel_index(np.where(near, probability, -1).argmax(), near.shape)
+    mask = near
+    if probability[peak] > 0:
+        level = min(_HIGHEST_LEVEL, float(probability[peak]) / 2)
+        regions, _ = ndimage.label((probability >= level) & (distance_mm <= reach_mm) | _only(peak, near), _TOUCHING)
+        mask = regions == regions[peak]
+    (tight,) = ndimage.find_objects(mask.astype(np.uint8))
+    z, y, x = (part.start + inner.start for part, inner in zip(box, tight, strict=True))
+    return mask[tight], (z, y, x)
+
+
+def _only(voxel: tuple[np.intp, ...], like: np.ndarray) -> np.ndarray:
+    alone = np.zeros_like(like)
+    alone[voxel] = True
+    return alone
+
+
+def _surroundings(
+    shape: tuple[int, ...], centre: tuple[float, ...], reach_mm: float, spacing_mm: tuple[float, ...]
+) -> tuple[tuple[slice, ...], np.ndarray]:
+    """The box within reach of a point, never empty, and the distance of its voxels from the point in mm."""
+    box, squares = [], []
+    for axis, (size, middle, mm) in enumerate(zip(shape, centre, spacing_mm, strict=True)):
+        nearest = min(max(round(middle), 0), size - 1)
+        low = min(max(0, math.floor(middle - reach_mm / mm)), nearest)
+        high = max(min(size, math.ceil(middle + reach_mm / mm) + 1), nearest + 1)
+        box.append(slice(low, high))
+        steps = ((np.arange(low, high) - middle) * mm) ** 2
+        squares.append(np.expand_dims(steps, tuple(other for other in range(3) if other != axis)))
+    return tuple(box), np.sqrt(squares[0] + squares[1] + squares[2])

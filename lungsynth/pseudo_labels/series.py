@@ -1,0 +1,160 @@
+"""One series that no expert has looked at: what the network finds in it, and what is left of its normal slices.
+
+Nothing is written before the whole series has been looked at, and its part comes last. Slices, label maps and lungs
+stay those of the COHORT; new are nodules, and label maps of the slices that show them (`network/`).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+
+from lungsynth.cohort.records import SeriesRows, SliceRow, write_text
+from lungsynth.cohort.slices import far_from
+from lungsynth.ct.write import write_plane
+from lungsynth.hounsfield import Label
+from lungsynth.pseudo_labels.candidates import Candidate, CandidateDetector, find_candidates
+from lungsynth.pseudo_labels.source import part_files, share
+from lungsynth.pseudo_labels.stacks import SliceStack, read_stacks, slice_index
+from lungsynth.pseudo_labels.triage import AssessedCandidate, CandidateRow, CandidateStatus, TriageRules, assess
+from lungsynth.types import Affine, LabelPlane
+
+__all__ = ["CANDIDATES", "NETWORK", "SeriesJob", "pseudo_label_series", "read_candidates", "still_normal"]
+
+NETWORK = "network"  # `nodule_mask` of a series that the network has looked at; folder of its label maps
+CANDIDATES = ".candidates"  # folder of the rows of `separation.csv`, a file a series
+
+_Drawn = dict[str, tuple[LabelPlane, Affine]]  # label maps by slice id
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesJob:
+    """How a series is separated.
+
+    Args:
+        cohort: folder that holds it.
+        out: folder of the separated cohort.
+        detector: of `lung_seg_bundle`.
+        rules: which candidates count.
+        gap_mm: a normal slice is farther than this from each candidate that counts.
+    """
+
+    cohort: Path
+    out: Path
+    detector: CandidateDetector
+    rules: TriageRules
+    gap_mm: float
+
+
+def pseudo_label_series(part: SeriesRows, job: SeriesJob) -> SeriesRows:
+    """Looks at the series of a part and writes what came of it.
+
+    Args:
+        part: of one series whose nodules no expert drew.
+        job: see `SeriesJob`.
+
+    Returns:
+        The new part.
+
+    Raises:
+        InputError: when a file of the series cannot be used, or the detector does not keep its contract.
+    """
+    (series,) = part.series
+    findings: list[AssessedCandidate] = []
+    drawn: _Drawn = {}
+    for stack in read_stacks(job.cohort, series, part.slices):
+        candidates = find_candidates(job.detector, stack.volume)
+        for number, candidate in enumerate(candidates, start=len(findings)):
+            candidate_id = f"{series.series_id}_c{number:03d}"
+            finding = assess(candidate, stack, candidate_id=candidate_id, source=series.source, rules=job.rules)
+            findings.append(finding)
+            if finding.nodule is not None:
+                _draw(candidate, stack, drawn)
+    spacing_mm = series.spacing_slice_mm or 0.0
+    kept = still_normal(part.slices, [f.reach for f in findings if f.counts], slice_mm=spacing_mm, gap_mm=job.gap_mm)
+    new = replace(
+        part,
+        series=(replace(series, nodule_mask=NETWORK),),
+        slices=tuple(
+            replace(row, normal=bool(normal), shows_nodule=row.shows_nodule or row.slice_id in drawn)
+            for row, normal in zip(part.slices, kept, strict=True)
+        ),
+        nodules=(*part.nodules, *(f.nodule for f in findings if f.nodule is not None)),
+        notes=(*part.notes, *_notes(findings)),
+    )
+    counted = [_count_removed(finding, part.slices, spacing_mm, job.gap_mm) for finding in findings]
+    _write(part, new, counted, drawn, job)
+    return new
+
+
+def still_normal(
+    rows: Sequence[SliceRow], reaches: Sequence[range], *, slice_mm: float, gap_mm: float
+) -> Bool[np.ndarray, " rows"]:
+    """Which slices stay normal, in the order of `rows`.
+
+    Args:
+        rows: slices of one series.
+        reaches: indices in the series that candidates keep from being normal.
+        slice_mm: from slice to slice.
+        gap_mm: a normal slice is farther than this from each of them.
+    """
+    indices = np.array([slice_index(row) for row in rows], dtype=int)
+    length = max([*indices.tolist(), *(reach.stop - 1 for reach in reaches)], default=-1) + 1
+    diseased = np.zeros(length, bool)
+    for reach in reaches:
+        diseased[reach.start : reach.stop] = True
+    far = far_from(diseased, slice_mm=slice_mm, gap_mm=gap_mm)
+    return far[indices] & np.array([row.normal for row in rows], dtype=bool)
+
+
+def read_candidates(out: Path, series_id: str) -> list[CandidateRow]:
+    """The candidates of a finished series."""
+    stored = json.loads((out / CANDIDATES / f"{series_id}.json").read_text())
+    return [CandidateRow(**{**row, "outcome": CandidateStatus(row["outcome"])}) for row in stored]
+
+
+def _draw(candidate: Candidate, stack: SliceStack, drawn: _Drawn) -> None:
+    """Adds a new nodule to the label maps of the slices that show it."""
+    for k in np.flatnonzero(candidate.mask.any(axis=(1, 2))).tolist():
+        here = candidate.offset[0] + k
+        slice_id = stack.rows[here].slice_id
+        label, _ = drawn.setdefault(slice_id, (stack.labels[here].copy(), stack.volume.plane_affine(here)))
+        label[candidate.box[1:]][candidate.mask[k]] = Label.NODULE
+
+
+def _count_removed(
+    finding: AssessedCandidate, rows: Sequence[SliceRow], slice_mm: float, gap_mm: float
+) -> AssessedCandidate:
+    """The finding with the number of normal slices near it in its row."""
+    if not finding.counts:
+        return finding
+    kept = still_normal(rows, [finding.reach], slice_mm=slice_mm, gap_mm=gap_mm)
+    removed = sum(row.normal for row in rows) - int(kept.sum())
+    return replace(finding, row=replace(finding.row, normal_slices_removed=removed))
+
+
+def _notes(findings: Sequence[AssessedCandidate]) -> list[str]:
+    return [
+        f"{f.nodule.nodule_id} ({f.nodule.diameter_mm:.1f} mm, found by the network) reaches beyond a patch of "
+        "44.8 mm: it has a row, but no patch"
+        for f in findings
+        if f.nodule is not None and f.patches is None
+    ]
+
+
+def _write(
+    old: SeriesRows, new: SeriesRows, findings: Sequence[AssessedCandidate], drawn: _Drawn, job: SeriesJob
+) -> None:
+    for name in part_files(replace(new, nodules=old.nodules)):
+        share(job.cohort / name, job.out / name)
+    for finding in findings:
+        if finding.patches is not None:
+            finding.patches.save(job.out)
+    for slice_id, (label, affine) in drawn.items():
+        write_plane(job.out / NETWORK / f"{slice_id}.nii.gz", label, affine)
+    rows = [asdict(finding.row) for finding in findings]
+    write_text(job.out / CANDIDATES / f"{new.part_id}.json", json.dumps(rows, indent=1))
+    new.save(job.out / ".parts")

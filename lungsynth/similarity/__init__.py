@@ -1,0 +1,1 @@
+"""Feature vectors of samples, selection by similarity, and detection of near-copies."""

@@ -1,0 +1,250 @@
+"""Samples that are compared: nodule patches, lungs or whole diseased slices, real or generated, as arrays.
+
+A nodule is its patch `hu` with its alpha (contract C2.3), as generators make it; `on_uniform_lung` shows one in an
+image. A lung is a normal slice on the generator's grid (C3.2), a slice one with nodules there, whose mask is the
+lungs', nodules included (C15.1). Each sample has an owner, drawn as a whole by the bootstrap: a patient, or itself.
+"""
+
+import json
+import logging
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from lungsynth.categories import AS_LISTED, UNKNOWN, CategoryRule
+from lungsynth.errors import InputError, NoSamplesError
+from lungsynth.placement.assets import PATCH_SPACING_MM
+from lungsynth.types import Float16Planes, HuPlanes
+
+__all__ = [
+    "BACKGROUND_HU",
+    "LUNG_SPACING_MM",
+    "SampleKind",
+    "Samples",
+    "as_shown",
+    "join",
+    "on_uniform_lung",
+    "read_lungs",
+    "read_nodules",
+    "read_slices",
+]
+
+SampleKind = Literal["nodules", "lungs", "slices"]
+
+LUNG_SPACING_MM = 1.4  # of 256 pixels; contract C3.1
+BACKGROUND_HU = -850  # of the level lung that nodules are laid on to be compared
+_LARGE_ENOUGH = 0.5  # of a nodule's largest area; smaller slices show its poles
+_FIELD_MM = 256 * LUNG_SPACING_MM
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Samples:
+    """Samples of one kind.
+
+    Args:
+        hu: int16 (N, S, S).
+        mask: float16 (N, S, S), the nodule's alpha or the lung mask, in [0, 1].
+        categories: of each.
+        owners: of each, what the bootstrap draws.
+        names: of each; a nodule's or slice's id, or a seed.
+        spacing_mm: of a pixel.
+
+    Raises:
+        InputError: when the lengths differ.
+    """
+
+    hu: HuPlanes
+    mask: Float16Planes
+    categories: tuple[str, ...]
+    owners: tuple[str, ...]
+    names: tuple[str, ...]
+    spacing_mm: float
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.hu), len(self.mask), len(self.categories), len(self.owners), len(self.names)}
+        if len(lengths) > 1:
+            raise InputError(f"Samples need as many images, masks, categories, owners and names, got {lengths}.")
+
+    def __len__(self) -> int:
+        return len(self.hu)
+
+    @cached_property
+    def diameter_mm(self) -> Float[np.ndarray, " n"]:
+        """Of the disc as large as the mask (at least 0.5)."""
+        return 2 * np.sqrt((self.mask >= 0.5).sum(axis=(1, 2)) / np.pi) * self.spacing_mm
+
+    @property
+    def independent(self) -> bool:
+        """Whether each sample is its own owner, so that no patient is behind them."""
+        return self.owners == self.names
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Samples":
+        """The samples at these places, in this order."""
+        places = np.asarray(indices, dtype=np.int64)
+        return Samples(
+            hu=self.hu[places],
+            mask=self.mask[places],
+            categories=tuple(self.categories[i] for i in places),
+            owners=tuple(self.owners[i] for i in places),
+            names=tuple(self.names[i] for i in places),
+            spacing_mm=self.spacing_mm,
+        )
+
+    def of(self, category: str) -> np.ndarray:
+        """Places of the samples of a category."""
+        return np.flatnonzero(np.array(self.categories, dtype=object) == category)
+
+
+def on_uniform_lung(samples: Samples) -> Samples:
+    """Nodules laid by their alpha on a lung of -850 HU.
+
+    A patch's surroundings are levelled for real nodules and never reach an image; compared as they are, they would
+    give away each generated nodule by a trace of noise that nobody will see.
+    """
+    alpha = samples.mask.astype(np.float32)
+    return replace(samples, hu=np.rint(alpha * samples.hu + (1 - alpha) * BACKGROUND_HU).astype(np.int16))
+
+
+def as_shown(samples: Samples, kind: SampleKind) -> Samples:
+    """Nodules pasted on a level lung, others as they are."""
+    return on_uniform_lung(samples) if kind == "nodules" else samples
+
+
+def join(parts: Sequence[Samples]) -> Samples:
+    """Samples of several sets, one after the other.
+
+    Raises:
+        InputError: when there is none, or their grids differ.
+    """
+    if len({(part.hu.shape[1:], part.spacing_mm) for part in parts}) != 1:
+        raise InputError("Samples are joined when they are on one grid; there are none, or several grids.")
+    return Samples(
+        hu=np.concatenate([part.hu for part in parts]),
+        mask=np.concatenate([part.mask for part in parts]),
+        categories=tuple(name for part in parts for name in part.categories),
+        owners=tuple(name for part in parts for name in part.owners),
+        names=tuple(name for part in parts for name in part.names),
+        spacing_mm=parts[0].spacing_mm,
+    )
+
+
+def read_nodules(
+    cohort: Path, section: str, *, largest_only: bool = True, tolerant: bool = False, rule: CategoryRule = AS_LISTED
+) -> Samples:
+    """The nodules of a section of `nodules.json` that have a category and show: one pixel at alpha >= 0.5 at least.
+
+    Args:
+        cohort: COHORT folder.
+        section: `training`, `validation` or `test`.
+        largest_only: one slice a nodule, its largest; else each of at least half the largest area.
+        tolerant: leave out files that are damaged, with a warning.
+        rule: what a category is.
+
+    Raises:
+        InputError: when the section has none, or a file is damaged.
+    """
+    listed = rule.relabelled(_entries(cohort, "nodules", section))
+    rated = [e for e in listed if e.get("category", UNKNOWN) != UNKNOWN]
+    found = []
+    for entry, (hu, alpha, largest) in _read(cohort, rated, "nodule", ("hu", "alpha", "largest"), tolerant=tolerant):
+        area = (alpha >= 0.5).sum(axis=(1, 2))
+        chosen = [int(largest)] if largest_only else np.flatnonzero(area >= _LARGE_ENOUGH * area.max())
+        keep = [int(index) for index in chosen if area[index]]
+        found.append((entry, entry["nodule_id"], hu[keep], alpha[keep]))
+    return _samples(found, cohort / "nodules.json", section, PATCH_SPACING_MM)
+
+
+def read_lungs(cohort: Path, section: str, *, tolerant: bool = False) -> Samples:
+    """The normal slices of a section of `lungs.json`, on the generator's grid.
+
+    Args:
+        cohort: COHORT folder.
+        section: `training`, `validation` or `test`.
+        tolerant: leave out files that are damaged, with a warning.
+
+    Raises:
+        InputError: when the section has none, or a file is damaged.
+    """
+    return _read_planes(cohort, section, "lungs", "lung", tolerant=tolerant)
+
+
+def read_slices(folder: Path, section: str, *, whole: bool = False) -> Samples:
+    """The composed slices of a section of `slices.json` (contract C15).
+
+    Args:
+        folder: what `scripts/make_slices.py` wrote.
+        section: `training`, `validation` or `test`.
+        whole: those of `diseased.json` instead, which nobody composed.
+
+    Raises:
+        InputError: when the section has none, or a file is damaged.
+    """
+    return _read_planes(folder, section, "diseased" if whole else "slices", "slice")
+
+
+def _read_planes(folder: Path, section: str, name: str, key: str, *, tolerant: bool = False) -> Samples:
+    found = []
+    for entry, (hu, mask) in _read(folder, _entries(folder, name, section), key, ("hu", "mask"), tolerant=tolerant):
+        found.append((entry, Path(entry[key]).stem, hu[None], mask[None]))
+    spacing_mm = _FIELD_MM / found[0][2].shape[-1] if found else LUNG_SPACING_MM
+    return _samples(found, folder / f"{name}.json", section, spacing_mm)
+
+
+def _samples(
+    found: Sequence[tuple[dict[str, Any], str, np.ndarray, np.ndarray]], path: Path, section: str, spacing_mm: float
+) -> Samples:
+    if not found:
+        raise NoSamplesError(
+            f"{path}: expected rated samples in `{section}`, got none. Prepare the cohort from more patients, or with "
+            "ratings (LIDC's XML)."
+        )
+    counts = [len(hu) for _, _, hu, _ in found]
+
+    def spread(values: Sequence[str]) -> tuple[str, ...]:
+        return tuple(value for value, count in zip(values, counts, strict=True) for _ in range(count))
+
+    return Samples(
+        hu=np.concatenate([hu for _, _, hu, _ in found]).astype(np.int16),
+        mask=np.concatenate([mask for _, _, _, mask in found]).astype(np.float16),
+        categories=spread([str(entry.get("category", "normal")) for entry, *_ in found]),
+        owners=spread([str(entry.get("patient_id", name)) for entry, name, *_ in found]),
+        names=spread([name for _, name, *_ in found]),
+        spacing_mm=spacing_mm,
+    )
+
+
+def _entries(cohort: Path, name: str, section: str) -> list[dict[str, Any]]:
+    path = cohort / f"{name}.json"
+    try:
+        return list(json.loads(path.read_text()).get(section, []))
+    except (OSError, ValueError) as error:
+        told = f"{path}: expected a data list, got {error}. Give --cohort a folder that scripts/prepare.py wrote."
+        raise InputError(told) from error
+
+
+def _read(
+    cohort: Path, entries: Sequence[dict[str, Any]], key: str, names: Sequence[str], *, tolerant: bool
+) -> Iterator[tuple[dict[str, Any], tuple[np.ndarray, ...]]]:
+    """Entries with the arrays of the file that they name."""
+    for entry in entries:
+        try:
+            yield entry, _arrays(cohort / str(entry.get(key)), names)
+        except InputError as error:
+            if not tolerant:
+                raise
+            _logger.warning("left out: %s", error)
+
+
+def _arrays(path: Path, names: Sequence[str]) -> tuple[np.ndarray, ...]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return tuple(arrays[name] for name in names)
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise InputError(f"{path}: expected arrays {list(names)} ({error}). Prepare the cohort again.") from error
