@@ -1,6 +1,6 @@
-"""Draws docs/images/chain.png from a run of the chain: one sample, from its assets to its label.
+"""Draws docs/images/pipeline.png from an output folder: one sample, from its assets to its label.
 
-python docs/draw_chain.py OUT docs/images/chain.png
+python docs/tools/draw_pipeline.py OUT docs/images/pipeline.png
 """
 
 import sys
@@ -54,9 +54,9 @@ def stages(recipe: Recipe, library: AssetLibrary, out: Path) -> list[tuple[str, 
     composite = render(recipe, library)
     enhanced, _ = read_plane(out / "images" / f"{recipe.id}.nii.gz")
     return [
-        ("nodule and soft mask", "layer I: W-CapsuleGAN", pair(nodule)),
-        ("normal lung", "layer II: W-CapsuleGAN", grey(lung)),
-        ("composite", "placement and overlay in HU", grey(composite.image)),
+        ("nodule and soft mask", "W-CapsuleGAN: nodules", pair(nodule)),
+        ("normal lung", "W-CapsuleGAN: lungs", grey(lung)),
+        ("composite", "placed and blended in HU", grey(composite.image)),
         ("enhanced", "CycleGAN, bounded residual", grey(enhanced)),
         ("label", "mask, box, LPS coordinates", outlined(enhanced, composite.label == Label.NODULE)),
     ]
