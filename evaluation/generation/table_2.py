@@ -130,7 +130,7 @@ def table_2_markdown(
         f"# {_HEADS[reference.kind]}\n",
         f"{len(reference.held_out)} {reference.kind} of {patients} patients of the {part.part} part, features: "
         f"{reference.features.name}. 95 % intervals. `-`: no such figure. What each figure means stands in "
-        "docs/judging.md.\n",
+        "docs/evaluation.md.\n",
         paper_table("Method", _columns(reference.kind), rows),
         *notes(part, reference, [line.generator for line in lines], left_out, count=count),
         "## More\n",

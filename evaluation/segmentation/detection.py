@@ -92,13 +92,13 @@ def _candidates(result: dict[str, Any], *, name: str) -> np.ndarray:
     if candidates.ndim != 2 or candidates.shape[1] != 5 or not np.isfinite(candidates).all():
         raise InputError(
             f"{name}: a detector returns `candidates` (n, 5) of finite slice, row, column, diameter_mm, probability, "
-            f"got {candidates.shape}. See docs/contracts.md, C6.5."
+            f"got {candidates.shape}. See docs/reference/bundle_interface.md, Detector."
         )
     probability = candidates[:, 4]
     if len(probability) and not 0 <= probability.min() <= probability.max() <= 1:
         raise InputError(
             f"{name}: the probabilities of candidates lie in [0, 1], got {probability.min():g} to "
-            f"{probability.max():g}. See docs/contracts.md, C6.5."
+            f"{probability.max():g}. See docs/reference/bundle_interface.md, Detector."
         )
     return candidates
 
@@ -111,6 +111,7 @@ def _mask(
     found = np.asarray(result[key])
     if found.shape != shape:
         raise InputError(
-            f"{name}: `{key}` must have the image's shape {shape}, got {found.shape}. See docs/contracts.md, C6.5."
+            f"{name}: `{key}` must have the image's shape {shape}, got {found.shape}. "
+            "See docs/reference/bundle_interface.md, Detector."
         )
     return found >= threshold

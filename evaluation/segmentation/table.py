@@ -94,7 +94,7 @@ def table_1_markdown(part: Subset, entries: Sequence[Entry], ceiling: Figures, *
     sections = [
         "# Table I: methods of segmentation\n",
         f"{len(_patients(entries))} patients of the {part.part} part. 95 % intervals over patients. `-`: no such "
-        "figure. What each figure means stands in docs/judging.md.\n",
+        "figure. What each figure means stands in docs/evaluation.md.\n",
         paper_table("Method", COLUMNS, [*_rows(entries), last]),
         *notes(part, [entry.contestant for entry in entries], [entry.outcome for entry in entries], left_out),
         "## Crops\n",

@@ -4,7 +4,7 @@ A grey level g in 0..255 is linear in HU, HU = low + gain * g, with a low and a 
 the smallest value of the whole slice (air, about -1000, or the scanner's padding), low + 255 * gain its largest (bone,
 metal). Neither is in the crop, but lung and soft tissue are. We take the most probable (low, gain) under a fixed
 mixture of what 45 mm around a nodule hold (lung, soft tissue, partial volume, bone, air) and a prior on the range.
-How far off it is stands in docs/own_data.md, measured against the HU cubes of the same nodules.
+How far off it is stands in docs/results/hu_calibration.md, measured against the HU cubes of the same nodules.
 """
 
 from dataclasses import dataclass

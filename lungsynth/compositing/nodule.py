@@ -44,7 +44,7 @@ __all__ = [
 Planes = Float32[np.ndarray, "3 height width"]  # alpha, weight, weight * HU
 
 BLUR_STEP_PX = 0.25  # blurs are multiples of it, so that few patches need be kept
-_WEIGHT_RISE = 4.0  # weight = min(1, 4 alpha): see docs/rendering.md for the profiles it was chosen by
+_WEIGHT_RISE = 4.0  # weight = min(1, 4 alpha): see docs/results/compositing.md for the profiles it was chosen by
 _LEAST_WEIGHT = np.float32(1 / 128)
 _MARGIN_PX = 2  # zeros around the support, so that interpolation ends in them
 

@@ -3,7 +3,7 @@
 A `DataLoader` whose workers render straight into memory that they share with the main process, again and again.
 
 A plain `DataLoader` asks the system for new shared memory for each batch; on a fast renderer that takes longer than the
-rendering (docs/rendering.md has figures). Here each worker owns a few slots, each as large as a batch. Batch k of a
+rendering (docs/results/speed.md has figures). Here each worker owns a few slots, each as large as a batch. Batch k of a
 worker goes to slot k modulo their number, and the main process copies it out before it asks for another one. A worker
 is never more than `prefetch_factor` batches ahead of what was asked for, so with one slot more than that none is
 overwritten while it is read.

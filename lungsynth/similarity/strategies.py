@@ -1,9 +1,9 @@
 """Which of many generated samples are kept: rules on their distances to real ones, in a feature network's space.
 
 `similar` is the paper's ("the 1000 with the highest similarity"): those whose fifth nearest real sample is nearest. It
-keeps what is most ordinary and loses the rest (docs/ranking.md has figures). `spread` lets the real samples choose:
-one after the other, in a seeded order, each takes the free candidate most like it, round after round, so that rare real
-ones have as many candidates kept as common ones have. `none` takes them as they come.
+keeps what is most ordinary and loses the rest (docs/results/selection.md has figures). `spread` lets the real samples
+choose: one after the other, in a seeded order, each takes the free candidate most like it, round after round, so that
+rare real ones have as many candidates kept as common ones have. `none` takes them as they come.
 
 A candidate is unlike real ones when it lies in no real sample's ball, which reaches to that sample's fifth nearest of
 other patients (the manifold of Naeem et al., 2020). Under `spread` and `similar` such candidates come last. Copies are
@@ -32,7 +32,7 @@ __all__ = [
 
 SelectionStrategy = Literal["spread", "similar", "none"]
 RANKINGS: tuple[SelectionStrategy, ...] = get_args(SelectionStrategy)
-_CANDIDATES = 3  # docs/ranking.md says what 1, 2 and 4 give
+_CANDIDATES = 3  # docs/results/selection.md says what 1, 2 and 4 give
 NEIGHBOURS = 5
 
 

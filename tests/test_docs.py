@@ -1,0 +1,104 @@
+"""The documentation: links resolve, generated tables are up to date, the map of folders equals the folders."""
+
+import importlib.util
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+_SPEC = importlib.util.spec_from_file_location("generate_reference", ROOT / "docs/tools/generate_reference.py")
+reference = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(reference)
+PAGES = [path.relative_to(ROOT) for path in reference.pages()] + [Path("CHANGELOG.md")]
+CARDS = sorted(path.relative_to(ROOT) for path in ROOT.glob("bundles/*/docs/README.md"))
+CODE = ("lungsynth", "evaluation", "bundles", "scripts", "benchmarks")
+SOURCES = [path for folder in CODE for path in (ROOT / folder).rglob("*.py")]
+ZOO_HEADINGS = [
+    "Authors",
+    "Tags",
+    "Model Description",
+    "Data",
+    "Preprocessing",
+    "Performance",
+    "Additional Usage Steps",
+    "System Configuration",
+    "Limitations",
+    "Citation Info",
+    "References",
+]
+
+
+def _prose(page: Path) -> str:
+    """A page without its code blocks."""
+    return re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+def _anchors(path: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ +(.+?) *$", _prose(path), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_relative_links_resolve(page) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", _prose(page)):
+        if not link.startswith(("http://", "https://")):
+            name, _, anchor = link.partition("#")
+            target = (ROOT / page).parent / name if name else ROOT / page
+            assert target.exists(), f"{page}: {link}"
+            assert not anchor or anchor in _anchors(target), f"{page}: {link}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_tables_are_whole(page) -> None:
+    lines = (ROOT / page).read_text().splitlines()
+    for above, line in itertools.pairwise(lines):
+        if above.startswith("|") and line.startswith("|"):
+            assert _cells(above) == _cells(line), f"{page}: {line}"
+
+
+def _cells(line: str) -> int:
+    return len(re.split(r"(?<!\\)\|", line))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_generated_tables_are_up_to_date(page) -> None:
+    assert reference.generated(ROOT / page) == (ROOT / page).read_text(), "run docs/tools/generate_reference.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_generated_tables_say_what_each_row_means(page) -> None:
+    for block in reference._BLOCK.finditer((ROOT / page).read_text()):
+        column = 1 if block["name"].startswith("overlays") else -1
+        for row in block["body"].strip().splitlines()[2:]:
+            cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
+            assert cells[column], f"{page}: {cells[0]} has no meaning"
+
+
+@pytest.mark.parametrize("card", CARDS, ids=str)
+def test_cards_follow_the_model_zoo(card) -> None:
+    text = (ROOT / card).read_text()
+    headings = [heading.strip(" *") for heading in re.findall(r"^##+ +(.+)$", _prose(card), flags=re.MULTILINE)]
+    assert [heading for heading in headings if heading in ZOO_HEADINGS] == ZOO_HEADINGS
+    assert len(text.encode()) <= 8192
+    assert "(keys.md)" in text
+
+
+@pytest.mark.parametrize("card", CARDS, ids=str)
+def test_keys_of_training_and_inference_are_described(card) -> None:
+    blocks = {block["name"] for block in reference._BLOCK.finditer((ROOT / card.with_name("keys.md")).read_text())}
+    assert {"keys train.json", "keys inference.json"} <= blocks
+
+
+def test_pages_are_short() -> None:
+    for page in ("README.md", "docs/evaluation.md"):
+        assert len((ROOT / page).read_text().encode()) <= 8192, page
+
+
+def test_pages_that_code_names_exist() -> None:
+    for source in SOURCES:
+        for name in re.findall(r"(?<![\w/])docs/[\w/]+\.md", source.read_text()):
+            bundle = ROOT.joinpath(*source.relative_to(ROOT).parts[:2])
+            assert (ROOT / name).exists() or (bundle / name).exists(), f"{source.relative_to(ROOT)}: {name}"
