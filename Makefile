@@ -1,5 +1,6 @@
 # make demo: 64 synthetic slices from the weights in the repository.   make test, make check: what CI runs.
 # make tables COHORT=...: trains what the tables compare, then prints them (hours).
+# make vendor: copies what the bundles share from bundles/common into each of them.
 # make tour: the whole life of a cohort on the procedural phantom, training included, at tiny sizes.
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +11,7 @@ TOUR := runs/tour
 TABLES ?= runs/tables
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test check tour tables bundles clean
+.PHONY: demo test check tour tables bundles vendor clean
 
 demo: $(INSTALLED)
 	$(PY) scripts/synthesize.py --out demo --count 64 --seed 0
@@ -47,6 +48,9 @@ $(INSTALLED): pyproject.toml
 $(INSTALLED_TEST): $(INSTALLED)
 	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
+
+vendor: $(INSTALLED)
+	$(PY) scripts/vendor_common.py
 
 clean:
 	rm -rf demo dist runs

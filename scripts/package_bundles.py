@@ -19,7 +19,7 @@ LAYERS = {
     "slice": ("model_slice.pt", ("inference.json", "inference_lung.json", "inference_slice.json")),
 }
 TOLD = ("categories", "category_key", "category_edges", "spacing_mm")  # by a sidecar, beside the network's `settings`
-LEFTOVERS = shutil.ignore_patterns("__pycache__", "runs", "eval", "mlruns", "*.part", ".DS_Store")
+LEFTOVERS = shutil.ignore_patterns("__pycache__", "runs", "eval", "mlruns", "*.part", ".*.part_*", ".DS_Store")
 
 
 def main() -> None:

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training must remember beside its networks to go on as if it had never stopped: the random generators.
-
-This file is the same in the three bundles (tests/test_contracts.py).
-"""
+"""What a training must remember beside its networks to go on as if it had never stopped: the random generators."""
 
 import random
 from typing import Any
@@ -12,7 +9,19 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data.utils import set_rnd
 
-__all__ = ["RandomState"]
+__all__ = ["RandomState", "process_seed"]
+
+# `set_rnd` gives the random transforms of a dataset consecutive seeds. Seeds of two epochs are so far apart that the
+# transforms of one, up to 1000, never get the seeds of another. Another step would draw other samples.
+_EPOCH_STEP = 1000
+# Seeds of two processes are a number apart that is no multiple of it (a prime), so that where the epochs of one reach
+# the seeds of the other, after 100 epochs, they meet at different transforms.
+_PROCESS_STEP = 100_003
+
+
+def process_seed(seed: int, rank: int) -> int:
+    """The seed of one of several processes, so that each draws other samples; the first keeps `seed`."""
+    return seed + _PROCESS_STEP * rank
 
 
 class RandomState:
@@ -36,7 +45,7 @@ class RandomState:
 
     def _seed_transforms(self, engine: Engine) -> None:
         if self.dataset is not None:
-            set_rnd(self.dataset, self.seed + 1000 * engine.state.epoch)
+            set_rnd(self.dataset, self.seed + _EPOCH_STEP * engine.state.epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """State of all generators, in types that `torch.load(weights_only=True)` accepts."""

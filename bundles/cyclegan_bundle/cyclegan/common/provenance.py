@@ -1,8 +1,6 @@
+# Copied from bundles/common by `make vendor`; edit it there.
 # SPDX-License-Identifier: Apache-2.0
-"""The sidecar of a weight file: which data, split, seed and versions it came from, and how well it did.
-
-This file is the same in the three bundles (tests/test_contracts.py).
-"""
+"""The sidecar of a weight file: which data, split, seed and versions it came from, and how well it did."""
 
 import hashlib
 import importlib.metadata
@@ -12,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
+
+from .atomic import write_json
 
 __all__ = ["Sidecar", "file_sha256"]
 
@@ -27,7 +27,7 @@ class Sidecar:
     """Writes `model.json` beside `model.pt` after each epoch, so that weights never stand without their origin.
 
     Args:
-        weights: the weight file; nothing is written until it exists.
+        ckpt_path: the weight file; nothing is written until it exists.
         network: dotted name of the network's class.
         dataset_dir: the COHORT trained on; its `cohort.json` tells the split and the licences.
         seed: of the training.
@@ -37,7 +37,7 @@ class Sidecar:
 
     def __init__(
         self,
-        weights: str | Path,
+        ckpt_path: str | Path,
         *,
         network: str,
         dataset_dir: str | Path,
@@ -45,7 +45,7 @@ class Sidecar:
         evaluator: Engine | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        self.weights = Path(weights)
+        self.ckpt_path = Path(ckpt_path)
         self.network = network
         self.dataset_dir = Path(dataset_dir)
         self.seed = seed
@@ -58,16 +58,14 @@ class Sidecar:
 
     def write(self, engine: Engine) -> None:
         """Writes the sidecar of the weights that stand on disk now."""
-        if not self.weights.is_file():
+        if not self.ckpt_path.is_file():
             return
-        sidecar = self.weights.with_suffix(".json")
-        sha256 = file_sha256(self.weights)
+        sidecar = self.ckpt_path.with_suffix(".json")
+        sha256 = file_sha256(self.ckpt_path)
         if sidecar.is_file() and json.loads(sidecar.read_text())["sha256"] == sha256:
             return  # the weights are still those of an earlier epoch
         facts = self.describe(sha256) | {"epochs": engine.state.epoch, "iterations": engine.state.iteration}
-        temporary = sidecar.with_suffix(".json.part")
-        temporary.write_text(json.dumps(facts, indent=2) + "\n")
-        temporary.rename(sidecar)
+        write_json(sidecar, facts)
 
     def describe(self, sha256: str) -> dict[str, Any]:
         """The facts, as plain JSON types."""
