@@ -25,8 +25,8 @@ from evaluation.metrics.fid_kid import frechet_distance, kernel_distance, kernel
 from evaluation.metrics.manifold import compare_manifolds
 from evaluation.tables import markdown_table
 from lungsynth.bundles import open_bundle, train_bundle
-from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
+from lungsynth.io.atomic import write_bytes
 from lungsynth.similarity.features import Features, open_features
 from lungsynth.similarity.samples import join, read_lungs
 from lungsynth.types import HuPlanes
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     print(table(rows))
     if args.json:
         facts = {"held_out": len(held_out), "held_out_patients": len(set(held_out.owners)), "minutes": args.minutes}
-        write_atomically(args.json, json.dumps({**facts, "rows": rows}, indent=2).encode())
+        write_bytes(args.json, json.dumps({**facts, "rows": rows}, indent=2).encode())
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -96,7 +96,7 @@ def train(cohort: Path, folder: Path, patients: set[str], *, seed: int, minutes:
             ("lungs.json", {**lists, "training": kept}),
             ("cohort.json", json.loads((cohort / "cohort.json").read_text()) | {"lung_patients": sorted(patients)}),
         ):
-            write_atomically(folder / name, json.dumps(content).encode())
+            write_bytes(folder / name, json.dumps(content).encode())
         if not (folder / "lungs").exists():
             (folder / "lungs").symlink_to((cohort / "lungs").resolve(), target_is_directory=True)
         settings = {"dataset_dir": str(folder), "output_dir": str(folder), "seed": seed, "max_minutes": minutes}
@@ -106,7 +106,7 @@ def train(cohort: Path, folder: Path, patients: set[str], *, seed: int, minutes:
             configs=("train.json", "train_lung.json"),
             overrides={**NETWORK, **TRAINING, **ENDLESS, **settings},
         )
-        write_atomically(folder / "finished", b"")
+        write_bytes(folder / "finished", b"")
     return weights
 
 

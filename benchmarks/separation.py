@@ -13,7 +13,6 @@ probability that takes it out, and all thresholds follow from it. The rule is th
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,8 +26,8 @@ from tqdm import tqdm
 
 from lungsynth.bundles import read_weights
 from lungsynth.cohort.records import SeriesRow, SeriesRows, SliceRow
-from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
+from lungsynth.io.atomic import write_json
 from lungsynth.pseudo_labels.candidates import CandidateDetector, find_candidates, open_detector, operating_point
 from lungsynth.pseudo_labels.series import still_normal
 from lungsynth.pseudo_labels.source import SourceCohort, read_source
@@ -225,7 +224,7 @@ def main(argv: list[str] | None = None) -> int:
         print("The weights were trained with another split: these patients may have trained them.", file=sys.stderr)
     print_table(result)
     if args.json:
-        write_atomically(args.json, (json.dumps(result, indent=1) + "\n").encode())
+        write_json(args.json, result)
     return 0
 
 

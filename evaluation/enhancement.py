@@ -20,12 +20,12 @@ from evaluation.composites import Composites
 from lungsynth.bundles import open_bundle
 from lungsynth.compositing.overlay import LungBackground
 from lungsynth.compositing.render import Rendered, Renderer
-from lungsynth.ct.write import write_atomically
 from lungsynth.enhancement.changes import Changes
 from lungsynth.enhancement.identity import enhancement_identity
 from lungsynth.enhancement.label_check import LABEL_CHECK_MARGIN, LABEL_CHECK_TOLERANCE, LabelCheck, LabelComparison
 from lungsynth.enhancement.stage import EnhancementStage, open_stage
 from lungsynth.errors import InputError
+from lungsynth.io.atomic import write_bytes, write_json
 from lungsynth.placement.catalogue import Recipe
 from lungsynth.types import HuPlane
 
@@ -83,7 +83,7 @@ def evaluate_enhancement(settings: EnhancementSettings) -> dict[str, Any]:
             )
         records = _records(settings, composites)
     result = {**identity, **_figures(records), "problems": problems}
-    write_atomically(settings.out / "enhancement.json", (json.dumps(result, indent=2) + "\n").encode())
+    write_json(settings.out / "enhancement.json", result, indent=2)
     return result
 
 
@@ -116,7 +116,7 @@ def _claim(out: Path, identity: dict[str, Any]) -> None:
         raise InputError(
             f"{out}: holds another evaluation. Repeat its settings to go on with it, or give another --out."
         )
-    write_atomically(path, json.dumps(identity).encode())
+    write_bytes(path, json.dumps(identity).encode())
 
 
 def _records(settings: EnhancementSettings, composites: Composites) -> list[dict[str, Any]]:
@@ -133,7 +133,7 @@ def _records(settings: EnhancementSettings, composites: Composites) -> list[dict
                 "rows": [row for row, _ in rows],
                 "changes": Changes.total(changes for _, changes in rows).counts.tolist(),
             }
-            write_atomically(path, json.dumps(record).encode())
+            write_bytes(path, json.dumps(record).encode())
         records.append(json.loads(path.read_text()))
     return records
 

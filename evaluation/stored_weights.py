@@ -5,12 +5,11 @@ Networks load them as they are: numbers are copied into the float32 ones of the 
 
 import hashlib
 import io
-import json
 from pathlib import Path
 
 import torch
 
-from lungsynth.ct.write import write_atomically
+from lungsynth.io.atomic import write_bytes, write_json
 from lungsynth.weights import read_weights_file
 
 __all__ = ["LARGEST_BYTES", "store_weights"]
@@ -38,6 +37,6 @@ def store_weights(weights: Path, to: Path) -> int:
         torch.save({key: value.half() if value.is_floating_point() else value for key, value in state.items()}, buffer)
         content = buffer.getvalue()
         sidecar |= {"sha256": hashlib.sha256(content).hexdigest(), "stored": "half precision"}
-    write_atomically(to.with_suffix(".json"), (json.dumps(sidecar, indent=2) + "\n").encode())
-    write_atomically(to, content)
+    write_json(to.with_suffix(".json"), sidecar, indent=2)
+    write_bytes(to, content)
     return len(content)

@@ -6,7 +6,6 @@ An outline runs along the outside of the nodule, one pixel wide, so it does not 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 
 import numpy as np
 from einops import rearrange
@@ -17,7 +16,7 @@ from lungsynth.errors import InputError
 from lungsynth.hounsfield import DISPLAY_WINDOW, Label
 from lungsynth.types import HuPlane, LabelPlane
 
-__all__ = ["MAX_TILES", "Tile", "contact_sheet", "draw_tile", "pick_tiles", "save_sheet"]
+__all__ = ["MAX_TILES", "Tile", "contact_sheet", "draw_tile", "pick_tiles"]
 
 MAX_TILES = 64
 _TILE_PX = 192
@@ -85,13 +84,6 @@ def contact_sheet(tiles: Sequence[Tile]) -> Image.Image:
         _grid(outlined, columns),
     ]
     return Image.fromarray(np.concatenate([np.asarray(section) for section in sections]))
-
-
-def save_sheet(image: Image.Image, path: Path) -> None:
-    """Writes a PNG under a temporary name first."""
-    partial = path.with_name(f".{path.name}.part")
-    image.save(partial, format="PNG")
-    partial.replace(path)
 
 
 def _caption(tile: Tile) -> str:

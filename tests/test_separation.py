@@ -15,7 +15,7 @@ from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 from lungsynth.cohort.records import SeriesRows
 from lungsynth.ct.write import read_plane
 from lungsynth.errors import InputError
-from lungsynth.pseudo_labels import source as source_module
+from lungsynth.io import atomic
 from lungsynth.pseudo_labels.run import PseudoLabelConfig, pseudo_label_cohort
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -208,7 +208,7 @@ def test_copies_serve_where_links_are_not_possible(made, separated, tmp_path, mo
     def refuse(*_):
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(source_module.os, "link", refuse)
+    monkeypatch.setattr(atomic.os, "link", refuse)
     separate(folder, tmp_path / "copied")
     assert contents(tmp_path / "copied") == contents(out)
 

@@ -14,10 +14,9 @@ from tqdm import tqdm
 
 from evaluation.boundary.score import BoundaryFeatures, BoundaryReference, composed_patch, measure_boundary
 from lungsynth.compositing.render import Renderer
-from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import DISPLAY_WINDOW
-from lungsynth.io.atomic import replacing
+from lungsynth.io.atomic import replacing, write_json, write_text
 from lungsynth.placement.catalogue import Catalogue
 
 __all__ = ["BoundaryReport", "measure_catalogue", "real_patches", "write_boundary_report"]
@@ -96,7 +95,7 @@ def measure_catalogue(
 def write_boundary_report(report: BoundaryReport, out: Path) -> None:
     """Writes `seam.csv` (a row a nodule), `seam.json` (the features) and `worst.png` (lung window, worst first)."""
     table = report.nodules.to_csv(index=False, float_format="%.4f", lineterminator="\n")
-    write_atomically(out / "seam.csv", table.encode())
+    write_text(out / "seam.csv", table)
     scores = report.nodules["score"]
     summary = {
         "nodules": len(scores),
@@ -104,7 +103,7 @@ def write_boundary_report(report: BoundaryReport, out: Path) -> None:
         "share_up_to_1": float((scores <= 1).mean()),
         "features": report.features,
     }
-    write_atomically(out / "seam.json", (json.dumps(summary, indent=1) + "\n").encode())
+    write_json(out / "seam.json", summary)
     with replacing(out / "worst.png") as part:
         _montage(report.worst).save(part, format="png")
 

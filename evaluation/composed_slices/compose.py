@@ -23,10 +23,9 @@ from lungsynth.chain.settings import check_folder, write_run_file
 from lungsynth.cohort.montage import Tile, outlined, spread, stack_blocks, tile_block
 from lungsynth.cohort.slices import LUNG_SIZES_PX, slice_on_grid
 from lungsynth.compositing.render import Renderer
-from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label
-from lungsynth.io.atomic import replacing
+from lungsynth.io.atomic import replacing, write_json
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.types import Affine, HuPlane, LabelPlane
 
@@ -182,4 +181,4 @@ def _counts(entries: Sequence[dict[str, Any]]) -> dict[str, int]:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_json(path, content)

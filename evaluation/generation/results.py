@@ -18,8 +18,8 @@ from evaluation.generation.methods import GeneratedSamples, GenerationMethod, Re
 from evaluation.generation.reference import Reference, balanced_requests, matched_requests
 from evaluation.generation.reference_distances import Group
 from evaluation.metrics.bootstrap import Estimate
-from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
+from lungsynth.io.atomic import write_bytes
 from lungsynth.similarity.samples import Samples
 
 __all__ = ["GenerationResult", "run_generator"]
@@ -63,7 +63,7 @@ def run_generator(
         if figures is None:
             figures = measure_generator(matched, balanced, reference)
             content = {"identity": known, "figures": dataclasses.asdict(figures)}
-            write_atomically(folder / f"{generator.name}.json", json.dumps(content).encode())
+            write_bytes(folder / f"{generator.name}.json", json.dumps(content).encode())
     except Exception as error:  # one method that fails, for whatever reason, must not take the others with it
         raise InputError(f"{generator.name}: failed ({type(error).__name__}: {error})") from error
     return GenerationResult(generator=generator, matched=matched, balanced=balanced, figures=figures)
@@ -83,7 +83,7 @@ def _draw(
             arrays[f"{name}_asked_mm"] = drawn.asked_mm
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    write_atomically(folder / f"{generator.name}.npz", buffer.getvalue())
+    write_bytes(folder / f"{generator.name}.npz", buffer.getvalue())
     return sets
 
 

@@ -36,8 +36,8 @@ from evaluation.generation.table_3 import measure_whole, table_3_json, table_3_m
 from evaluation.methods import check_relations
 from lungsynth.bundles import nodule_rule
 from lungsynth.categories import AS_LISTED
-from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
+from lungsynth.io.atomic import write_json, write_text
 from lungsynth.similarity.features import open_features
 from lungsynth.similarity.samples import SampleKind
 from lungsynth.tracking import DEFAULT_URI, Run, open_tracker
@@ -120,8 +120,8 @@ def evaluate_generation(settings: GenerationSettings, *, tracking_uri: str = DEF
         trivial = baselines(reference.training, f"{part.identity}{known}")
         lines, failed = _run_all([*trivial, *methods], reference, settings, identity)
         name, table, markdown = _tables(settings, part, lines, reference, {**left_out, **failed}, slices)
-        write_atomically(settings.out / f"{name}.json", (json.dumps(table, indent=1) + "\n").encode())
-        write_atomically(settings.out / f"{name}.md", markdown.encode())
+        write_json(settings.out / f"{name}.json", table)
+        write_text(settings.out / f"{name}.md", markdown)
         pictures = _draw(lines, reference, settings.out)
         _track(run, settings, table, lines, [settings.out / f"{name}.md", *pictures])
     return GenerationEvaluation(

@@ -17,8 +17,8 @@ from evaluation.segmentation.figures import Figures, measure
 from evaluation.segmentation.records import SegmentationResult, read_result
 from evaluation.segmentation.scans import ScanRecords
 from evaluation.tables import Column, TableRow, paper_table
-from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
+from lungsynth.io.atomic import write_json, write_text
 
 __all__ = ["evaluate_folds", "pool"]
 
@@ -127,8 +127,8 @@ def evaluate_folds(folds: Sequence[Path], out: Path, *, seed: int = 0) -> str:
         f"# Cross-validation over {len(folds)} folds\n\nEach patient was judged by weights that did not see it; 95 % "
         f"intervals over patients.\n\n{paper_table('Method', _COLUMNS, rows)}"
     )
-    write_atomically(out / "cross_validation.md", text.encode())
-    write_atomically(out / "cross_validation.json", (json.dumps(_json(figures), indent=1) + "\n").encode())
+    write_text(out / "cross_validation.md", text)
+    write_json(out / "cross_validation.json", _json(figures))
     return text
 
 

@@ -10,8 +10,8 @@ from evaluation.metrics.dice import PixelCounts
 from evaluation.metrics.matching import Case, FalsePositive, ReferenceNodule
 from evaluation.segmentation.crops import CropRecords
 from evaluation.segmentation.scans import LungScore, ScanRecords
-from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
+from lungsynth.io.atomic import write_bytes
 
 __all__ = ["SegmentationResult", "load_result", "read_result", "save_result"]
 
@@ -36,7 +36,7 @@ class SegmentationResult:
 def save_result(path: Path, outcome: SegmentationResult, *, identity: str) -> None:
     """Writes the records of a method, whole or not at all."""
     content = {"identity": identity, "outcome": asdict(outcome)}
-    write_atomically(path, json.dumps(content, separators=(",", ":")).encode())
+    write_bytes(path, json.dumps(content, separators=(",", ":")).encode())
 
 
 def load_result(path: Path, *, identity: str) -> SegmentationResult | None:

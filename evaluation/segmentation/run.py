@@ -3,7 +3,6 @@
 Files of OUT: `table_1.md`, `table_1.json`, `froc.png`, `errors/`, and `.parts/` with the records of each method.
 """
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,8 +22,8 @@ from evaluation.segmentation.gallery import write_gallery
 from evaluation.segmentation.pictures import save_froc
 from evaluation.segmentation.records import SegmentationResult
 from evaluation.segmentation.table import Entry, table_1_json, table_1_markdown
-from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
+from lungsynth.io.atomic import write_json, write_text
 from lungsynth.tracking import DEFAULT_URI, Run, open_tracker
 
 __all__ = ["SegmentationEvaluation", "SegmentationSettings", "evaluate_segmentation"]
@@ -148,8 +147,8 @@ def _problems(images: Images, entries: Sequence[Entry]) -> tuple[str, ...]:
 
 
 def _write(out: Path, table: Mapping[str, object], markdown: str, entries: Sequence[Entry]) -> None:
-    write_atomically(out / "table_1.json", (json.dumps(table, indent=1) + "\n").encode())
-    write_atomically(out / "table_1.md", markdown.encode())
+    write_json(out / "table_1.json", table)
+    write_text(out / "table_1.md", markdown)
     kinds = {
         "composites": {entry.contestant.title: entry.outcome.composites for entry in entries},
         "scans": {entry.contestant.title: entry.outcome.scans.cases for entry in entries},

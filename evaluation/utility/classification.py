@@ -19,7 +19,7 @@ from evaluation.utility.classifier import TrainingSettings, mean_hu_rule, train_
 from evaluation.utility.estimates import Shares, Table, share_table
 from evaluation.utility.patches import Examples, Held, copied, generated, joined, read_examples
 from evaluation.utility.subcohort import CATEGORIES, SubCohort
-from lungsynth.ct.write import write_atomically
+from lungsynth.io.atomic import write_bytes
 
 __all__ = ["MEAN_HU", "SHARES", "NoduleSource", "Pools", "added_nodules", "classification_table", "run_classification"]
 
@@ -124,7 +124,7 @@ def run_classification(
         probabilities, chosen = trained.probabilities, trained.validation
     answers = dict(zip(judged.ids, probabilities.argmax(axis=1).tolist(), strict=True))
     record = {"identity": known, "added": added, "validation": chosen, "answers": answers}
-    write_atomically(path, json.dumps(record, separators=(",", ":")).encode())
+    write_bytes(path, json.dumps(record, separators=(",", ":")).encode())
     return record
 
 

@@ -16,8 +16,9 @@ from lungsynth.chain.cohort_source import CohortSource, open_cohort
 from lungsynth.chain.plan_stage import make_catalogue, presence
 from lungsynth.chain.settings import ChainSettings
 from lungsynth.compositing.render import render
-from lungsynth.ct.write import write_atomically, write_plane
+from lungsynth.ct.write import write_plane
 from lungsynth.errors import InputError
+from lungsynth.io.atomic import write_json
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import PlanWeights, read_catalogue
 
@@ -60,7 +61,7 @@ def paste_real(cohort: Path, out: Path, *, count: int, seed: int, bundles: Path)
         write_plane(out / pair["label"], sample.label, sample.affine, descrip=descrip)
         write_plane(out / pair["image"], sample.image, sample.affine, descrip=descrip)
         entries.append(pair)
-    write_atomically(listed, (json.dumps({"training": entries}, indent=1) + "\n").encode())
+    write_json(listed, {"training": entries})
     return listed
 
 
@@ -75,7 +76,7 @@ def choose_entries(datalist: Path, count: int, *, seed: int) -> Path:
         raise InputError(f"{datalist}: {count} samples are needed, it lists {len(entries)}. Remove it and run again.")
     order = np.random.default_rng(seed).permutation(len(entries))[:count]
     path = datalist.with_name(f"first_{count}.json")
-    write_atomically(path, (json.dumps({"training": [entries[place] for place in order]}, indent=1) + "\n").encode())
+    write_json(path, {"training": [entries[place] for place in order]})
     return path
 
 

@@ -3,7 +3,6 @@
 Files of OUT: `utility.json`, `utility.md`, `utility.png`, and `.parts/`.
 """
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,8 +29,8 @@ from evaluation.utility.settings import UtilitySettings
 from evaluation.utility.subcohort import SubCohort, make_subcohort
 from lungsynth.bundles import open_bundle, read_weights, resolved_config
 from lungsynth.chain.asset_stage import LUNG_WEIGHTS
-from lungsynth.ct.write import write_atomically
 from lungsynth.enhancement.identity import enhancement_identity
+from lungsynth.io.atomic import write_json, write_text
 from lungsynth.tracking import DEFAULT_URI, Run, open_tracker
 from lungsynth.weights import read_weights_file
 
@@ -68,8 +67,8 @@ def evaluate_utility(settings: UtilitySettings, *, tracking_uri: str = DEFAULT_U
                 cohorts |= made
         facts = _facts(settings, part, cohorts, lines)
         content, markdown = utility_json(lines, facts), utility_markdown(lines, facts)
-        write_atomically(settings.out / "utility.json", (json.dumps(content, indent=1) + "\n").encode())
-        write_atomically(settings.out / "utility.md", markdown.encode())
+        write_json(settings.out / "utility.json", content)
+        write_text(settings.out / "utility.md", markdown)
         save_plot(lines, settings.out / "utility.png")
         _track(run, settings, content, lines)
     return UtilityEvaluation(out=settings.out, markdown=markdown, content=content, tracking_uri=tracker.uri)

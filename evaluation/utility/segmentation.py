@@ -28,7 +28,7 @@ from evaluation.utility.subcohort import CATEGORIES, SubCohort
 from lungsynth.bundles import open_bundle, train_bundle
 from lungsynth.chain.run import run_chain
 from lungsynth.chain.settings import ChainSettings
-from lungsynth.ct.write import write_atomically
+from lungsynth.io.atomic import write_bytes
 
 __all__ = ["SHARES", "EvaluationImages", "SegmentationTraining", "run_segmentation", "segmentation_table"]
 
@@ -157,7 +157,7 @@ def run_segmentation(
         crops=evaluate_crops(judged.crops, detector, name=arm.name),
         composites=evaluate_composites(judged.composites, detector, name=arm.name),
     )
-    write_atomically(sidecar, (run / "model.json").read_bytes())
+    write_bytes(sidecar, (run / "model.json").read_bytes())
     save_result(record, outcome, identity=identity)
     shutil.rmtree(run)
     return outcome, added, _validation(sidecar)

@@ -15,8 +15,8 @@ from typing import Any
 
 import pandas as pd
 
-from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
+from lungsynth.io.atomic import write_bytes, write_json
 
 __all__ = ["CATEGORIES", "SubCohort", "choose_patients", "make_subcohort", "split_hash_of"]
 
@@ -105,7 +105,7 @@ def make_subcohort(cohort: Path, folder: Path, *, patients: int, lung_patients: 
     split_hash = split_hash_of(tables["series"])
     about = {"split_hash_of_all": described.get("split_hash"), "patients": patients, "seed": seed}
     for name, table in tables.items():
-        write_atomically(folder / f"{name}.csv", table.to_csv(index=False).encode())
+        write_bytes(folder / f"{name}.csv", table.to_csv(index=False).encode())
     for name, content in kept.items():
         _write(folder / f"{name}.json", content)
     for name in _FOLDERS:
@@ -173,4 +173,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_json(path, content)

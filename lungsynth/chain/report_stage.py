@@ -7,9 +7,10 @@ from typing import Any
 
 from lungsynth.chain.render_stage import image_path, mask_path
 from lungsynth.compositing.render import render
-from lungsynth.contact_sheet import Tile, contact_sheet, pick_tiles, save_sheet
+from lungsynth.contact_sheet import Tile, contact_sheet, pick_tiles
 from lungsynth.ct.series import NoduleSphere
 from lungsynth.ct.write import read_plane, write_annotations, write_atomically
+from lungsynth.io.atomic import write_picture
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Recipe
 
@@ -33,7 +34,7 @@ def write_reports(
     )
     shown = set(pick_tiles([recipe.id for recipe in recipes]))
     tiles = [read_tile(recipe, out) for recipe in recipes if recipe.id in shown]
-    save_sheet(contact_sheet(tiles), out / "contact_sheet.png")
+    write_picture(out / "contact_sheet.png", contact_sheet(tiles))
 
 
 def read_tile(recipe: Recipe, out: Path) -> Tile:

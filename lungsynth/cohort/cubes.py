@@ -4,7 +4,6 @@ The patches of a nodule cannot be stacked to it: each is centred on the mask of 
 nodule that runs askew (in 134 LIDC nodules those centres lie 2.3 mm apart in the median, 20 mm at most).
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from jaxtyping import Bool, Float16, Int16
 
 from lungsynth.cohort.isolation import isolate, soft_mask
 from lungsynth.cohort.resampling import PATCH_PX, PATCH_SPACING_MM, CentredGrid
+from lungsynth.io.atomic import write_arrays
 from lungsynth.types import HuVolume
 
 __all__ = ["NoduleCube", "cut_cube"]
@@ -35,10 +35,8 @@ class NoduleCube:
     alpha: Float16[np.ndarray, "64 64 64"]
 
     def save(self, path: Path) -> None:
-        """Writes the npz (contract C5.1) under a temporary name, then renames it."""
-        temporary = path.with_suffix(f".{os.getpid()}.part.npz")
-        np.savez_compressed(temporary, hu=self.hu, alpha=self.alpha)
-        temporary.rename(path)
+        """Writes the npz."""
+        write_arrays(path, hu=self.hu, alpha=self.alpha)
 
 
 def cut_cube(

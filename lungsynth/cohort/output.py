@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from lungsynth.cohort.records import write_json
 from lungsynth.errors import InputError
+from lungsynth.io.atomic import write_json
 
 __all__ = ["COHORT_FORMAT", "check_output", "cohort_identity", "forget_others", "open_output"]
 

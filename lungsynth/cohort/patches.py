@@ -4,7 +4,6 @@
 single reader's mask, and `mask_votes` says 1.
 """
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from jaxtyping import Bool, Float16, Int16, UInt8
 from lungsynth.cohort.cubes import NoduleCube
 from lungsynth.cohort.isolation import isolate, soft_mask
 from lungsynth.cohort.resampling import PATCH_PX, PATCH_SPACING_MM, CentredGrid
+from lungsynth.io.atomic import write_arrays
 from lungsynth.types import HuPatches
 
 __all__ = [
@@ -108,16 +108,13 @@ class NodulePatches:
         return int((self.alpha >= 0.5).sum(axis=(1, 2)).argmax())
 
     def save(self, cohort: Path) -> Path:
-        """Writes `nodules/<nodule_id>.npz` and, for a cube, `cubes/<nodule_id>.npz` (contract C5.1), each under a
-        temporary name that is then changed; returns the first.
-        """
+        """Writes `nodules/<nodule_id>.npz` and, for a cube, `cubes/<nodule_id>.npz`; returns the first."""
         if self.cube is not None:
             self.cube.save(cohort / "cubes" / f"{self.nodule_id}.npz")
         path = cohort / "nodules" / f"{self.nodule_id}.npz"
-        temporary = path.with_suffix(f".{os.getpid()}.part.npz")
         ball: dict[str, Any] = {} if self.ball is None else {"ball": self.ball}
-        np.savez_compressed(
-            temporary,
+        write_arrays(
+            path,
             hu=self.hu,
             context=self.context,
             alpha=self.alpha,
@@ -126,7 +123,6 @@ class NodulePatches:
             largest=np.int64(self.largest),
             **ball,
         )
-        temporary.rename(path)
         return path
 
 

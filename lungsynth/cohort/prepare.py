@@ -22,13 +22,14 @@ from lungsynth.cohort.datalists import build_datalists
 from lungsynth.cohort.folders import calibration_part, prepare_folder
 from lungsynth.cohort.layout import CohortLayout, FolderTask, make_plan
 from lungsynth.cohort.output import check_output, cohort_identity, forget_others, open_output
-from lungsynth.cohort.records import SeriesRows, write_json, write_text
+from lungsynth.cohort.records import SeriesRows
 from lungsynth.cohort.report import Contents, markdown_report, summarise, write_contents
 from lungsynth.cohort.series import SeriesTask, SliceExtraction, prepare_series
 from lungsynth.cohort.slices import LUNG_SIZES_PX
 from lungsynth.cohort.split import FOLDS, assign_splits
 from lungsynth.ct.series import Problem
 from lungsynth.errors import InputError
+from lungsynth.io.atomic import write_json, write_text
 
 __all__ = ["PrepareResult", "PrepareSettings", "prepare_cohort"]
 

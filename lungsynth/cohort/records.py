@@ -5,13 +5,12 @@ part that can be read back is finished, and a run that was stopped goes on from 
 """
 
 import json
-import os
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-__all__ = ["RATINGS", "NoduleRow", "SeriesRow", "SeriesRows", "SliceRow", "write_json", "write_text"]
+from lungsynth.io.atomic import write_text
+
+__all__ = ["RATINGS", "NoduleRow", "SeriesRow", "SeriesRows", "SliceRow"]
 
 RATINGS = (
     "malignancy",
@@ -133,15 +132,3 @@ class SeriesRows:
 
 def _point(row: dict) -> tuple[float, float, float] | None:
     return None if row["centre_lps_mm"] is None else tuple(row["centre_lps_mm"])
-
-
-def write_text(path: Path, text: str | Iterable[str]) -> None:
-    """Writes a text file under a temporary name in the same folder, then renames it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text if isinstance(text, str) else "".join(text))
-    temporary.replace(path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON, whole or not at all."""
-    write_text(path, json.dumps(content, indent=1) + "\n")

@@ -3,23 +3,21 @@
 The last step of a cohort: its tables, lists and montages, and what `cohort.json` says of it.
 """
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from lungsynth.cohort.collections import recognise
 from lungsynth.cohort.datalists import Datalist
 from lungsynth.cohort.montage import lung_montage, nodule_montage
 from lungsynth.cohort.output import COHORT_FORMAT
-from lungsynth.cohort.records import NoduleRow, SeriesRow, SeriesRows, SliceRow, write_json, write_text
+from lungsynth.cohort.records import NoduleRow, SeriesRow, SeriesRows, SliceRow
 from lungsynth.cohort.split import EXCLUDED, SPLITS, split_hash
 from lungsynth.cohort.tables import nodule_table, series_table, to_csv
 from lungsynth.ct.series import Problem
+from lungsynth.io.atomic import write_json, write_picture, write_text
 
 __all__ = [
     "CLASSES",
@@ -28,7 +26,6 @@ __all__ = [
     "describe_sources",
     "markdown_report",
     "markdown_table",
-    "save_picture",
     "summarise",
     "write_contents",
     "write_montages",
@@ -128,15 +125,8 @@ def write_montages(contents: Contents, out: Path) -> None:
         if nodule.has_patch:
             by_class[nodule.texture_class].append(out / "nodules" / f"{nodule.nodule_id}.npz")
     lungs = sorted(out / "lungs" / f"{row.slice_id}.npz" for row in contents.slices if row.normal)
-    save_picture(nodule_montage(by_class), out / "montage_nodules.png")
-    save_picture(lung_montage(lungs), out / "montage_lungs.png")
-
-
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Writes a PNG, whole or not at all."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
-    picture.save(temporary)
-    temporary.replace(path)
+    write_picture(out / "montage_nodules.png", nodule_montage(by_class))
+    write_picture(out / "montage_lungs.png", lung_montage(lungs))
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:

@@ -1,6 +1,5 @@
 """One series of a cohort: read, labelled, and written as slices, lungs and nodules."""
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from lungsynth.ct.series import SeriesFiles
 from lungsynth.ct.volume import Volume
 from lungsynth.ct.write import write_plane
 from lungsynth.errors import InputError
+from lungsynth.io.atomic import write_arrays
 from lungsynth.types import LabelVolume
 
 __all__ = ["SeriesTask", "SliceExtraction", "prepare_series"]
@@ -142,9 +142,7 @@ def _write_slices(
 
 def _write_lung(path: Path, volume: Volume, lung: np.ndarray, index: int, size_px: int) -> None:
     hu, mask = lung_on_grid(volume.plane(index), lung[index], spacing_mm=volume.spacing_mm[1:], size_px=size_px)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    np.savez_compressed(temporary, hu=hu, mask=mask)
-    temporary.replace(path)
+    write_arrays(path, hu=hu, mask=mask)
 
 
 def _write_nodules(volume: Volume, findings: ScanNodules, source: str, out: Path) -> tuple[list[NoduleRow], list[str]]:

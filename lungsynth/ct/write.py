@@ -8,7 +8,6 @@ import gzip
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from uuid import uuid4
 
 import nibabel as nib
 import numpy as np
@@ -18,29 +17,15 @@ from einops import rearrange
 from lungsynth.ct.series import NoduleSphere
 from lungsynth.ct.volume import Volume
 from lungsynth.errors import InputError
+from lungsynth.io.atomic import write_bytes, write_text
 from lungsynth.types import Affine, HuPlane, HuVolume, LabelPlane, LabelVolume
 
 __all__ = ["ANNOTATION_COLUMNS", "read_plane", "write_annotations", "write_atomically", "write_nifti", "write_plane"]
 
+write_atomically = write_bytes  # for callers that have not moved to `io.atomic` yet
 ANNOTATION_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")
 _COMPRESSION = 6
 _DESCRIP_BYTES = 79  # the header's field has 80 bytes, the last one zero
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that is whole or absent: a temporary name in the same folder, then a rename.
-
-    Args:
-        path: its parent folders are made.
-        content: the whole file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _nifti_bytes(array: np.ndarray, affine: Affine, *, descrip: str) -> bytes:
@@ -64,7 +49,7 @@ def _write_image(path: Path, array: np.ndarray, affine: Affine, *, descrip: str)
         with gzip.GzipFile(filename="", mode="wb", compresslevel=_COMPRESSION, fileobj=packed, mtime=0) as stream:
             stream.write(content)
         content = packed.getvalue()
-    write_atomically(path, content)
+    write_bytes(path, content)
 
 
 def write_nifti(
@@ -129,4 +114,4 @@ def write_annotations(path: Path, nodules: Iterable[NoduleSphere]) -> None:
     """Writes nodules as LUNA16's `annotations.csv` (LPS millimetres, three decimals), in the order given."""
     rows = [(nodule.series_id, *nodule.centre_lps_mm, nodule.diameter_mm) for nodule in nodules]
     table = pd.DataFrame(rows, columns=list(ANNOTATION_COLUMNS))
-    write_atomically(path, table.to_csv(index=False, float_format="%.3f", lineterminator="\n").encode())
+    write_text(path, table.to_csv(index=False, float_format="%.3f", lineterminator="\n"))

@@ -16,8 +16,8 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 from pydicom.valuerep import DSfloat
 
-from lungsynth.ct.write import write_atomically
 from lungsynth.hounsfield import CT_RANGE_HU
+from lungsynth.io.atomic import write_bytes
 from lungsynth.types import Affine, HuPlane
 
 __all__ = ["SyntheticScan", "derived_uid", "dicom_bytes", "mark_synthetic", "synthetic_ct", "write_dicom"]
@@ -106,7 +106,7 @@ def dicom_bytes(dataset: Dataset) -> bytes:
 
 def write_dicom(path: Path, dataset: Dataset) -> None:
     """Writes a dataset, whole or not at all."""
-    write_atomically(path, dicom_bytes(dataset))
+    write_bytes(path, dicom_bytes(dataset))
 
 
 def _describe(image: Dataset, scan: SyntheticScan) -> None:

@@ -1,11 +1,32 @@
-"""Files that are whole or absent: written under another name in the same folder, then renamed."""
+"""Files that are whole or absent: written under a temporary name in the same folder, then renamed.
 
+A temporary name is `.NAME.<random>.tmp`; `remove_temporary` deletes what a killed process left of them.
+"""
+
+import json
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
-__all__ = ["replacing"]
+import numpy as np
+from PIL import Image
+
+__all__ = [
+    "link_or_copy",
+    "remove_temporary",
+    "replacing",
+    "write_arrays",
+    "write_bytes",
+    "write_json",
+    "write_picture",
+    "write_text",
+]
+
+_TEMPORARY = (".*.tmp", ".*.part")  # the second is what format 1 left
 
 
 @contextmanager
@@ -16,9 +37,65 @@ def replacing(path: Path) -> Iterator[Path]:
         path: the file to make; its folder is made when it is missing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
-        yield part
-        part.replace(path)
+        yield temporary
+        temporary.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file that is whole or absent; its folder is made when it is missing."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 text file that is whole or absent; line ends are kept as they are."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, content: Any, *, indent: int | None = 1, sort_keys: bool = False) -> None:
+    """Writes JSON with a final line end; compact when `indent` is None."""
+    separators = (",", ":") if indent is None else None
+    write_text(path, json.dumps(content, indent=indent, sort_keys=sort_keys, separators=separators) + "\n")
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Writes NumPy arrays as a compressed `.npz`."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Writes a PNG."""
+    with replacing(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Makes `target` the same file as `source` by a hard link, or a copy where the file systems allow none.
+
+    Only for files that are replaced and never written into, so that neither can change the other.
+    """
+    if target.exists():
+        return
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        with replacing(target) as temporary:
+            shutil.copy2(source, temporary)
+
+
+def remove_temporary(folder: Path, *, recursive: bool = False) -> None:
+    """Removes the temporary files of processes that were killed while they wrote.
+
+    Args:
+        folder: where they wrote; nothing happens when it is missing.
+        recursive: also look into the folders below.
+    """
+    for pattern in _TEMPORARY:
+        for path in folder.glob(f"**/{pattern}" if recursive else pattern):
+            if path.is_file():
+                path.unlink(missing_ok=True)

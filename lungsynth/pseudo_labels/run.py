@@ -16,23 +16,23 @@ from tqdm import tqdm
 from lungsynth.bundles import read_weights
 from lungsynth.cohort.datalists import build_datalists
 from lungsynth.cohort.output import check_output, cohort_identity, open_output
-from lungsynth.cohort.records import SeriesRows, write_text
+from lungsynth.cohort.records import SeriesRows
 from lungsynth.cohort.report import (
     Contents,
     count_splits,
     markdown_report,
-    save_picture,
     summarise,
     write_contents,
     write_json,
 )
 from lungsynth.ct.series import Problem
 from lungsynth.errors import InputError
+from lungsynth.io.atomic import link_or_copy, write_picture, write_text
 from lungsynth.pseudo_labels.candidates import open_detector, operating_point
 from lungsynth.pseudo_labels.montage import pseudo_label_montage
 from lungsynth.pseudo_labels.report import candidate_table, pseudo_label_facts, pseudo_label_section, relabel
 from lungsynth.pseudo_labels.series import CANDIDATES, NETWORK, SeriesJob, pseudo_label_series, read_candidates
-from lungsynth.pseudo_labels.source import SourceCohort, drop_missing, part_files, read_source, share
+from lungsynth.pseudo_labels.source import SourceCohort, drop_missing, part_files, read_source
 from lungsynth.pseudo_labels.triage import CandidateRow, TriageRules
 from lungsynth.tracking import DEFAULT_URI, open_tracker
 from lungsynth.weights import WeightsInfo
@@ -157,7 +157,7 @@ def _take_over(part: SeriesRows, job: SeriesJob) -> None:
     if SeriesRows.load(job.out / ".parts", part.part_id, fingerprint=part.fingerprint) is not None:
         return
     for name in part_files(part):
-        share(job.cohort / name, job.out / name)
+        link_or_copy(job.cohort / name, job.out / name)
     part.save(job.out / ".parts")
 
 
@@ -165,7 +165,7 @@ def _without_slices(part: SeriesRows, job: SeriesJob) -> SeriesRows:
     """What is left of a series that could not be looked at: the nodules that were known before."""
     left = replace(part, slices=(), series=tuple(replace(row, slices=0) for row in part.series))
     for name in part_files(left):
-        share(job.cohort / name, job.out / name)
+        link_or_copy(job.cohort / name, job.out / name)
     return left
 
 
@@ -182,7 +182,7 @@ def _finish(
     write_text(job.out / "separation.csv", candidate_table(candidates, contents))
     ids = {row.series_id for row in looked_at}
     kept = [row for row in contents.slices if row.normal and row.series_id in ids]
-    save_picture(pseudo_label_montage(candidates, kept, job.out), job.out / "montage_separation.png")
+    write_picture(job.out / "montage_separation.png", pseudo_label_montage(candidates, kept, job.out))
     cohort = summarise(contents, settings=source.described["settings"], problems=problems)
     cohort["problems"] = [*source.described["problems"], *cohort["problems"]]
     facts = _facts(source, contents, candidates, job.rules, weights)

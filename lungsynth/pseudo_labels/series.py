@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
-from lungsynth.cohort.records import SeriesRows, SliceRow, write_text
+from lungsynth.cohort.records import SeriesRows, SliceRow
 from lungsynth.cohort.slices import far_from
 from lungsynth.ct.write import write_plane
 from lungsynth.hounsfield import Label
+from lungsynth.io.atomic import link_or_copy, write_text
 from lungsynth.pseudo_labels.candidates import Candidate, CandidateDetector, find_candidates
-from lungsynth.pseudo_labels.source import part_files, share
+from lungsynth.pseudo_labels.source import part_files
 from lungsynth.pseudo_labels.stacks import SliceStack, read_stacks, slice_index
 from lungsynth.pseudo_labels.triage import AssessedCandidate, CandidateRow, CandidateStatus, TriageRules, assess
 from lungsynth.types import Affine, LabelPlane
@@ -149,7 +150,7 @@ def _write(
     old: SeriesRows, new: SeriesRows, findings: Sequence[AssessedCandidate], drawn: _Drawn, job: SeriesJob
 ) -> None:
     for name in part_files(replace(new, nodules=old.nodules)):
-        share(job.cohort / name, job.out / name)
+        link_or_copy(job.cohort / name, job.out / name)
     for finding in findings:
         if finding.patches is not None:
             finding.patches.save(job.out)

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +13,7 @@ from lungsynth.cohort.records import SeriesRows, SliceRow
 from lungsynth.ct.series import Problem
 from lungsynth.errors import InputError
 
-__all__ = ["SourceCohort", "drop_missing", "part_files", "read_source", "share"]
+__all__ = ["SourceCohort", "drop_missing", "part_files", "read_source"]
 
 _REMEDY = "Give --cohort a folder that scripts/prepare.py wrote, whole, with its hidden folder .parts."
 _IDENTIFYING = ("series.csv", "nodules.csv", "segmentation.json", "nodules.json", "lungs.json", "enhancement.json")
@@ -100,18 +98,3 @@ def drop_missing(part: SeriesRows, folder: Path) -> tuple[SeriesRows, list[Probl
         for name in sorted(missing)
     ]
     return replace(part, series=series, slices=slices, nodules=nodules), problems
-
-
-def share(source: Path, target: Path) -> None:
-    """Makes `target` the same file as `source` by a hard link, or a copy where the file systems allow none.
-
-    All files of a cohort are replaced, never written into, so that neither cohort can change the other.
-    """
-    if target.exists():
-        return
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-        shutil.copy2(source, temporary)
-        temporary.replace(target)

@@ -12,7 +12,6 @@ where the user has both, and a path is any TorchScript file that maps (B, 1, S, 
 
 import hashlib
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +24,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import NETWORK_WINDOW
+from lungsynth.io.atomic import write_bytes, write_json
 from lungsynth.similarity.samples import SampleKind
 from lungsynth.types import HuPlanes
 from lungsynth.weights import read_weights_file
@@ -113,8 +112,8 @@ def save_feature_network(path: Path, network: FeatureNetwork, facts: Mapping[str
         **facts,
         "settings": network.settings,
     }
-    write_atomically(path, buffer.getvalue())
-    write_atomically(path.with_suffix(".json"), (json.dumps(sidecar, indent=1) + "\n").encode())
+    write_bytes(path, buffer.getvalue())
+    write_json(path.with_suffix(".json"), sidecar)
 
 
 def load_feature_network(path: Path) -> tuple[FeatureNetwork, Mapping[str, Any]]:

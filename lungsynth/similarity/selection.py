@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import to_int16
+from lungsynth.io.atomic import write_json
 from lungsynth.placement.assets import Asset
 from lungsynth.similarity.reference import ReferenceSet
 from lungsynth.similarity.samples import SampleKind, Samples
@@ -147,7 +147,7 @@ def write_selection(
     told: dict[str, Any] = dict(selection.to_json())
     for kind, categories in counts.items():
         told[kind] = {name: asdict(count) for name, count in categories.items()}
-    write_atomically(out / _FILE, (json.dumps(told, indent=1) + "\n").encode())
+    write_json(out / _FILE, told)
     return out / _FILE
 
 

@@ -8,7 +8,6 @@
 The same patients give the same bytes. Identifiers follow from the seed.
 """
 
-import json
 import tempfile
 from collections.abc import Sequence
 from io import BytesIO
@@ -24,8 +23,9 @@ from lungsynth.cohort.phantom.nodules import NoduleSpec, Texture
 from lungsynth.cohort.phantom.patient import PhantomPatient, draw_patient
 from lungsynth.ct.series import NoduleSphere
 from lungsynth.ct.volume import Volume, voxel_to_lps
-from lungsynth.ct.write import write_annotations, write_atomically, write_nifti
+from lungsynth.ct.write import write_annotations, write_nifti
 from lungsynth.errors import InputError
+from lungsynth.io.atomic import write_bytes, write_json
 
 __all__ = ["make_phantom_cohort", "series_uid", "write_dicom", "write_luna16", "write_msd"]
 
@@ -63,7 +63,7 @@ def write_luna16(out: Path, patients: Sequence[PhantomPatient]) -> None:
         ]
         owners.append(f"{uid},{patient.volume.patient_id}")
     write_annotations(out / "annotations.csv", spheres)
-    write_atomically(out / "patients.csv", ("\n".join(owners) + "\n").encode())
+    write_bytes(out / "patients.csv", ("\n".join(owners) + "\n").encode())
 
 
 def write_dicom(out: Path, patient: PhantomPatient) -> Path:
@@ -84,9 +84,9 @@ def write_dicom(out: Path, patient: PhantomPatient) -> Path:
         content = BytesIO()
         dataset = _dicom_slice(patient, index, number=number, sop_uid=sop_uids[index])
         dataset.save_as(content, enforce_file_format=True)
-        write_atomically(folder / f"1-{number:03d}.dcm", content.getvalue())
+        write_bytes(folder / f"1-{number:03d}.dcm", content.getvalue())
     xml = lidc_xml(patient, study_uid=_uid(patient, "study"), series_uid=series_uid(patient), sop_uids=sop_uids)
-    write_atomically(folder / f"{patient.seed:03d}.xml", xml)
+    write_bytes(folder / f"{patient.seed:03d}.xml", xml)
     return folder
 
 
@@ -110,7 +110,7 @@ def write_msd(out: Path, patients: Sequence[PhantomPatient]) -> None:
         "training": training,
         "test": [],
     }
-    write_atomically(out / "dataset.json", (json.dumps(content, indent=2) + "\n").encode())
+    write_json(out / "dataset.json", content, indent=2)
 
 
 def make_phantom_cohort(
