@@ -17,7 +17,8 @@ from monai.transforms import (
     Resized,
 )
 
-from lungsynth.placement.assets import ALPHA_SCALE, PATCH_SPACING_MM, AssetLibrary
+from lungsynth.grids import PATCH_SPACING_MM
+from lungsynth.placement.assets import ALPHA_SCALE, AssetLibrary
 from lungsynth.placement.catalogue import Recipe
 
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from lungsynth.compositing.nodule import NodulePatch, resample_nodule
 from lungsynth.compositing.overlay import LungBackground, overlay
+from lungsynth.grids import PATCH_SPACING_MM, disc_diameter
 from lungsynth.hounsfield import Label
-from lungsynth.placement.assets import ALPHA_SCALE, PATCH_SPACING_MM, disc_diameter_mm
+from lungsynth.placement.assets import ALPHA_SCALE
 from lungsynth.placement.groups import Member, NoduleGroup
 from lungsynth.placement.lung_shape import LungShape
 from lungsynth.placement.presence import analytic_presence
@@ -68,7 +69,7 @@ class HeldOutNodules:
         with np.load(self.cohort / entry["nodule"]) as arrays:
             largest = int(arrays["largest"])
             hu, alpha = arrays["hu"][largest], arrays["alpha"][largest]
-        diameter_mm = disc_diameter_mm(int((alpha >= 0.5).sum()), (PATCH_SPACING_MM, PATCH_SPACING_MM))
+        diameter_mm = float(disc_diameter(int((alpha >= 0.5).sum()) * PATCH_SPACING_MM**2))
         stored = np.stack([hu, np.rint(alpha.astype(np.float32) * ALPHA_SCALE).astype(np.int16)])
         return HeldOutNodule(entry["nodule_id"], entry["patient_id"], diameter_mm, NodulePatch.from_asset(stored))
 

@@ -14,15 +14,21 @@ from lungsynth.errors import InputError
 __all__ = [
     "AIR_HU",
     "CT_RANGE_HU",
+    "DENSE_HU",
     "DISPLAY_WINDOW",
+    "LUNG_HU",
     "NETWORK_WINDOW",
+    "SOLID_HU",
     "Label",
     "Window",
     "check_hu",
     "to_int16",
 ]
 
-AIR_HU = -1000
+AIR_HU = -1000  # by the definition of the scale; water is 0
+LUNG_HU = -850  # a usual level of aerated lung at inspiration; fills in where a level cannot be measured
+DENSE_HU = -500  # midway between air and water: in the lungs, vessels, walls and nodules are above, parenchyma below
+SOLID_HU = -300  # of a nodule, what is above counts as its solid part, what is below as ground glass
 CT_RANGE_HU = (-1024, 3071)  # what 12 bits hold; padding such as -2048 is air and is clipped to the lower end
 
 

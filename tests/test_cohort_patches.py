@@ -6,8 +6,9 @@ import pytest
 from lungsynth.cohort.calibration import Calibration, estimate_calibration
 from lungsynth.cohort.cubes import cut_cube
 from lungsynth.cohort.lidc_nodules import read_crops, read_cubes
-from lungsynth.cohort.patches import disc_diameter_mm, patches_from_planes, sphere_diameter_mm, texture_class
+from lungsynth.cohort.patches import patches_from_planes, sphere_diameter_mm, texture_class
 from lungsynth.errors import InputError
+from lungsynth.grids import disc_diameter
 
 WHO = {"nodule_id": "p_n00", "patient_id": "p", "series_id": "s", "source": "test"}
 
@@ -32,7 +33,7 @@ def test_patch_is_centred_and_keeps_its_size_in_mm(spacing_mm):
     nodule = patches_from_planes(planes, votes, spacing_mm=(spacing_mm, spacing_mm), **WHO)
     inside = nodule.alpha[0] >= 0.5
     assert np.argwhere(inside).mean(axis=0) == pytest.approx([31.5, 31.5], abs=0.6)
-    assert disc_diameter_mm(int(inside.sum()), pixel_area_mm2=0.49) == pytest.approx(14, abs=0.5)
+    assert disc_diameter(int(inside.sum()) * 0.49) == pytest.approx(14, abs=0.5)
     assert nodule.diameter_mm == pytest.approx(14, abs=0.3)
     assert nodule.mean_hu == 40
     assert nodule.solid_fraction == 1
@@ -80,7 +81,7 @@ def test_texture_class(rating, name):
 
 
 def test_equal_size_diameters():
-    assert disc_diameter_mm(np.pi * 25, pixel_area_mm2=1) == pytest.approx(10)
+    assert disc_diameter(np.pi * 25) == pytest.approx(10)
     assert sphere_diameter_mm(np.pi / 6 * 1000, voxel_volume_mm3=1) == pytest.approx(10)
 
 

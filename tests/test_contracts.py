@@ -41,7 +41,6 @@ from lungsynth.cohort.patches import sphere_diameter_mm, texture_class
 from lungsynth.cohort.phantom.files import make_phantom_cohort
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 from lungsynth.cohort.records import RATINGS
-from lungsynth.cohort.resampling import PATCH_PX, PATCH_SPACING_MM
 from lungsynth.cohort.split import assign_splits
 from lungsynth.compositing.render import render
 from lungsynth.ct.volume import Volume, axial_affine, voxel_to_lps
@@ -49,6 +48,7 @@ from lungsynth.ct.write import read_plane, write_plane
 from lungsynth.ct.write_dicom import SyntheticScan, dicom_bytes, synthetic_ct
 from lungsynth.export.shards import ExportJob
 from lungsynth.export.writer import export_catalogue
+from lungsynth.grids import PATCH_PX, PATCH_SPACING_MM
 from lungsynth.hounsfield import CT_RANGE_HU, NETWORK_WINDOW, Label, to_int16
 from lungsynth.placement.assets import ALPHA_SCALE, AssetLibrary, content_hash
 from lungsynth.placement.catalogue import read_catalogue

@@ -6,13 +6,14 @@ from scipy import ndimage
 from lungsynth.cohort.phantom.files import make_phantom_cohort, series_uid, write_dicom, write_luna16, write_msd
 from lungsynth.cohort.phantom.lidc_xml import edge_contour
 from lungsynth.cohort.phantom.nodules import NoduleSpec
-from lungsynth.cohort.phantom.patient import FIELD_MM, draw_patient
+from lungsynth.cohort.phantom.patient import draw_patient
 from lungsynth.cohort.phantom.vessels import grow_tree
 from lungsynth.ct.annotations import read_nodules
 from lungsynth.ct.discover import find_series
 from lungsynth.ct.read import read_lung_mask, read_volume
 from lungsynth.ct.volume import lps_to_voxel
 from lungsynth.errors import InputError
+from lungsynth.grids import LUNG_FIELD_MM
 
 SPECS = (
     NoduleSpec(texture_class="solid", diameter_mm=20),
@@ -95,9 +96,9 @@ def test_nodules_are_what_was_asked_for(patient):
 
 def test_the_body_fits_into_the_field(patient):
     body = ndimage.binary_opening(patient.volume.hu > -300, np.ones((1, 5, 5)))
-    extent = [np.ptp(np.flatnonzero(body.any(axis=axes))) * FIELD_MM / 96 for axes in ((0, 2), (0, 1))]
+    extent = [np.ptp(np.flatnonzero(body.any(axis=axes))) * LUNG_FIELD_MM / 96 for axes in ((0, 2), (0, 1))]
     assert 190 < extent[0] < 270
-    assert 290 < extent[1] < FIELD_MM - 4
+    assert 290 < extent[1] < LUNG_FIELD_MM - 4
 
 
 def test_dicom_and_readers_give_back_the_patient(patient, tmp_path):

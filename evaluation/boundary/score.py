@@ -13,10 +13,10 @@ from jaxtyping import Bool, Float64, Int16
 from scipy import ndimage
 
 from lungsynth.cohort.patches import patches_from_planes
-from lungsynth.cohort.resampling import PATCH_SPACING_MM
 from lungsynth.compositing.render import Rendered
 from lungsynth.errors import InputError
-from lungsynth.hounsfield import Label
+from lungsynth.grids import PATCH_SPACING_MM
+from lungsynth.hounsfield import DENSE_HU, Label
 from lungsynth.placement.lung_shape import Box
 
 __all__ = ["BoundaryFeatures", "BoundaryReference", "composed_patch", "measure_boundary"]
@@ -64,7 +64,7 @@ def measure_boundary(hu: Patch, mask: PatchMask) -> BoundaryFeatures | None:
     outside_mm = ndimage.distance_transform_edt(~mask) * PATCH_SPACING_MM - PATCH_SPACING_MM / 2
     distance = np.where(mask, inside_mm, -outside_mm)
     image = hu.astype(np.float64)
-    dark = image < -500  # the vessels and the wall are no part of what a nodule should look like
+    dark = image < DENSE_HU  # the vessels and the wall are no part of what a nodule should look like
     core, across = distance >= _ACROSS_MM, np.abs(distance) < _ACROSS_MM
     near = (distance <= -_ACROSS_MM) & (distance > -_OUTSIDE_MM / 2) & dark
     far = (distance <= -_OUTSIDE_MM / 2) & (distance > -_OUTSIDE_MM) & dark

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from scipy import ndimage
 
 from lungsynth.errors import InputError
+from lungsynth.hounsfield import SOLID_HU
 from lungsynth.similarity.samples import Samples
 
 __all__ = ["LUNG_CLASSES", "NODULE_CLASSES", "LungPlaces", "Targets", "lung_classes", "lung_targets", "nodule_targets"]
@@ -21,7 +22,6 @@ __all__ = ["LUNG_CLASSES", "NODULE_CLASSES", "LungPlaces", "Targets", "lung_clas
 NODULE_CLASSES = ("ground_glass", "part_solid", "solid")
 LUNG_CLASSES = ("lower", "middle", "upper")
 _RATINGS = ("malignancy", "spiculation", "lobulation", "margin", "sphericity", "calcification", "subtlety")
-_SOLID_HU = -300  # contract C2.4
 _TISSUES_HU = {"air": (-1025, -950), "lung": (-950, -700), "dense_lung": (-700, -300), "soft": (-300, 150)}
 _GRID = 4
 
@@ -48,7 +48,7 @@ def nodule_targets(samples: Samples, cohort: Path) -> Targets:
         "log2_diameter": np.log2(np.maximum(samples.diameter_mm, 1.0)),
         "mean_hu": mean.astype(np.float64),
         "spread_hu": np.sqrt(np.maximum(square - mean**2, 0)).astype(np.float64),
-        "solid_fraction": ((samples.hu > _SOLID_HU) & inside).sum(axis=(1, 2)) / area,
+        "solid_fraction": ((samples.hu > SOLID_HU) & inside).sum(axis=(1, 2)) / area,
     }
 
 

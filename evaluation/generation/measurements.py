@@ -10,12 +10,14 @@ from jaxtyping import Float
 from scipy import ndimage
 from scipy.spatial import ConvexHull, QhullError
 
+from lungsynth.grids import disc_diameter
+from lungsynth.hounsfield import SOLID_HU
 from lungsynth.similarity.samples import SampleKind, Samples
 from lungsynth.types import HuPlanes
 
 __all__ = ["lung_measurements", "nodule_measurements", "power_spectrum", "tissue_hu"]
 
-_SOLID_HU, _BONE_HU = -300, 250
+_BONE_HU = 250
 _AIR_LIMIT_HU = -400  # lung and airways are darker
 _QUANTILES = (np.arange(32) + 0.5) / 32
 _BINS = 16
@@ -72,11 +74,11 @@ def _nodule(hu: np.ndarray, soft: np.ndarray, spacing_mm: float) -> Single:
     perimeter, moments = _perimeter_px(mask), np.cov(np.argwhere(mask).T) + np.eye(2) / 12
     widths = np.sqrt(np.linalg.eigvalsh(moments))
     return {
-        "diameter_mm": 2 * float(np.sqrt(mask.sum() / np.pi)) * spacing_mm,
+        "diameter_mm": float(disc_diameter(mask.sum())) * spacing_mm,
         "mean_hu": float(plane[mask].mean()),
         "spread_hu": float(plane[mask].std()),
         "noise_hu": _noise_hu(plane, mask),
-        "solid_fraction": float((plane[mask] > _SOLID_HU).mean()),
+        "solid_fraction": float((plane[mask] > SOLID_HU).mean()),
         "edge_hu_per_mm": float(steep[outline].mean()),
         "roundness": float(4 * np.pi * mask.sum() / perimeter**2),
         "elongation": float(widths[1] / widths[0]),

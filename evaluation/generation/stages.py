@@ -25,16 +25,17 @@ from lungsynth.chain.asset_stage import LUNG_WEIGHTS, make_assets, open_samplers
 from lungsynth.chain.cohort_source import open_cohort
 from lungsynth.chain.plan_stage import make_catalogue, presence
 from lungsynth.chain.settings import ChainSettings, SeedStream, seeds
-from lungsynth.cohort.slices import GRID_MM, LUNG_SIZES_PX, slice_on_grid
+from lungsynth.cohort.slices import LUNG_SIZES_PX, slice_on_grid
 from lungsynth.compositing.render import Renderer
 from lungsynth.enhancement.identity import enhancement_identity
 from lungsynth.enhancement.stage import EnhancementStage, open_stage
 from lungsynth.errors import InputError
+from lungsynth.grids import LUNG_FIELD_MM, LUNG_SPACING_MM
 from lungsynth.hounsfield import Label
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Catalogue, PlanWeights, Recipe, read_catalogue
 from lungsynth.similarity.reference import selection_identity
-from lungsynth.similarity.samples import LUNG_SPACING_MM, Samples
+from lungsynth.similarity.samples import Samples
 from lungsynth.similarity.strategies import select_by
 from lungsynth.types import HuPlane, LabelPlane
 from lungsynth.weights import WeightsInfo
@@ -209,6 +210,6 @@ class _Taking:
         sample, layer = self._renderer.render(recipe), self._renderer.layer(recipe)
         hu = sample.image if self._stage is None else self._stage(sample, recipe.lung, layer)[0]
         size, label = LUNG_SIZES_PX[0], sample.label
-        if hu.shape != (size, size) or not np.allclose(layer.spacing_mm, GRID_MM / size):
+        if hu.shape != (size, size) or not np.allclose(layer.spacing_mm, LUNG_FIELD_MM / size):
             return slice_on_grid(hu, label, spacing_mm=layer.spacing_mm, size_px=size)
         return hu, np.where(label == Label.UNLABELLED, np.uint8(Label.BACKGROUND), label)

@@ -20,13 +20,13 @@ from evaluation.cohort_subsets import Subset, SubsetNodule
 from evaluation.metrics.dice import PixelCounts
 from evaluation.metrics.matching import CandidateDetector, Case, Lesion, Point, match
 from evaluation.segmentation.detection import detect
-from lungsynth.placement.assets import PATCH_SIZE, PATCH_SPACING_MM
+from lungsynth.grids import PATCH_PX, PATCH_SPACING_MM
 
 __all__ = ["Crop", "CropRecords", "evaluate_crops", "one_reader_ceiling", "read_crop", "read_crops"]
 
 
 _WINDOW_PX = 48
-_SHIFT_PX = PATCH_SIZE - _WINDOW_PX  # of the window, from one corner to the next
+_SHIFT_PX = PATCH_PX - _WINDOW_PX  # of the window, from one corner to the next
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -19,8 +19,9 @@ from evaluation.utility.subcohort import CATEGORIES
 from lungsynth.compositing.nodule import NodulePatch, resample_nodule
 from lungsynth.compositing.overlay import LungBackground, overlay
 from lungsynth.errors import InputError
+from lungsynth.grids import PATCH_PX, PATCH_SPACING_MM
 from lungsynth.hounsfield import to_int16
-from lungsynth.placement.assets import ALPHA_SCALE, PATCH_SIZE, PATCH_SPACING_MM
+from lungsynth.placement.assets import ALPHA_SCALE
 from lungsynth.placement.resolve import NodulePlacement
 
 __all__ = ["Examples", "Held", "copied", "generated", "held_out", "joined", "read_examples"]
@@ -167,8 +168,8 @@ def _pasted(real: Examples, place: int, rng: np.random.Generator) -> Examples:
     hu, alpha = real.hu[place], real.alpha[place]
     level = int(np.median(hu[alpha == 0])) if (alpha == 0).any() else int(hu.min())
     flat = LungBackground.of(
-        np.full((PATCH_SIZE, PATCH_SIZE), level, np.int16),
-        np.ones((PATCH_SIZE, PATCH_SIZE), bool),
+        np.full((PATCH_PX, PATCH_PX), level, np.int16),
+        np.ones((PATCH_PX, PATCH_PX), bool),
         spacing_mm=(PATCH_SPACING_MM, PATCH_SPACING_MM),
         matched=False,
     )
@@ -176,8 +177,8 @@ def _pasted(real: Examples, place: int, rng: np.random.Generator) -> Examples:
         asset="",
         category=CATEGORIES[int(real.category[place])],
         source="real",
-        row_px=PATCH_SIZE / 2,
-        col_px=PATCH_SIZE / 2,
+        row_px=PATCH_PX / 2,
+        col_px=PATCH_PX / 2,
         diameter_mm=1.0,
         distance_mm=1.0,
         rotation_deg=round(rng.uniform(0, 360), 1),
@@ -209,7 +210,7 @@ def _examples(hu: np.ndarray, alpha: np.ndarray, category: str, *, weight: float
 
 
 def _none() -> Examples:
-    empty = np.empty((0, PATCH_SIZE, PATCH_SIZE))
+    empty = np.empty((0, PATCH_PX, PATCH_PX))
     return Examples(hu=empty.astype(np.int16), alpha=empty, category=np.empty(0, np.int64), weight=np.empty(0))
 
 

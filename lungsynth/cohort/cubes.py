@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float16, Int16
 
 from lungsynth.cohort.isolation import isolate, soft_mask
-from lungsynth.cohort.resampling import PATCH_PX, PATCH_SPACING_MM, CentredGrid
+from lungsynth.cohort.resampling import CentredGrid
+from lungsynth.grids import PATCH_PX, PATCH_SPACING_MM
 from lungsynth.io.atomic import write_arrays
 from lungsynth.types import HuVolume
 

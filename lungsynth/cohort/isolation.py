@@ -4,11 +4,10 @@ import numpy as np
 from jaxtyping import Bool, Float16, Int16
 from scipy import ndimage
 
-from lungsynth.hounsfield import to_int16
+from lungsynth.hounsfield import DENSE_HU, LUNG_HU, to_int16
 
 __all__ = ["isolate", "soft_mask"]
 
-LUNG_LEVEL_HU = -850  # where a crop shows no lung to measure
 EDGE_PX = 0.8  # standard deviation of the soft edge, about half the width of a standard kernel's point spread
 
 
@@ -28,10 +27,10 @@ def isolate(
     """Replaces what surrounds a nodule by the local lung level.
 
     Returns:
-        The isolated image, and the lung level in HU: the median of what is darker than -500 HU around the nodule.
+        The isolated image, and the lung level in HU: the median of what is darker than `DENSE_HU` around the nodule.
     """
     outside_px = ndimage.distance_transform_edt(~mask) if mask.any() else np.full(mask.shape, np.inf)
-    around = valid & (outside_px >= 3) & (outside_px <= 15) & (context < -500)
-    level = float(np.median(context[around])) if around.sum() >= 20 else float(LUNG_LEVEL_HU)
+    around = valid & (outside_px >= 3) & (outside_px <= 15) & (context < DENSE_HU)
+    level = float(np.median(context[around])) if around.sum() >= 20 else float(LUNG_HU)
     keep = np.clip(1 - outside_px / 2, 0, 1)
     return to_int16(keep * context + (1 - keep) * level), level

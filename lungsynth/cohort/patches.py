@@ -13,21 +13,18 @@ from jaxtyping import Bool, Float16, Int16, UInt8
 
 from lungsynth.cohort.cubes import NoduleCube
 from lungsynth.cohort.isolation import isolate, soft_mask
-from lungsynth.cohort.resampling import PATCH_PX, PATCH_SPACING_MM, CentredGrid
+from lungsynth.cohort.resampling import CentredGrid
+from lungsynth.grids import disc_diameter
+from lungsynth.hounsfield import SOLID_HU
 from lungsynth.io.atomic import write_arrays
 from lungsynth.types import HuPatches
 
 __all__ = [
-    "PATCH_PX",
-    "PATCH_SPACING_MM",
     "NodulePatches",
-    "disc_diameter_mm",
     "patches_from_planes",
     "sphere_diameter_mm",
     "texture_class",
 ]
-
-SOLID_HU = -300  # above: solid part (contract C2.4)
 
 AlphaPatches = Float16[np.ndarray, "slices 64 64"]
 BoolPatches = Bool[np.ndarray, "slices 64 64"]
@@ -41,11 +38,6 @@ def texture_class(rating: float | None) -> str:
     if rating <= 2:
         return "ground_glass"
     return "solid" if rating >= 4 else "part_solid"
-
-
-def disc_diameter_mm(pixels: float, *, pixel_area_mm2: float) -> float:
-    """Diameter of the disc of equal area."""
-    return float(2 * np.sqrt(pixels * pixel_area_mm2 / np.pi))
 
 
 def sphere_diameter_mm(voxels: float, *, voxel_volume_mm3: float) -> float:
@@ -178,7 +170,7 @@ def patches_from_planes(
         valid=valid,
         votes=patch_votes,
         mask_votes=mask_votes,
-        diameter_mm=diameter_mm or disc_diameter_mm(int(areas.max()), pixel_area_mm2=spacing_mm[0] * spacing_mm[1]),
+        diameter_mm=diameter_mm or float(disc_diameter(int(areas.max()) * (spacing_mm[0] * spacing_mm[1]))),
         mean_hu=float(inside.mean()),
         solid_fraction=float((inside > SOLID_HU).mean()),
         attributes=attributes or {},

@@ -1,4 +1,4 @@
-"""The grid that nodules are resampled to: 64 pixels of 0.7 mm along each axis, centred on a mask (contract C2.3)."""
+"""The grid that nodules are resampled to: 64 pixels of 0.7 mm along each axis, centred on a mask."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,10 @@ import numpy as np
 from jaxtyping import Bool, Int16
 from scipy import ndimage
 
+from lungsynth.grids import PATCH_PX, PATCH_SPACING_MM
 from lungsynth.hounsfield import to_int16
 
-__all__ = ["PATCH_PX", "PATCH_SPACING_MM", "CentredGrid"]
-
-PATCH_PX = 64
-PATCH_SPACING_MM = 0.7
+__all__ = ["CentredGrid"]
 
 _RANGE_FILTERS = (ndimage.minimum_filter, ndimage.maximum_filter)
 

@@ -19,14 +19,16 @@ import numpy as np
 from jaxtyping import Bool
 
 from lungsynth.cohort.cubes import NoduleCube, cut_cube
-from lungsynth.cohort.patches import SOLID_HU, NodulePatches, patches_from_planes, sphere_diameter_mm, texture_class
+from lungsynth.cohort.patches import NodulePatches, patches_from_planes, sphere_diameter_mm, texture_class
 from lungsynth.cohort.records import NoduleRow
-from lungsynth.cohort.resampling import PATCH_PX, PATCH_SPACING_MM, CentredGrid
+from lungsynth.cohort.resampling import CentredGrid
 from lungsynth.ct.annotations import read_boxes, read_nodules
 from lungsynth.ct.nodule import ReadNodule, mask_centre_lps
 from lungsynth.ct.series import NoduleSphere, SeriesFiles
 from lungsynth.ct.voc import SliceBox
 from lungsynth.ct.volume import Volume, lps_to_voxel
+from lungsynth.grids import PATCH_PX, PATCH_SPACING_MM
+from lungsynth.hounsfield import SOLID_HU
 
 __all__ = ["ScanNodules", "cut_nodule", "nodule_row", "read_scan_nodules", "sphere_nodule", "with_cube", "with_sphere"]
 

@@ -9,11 +9,11 @@ from jaxtyping import Bool, Float, Int16, UInt8
 from scipy import ndimage
 
 from lungsynth.errors import InputError
+from lungsynth.grids import LUNG_FIELD_MM
 from lungsynth.hounsfield import AIR_HU, Label, to_int16
 from lungsynth.types import HuPlane, LabelPlane, LabelVolume, MaskPlane
 
 __all__ = [
-    "GRID_MM",
     "LUNG_SIZES_PX",
     "far_from",
     "label_volume",
@@ -23,7 +23,6 @@ __all__ = [
     "slice_on_grid",
 ]
 
-GRID_MM = 358.4  # width of the generator's field of view
 LUNG_SIZES_PX = (256, 512)
 
 _MaskVolume = Bool[np.ndarray, "depth height width"]
@@ -69,7 +68,7 @@ def lung_on_grid(
         hu: the slice.
         lung: its lungs, not empty.
         spacing_mm: (row, column) of the slice.
-        size_px: of the grid, which always covers `GRID_MM`.
+        size_px: of the grid, which always covers `LUNG_FIELD_MM`.
 
     Returns:
         HU and lung mask (1 in lung).
@@ -86,7 +85,7 @@ def slice_on_grid(
         hu: the slice.
         label: its label map (contract C4.1), in which there is lung.
         spacing_mm: (row, column) of the slice.
-        size_px: of the grid, which always covers `GRID_MM`.
+        size_px: of the grid, which always covers `LUNG_FIELD_MM`.
 
     Returns:
         HU and label map; what is unlabelled counts as background.
@@ -109,7 +108,7 @@ def slice_on_grid(
 def _sample(
     image: np.ndarray, centre: list[float], spacing_mm: tuple[float, float], size_px: int, *, order: int, outside: int
 ) -> np.ndarray:
-    scale = GRID_MM / size_px / np.asarray(spacing_mm)
+    scale = LUNG_FIELD_MM / size_px / np.asarray(spacing_mm)
     offset = np.asarray(centre) - scale * (size_px - 1) / 2
     shape = (size_px, size_px)
     return ndimage.affine_transform(image, scale, offset, output_shape=shape, order=order, cval=outside)

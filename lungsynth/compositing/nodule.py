@@ -27,7 +27,9 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from lungsynth.compositing.noise import LungNoise
-from lungsynth.placement.assets import ALPHA_SCALE, PATCH_SPACING_MM, AssetArray
+from lungsynth.grids import PATCH_SPACING_MM
+from lungsynth.hounsfield import LUNG_HU
+from lungsynth.placement.assets import ALPHA_SCALE, AssetArray
 from lungsynth.placement.resolve import NodulePlacement
 
 __all__ = [
@@ -112,7 +114,6 @@ _BITS = 30  # fixed point of positions in the patch
 _MAX_PARTS = 4
 _CORE_ALPHA = np.float32(0.95)
 _FEWEST_CORE_PX = 12
-_LUNG_HU = -850
 _MEDIAN_OF_NORMAL = 0.6745
 
 
@@ -160,7 +161,7 @@ def resample_nodule(placement: NodulePlacement, patch: NodulePatch, spacing_mm: 
     top, left = max(0, int(rows[0]) - 1), max(0, int(columns[0]) - 1)
     here = slice(top, int(rows[-1]) + 2), slice(left, int(columns[-1]) + 2)
     hu = (colour / np.maximum(weight, np.float32(1 / 256)))[here]
-    density = np.clip((hu - np.float32(_LUNG_HU)) / np.float32(-_LUNG_HU), 0, 1)
+    density = np.clip((hu - np.float32(LUNG_HU)) / np.float32(-LUNG_HU), 0, 1)
     core = alpha[here] >= _CORE_ALPHA
     return ResampledNodule(
         weight=np.ascontiguousarray(weight[here]),

@@ -22,8 +22,8 @@ from jaxtyping import Bool, Float32
 from lungsynth.compositing.nodule import ResampledNodule
 from lungsynth.compositing.noise import TILE_SIZE, TILE_UNIT, LungNoise, measure_noise
 from lungsynth.errors import InputError
+from lungsynth.grids import disc_diameter
 from lungsynth.hounsfield import CT_RANGE_HU, Label
-from lungsynth.placement.assets import disc_diameter_mm
 from lungsynth.placement.lung_shape import Box
 from lungsynth.placement.resolve import NodulePlacement
 from lungsynth.types import HuPlane, LabelPlane, MaskPlane
@@ -203,5 +203,5 @@ def _finding(nodule: np.ndarray, window: Box, spacing_mm: tuple[float, float]) -
     rows, columns = np.flatnonzero(nodule.any(axis=1)), np.flatnonzero(nodule.any(axis=0))
     top, left, bottom, right = int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
     box = Box(window.row_from + top, window.column_from + left, window.row_from + bottom, window.column_from + right)
-    diameter_mm = disc_diameter_mm(int(np.count_nonzero(nodule)), spacing_mm)
+    diameter_mm = float(disc_diameter(int(np.count_nonzero(nodule)) * spacing_mm[0] * spacing_mm[1]))
     return VisibleNodule(box, diameter_mm, nodule[top:bottom, left:right], window)

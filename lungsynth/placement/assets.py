@@ -24,27 +24,23 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int16
 
 from lungsynth.errors import InputError
+from lungsynth.grids import PATCH_SPACING_MM, disc_diameter
 from lungsynth.io.atomic import replacing
 from lungsynth.types import Affine, HuPlane, LabelPlane, MaskPlane
 
 __all__ = [
     "ALPHA_SCALE",
-    "PATCH_SIZE",
-    "PATCH_SPACING_MM",
     "Asset",
     "AssetArray",
     "AssetKind",
     "AssetLibrary",
     "Origin",
     "content_hash",
-    "disc_diameter_mm",
     "load_asset",
     "open_asset",
 ]
 
 ALPHA_SCALE = 16384  # alpha 1.0 as int16
-PATCH_SIZE = 64
-PATCH_SPACING_MM = 0.7
 
 AssetKind = Literal["nodule", "lung"]
 Origin = Literal["real", "generated"]
@@ -56,11 +52,6 @@ def content_hash(array: np.ndarray) -> str:
     digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]
-
-
-def disc_diameter_mm(pixels: int, spacing_mm: tuple[float, float]) -> float:
-    """Diameter of the disc with the area of that many pixels; `spacing_mm` is (row, column)."""
-    return float(2 * np.sqrt(pixels * spacing_mm[0] * spacing_mm[1] / np.pi))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +213,7 @@ class AssetLibrary:
             InputError: when alpha leaves [0, 1], reaches 0.5 nowhere, or is not 0 on the border.
         """
         _check_alpha(alpha, origin)
-        measured = disc_diameter_mm(int((alpha >= 0.5).sum()), (PATCH_SPACING_MM, PATCH_SPACING_MM))
+        measured = disc_diameter(int((alpha >= 0.5).sum()) * PATCH_SPACING_MM * PATCH_SPACING_MM)
         stored = np.stack([hu, np.rint(alpha.astype(np.float64) * ALPHA_SCALE).astype(np.int16)])
         asset = Asset(
             hash=content_hash(stored),

@@ -14,11 +14,11 @@ from jaxtyping import Int16, Int32
 from scipy import ndimage
 
 from lungsynth.errors import InputError
+from lungsynth.hounsfield import DENSE_HU
 from lungsynth.types import HuPlane, MaskPlane
 
-__all__ = ["AIRWAY_HU", "MARGIN_PX", "UNITS_PER_MM", "VESSEL_HU", "Box", "LungShape"]
+__all__ = ["AIRWAY_HU", "MARGIN_PX", "UNITS_PER_MM", "Box", "LungShape"]
 
-VESSEL_HU = -500  # vessels and airway walls in the parenchyma are above, partial volume below
 AIRWAY_HU = -960  # lumen of the airways, and emphysema
 UNITS_PER_MM = 64
 MARGIN_PX = 2  # background around the bounding box, so that the neighbours of each of its pixels exist
@@ -86,7 +86,7 @@ class LungShape:
             vessel_sums = _sums(lung & np.pad(_crop(vessels, box), MARGIN_PX))
         elif hu is not None:
             values = np.pad(_crop(hu, box), MARGIN_PX)
-            vessel_sums, airway_sums = _sums(lung & (values > VESSEL_HU)), _sums(lung & (values < AIRWAY_HU))
+            vessel_sums, airway_sums = _sums(lung & (values > DENSE_HU)), _sums(lung & (values < AIRWAY_HU))
         return cls(
             box=box,
             spacing_mm=spacing_mm,

@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw
 
 from lungsynth.cohort.montage import Tile, lung_tile, nodule_tile, outlined, spread, stack_blocks, tile_block
 from lungsynth.cohort.records import SliceRow
-from lungsynth.cohort.resampling import PATCH_PX, PATCH_SPACING_MM
 from lungsynth.ct.write import read_plane
+from lungsynth.grids import PATCH_PX, PATCH_SPACING_MM
 from lungsynth.hounsfield import AIR_HU, Label
 from lungsynth.pseudo_labels.series import NETWORK
 from lungsynth.pseudo_labels.triage import CandidateRow, CandidateStatus

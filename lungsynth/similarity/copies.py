@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lungsynth.errors import InputError
+from lungsynth.hounsfield import LUNG_HU
 from lungsynth.similarity.samples import Samples
 
 __all__ = ["Copies", "CopyThreshold", "copy_threshold", "find_copies"]
@@ -32,7 +33,6 @@ _MOVED_PX = 3
 _NEAREST = 8
 _RIM_MM = 3.0
 _LEAST_CONTRAST_HU = 30.0  # below, noise would be compared with noise
-_LUNG_HU = -850.0  # taken off, so that squares keep their digits in float32
 _CHUNK = 256
 _PERCENTILE = 1.0
 
@@ -141,7 +141,7 @@ def _centred(samples: Samples) -> _Planes:
         rows, columns = ((axis + int(shift)).clamp(0, size - 1) for shift in (middle - (size - 1) / 2).round())
         centred.append(torch.stack([plane, region])[:, rows][:, :, columns])
     planes, regions = torch.stack(centred).unbind(1)
-    planes = planes - _LUNG_HU
+    planes = planes - float(LUNG_HU)  # so that squares keep their digits in float32
     regions[regions.sum(dim=(1, 2)) == 0] = 1.0  # an empty mask: the whole image
     return _Planes(planes, regions)
 

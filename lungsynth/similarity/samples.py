@@ -19,12 +19,11 @@ from jaxtyping import Float
 
 from lungsynth.categories import AS_LISTED, UNKNOWN, CategoryRule
 from lungsynth.errors import InputError, NoSamplesError
-from lungsynth.placement.assets import PATCH_SPACING_MM
+from lungsynth.grids import LUNG_FIELD_MM, LUNG_SPACING_MM, PATCH_SPACING_MM, disc_diameter
+from lungsynth.hounsfield import LUNG_HU
 from lungsynth.types import Float16Planes, HuPlanes
 
 __all__ = [
-    "BACKGROUND_HU",
-    "LUNG_SPACING_MM",
     "SampleKind",
     "Samples",
     "as_shown",
@@ -37,10 +36,7 @@ __all__ = [
 
 SampleKind = Literal["nodules", "lungs", "slices"]
 
-LUNG_SPACING_MM = 1.4  # of 256 pixels; contract C3.1
-BACKGROUND_HU = -850  # of the level lung that nodules are laid on to be compared
 _LARGE_ENOUGH = 0.5  # of a nodule's largest area; smaller slices show its poles
-_FIELD_MM = 256 * LUNG_SPACING_MM
 _logger = logging.getLogger(__name__)
 
 
@@ -78,7 +74,7 @@ class Samples:
     @cached_property
     def diameter_mm(self) -> Float[np.ndarray, " n"]:
         """Of the disc as large as the mask (at least 0.5)."""
-        return 2 * np.sqrt((self.mask >= 0.5).sum(axis=(1, 2)) / np.pi) * self.spacing_mm
+        return np.asarray(disc_diameter((self.mask >= 0.5).sum(axis=(1, 2))) * self.spacing_mm)
 
     @property
     def independent(self) -> bool:
@@ -103,13 +99,13 @@ class Samples:
 
 
 def on_uniform_lung(samples: Samples) -> Samples:
-    """Nodules laid by their alpha on a lung of -850 HU.
+    """Nodules laid by their alpha on a lung of a uniform `LUNG_HU`.
 
     A patch's surroundings are levelled for real nodules and never reach an image; compared as they are, they would
     give away each generated nodule by a trace of noise that nobody will see.
     """
     alpha = samples.mask.astype(np.float32)
-    return replace(samples, hu=np.rint(alpha * samples.hu + (1 - alpha) * BACKGROUND_HU).astype(np.int16))
+    return replace(samples, hu=np.rint(alpha * samples.hu + (1 - alpha) * LUNG_HU).astype(np.int16))
 
 
 def as_shown(samples: Samples, kind: SampleKind) -> Samples:
@@ -193,7 +189,7 @@ def _read_planes(folder: Path, section: str, name: str, key: str, *, tolerant: b
     found = []
     for entry, (hu, mask) in _read(folder, _entries(folder, name, section), key, ("hu", "mask"), tolerant=tolerant):
         found.append((entry, Path(entry[key]).stem, hu[None], mask[None]))
-    spacing_mm = _FIELD_MM / found[0][2].shape[-1] if found else LUNG_SPACING_MM
+    spacing_mm = LUNG_FIELD_MM / found[0][2].shape[-1] if found else LUNG_SPACING_MM
     return _samples(found, folder / f"{name}.json", section, spacing_mm)
 
 

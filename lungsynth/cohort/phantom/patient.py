@@ -1,7 +1,7 @@
 """A procedural chest CT with known lungs and nodules: seeded, small, and good enough to be taken for a schematic scan.
 
 It stands in for patients in tests and in the tour: every reader, mask and label can be checked against what was drawn.
-The grid is `FIELD_MM` wide and deep, so a phantom of 256 pixels has the 1.4 mm of a generated lung.
+The grid is `LUNG_FIELD_MM` wide and deep, so a phantom of 256 pixels has the 1.4 mm of a generated lung.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,11 @@ from lungsynth.cohort.phantom.shapes import Canvas
 from lungsynth.cohort.phantom.thorax import Thorax
 from lungsynth.ct.volume import Volume, axial_affine, voxel_to_lps
 from lungsynth.errors import InputError
+from lungsynth.grids import LUNG_FIELD_MM
 from lungsynth.hounsfield import AIR_HU, to_int16
 from lungsynth.types import LabelVolume
 
-__all__ = ["FIELD_MM", "NoduleSpec", "PhantomNodule", "PhantomPatient", "draw_patient"]
-
-FIELD_MM = 358.4
+__all__ = ["NoduleSpec", "PhantomNodule", "PhantomPatient", "draw_patient"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +79,7 @@ def draw_patient(
 
     Args:
         seed: not negative; of everything that is random, and of the identifiers.
-        size_px: rows and columns, `FIELD_MM` in all.
+        size_px: rows and columns, `LUNG_FIELD_MM` in all.
         slices: axial slices, around the middle of the lungs, which are about 230 mm high.
         slice_spacing_mm: between slices.
         nodules: what to draw; one to three of random kinds if None.
@@ -96,7 +95,7 @@ def draw_patient(
     anatomy_rng, nodule_rng, noise_rng = (np.random.default_rng([seed, stage]) for stage in range(3))
     canvas = Canvas.blank(
         shape=(slices, size_px, size_px),
-        spacing_mm=(slice_spacing_mm, FIELD_MM / size_px, FIELD_MM / size_px),
+        spacing_mm=(slice_spacing_mm, LUNG_FIELD_MM / size_px, LUNG_FIELD_MM / size_px),
         fill_hu=AIR_HU,
     )
     thorax = Thorax.draw(anatomy_rng)
