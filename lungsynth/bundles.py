@@ -28,7 +28,9 @@ __all__ = [
     "train_bundle",
 ]
 
-_REMEDY = "Give --bundles a folder that holds lung_seg_bundle, wcapsgan_bundle and cyclegan_bundle with their weights."
+_REMEDY = (
+    "`bundles` must be a folder that holds lung_seg_bundle, wcapsgan_bundle and cyclegan_bundle with their weights."
+)
 
 
 def bundle_root(bundles_dir: Path, name: str) -> Path:
@@ -83,7 +85,7 @@ def open_bundle(
     weights: str | Path = "model.pt",
     overrides: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Builds one component of a bundle (contract C6.5).
+    """Builds one component of a bundle .
 
     Args:
         bundles_dir: folder of the bundles.
@@ -191,8 +193,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _mendable(error: Exception, weights: Path) -> InputError | None:
     causes = list(_causes(error))
-    if found := next((cause for cause in causes if isinstance(cause, InputError)), None):
-        return found
+    if input_error := next((cause for cause in causes if isinstance(cause, InputError)), None):
+        return input_error
     text = " ".join(str(cause) for cause in causes)
     if any(
         sign in text
@@ -202,5 +204,5 @@ def _mendable(error: Exception, weights: Path) -> InputError | None:
             f"{weights}: weights for another network, or a damaged file ({str(causes[-1]).splitlines()[0]}). "
             "Use weights trained with this bundle's configs."
         )
-    told = next((cause for cause in causes if isinstance(cause, ValueError | FileNotFoundError)), None)
-    return InputError(f"{weights.parents[1]}: the bundle refuses: {told}") if told else None
+    cause = next((cause for cause in causes if isinstance(cause, ValueError | FileNotFoundError)), None)
+    return InputError(f"{weights.parents[1]}: the bundle refuses: {cause}") if cause else None

@@ -17,7 +17,7 @@ from lungsynth.errors import InputError
 
 __all__ = ["ANY", "AS_LISTED", "TEXTURES", "UNKNOWN", "CategoryRule"]
 
-TEXTURES = ("ground_glass", "part_solid", "solid")  # the categories that a data list names (contract C2.2)
+TEXTURES = ("ground_glass", "part_solid", "solid")  # the categories that a data list names
 ANY = "any"  # the one category of an unconditional generator
 UNKNOWN = "unknown"  # a nodule without a category; no generator can be asked for it
 _LISTED = "category"  # where a data list has the texture class
@@ -72,15 +72,15 @@ class CategoryRule:
         Raises:
             InputError: when no entry has the key, or a value is no number where bins need one.
         """
-        found = [dict(entry) for entry in entries]
+        rows = [dict(entry) for entry in entries]
         if not self.identity:
-            return found
-        if self.names != () and found and not any(self.key in entry for entry in found):
+            return rows
+        if self.names != () and rows and not any(self.key in entry for entry in rows):
             raise InputError(
                 f"The generator's categories are those of {self.key!r}, which no nodule of the cohort has. Prepare the "
                 "cohort again (older ones lack most columns of nodules.csv), or use a generator of texture classes."
             )
-        return [{**entry, "category": self._category(entry)} for entry in found]
+        return [{**entry, "category": self._category(entry)} for entry in rows]
 
     def _category(self, entry: Mapping[str, Any]) -> str:
         if self.names == ():

@@ -31,7 +31,7 @@ class Tile:
 
     Args:
         hu: int16 (H, W).
-        mask: labels of contract C4.1, (H, W).
+        mask: label map (H, W), see `hounsfield.Label`.
         title: the sample's id.
         category: of its nodules; gives the colour.
     """
@@ -44,8 +44,8 @@ class Tile:
 
 def pick_tiles(ids: Sequence[str]) -> list[str]:
     """At most `MAX_TILES` of the ids, in order; always the same random ones, because categories may take turns."""
-    chosen = np.random.default_rng(0).permutation(len(ids))[:MAX_TILES]
-    return [ids[index] for index in np.sort(chosen)]
+    places = np.random.default_rng(0).permutation(len(ids))[:MAX_TILES]
+    return [ids[index] for index in np.sort(places)]
 
 
 def draw_tile(tile: Tile, *, colour: tuple[int, int, int] | None) -> Image.Image:

@@ -29,7 +29,7 @@ __all__ = ["DEFAULT_URI", "EXPERIMENT", "Run", "Tracker", "open_tracker", "ui_co
 DEFAULT_URI = "sqlite:///runs/mlflow.db"
 EXPERIMENT = "lungsynth"
 _PARENT_TAG = "mlflow.parentRunId"
-_PROBE_SECONDS = 5
+_PROBE_SECONDS = 5  # to wait for a server or database before it counts as absent
 _SQLITE = "sqlite:///"
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
@@ -127,7 +127,7 @@ def open_tracker(uri: str = DEFAULT_URI, *, experiment: str = EXPERIMENT) -> Tra
         raise
     except Exception as error:  # whatever a store's driver raises, the user needs the address and the way out
         raise InputError(
-            f"--tracking-uri {uri}: no MLflow store answers there ({str(error).splitlines()[0][:200]}). "
+            f"tracking_uri {uri}: no MLflow store answers there ({str(error).splitlines()[0][:200]}). "
             f"Start its server, or use a file such as {DEFAULT_URI}."
         ) from error
     if not had_mlruns:
@@ -141,8 +141,8 @@ def ui_command(uri: str) -> str:
         return f"python -m webbrowser {shlex.quote(uri)}"
     program = "mlflow"
     beside = Path(sys.executable).parent / program
-    found = shutil.which(program)
-    if beside.is_file() and (found is None or not Path(found).samefile(beside)):
+    installed = shutil.which(program)
+    if beside.is_file() and (installed is None or not Path(installed).samefile(beside)):
         # The environment is not activated, as after `make demo`.
         program = str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
     return f"{shlex.quote(program)} ui --backend-store-uri {shlex.quote(_absolute(uri))}"
@@ -162,24 +162,24 @@ _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 
 def _experiment_id(client: Any, uri: str, name: str) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         folder = _sqlite_file(uri).parent / "mlartifacts" if uri.startswith(_SQLITE) else None
         location = folder.as_uri() if folder else None
         return str(client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS))
-    if found.lifecycle_stage != "active":
+    if experiment.lifecycle_stage != "active":
         raise InputError(
             f"The MLflow experiment `{name}` of {uri} is deleted. Restore it with "
-            f"`mlflow experiments restore --experiment-id {found.experiment_id}`, or use another --tracking-uri."
+            f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`, or use another `tracking_uri`."
         )
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)
 
 
 def _check_uri(uri: str) -> None:
     parts = urlsplit(uri)
     if parts.scheme in ("", "file"):
         raise InputError(
-            f"--tracking-uri {uri}: MLflow 3.13 and later keep no runs in plain folders. Use a SQLite file, for "
+            f"tracking_uri {uri}: MLflow 3.13 and later keep no runs in plain folders. Use a SQLite file, for "
             f"example {_SQLITE}{Path(parts.path or 'runs') / 'mlflow.db'}."
         )
     if parts.scheme == "sqlite":
@@ -191,7 +191,7 @@ def _check_uri(uri: str) -> None:
 def _check_sqlite(uri: str) -> None:
     if not uri.startswith(_SQLITE) or uri == _SQLITE:
         raise InputError(
-            f"--tracking-uri {uri}: a SQLite address needs three slashes and a file, for example {DEFAULT_URI}."
+            f"tracking_uri {uri}: a SQLite address needs three slashes and a file, for example {DEFAULT_URI}."
         )
     file = _sqlite_file(uri)
     try:
@@ -199,12 +199,12 @@ def _check_sqlite(uri: str) -> None:
         head = file.open("rb").read(16) if file.exists() else b""
     except OSError as error:
         raise InputError(
-            f"--tracking-uri {uri}: {error.filename} cannot be used ({error.strerror}). Name another file."
+            f"tracking_uri {uri}: {error.filename} cannot be used ({error.strerror}). Name another file."
         ) from error
     if head and not head.startswith(b"SQLite format 3"):
-        raise InputError(f"--tracking-uri {uri}: {file} is no SQLite database. Name another file.")
+        raise InputError(f"tracking_uri {uri}: {file} is no SQLite database. Name another file.")
     if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise InputError(f"--tracking-uri {uri}: {file} cannot be written. Name another file.")
+        raise InputError(f"tracking_uri {uri}: {file} cannot be written. Name another file.")
 
 
 def _check_port(uri: str, host: str, port: int) -> None:
@@ -213,7 +213,7 @@ def _check_port(uri: str, host: str, port: int) -> None:
         socket.create_connection((host, port), timeout=_PROBE_SECONDS).close()
     except OSError as error:
         raise InputError(
-            f"--tracking-uri {uri}: {host}:{port} does not answer ({error}). Start it, or use {DEFAULT_URI}."
+            f"tracking_uri {uri}: {host}:{port} does not answer ({error}). Start it, or use {DEFAULT_URI}."
         ) from error
 
 

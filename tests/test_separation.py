@@ -238,7 +238,7 @@ def test_a_bad_series_is_reported_and_none_of_its_slices_is_normal(made, tmp_pat
 def test_what_cannot_be_separated_is_refused_with_the_way_out(made, separated, tmp_path):
     folder, _ = made
     out, _ = separated
-    with pytest.raises(InputError, match="separated cohort already"):
+    with pytest.raises(InputError, match="pseudo-labelled already"):
         separate(folder, tmp_path / "x", cohort=out)
     with pytest.raises(InputError, match=r"made otherwise \(separation_threshold differ"):
         separate(folder, out, threshold=0.7)

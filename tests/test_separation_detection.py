@@ -93,7 +93,7 @@ def test_no_candidate_is_no_trouble_and_a_broken_detector_is_named():
     assert candidates([], np.zeros(SHAPE)) == []
     with pytest.raises(InputError, match="promises finite candidates"):
         candidates([[1, 2, 3, np.nan, 0.5]], np.zeros(SHAPE))
-    with pytest.raises(InputError, match="states no operating point: give --threshold"):
+    with pytest.raises(InputError, match="states no operating point: give `threshold`"):
         operating_point(lambda hu, spacing_mm: {})
     with pytest.raises(InputError, match="gave no 'nodule'"):
         find_candidates(lambda hu, spacing_mm: {"candidates": np.zeros((0, 5))}, volume())

@@ -1,8 +1,8 @@
 """DICOM CT series: which files are CT slices, and a series as an HU array.
 
-A file is known as DICOM by its contents. Only CT images count: radiographs, PET, segmentations, structure sets, dose
-reports and localizers are passed over without a word. Values are HU: RescaleSlope and RescaleIntercept are applied,
-and pixels of PixelPaddingValue become the lower end of `CT_RANGE_HU`, which is air.
+A file is recognised as DICOM by its contents. Only CT images count: radiographs, PET, segmentations, structure sets,
+dose reports and localizers are passed over. Values are HU: RescaleSlope and RescaleIntercept are applied, and pixels
+of PixelPaddingValue become the lower end of `CT_RANGE_HU`, which is air.
 """
 
 import logging

@@ -19,10 +19,11 @@ from lungsynth.types import Affine
 __all__ = ["SliceFrame", "stack_slices"]
 
 _logger = logging.getLogger(__name__)
-_SAME_POSITION_MM = 1e-2
-_GAP_ROUNDING, _GAP_UNEVEN, _GAP_MISSING = 0.01, 0.1, 1.5  # relative to the spacing; above _GAP_MISSING times it
-_DRIFT_ROUNDING_MM, _DRIFT_PIXELS = 1e-2, 0.5
-_SAME_ORIENTATION = 1e-3
+_SAME_POSITION_MM = 1e-2  # slices nearer than this are one position (duplicates); rounding of headers is below it
+# Relative to the spacing: up to 1 % is rounding, up to 10 % is warned of; a gap of 1.5 spacings lacks a slice.
+_GAP_ROUNDING, _GAP_UNEVEN, _GAP_MISSING = 0.01, 0.1, 1.5
+_DRIFT_ROUNDING_MM, _DRIFT_PIXELS = 1e-2, 0.5  # of the slices' origins in plane: ignored, and refused from there on
+_SAME_ORIENTATION = 1e-3  # difference of direction cosines; real headers round them to about 1e-4
 _RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 

@@ -1,7 +1,7 @@
-"""Finding CT series by looking: into folders, zips and files of any layout, with their masks and annotations.
+"""CT series in folders, zips and files of any layout, detected automatically, with their masks and annotations.
 
-DICOM is known by its contents, tables by their columns, XML by its root; NIfTI and MetaImage by name, their masks by
-the layouts of `lungsynth.ct.pairing`. What is no CT is passed over; what should be one and is damaged is a problem.
+DICOM is recognised by its contents, tables by their columns, XML by its root; NIfTI and MetaImage by name, their masks
+by the layouts of `lungsynth.ct.pairing`. What is no CT is passed over; what should be one and is damaged is a problem.
 """
 
 import logging
@@ -68,12 +68,12 @@ def find_series(source: Path, *, subset: bool = False) -> Discovery:
     files = list_files(source)
     problems = list(files.problems)
     scanned = _scan_dicom(files.paths, problems)
-    found = {**_dicom_series(scanned, files.roots), **_volume_series(files.paths, files.roots)}
-    if not found:
+    series_files = {**_dicom_series(scanned, files.roots), **_volume_series(files.paths, files.roots)}
+    if not series_files:
         files.close()
         raise InputError(_nothing(source, problems))
-    notes = _annotations(files.paths, found, _slices(scanned), problems, subset=subset)
-    series = tuple(replace(found[key], annotations=notes[key]) for key in sorted(found))
+    notes = _annotations(files.paths, series_files, _slices(scanned), problems, subset=subset)
+    series = tuple(replace(series_files[key], annotations=notes[key]) for key in sorted(series_files))
     return Discovery(series=series, problems=tuple(problems), _files=files)
 
 
@@ -102,7 +102,7 @@ def _scan_dicom(paths: Iterable[Path], problems: list[Problem]) -> list[_DicomFi
         for path in paths
         if path.suffix.lower() not in _NEVER_DICOM and not is_metaimage(path) and not is_nifti(path)
     ]
-    found = []
+    dicom_files = []
     for path in tqdm(candidates, desc="Looking for DICOM", unit="file", disable=None, leave=False):
         try:
             header = read_header(path) if looks_like_dicom(path) else None
@@ -112,8 +112,8 @@ def _scan_dicom(paths: Iterable[Path], problems: list[Problem]) -> list[_DicomFi
         if header is not None and is_ct(header):
             series_id = str(header.get("SeriesInstanceUID") or path.parent.name)
             sop_uid, patient = str(header.get("SOPInstanceUID") or ""), str(header.get("PatientID") or "").strip()
-            found.append(_DicomFile(path=path, series_id=series_id, sop_uid=sop_uid, patient_id=patient))
-    return found
+            dicom_files.append(_DicomFile(path=path, series_id=series_id, sop_uid=sop_uid, patient_id=patient))
+    return dicom_files
 
 
 def _dicom_series(scanned: Iterable[_DicomFile], roots: Collection[Path]) -> dict[_Key, SeriesFiles]:
@@ -157,15 +157,15 @@ def _slices(scanned: Iterable[_DicomFile]) -> dict[str, str]:
 
 def _annotations(
     paths: Iterable[Path],
-    found: dict[_Key, SeriesFiles],
+    series: dict[_Key, SeriesFiles],
     slices: dict[str, str],
     problems: list[Problem],
     *,
     subset: bool,
 ) -> dict[_Key, Annotations]:
     paths = list(paths)
-    known = {series_id for _, series_id in found}
-    spheres = _spheres([path for path in paths if path.suffix.lower() == ".csv"], None if subset else known)
+    series_ids = {series_id for _, series_id in series}
+    spheres = _spheres([path for path in paths if path.suffix.lower() == ".csv"], None if subset else series_ids)
     lidc: dict[str, Path] = {}
     boxes: dict[str, list[Path]] = {}
     for path in (path for path in paths if path.suffix.lower() == ".xml"):
@@ -177,7 +177,7 @@ def _annotations(
         except InputError as error:
             problems.append(Problem(path, str(error)))
             continue
-        if series_id in known and lidc.setdefault(series_id, path) is not path:
+        if series_id in series_ids and lidc.setdefault(series_id, path) is not path:
             _logger.warning("%s: %s is read already for series %s", path, lidc[series_id], series_id)
     return {
         (place, series_id): Annotations(
@@ -185,11 +185,11 @@ def _annotations(
             voc_xml=tuple(boxes.get(series_id, ())),
             spheres=tuple(sphere for sphere in spheres if sphere.series_id == series_id),
         )
-        for place, series_id in found
+        for place, series_id in series
     }
 
 
-def _spheres(tables: Iterable[Path], known: set[str] | None) -> list[NoduleSphere]:
+def _spheres(tables: Iterable[Path], series_ids: set[str] | None) -> list[NoduleSphere]:
     """Rows of all annotation tables, each once: LUNA16 brings its table twice."""
-    rows = (row for path in tables if is_annotations(path) for row in read_luna16_annotations(path, known))
+    rows = (row for path in tables if is_annotations(path) for row in read_luna16_annotations(path, series_ids))
     return list(dict.fromkeys(rows))

@@ -97,7 +97,7 @@ def read_lidc_xml(path: Path, like: Volume, frames: Mapping[str, SliceFrame] | N
                     marks.append(draw_mark(rings, reader=reader, ratings=_ratings(nodule), spacing_mm=like.spacing_mm))
                 else:
                     small.extend(points[0] for points, _ in rings if len(points))
-            non_nodules.extend(_read_locus(found, place) for found in session.findall("{*}nonNodule"))
+            non_nodules.extend(_read_locus(element, place) for element in session.findall("{*}nonNodule"))
     except (ET.ParseError, ValueError, OSError) as error:
         if isinstance(error, InputError):
             raise
@@ -157,22 +157,22 @@ def _read_ring(roi: ET.Element, place: _Placement) -> tuple[np.ndarray, bool]:
     return voxels, _text(roi, "inclusion").upper() == "TRUE"
 
 
-def _read_locus(found: ET.Element, place: _Placement) -> np.ndarray:
-    locus = found.find("{*}locus")
+def _read_locus(element: ET.Element, place: _Placement) -> np.ndarray:
+    locus = element.find("{*}locus")
     if locus is None:
         raise ValueError("a nonNodule without locus")
     xy = np.array([[int(_text(locus, "xCoord")), int(_text(locus, "yCoord"))]])
-    sop_uid = (found.findtext("{*}imageSOP_UID") or "").strip()
-    return place.to_voxels(sop_uid, float(_text(found, "imageZposition")), xy)[0]
+    sop_uid = (element.findtext("{*}imageSOP_UID") or "").strip()
+    return place.to_voxels(sop_uid, float(_text(element, "imageZposition")), xy)[0]
 
 
 def _ratings(nodule: ET.Element) -> dict[str, float]:
     """Ratings by name in snake case; a reader may leave some out."""
-    found = nodule.find("{*}characteristics")
-    if found is None:
+    characteristics = nodule.find("{*}characteristics")
+    if characteristics is None:
         return {}
     names = {"internalStructure": "internal_structure"}
-    values = {names.get(_bare(item.tag), _bare(item.tag)): (item.text or "").strip() for item in found}
+    values = {names.get(_bare(item.tag), _bare(item.tag)): (item.text or "").strip() for item in characteristics}
     return {name: float(value) for name, value in values.items() if value}
 
 

@@ -1,6 +1,6 @@
 """LUNA16's `annotations.csv`: nodules as spheres, in LPS mm.
 
-Tables are known by their columns, not by their names. `candidates.csv` has no diameter and is no annotation;
+Tables are recognised by their columns, not by their names. `candidates.csv` has no diameter and is no annotation;
 `annotations_excluded.csv` holds findings that do not count and is left alone.
 """
 
@@ -42,7 +42,7 @@ def read_luna16_annotations(path: Path, known_series: Collection[str] | None = N
     if unknown:
         raise InputError(
             f"{path}: {len(unknown)} unknown series, first {unknown[0]}: no image of that name is in the source. "
-            "Add its image, delete its rows, or say that the source is a part of its collection (--subset)."
+            "Add its image, delete its rows, or say that the source is a part of its collection (`subset`)."
         )
     numbers = table[list(ANNOTATION_COLUMNS[1:])].apply(pd.to_numeric, errors="coerce")
     if (bad := numbers.isna().any(axis=1)).any():

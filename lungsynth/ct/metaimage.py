@@ -15,7 +15,7 @@ from lungsynth.types import Affine
 
 __all__ = ["read_metaimage"]
 
-_HEADER_BYTES = 1 << 16
+_HEADER_BYTES = 1 << 16  # the text of a header is shorter; a file without `ElementDataFile` in them is none
 _ELEMENT_BYTES = {
     "MET_CHAR": 1,
     "MET_UCHAR": 1,

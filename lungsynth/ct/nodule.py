@@ -63,14 +63,14 @@ def nodules_from_mask(mask: LabelVolume, affine: Affine) -> tuple[ReadNodule, ..
         affine: of the volume, for the centres.
     """
     parts, _ = ndimage.label(mask > 0, structure=np.ones((3, 3, 3)))
-    found = []
+    nodules = []
     for index, box in enumerate(ndimage.find_objects(parts), start=1):
         votes = (parts[box] == index).astype(np.uint8)
         offset = (box[0].start, box[1].start, box[2].start)
-        found.append(
+        nodules.append(
             ReadNodule(votes=votes, offset=offset, readers=1, centre_lps_mm=mask_centre_lps(votes > 0, offset, affine))
         )
-    return tuple(sorted(found, key=lambda nodule: -int(nodule.votes.sum())))
+    return tuple(sorted(nodules, key=lambda nodule: -int(nodule.votes.sum())))
 
 
 def mask_centre_lps(inside: np.ndarray, offset: tuple[int, int, int], affine: Affine) -> tuple[float, float, float]:

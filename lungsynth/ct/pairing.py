@@ -1,4 +1,4 @@
-"""Which NIfTI and MetaImage files are CT and which are their masks, told from names and folders.
+"""Which NIfTI and MetaImage files are CT and which are their masks, from the names of files and folders.
 
 | layout | CT | lung mask | nodule mask |
 |---|---|---|---|
@@ -46,11 +46,11 @@ def pair_volumes(paths: Iterable[Path]) -> list[VolumeFiles]:
     Args:
         paths: NIfTI and MetaImage headers of one source.
     """
-    known = [(path, *_stem_and_role(path)) for path in paths]
+    volumes = [(path, *_stem_and_role(path)) for path in paths]
     masks: dict[tuple[str, str, str], Path] = {
-        (role, *key): path for path, stem, role in known for key in _mask_keys(path, stem) if role != "ct"
+        (role, *key): path for path, stem, role in volumes for key in _mask_keys(path, stem) if role != "ct"
     }
-    return [_with_masks(path, stem, masks) for path, stem, role in known if role == "ct"]
+    return [_with_masks(path, stem, masks) for path, stem, role in volumes if role == "ct"]
 
 
 def patient_folder(path: Path, roots: Collection[Path]) -> str | None:
@@ -98,18 +98,18 @@ def _mask_keys(path: Path, stem: str) -> list[tuple[str, str]]:
 def _with_masks(path: Path, stem: str, masks: dict[tuple[str, str, str], Path]) -> VolumeFiles:
     plain = stem.lower() in _PLAIN_NAMES
     own_stem = _SUFFIX.sub("", path.name)
-    here, found = str(path.parent), {}
+    folder, masks_by_role = str(path.parent), {}
     for role in ("lung", "nodule"):
         keys = (
-            ((role, here, stem), (role, here, ""), (role, "", stem))
+            ((role, folder, stem), (role, folder, ""), (role, "", stem))
             if plain
-            else ((role, here, stem), (role, "", stem))
+            else ((role, folder, stem), (role, "", stem))
         )
-        found[role] = next((masks[key] for key in keys if key in masks), None)
+        masks_by_role[role] = next((masks[key] for key in keys if key in masks), None)
     return VolumeFiles(
         path=path,
         series_id=path.parent.name if plain else stem,
         named=plain or own_stem != stem or path.parent.name.lower().startswith("images"),
-        lung_mask=found["lung"],
-        nodule_mask=found["nodule"],
+        lung_mask=masks_by_role["lung"],
+        nodule_mask=masks_by_role["nodule"],
     )

@@ -19,7 +19,7 @@ __all__ = ["is_metaimage", "is_nifti", "read_lung_mask", "read_mask", "read_volu
 
 _LUNA16_LUNGS = (3, 4)  # LUNA16's seg-lungs: 3 and 4 are the lungs, 5 the trachea
 _LUNA16_VALUES = {0, 3, 4, 5}
-_AFFINE_TOLERANCE_MM = 1e-3
+_AFFINE_TOLERANCE_MM = 1e-3  # late digits in which writers of NIfTI differ; larger differences are another grid
 
 
 def is_nifti(path: Path) -> bool:

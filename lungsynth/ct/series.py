@@ -1,4 +1,4 @@
-"""What was found in a source before any pixel was read: the files of a series, its masks and its annotations."""
+"""What a source holds, before any pixel is read: the files of a series, its masks and its annotations."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ __all__ = ["Annotations", "NoduleSphere", "Problem", "SeriesFiles"]
 
 @dataclass(frozen=True, kw_only=True)
 class NoduleSphere:
-    """A nodule known by its centre and diameter only, a row of LUNA16's `annotations.csv`.
+    """A nodule given by its centre and diameter only, a row of LUNA16's `annotations.csv`.
 
     Args:
         series_id: SeriesInstanceUID, or the id of a synthetic sample.

@@ -67,19 +67,19 @@ def list_files(source: Path) -> SourceFiles:
     """
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; check the path.")
-    found = SourceFiles(root=source)
+    files = SourceFiles(root=source)
     waiting = [source] if source.is_file() else list(_walk(source))
     if not waiting:
         raise InputError(f"{source}: the folder is empty; put CT series (DICOM, NIfTI or MetaImage) into it.")
     while waiting:
         path = waiting.pop(0)
         if path.suffix.lower() != ".zip":
-            found.paths.append(path)
+            files.paths.append(path)
             continue
         _logger.info("Unpacking %s", path)
-        if folder := found.extract(path):
+        if folder := files.extract(path):
             waiting.extend(_walk(folder))
-    return found
+    return files
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -59,13 +59,14 @@ def _read_file(path: Path, like: Volume, frames: Mapping[str, SliceFrame]) -> li
     try:
         objects = ET.parse(path).getroot().findall("object")
         edges = [
-            [float(_text(found, f"bndbox/{edge}")) for edge in ("xmin", "ymin", "xmax", "ymax")] for found in objects
+            [float(_text(element, f"bndbox/{edge}")) for edge in ("xmin", "ymin", "xmax", "ymax")]
+            for element in objects
         ]
     except (ET.ParseError, ValueError, OSError) as error:
         raise InputError(f"{path}: not readable as Pascal-VOC XML ({error}); copy it again from its source.") from error
     return [
-        _to_box(np.array(edge), like, frames[path.stem], name=(found.findtext("name") or "").strip())
-        for edge, found in zip(edges, objects, strict=True)
+        _to_box(np.array(edge), like, frames[path.stem], name=(element.findtext("name") or "").strip())
+        for edge, element in zip(edges, objects, strict=True)
     ]
 
 

@@ -24,7 +24,7 @@ __all__ = ["ANNOTATION_COLUMNS", "read_plane", "write_annotations", "write_atomi
 
 write_atomically = write_bytes  # for callers that have not moved to `io.atomic` yet
 ANNOTATION_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")
-_COMPRESSION = 6
+_COMPRESSION = 6  # of gzip; another level changes the bytes of every file
 _DESCRIP_BYTES = 79  # the header's field has 80 bytes, the last one zero
 
 

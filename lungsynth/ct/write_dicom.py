@@ -23,10 +23,11 @@ from lungsynth.types import Affine, HuPlane
 __all__ = ["SyntheticScan", "derived_uid", "dicom_bytes", "mark_synthetic", "synthetic_ct", "write_dicom"]
 
 MANUFACTURER = "lungsynth"
+# UIDs are UUIDs (v5) of the sample's id in this namespace; another one would change every UID.
 _NAMESPACE = uuid.UUID("5c0f3f5e-6a0d-5e0b-9c59-0d6a3f1f8b7e")
 _IMPLEMENTATION = "lungsynth"
 _FIRST_DAY = date(2000, 1, 1)  # day 0 of every synthetic patient
-_TIME = "120000"
+_TIME = "120000"  # of every image: no clock decides a byte
 _LUNG_WINDOW = (-600, 1500)  # centre, width
 _RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
 
@@ -38,7 +39,7 @@ class SyntheticScan:
     Args:
         subject: the synthetic patient; scans of one growth series share it.
         name: of the sample, unique.
-        derivation: how it was made; goes to Derivation Description.
+        derivation: how the image was produced; goes to Derivation Description.
         day: of the scan, from 0.
         enhanced: whether a network worked on the image.
     """

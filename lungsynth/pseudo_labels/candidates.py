@@ -1,9 +1,9 @@
 """Candidates of the segmentation network: where it sees a nodule, how sure it is, and which voxels it means.
 
-The detector of `lung_seg_bundle` (contract C6.5) gives centres and a probability map. Here each candidate gets its
-own voxels: what hangs together with its peak above half of that peak, at most 0.5, and lies within one and a half of
-its radius and 2 mm more. Candidates are served from the most probable down, so that what a threshold cuts off never
-changes the others; one whose place is already taken is a repetition and is left out.
+The detector of `lung_seg_bundle` gives centres and a probability map. Each candidate gets its own voxels: those
+connected to its peak above half of that peak (at most 0.5) that lie within 1.5 radii plus 2 mm. Candidates are served
+from the most probable down, so that what a threshold cuts off never changes the others; one whose place is already
+taken is a repetition and is left out.
 """
 
 import math
@@ -31,11 +31,12 @@ __all__ = [
 
 CandidateDetector = Callable[[HuVolume, tuple[float, float, float]], Mapping[str, np.ndarray]]
 
-LOWEST_PROBABILITY = 0.05  # candidates are asked for down to here, whatever the threshold
-_REACH = 1.5  # of the candidate's radius
+LOWEST_PROBABILITY = 0.05  # lowest probability at which candidates are kept, whatever the threshold
+# A candidate's mask ends 1.5 radii plus 2 mm from its centre: irregular nodules fit, attached vessels are cut off.
+_REACH_RADII = 1.5
 _REACH_MORE_MM = 2.0
-_HIGHEST_LEVEL = 0.5
-_TOUCHING = np.ones((3, 3, 3))  # neighbours by corners hang together
+_HIGHEST_LEVEL = 0.5  # probability that always belongs to the mask
+_CONNECTIVITY = np.ones((3, 3, 3))  # 26 neighbours
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -86,14 +87,14 @@ def open_detector(bundles: Path) -> CandidateDetector:
 
 
 def operating_point(detector: CandidateDetector) -> float:
-    """The probability from which on a detector says that it found something.
+    """The probability from which on a detector reports a nodule.
 
     Raises:
         InputError: when it does not tell.
     """
     point = getattr(detector, "operating_point", None)
     if point is None:
-        raise InputError("The detector of lung_seg_bundle states no operating point: give --threshold.")
+        raise InputError("The detector of lung_seg_bundle states no operating point: give `threshold`.")
     return float(point)
 
 
@@ -101,19 +102,19 @@ def find_candidates(detector: CandidateDetector, volume: Volume) -> list[Candida
     """All candidates of a volume, whatever their probability, the most probable first.
 
     Raises:
-        InputError: when the detector gives something else than contract C6.5 promises.
+        InputError: when the detector gives something else than `CandidateDetector` states.
     """
-    found = detector(volume.hu, volume.spacing_mm)
-    rows, nodule = _checked(found, volume)
+    maps = detector(volume.hu, volume.spacing_mm)
+    rows, nodule = _checked(maps, volume)
     return list(_with_masks(rows[np.argsort(-rows[:, 4], kind="stable")], nodule, volume.spacing_mm))
 
 
-def _checked(found: Mapping[str, np.ndarray], volume: Volume) -> tuple[np.ndarray, np.ndarray]:
-    if missing := sorted({"candidates", "nodule"} - set(found)):
+def _checked(maps: Mapping[str, np.ndarray], volume: Volume) -> tuple[np.ndarray, np.ndarray]:
+    if missing := sorted({"candidates", "nodule"} - set(maps)):
         raise InputError(
-            f"The detector of lung_seg_bundle gave no {missing[0]!r} but {sorted(found)}; update the bundle."
+            f"The detector of lung_seg_bundle gave no {missing[0]!r} but {sorted(maps)}; update the bundle."
         )
-    rows, nodule = np.asarray(found["candidates"], dtype=np.float64), np.asarray(found["nodule"])
+    rows, nodule = np.asarray(maps["candidates"], dtype=np.float64), np.asarray(maps["nodule"])
     if rows.ndim != 2 or rows.shape[1] != 5 or not np.isfinite(rows).all() or nodule.shape != volume.hu.shape:
         raise InputError(
             "The detector of lung_seg_bundle promises finite candidates (n, 5) and a map of the volume's shape "
@@ -125,10 +126,10 @@ def _checked(found: Mapping[str, np.ndarray], volume: Volume) -> tuple[np.ndarra
 def _with_masks(rows: np.ndarray, nodule: np.ndarray, spacing_mm: tuple[float, float, float]) -> Iterator[Candidate]:
     taken = np.zeros(nodule.shape, bool)
     for z, y, x, diameter_mm, probability in rows.tolist():
-        found = _voxels(nodule, taken, (z, y, x), diameter_mm, spacing_mm)
-        if found is None:
+        piece = _voxels(nodule, taken, (z, y, x), diameter_mm, spacing_mm)
+        if piece is None:
             continue
-        mask, offset = found
+        mask, offset = piece
         candidate = Candidate(
             centre=(z, y, x), diameter_mm=diameter_mm, probability=probability, mask=mask, offset=offset
         )
@@ -144,7 +145,7 @@ def _voxels(
     spacing_mm: tuple[float, float, float],
 ) -> tuple[np.ndarray, tuple[int, int, int]] | None:
     """The mask of a candidate and the offset of its box; None when its place is taken."""
-    reach_mm = _REACH * diameter_mm / 2 + _REACH_MORE_MM
+    reach_mm = _REACH_RADII * diameter_mm / 2 + _REACH_MORE_MM
     box, distance_mm = _surroundings(nodule.shape, centre, reach_mm, spacing_mm)
     free = ~taken[box]
     near = free & (distance_mm <= max(diameter_mm / 2, float(distance_mm.min()) + 1e-6))
@@ -155,7 +156,9 @@ def _voxels(
     mask = near
     if probability[peak] > 0:
         level = min(_HIGHEST_LEVEL, float(probability[peak]) / 2)
-        regions, _ = ndimage.label((probability >= level) & (distance_mm <= reach_mm) | _only(peak, near), _TOUCHING)
+        regions, _ = ndimage.label(
+            (probability >= level) & (distance_mm <= reach_mm) | _only(peak, near), _CONNECTIVITY
+        )
         mask = regions == regions[peak]
     (tight,) = ndimage.find_objects(mask.astype(np.uint8))
     z, y, x = (part.start + inner.start for part, inner in zip(box, tight, strict=True))

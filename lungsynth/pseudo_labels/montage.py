@@ -1,4 +1,4 @@
-"""A picture of a separation to look at: what was taken out of the normal set and why, nodules found, slices kept."""
+"""A picture of pseudo-labels: slices removed from the normal set and why, nodules added, slices kept."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +45,7 @@ def pseudo_label_montage(rows: Sequence[CandidateRow], kept: Sequence[SliceRow],
             removing,
             _PAIRS,
         ),
-        ("nodules found", [nodule_tile(path) for path in spread(nodules, _NODULES)], nodules, 12),
+        ("nodules added", [nodule_tile(path) for path in spread(nodules, _NODULES)], nodules, 12),
         ("kept as normal", [lung_tile(path) for path in spread(lungs, _LUNGS)], lungs, 8),
     )
     return stack_blocks(

@@ -1,4 +1,4 @@
-"""COHORT in, separated COHORT out (contract C9): the network looks where no expert has looked.
+"""Cohort in, pseudo-labelled cohort out: the detector runs on scans without expert marks.
 
 Series with an expert's nodule masks are taken over as they are. In the others the detector's candidates become
 nodules, and slices near one are normal no longer. The split, the slices and the label maps stay. Each series is
@@ -162,7 +162,7 @@ def _take_over(part: SeriesRows, job: SeriesJob) -> None:
 
 
 def _without_slices(part: SeriesRows, job: SeriesJob) -> SeriesRows:
-    """What is left of a series that could not be looked at: the nodules that were known before."""
+    """What is left of a series that could not be analysed: the nodules that were marked before."""
     left = replace(part, slices=(), series=tuple(replace(row, slices=0) for row in part.series))
     for name in part_files(left):
         link_or_copy(job.cohort / name, job.out / name)

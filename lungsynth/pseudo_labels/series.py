@@ -120,9 +120,9 @@ def read_candidates(out: Path, series_id: str) -> list[CandidateRow]:
 def _draw(candidate: Candidate, stack: SliceStack, drawn: _Drawn) -> None:
     """Adds a new nodule to the label maps of the slices that show it."""
     for k in np.flatnonzero(candidate.mask.any(axis=(1, 2))).tolist():
-        here = candidate.offset[0] + k
-        slice_id = stack.rows[here].slice_id
-        label, _ = drawn.setdefault(slice_id, (stack.labels[here].copy(), stack.volume.plane_affine(here)))
+        place = candidate.offset[0] + k
+        slice_id = stack.rows[place].slice_id
+        label, _ = drawn.setdefault(slice_id, (stack.labels[place].copy(), stack.volume.plane_affine(place)))
         label[candidate.box[1:]][candidate.mask[k]] = Label.NODULE
 
 

@@ -1,4 +1,4 @@
-"""The COHORT that is to be separated: its finished parts and its split, and files shared with what comes out."""
+"""The cohort to be pseudo-labelled: the rows of its series and its split."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from lungsynth.errors import InputError
 
 __all__ = ["SourceCohort", "drop_missing", "part_files", "read_source"]
 
-_REMEDY = "Give --cohort a folder that scripts/prepare.py wrote, whole, with its hidden folder .parts."
+_REMEDY = "`cohort` must be a folder that `prepare` wrote, with its hidden folder .parts."
 _IDENTIFYING = ("series.csv", "nodules.csv", "segmentation.json", "nodules.json", "lungs.json", "enhancement.json")
 
 
@@ -42,7 +42,7 @@ def read_source(folder: Path) -> SourceCohort:
     """Reads a cohort.
 
     Raises:
-        InputError: when a file of contract C5 is missing or damaged, or the cohort has been separated before.
+        InputError: when a file of the cohort is missing or damaged, or it is pseudo-labelled already.
     """
     try:
         described = json.loads((folder / "cohort.json").read_text())
@@ -54,16 +54,14 @@ def read_source(folder: Path) -> SourceCohort:
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{folder}: could not be read as a cohort ({error}). {_REMEDY}") from error
     if "separation" in described:
-        raise InputError(
-            f"{folder}: is a separated cohort already. Give --cohort the one that scripts/prepare.py wrote."
-        )
+        raise InputError(f"{folder}: is pseudo-labelled already. Give the cohort that `prepare` wrote as `cohort`.")
     if {row.series_id for part in parts for row in part.series} != set(splits):
         raise InputError(f"{folder}: its .parts are not those of its series.csv. {_REMEDY}")
     return SourceCohort(folder=folder, described=described, parts=parts, splits=splits, digest=digest)
 
 
 def part_files(part: SeriesRows) -> Iterator[str]:
-    """Files of a part (contract C5.1), relative to the cohort."""
+    """Files of a series, relative to the cohort."""
     for row in part.slices:
         yield from _slice_files(row)
     for nodule in part.nodules:

@@ -1,4 +1,4 @@
-"""Scans put together again from a COHORT: its axial slices, as far as they follow each other without a gap."""
+"""Scans restacked from the slices of a cohort, as far as they follow each other without a gap."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class SliceStack:
 
     Args:
         volume: their HU.
-        labels: their label maps (contract C4.1), the shape of `volume.hu`.
+        labels: their label maps, the shape of `volume.hu`.
         rows: one a slice.
     """
 
@@ -37,7 +37,7 @@ class SliceStack:
 
 
 def slice_index(row: SliceRow) -> int:
-    """Index of a slice in its series (contract C5.1)."""
+    """Index of a slice in its series."""
     return int(row.slice_id.rsplit("_", maxsplit=1)[1])
 
 

@@ -1,4 +1,4 @@
-"""What a candidate of the network means for a cohort: nothing, a place that is known already, or a new nodule."""
+"""What a candidate of the network means for a cohort: nothing, a place that is marked already, or a new nodule."""
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -112,7 +112,7 @@ def assess(
     """Judges a candidate of a stack, and cuts its patches when it is a new nodule.
 
     Args:
-        candidate: found in `stack.volume`.
+        candidate: in `stack.volume`.
         stack: the slices, with what the data know of nodules in them.
         candidate_id: its id.
         source: name of the collection.
