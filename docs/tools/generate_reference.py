@@ -4,8 +4,8 @@ python docs/tools/generate_reference.py [--check]
 
 A generated table stands between `<!-- generated: NAME -->` and `<!-- end -->`. NAME says where its rows come from:
 
-- `columns MODULE:NAME`: a dataclass or a pyarrow schema. Meanings come from a field's `metadata["description"]`,
-  else from `docs/tools/columns.json`.
+- `columns MODULE:NAME`: a dataclass whose fields' metadata say what they mean, or a pyarrow schema, whose meanings
+  stand in `docs/tools/columns.json`.
 - `keys CONFIG`: the settings of a bundle's config. Meanings come from the config's `_desc_`, else from the table as it
   stands, so that a new key shows up with an empty meaning, which tests/test_docs.py refuses.
 - `overlays CONFIG`: what the other configs of the bundle change.
@@ -64,23 +64,22 @@ def table(header: Row, rows: Iterable[Row]) -> str:
 
 
 def columns(_path: Path, of: str, _body: str) -> str:
-    """The columns of a file: a dataclass's fields, or a pyarrow schema's."""
+    """The columns of a table or keys of a data list, of a dataclass or a pyarrow schema."""
     module, _, name = of.partition(":")
     schema = getattr(importlib.import_module(module), name)
-    meanings = json.loads((ROOT / "docs/tools/columns.json").read_text()).get(of, {})
     if dataclasses.is_dataclass(schema):
-        rows = [(f.name, type_name(f.type), f.metadata.get("description", "")) for f in dataclasses.fields(schema)]
+        rows = [_field(item) for item in dataclasses.fields(schema) if item.metadata["column"]]
     else:
-        rows = [(field.name, _arrow_name(field.type), "") for field in schema]
-    return table(
-        ("column", "type", "content"), [(f"`{n}`", kind, meaning or meanings.get(n, "")) for n, kind, meaning in rows]
-    )
+        meanings = json.loads((ROOT / "docs/tools/columns.json").read_text())[of]
+        rows = [(f"`{item.name}`", _arrow_name(item.type), meanings.get(item.name, "")) for item in schema]
+    return table(("column", "type", "content"), rows)
 
 
-def type_name(annotation: Any) -> str:
-    """An annotation as the page shows it."""
-    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
-    return str(annotation) if " | " in str(annotation) else text
+def _field(item: dataclasses.Field[Any]) -> Row:
+    plain = isinstance(item.type, type) and not hasattr(item.type, "__args__")
+    kind = item.type.__name__ if plain else str(item.type)
+    unit = f" ({item.metadata['unit']})" if item.metadata["unit"] else ""
+    return f"`{item.name}`", kind.replace(" | None", "") + unit, item.metadata["description"]
 
 
 def _arrow_name(kind: Any) -> str:
