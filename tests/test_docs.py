@@ -71,7 +71,7 @@ def test_generated_tables_are_up_to_date(page) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_generated_tables_say_what_each_row_means(page) -> None:
     for block in reference._BLOCK.finditer((ROOT / page).read_text()):
-        column = 1 if block["name"].startswith("overlays") else -1
+        column = 1 if block["name"].startswith(("overlays", "groups")) else -1
         for row in block["body"].strip().splitlines()[2:]:
             cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
             assert cells[column], f"{page}: {cells[0]} has no meaning"

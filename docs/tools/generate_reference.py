@@ -8,6 +8,7 @@ A generated table stands between `<!-- generated: NAME -->` and `<!-- end -->`. 
   stand in `docs/tools/columns.json`.
 - `keys CONFIG`: the settings of a bundle's config. Meanings come from the config's `_desc_`, else from the table as it
   stands, so that a new key shows up with an empty meaning, which tests/test_docs.py refuses.
+- `groups CONFIG`: the components of a config that have a `_desc_`, and the values that stand in them.
 - `overlays CONFIG`: what the other configs of the bundle change.
 - `command NAME`: the options of a command, from its parser.
 """
@@ -109,6 +110,33 @@ def keys(path: Path, of: str, body: str) -> str:
     return table(("key", "default", "meaning"), rows)
 
 
+def groups(path: Path, of: str, _body: str) -> str:
+    """The components of a config that have a description: id, meaning, values."""
+    rows = []
+    for name, component in _components(_config(path, of)):
+        values = ((key, value) for key, value in component.items() if not key.startswith("_") and _is_literal(value))
+        listed = ", ".join(f"`{key}` {shown(value)}" for key, value in values)
+        rows.append((f"`{name}`", component["_desc_"], listed))
+    return table(("group", "meaning", "values"), rows)
+
+
+def _components(node: Any, name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(node, dict):
+        if name and isinstance(node.get("_desc_"), str):
+            yield name, node
+        for key, value in node.items():
+            yield from _components(value, f"{name}#{key}".lstrip("#"))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _components(value, f"{name}#{index}")
+
+
+def _is_literal(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_is_literal(item) for item in value)
+    return not isinstance(value, dict) and not (isinstance(value, str) and value[:1] in ("@", "$"))
+
+
 def overlays(path: Path, of: str, body: str) -> str:
     """What the other configs that begin with the same word change."""
     base, old = of.removesuffix(".json"), {name: meaning for name, meaning, _ in _rows(body)}
@@ -130,26 +158,13 @@ def shown(value: Any) -> str:
 
 
 def command(_path: Path, of: str, _body: str) -> str:
-    """The options of a command."""
-    parser = parsers()[of]
-    actions = [a for a in parser._actions if not isinstance(a, argparse._HelpAction | argparse._SubParsersAction)]
-    return table(("option", "meaning"), [(_option(a), _help(parser, a)) for a in actions])
+    """The options of a command of `lungsynth`."""
+    from lungsynth.cli import COMMANDS
 
-
-def parsers() -> dict[str, argparse.ArgumentParser]:
-    """The parser of each command by its name, e.g. `lungsynth plan`."""
-    from lungsynth.cli import make_parser
-
-    return dict(_commands(make_parser()))
-
-
-def _commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    subs = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    if not subs:
-        yield parser.prog, parser
-    for action in subs:
-        for sub in action.choices.values():
-            yield from _commands(sub)
+    parser = argparse.ArgumentParser(prog=f"lungsynth {of}")
+    COMMANDS[of].add_arguments(parser)
+    actions = [action for action in parser._actions if not isinstance(action, argparse._HelpAction)]
+    return table(("option", "meaning"), [(_option(action), _help(parser, action)) for action in actions])
 
 
 def _option(action: argparse.Action) -> str:
@@ -184,6 +199,7 @@ def _rows(body: str) -> Iterator[Row]:
 _MAKERS: dict[str, Callable[[Path, str, str], str]] = {
     "columns": columns,
     "keys": keys,
+    "groups": groups,
     "overlays": overlays,
     "command": command,
 }
