@@ -21,8 +21,7 @@ from layers_plan import SPACING_MM, draw_lung
 from lungsynth.compositing.render import Renderer
 from lungsynth.ct.volume import axial_affine
 from lungsynth.data.dataset import LayeredLungDataset, LayeredLungLoader, collate_layers
-from lungsynth.export.shards import ExportJob
-from lungsynth.export.writer import export_catalogue
+from lungsynth.export.writer import ExportJob, export_catalogue
 from lungsynth.placement.assets import Asset, AssetLibrary
 from lungsynth.placement.catalogue import PlanWeights, TableWriter, read_catalogue, write_pairs
 from lungsynth.placement.groups import draw_groups

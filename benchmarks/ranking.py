@@ -34,14 +34,14 @@ from evaluation.metrics.manifold import compare_manifolds
 from evaluation.metrics.ms_ssim import pair_similarity
 from evaluation.tables import format_estimate
 from lungsynth.bundles import open_bundle, read_weights
-from lungsynth.chain.asset_stage import LUNG_CONFIGS, LUNG_WEIGHTS
+from lungsynth.config import SELECTION_STRATEGIES, Selection
 from lungsynth.errors import InputError
+from lungsynth.generate_assets import LUNG_CONFIGS, LUNG_WEIGHTS
 from lungsynth.similarity.features import Features, open_features
 from lungsynth.similarity.folds import owner_folds
 from lungsynth.similarity.reference import ReferenceSet, open_reference_set
 from lungsynth.similarity.samples import Samples, as_shown, join, read_lungs, read_nodules
-from lungsynth.similarity.selection import CandidateSource
-from lungsynth.similarity.strategies import RANKINGS, Selection, SimilarityScores, preference
+from lungsynth.similarity.selection import CandidateSource, SimilarityScores, preference
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 KEPT_PER_REAL = 3
@@ -198,8 +198,8 @@ def make_candidates(
     """Of each category as many as the largest number of candidates needs; notes the time of making and ranking."""
     layer: dict[str, Any] = {"configs": LUNG_CONFIGS, "weights": LUNG_WEIGHTS} if args.kind == "lungs" else {}
     sampler = open_bundle(args.bundles, "wcapsgan", **layer)
-    selection = Selection(ranking="spread", candidates=max(CANDIDATES), cohort=args.cohort)
-    source = CandidateSource(sampler=sampler, mask="mask" if layer else "alpha", selection=selection, real=real)
+    selection = Selection(strategy="coverage", candidates=max(CANDIDATES), cohort=args.cohort)
+    source = CandidateSource(sampler=sampler, kind=args.kind, selection=selection, real=real)
     pools, made, times = {}, 0, np.zeros(2)
     for index, category in enumerate(sampler.categories):
         wanted = KEPT_PER_REAL * len(held_out.of(category))
@@ -228,7 +228,7 @@ def lines(
     yield "training", 1, known, np.ones(len(known), np.bool_)
     first = {name: np.arange(pool.wanted) for name, pool in pools.items()}
     yield "as they come", 1, *chosen(pools, first)
-    for ranking in RANKINGS:
+    for ranking in SELECTION_STRATEGIES:
         for candidates in (1,) if ranking == "none" else CANDIDATES[1:]:
             kept = {name: pool.kept(ranking, candidates, seed=seed) for name, pool in pools.items()}
             yield ranking, candidates, *chosen(pools, kept)

@@ -9,13 +9,14 @@ import importlib.util
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from monai.bundle import ConfigParser, ConfigWorkflow
+from typing import TYPE_CHECKING, Any
 
 from lungsynth.categories import CategoryRule
 from lungsynth.errors import InputError
 from lungsynth.weights import WeightsInfo, check_categories, check_fit, read_weights_file
+
+if TYPE_CHECKING:
+    from monai.bundle import ConfigParser
 
 __all__ = [
     "WeightsInfo",
@@ -28,9 +29,7 @@ __all__ = [
     "train_bundle",
 ]
 
-_REMEDY = (
-    "`bundles` must be a folder that holds lung_seg_bundle, wcapsgan_bundle and cyclegan_bundle with their weights."
-)
+_REMEDY = "Give `bundles` a folder that holds lung_seg_bundle, wcapsgan_bundle and cyclegan_bundle with their weights."
 
 
 def bundle_root(bundles_dir: Path, name: str) -> Path:
@@ -85,7 +84,7 @@ def open_bundle(
     weights: str | Path = "model.pt",
     overrides: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Builds one component of a bundle .
+    """Builds one component of a bundle (contract C6.5).
 
     Args:
         bundles_dir: folder of the bundles.
@@ -136,6 +135,8 @@ def train_bundle(
     Raises:
         InputError: naming the bundle, when its package is not unique, or it refuses its data or settings.
     """
+    from monai.bundle import ConfigWorkflow
+
     root = bundle_root(bundles_dir, name)
     _expose_packages(root)
     workflow = ConfigWorkflow(
@@ -152,7 +153,9 @@ def train_bundle(
         raise _mendable(error, root / "configs" / configs[-1]) or error from error
 
 
-def _parser(root: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
+def _parser(root: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> "ConfigParser":
+    from monai.bundle import ConfigParser
+
     files = [root / "configs" / config for config in configs]
     if missing := [file for file in files if not file.is_file()]:
         raise InputError(
@@ -193,8 +196,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _mendable(error: Exception, weights: Path) -> InputError | None:
     causes = list(_causes(error))
-    if input_error := next((cause for cause in causes if isinstance(cause, InputError)), None):
-        return input_error
+    if found := next((cause for cause in causes if isinstance(cause, InputError)), None):
+        return found
     text = " ".join(str(cause) for cause in causes)
     if any(
         sign in text
@@ -204,5 +207,5 @@ def _mendable(error: Exception, weights: Path) -> InputError | None:
             f"{weights}: weights for another network, or a damaged file ({str(causes[-1]).splitlines()[0]}). "
             "Use weights trained with this bundle's configs."
         )
-    cause = next((cause for cause in causes if isinstance(cause, ValueError | FileNotFoundError)), None)
-    return InputError(f"{weights.parents[1]}: the bundle refuses: {cause}") if cause else None
+    told = next((cause for cause in causes if isinstance(cause, ValueError | FileNotFoundError)), None)
+    return InputError(f"{weights.parents[1]}: the bundle refuses: {told}") if told else None

@@ -1,9 +1,9 @@
-"""MLflow: one parent run for a chain, a child run a stage. The only file that imports mlflow.
+"""MLflow: one parent run for a command, a child run a stage. The only file that imports mlflow.
 
 mlflow is imported on first use: it takes seconds, and its telemetry has to be switched off before. Runs are made
 through `MlflowClient`, so there is no global active run, no host or user name in the tags, and a run ends when its
 block ends: FINISHED, FAILED after an exception, KILLED after Ctrl-C. What is logged are settings, counts, hashes and
-pictures, never patient ids or absolute paths.
+pictures, never patient ids or absolute paths. A tracker without a store takes the same calls and keeps nothing.
 """
 
 import logging
@@ -29,26 +29,31 @@ __all__ = ["DEFAULT_URI", "EXPERIMENT", "Run", "Tracker", "open_tracker", "ui_co
 DEFAULT_URI = "sqlite:///runs/mlflow.db"
 EXPERIMENT = "lungsynth"
 _PARENT_TAG = "mlflow.parentRunId"
-_PROBE_SECONDS = 5  # to wait for a server or database before it counts as absent
+_PROBE_SECONDS = 5
 _SQLITE = "sqlite:///"
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_RUN_MARK = ".mlflow_run"  # holds the id of the run in progress, so that a killed one can be closed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run in progress; made by `Tracker.run`."""
+    """A run in progress; made by `Tracker.run`. Without a client it keeps nothing."""
 
     client: Any
     run_id: str
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Logs settings; values as text."""
+        if self.client is None:
+            return
         from mlflow.entities import Param
 
         self.client.log_batch(self.run_id, params=[Param(key, str(value)) for key, value in params.items()])
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Logs numbers of step 0 in one write."""
+        if self.client is None:
+            return
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -58,20 +63,23 @@ class Run:
 
     def log_json(self, content: Mapping[str, Any], name: str) -> None:
         """Logs a JSON artifact at `name`, e.g. `configs/wcapsgan.json`."""
-        self.client.log_dict(self.run_id, dict(content), name)
+        if self.client is not None:
+            self.client.log_dict(self.run_id, dict(content), name)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Copies a file to the run's artifacts."""
-        self.client.log_artifact(self.run_id, str(path), folder)
+        if self.client is not None:
+            self.client.log_artifact(self.run_id, str(path), folder)
 
     def log_image(self, image: Image.Image, name: str) -> None:
         """Logs a picture at `name`, e.g. `samples/000001.png`."""
-        self.client.log_image(self.run_id, image, name)
+        if self.client is not None:
+            self.client.log_image(self.run_id, image, name)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tracker:
-    """A reachable tracking store with its experiment; made by `open_tracker`."""
+    """A reachable tracking store with its experiment, or nothing; made by `open_tracker`."""
 
     client: Any
     uri: str
@@ -81,6 +89,9 @@ class Tracker:
     @contextmanager
     def run(self, name: str, *, parent: Run | None = None, tags: Mapping[str, str] | None = None) -> Iterator[Run]:
         """Starts a run, nested below `parent`, and ends it with the status of the block."""
+        if self.client is None:
+            yield Run(client=None, run_id="")
+            return
         nesting = {_PARENT_TAG: parent.run_id} if parent else {}
         created = self.client.create_run(self.experiment_id, run_name=name, tags={**(tags or {}), **nesting})
         run = Run(client=self.client, run_id=created.info.run_id)
@@ -95,8 +106,27 @@ class Tracker:
         finally:
             self.client.set_terminated(run.run_id, status)
 
+    @contextmanager
+    def resumable_run(self, folder: Path, name: str, *, tags: Mapping[str, str] | None = None) -> Iterator[Run]:
+        """A run that a later process can close when this one is killed: its id stands in `folder` until it has ended.
+
+        Args:
+            folder: of the results; there may be the mark of a killed process.
+            name: of the run.
+            tags: of the run.
+        """
+        mark = folder / _RUN_MARK
+        if mark.exists():
+            self.close_stale(mark.read_text())
+        with self.run(name, tags=tags) as run:
+            mark.write_text(run.run_id)
+            yield run
+        mark.unlink()
+
     def close_stale(self, run_id: str) -> None:
         """Marks a run that a killed process left as RUNNING, and its children, as KILLED; unknown ids are ignored."""
+        if self.client is None:
+            return
         query = f"attributes.status = 'RUNNING' and tags.`{_PARENT_TAG}` = '{run_id}'"
         stale = [run.info.run_id for run in self.client.search_runs([self.experiment_id], query)]
         own = self.client.search_runs(
@@ -106,16 +136,18 @@ class Tracker:
             self.client.set_terminated(identifier, "KILLED")
 
 
-def open_tracker(uri: str = DEFAULT_URI, *, experiment: str = EXPERIMENT) -> Tracker:
+def open_tracker(uri: str | None = DEFAULT_URI, *, experiment: str = EXPERIMENT) -> Tracker:
     """Connects to a tracking store, creating a SQLite file and the experiment where they do not exist.
 
     Args:
-        uri: `sqlite:///FILE`, `http(s)://HOST`, or a database URI that MLflow knows.
+        uri: `sqlite:///FILE`, `http(s)://HOST`, or a database URI that MLflow knows; None or `none` track nothing.
         experiment: its name; a new one in SQLite keeps its artifacts in `mlartifacts` beside the file.
 
     Raises:
         InputError: when the store cannot be used, within a few seconds and before anything is written.
     """
+    if uri is None or uri == "none":
+        return Tracker(client=None, uri="none", experiment_id="")
     _check_uri(uri)
     absolute = _absolute(uri)
     had_mlruns = Path("mlruns").exists()
@@ -127,7 +159,7 @@ def open_tracker(uri: str = DEFAULT_URI, *, experiment: str = EXPERIMENT) -> Tra
         raise
     except Exception as error:  # whatever a store's driver raises, the user needs the address and the way out
         raise InputError(
-            f"tracking_uri {uri}: no MLflow store answers there ({str(error).splitlines()[0][:200]}). "
+            f"`tracking_uri` {uri}: no MLflow store answers there ({str(error).splitlines()[0][:200]}). "
             f"Start its server, or use a file such as {DEFAULT_URI}."
         ) from error
     if not had_mlruns:
@@ -141,8 +173,8 @@ def ui_command(uri: str) -> str:
         return f"python -m webbrowser {shlex.quote(uri)}"
     program = "mlflow"
     beside = Path(sys.executable).parent / program
-    installed = shutil.which(program)
-    if beside.is_file() and (installed is None or not Path(installed).samefile(beside)):
+    found = shutil.which(program)
+    if beside.is_file() and (found is None or not Path(found).samefile(beside)):
         # The environment is not activated, as after `make demo`.
         program = str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
     return f"{shlex.quote(program)} ui --backend-store-uri {shlex.quote(_absolute(uri))}"
@@ -150,8 +182,12 @@ def ui_command(uri: str) -> str:
 
 def _mlflow_client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read while mlflow is imported
-    import mlflow
-
+    try:
+        import mlflow
+    except ImportError as error:
+        raise InputError(
+            "Tracking needs MLflow. Install it with: pip install 'lungsynth[tracking]', or give `tracking_uri` none."
+        ) from error
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)  # the tables of a new store are no news
     return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -162,24 +198,24 @@ _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 
 def _experiment_id(client: Any, uri: str, name: str) -> str:
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
+    found = client.get_experiment_by_name(name)
+    if found is None:
         folder = _sqlite_file(uri).parent / "mlartifacts" if uri.startswith(_SQLITE) else None
         location = folder.as_uri() if folder else None
         return str(client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS))
-    if experiment.lifecycle_stage != "active":
+    if found.lifecycle_stage != "active":
         raise InputError(
             f"The MLflow experiment `{name}` of {uri} is deleted. Restore it with "
-            f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`, or use another `tracking_uri`."
+            f"`mlflow experiments restore --experiment-id {found.experiment_id}`, or use another `tracking_uri`."
         )
-    return str(experiment.experiment_id)
+    return str(found.experiment_id)
 
 
 def _check_uri(uri: str) -> None:
     parts = urlsplit(uri)
     if parts.scheme in ("", "file"):
         raise InputError(
-            f"tracking_uri {uri}: MLflow 3.13 and later keep no runs in plain folders. Use a SQLite file, for "
+            f"`tracking_uri` {uri}: MLflow 3.13 and later keep no runs in plain folders. Use a SQLite file, for "
             f"example {_SQLITE}{Path(parts.path or 'runs') / 'mlflow.db'}."
         )
     if parts.scheme == "sqlite":
@@ -191,7 +227,7 @@ def _check_uri(uri: str) -> None:
 def _check_sqlite(uri: str) -> None:
     if not uri.startswith(_SQLITE) or uri == _SQLITE:
         raise InputError(
-            f"tracking_uri {uri}: a SQLite address needs three slashes and a file, for example {DEFAULT_URI}."
+            f"`tracking_uri` {uri}: a SQLite address needs three slashes and a file, for example {DEFAULT_URI}."
         )
     file = _sqlite_file(uri)
     try:
@@ -199,12 +235,12 @@ def _check_sqlite(uri: str) -> None:
         head = file.open("rb").read(16) if file.exists() else b""
     except OSError as error:
         raise InputError(
-            f"tracking_uri {uri}: {error.filename} cannot be used ({error.strerror}). Name another file."
+            f"`tracking_uri` {uri}: {error.filename} cannot be used ({error.strerror}). Name another file."
         ) from error
     if head and not head.startswith(b"SQLite format 3"):
-        raise InputError(f"tracking_uri {uri}: {file} is no SQLite database. Name another file.")
+        raise InputError(f"`tracking_uri` {uri}: {file} is no SQLite database. Name another file.")
     if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise InputError(f"tracking_uri {uri}: {file} cannot be written. Name another file.")
+        raise InputError(f"`tracking_uri` {uri}: {file} cannot be written. Name another file.")
 
 
 def _check_port(uri: str, host: str, port: int) -> None:
@@ -213,7 +249,7 @@ def _check_port(uri: str, host: str, port: int) -> None:
         socket.create_connection((host, port), timeout=_PROBE_SECONDS).close()
     except OSError as error:
         raise InputError(
-            f"tracking_uri {uri}: {host}:{port} does not answer ({error}). Start it, or use {DEFAULT_URI}."
+            f"`tracking_uri` {uri}: {host}:{port} does not answer ({error}). Start it, or use {DEFAULT_URI}."
         ) from error
 
 

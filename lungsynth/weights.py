@@ -1,19 +1,19 @@
-"""Weight files and their sidecars: read, and compared with the network that is to use them."""
+"""Weight files and their sidecars (contract C6.1): read, and held against what they are about to be used as."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from lungsynth.errors import InputError
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = ["WeightsInfo", "check_categories", "check_fit", "read_weights_file"]
 
-# What the sidecar says of a generator's output, and the config must say too.
 _MEANING = ("categories", "category_key", "category_edges")
 
 
@@ -24,7 +24,7 @@ class WeightsInfo:
     Args:
         path: `models/<file>` of the bundle, or a file elsewhere.
         sha256: hex digest of the file, equal to the sidecar's.
-        sidecar: content of `<stem>.json`; empty where there is none.
+        sidecar: content of `<stem>.json` (contract C6.1); empty where there is none.
     """
 
     path: Path
@@ -39,7 +39,7 @@ def read_weights_file(path: Path) -> WeightsInfo:
         InputError: when the file is missing, or is not the one that its sidecar describes.
     """
     if not path.is_file():
-        raise InputError(f"{path}: expected a weights file, found none. Copy it there with its sidecar, or train it.")
+        raise InputError(f"{path}: expected a weights file, found none. Copy it here with its sidecar, or train it.")
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     sidecar = _read_sidecar(path.with_suffix(".json"))
     if sidecar.get("sha256", sha256) != sha256:
@@ -64,25 +64,27 @@ def check_categories(weights: WeightsInfo, config: Mapping[str, Any]) -> None:
         if trained is not None and named is not None and list(trained) != list(named):
             raise InputError(
                 f"{weights.path}: trained with {name} {trained}, but the bundle's config says {named}. Export it with "
-                "`package_bundles.py --weights`, which writes the config of its weights, or use others."
+                "`lungsynth package --weights`, which writes the config of its weights, or use others."
             )
 
 
-def check_fit(path: Path, needed: Mapping[str, torch.Tensor]) -> None:
+def check_fit(path: Path, needed: Mapping[str, "torch.Tensor"]) -> None:
     """Compares names and shapes with a network's, since a loader may skip what does not match without a word.
 
     Raises:
         InputError: naming the first that does not fit.
     """
+    import torch
+
     state = torch.load(path, map_location="cpu", weights_only=True)
-    stored = {key: tuple(value.shape) for key, value in state.items()}
+    found = {key: tuple(value.shape) for key, value in state.items()}
     shapes = {key: tuple(value.shape) for key, value in needed.items()}
-    if odd := sorted(set(stored.items()) ^ set(shapes.items())):
+    if odd := sorted(set(found.items()) ^ set(shapes.items())):
         key = odd[0][0]
         raise InputError(
             f"{path}: weights for another network: `{key}` has shape {shapes.get(key, 'none')} in network_def and "
-            f"{stored.get(key, 'none')} in the file. Use weights trained with this bundle's configs, or export those "
-            "of a training with `package_bundles.py --weights`."
+            f"{found.get(key, 'none')} in the file. Use weights trained with this bundle's configs, or export those of "
+            "a training with `lungsynth package --weights`."
         )
 
 

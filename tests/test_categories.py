@@ -1,6 +1,5 @@
 """Laws of categories: one rule in training and use, weights under their own names, any generator in what follows."""
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -22,11 +21,10 @@ from evaluation.generation.stages import find_stages
 from lungsynth.bundles import nodule_rule, open_bundle, resolved_config
 from lungsynth.categories import ANY, CategoryRule
 from lungsynth.chain.cohort_source import open_cohort
-from lungsynth.chain.plan_run import run_plan
-from lungsynth.chain.plan_settings import PlanSettings
-from lungsynth.chain.run import run_chain
-from lungsynth.chain.settings import ChainSettings
+from lungsynth.config import EnhancementConfig, GenerateConfig, PlacementConfig
 from lungsynth.errors import InputError
+from lungsynth.generate import generate, plan
+from lungsynth.package_bundles import package_bundles
 from lungsynth.placement.assets import AssetLibrary
 
 ROOT = Path(__file__).parents[1]
@@ -42,14 +40,6 @@ LEVELS = ("low", "middle", "high")
 MALIGNANCY = {"categories": list(LEVELS), "category_key": "malignancy", "category_edges": [2.5, 3.5]}
 UNCONDITIONAL = {"categories": [], "category_key": "category", "category_edges": []}
 RULE = CategoryRule(names=LEVELS, key="malignancy", edges=(2.5, 3.5))
-
-
-@pytest.fixture(scope="module")
-def packaging():
-    spec = importlib.util.spec_from_file_location("package_bundles", ROOT / "scripts" / "package_bundles.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def rated(values: list) -> list[dict]:
@@ -116,12 +106,12 @@ def opened(folder: Path, **options):
     return open_bundle(folder, "wcapsgan", **options)
 
 
-def test_an_exported_generator_keeps_its_names_and_sizes(packaging, tmp_path) -> None:
+def test_an_exported_generator_keeps_its_names_and_sizes(tmp_path) -> None:
     tiny = {"latent_dim": 8, "size": 32, "channels": 4, "widest": 2}
     flags = {"spatial_dims": 2, "flat_background": True, "zoomed": True, "edge_px": 0.8}
     network = Generator(n_categories=3, **tiny, flat_background=True, zoomed=True, spacing_mm=0.7, edge_px=0.8)
     run = run_of(tmp_path / "run", network, layer="nodule", settings=tiny | flags, **MALIGNANCY)
-    packaging.export(tmp_path / "out", weights=[f"wcapsgan={run}"], overwrite=False)
+    package_bundles(tmp_path / "out", weights=[f"wcapsgan={run}"])
     sampler = opened(tmp_path / "out")
     assert sampler.categories == LEVELS
     assert sampler([1], ["high"], [8.0])["hu"].shape == (1, 32, 32)
@@ -137,7 +127,7 @@ def test_an_exported_generator_keeps_its_names_and_sizes(packaging, tmp_path) ->
     assert facts["network_data_format"]["outputs"]["pred"]["spatial_shape"] == [32, 32]
 
 
-def test_an_unconditional_generator_and_large_lungs_are_exported(packaging, tmp_path) -> None:
+def test_an_unconditional_generator_and_large_lungs_are_exported(tmp_path) -> None:
     flags = {"spatial_dims": 2, "flat_background": False, "zoomed": False, "edge_px": 0.0}
     shape = {"latent_dim": 128, "size": 64, "channels": 2, "widest": 2}
     nodules = run_of(
@@ -150,27 +140,27 @@ def test_an_unconditional_generator_and_large_lungs_are_exported(packaging, tmp_
     shape = {"latent_dim": 128, "size": 512, "channels": 1, "widest": 2}
     facts = {"settings": shape | flags, **UNCONDITIONAL, "categories": ["normal"], "spacing_mm": 0.7}
     lungs = run_of(tmp_path / "lungs", Generator(n_categories=1, **shape), file="model_lung.pt", layer="lung", **facts)
-    packaging.export(tmp_path / "out", weights=[f"wcapsgan={nodules}", f"wcapsgan={lungs}"], overwrite=False)
+    package_bundles(tmp_path / "out", weights=[f"wcapsgan={nodules}", f"wcapsgan={lungs}"])
     assert opened(tmp_path / "out").categories == (ANY,)
     configs = ("inference.json", "inference_lung.json")
     sampler = open_bundle(tmp_path / "out", "wcapsgan", configs=configs, weights="model_lung.pt")
     assert (sampler.categories, sampler.spacing_mm, sampler.network.size) == (("normal",), 0.7, 512)
 
 
-def test_an_export_of_the_shipped_weights_is_the_bundle(packaging, tmp_path) -> None:
-    packaging.export(tmp_path / "out", weights=[f"wcapsgan={BUNDLE / 'models'}"], overwrite=False)
+def test_an_export_of_the_shipped_weights_is_the_bundle(tmp_path) -> None:
+    package_bundles(tmp_path / "out", weights=[f"wcapsgan={BUNDLE / 'models'}"])
     for path in (BUNDLE / "configs").iterdir():
         assert (tmp_path / "out" / "wcapsgan_bundle" / "configs" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_weights_that_no_layer_opens_are_refused(packaging, tmp_path) -> None:
+def test_weights_that_no_layer_opens_are_refused(tmp_path) -> None:
     network = "wcapsgan.baselines.plain.PlainGenerator"
     run = run_of(tmp_path / "a", Generator(8, 3, 16, 4), layer="nodule", network=network, **MALIGNANCY)
     with pytest.raises(InputError, match=r"PlainGenerator, a method to compare with.*evaluate\.py --weights"):
-        packaging.export(tmp_path / "out", weights=[f"wcapsgan={run}"], overwrite=True)
+        package_bundles(tmp_path / "out", weights=[f"wcapsgan={run}"], overwrite=True)
     run = run_of(tmp_path / "b", Generator(8, 3, 16, 4), layer="lung", **MALIGNANCY)
     with pytest.raises(InputError, match=r"weights of layer lung are model_lung\.pt, got model\.pt"):
-        packaging.export(tmp_path / "out", weights=[f"wcapsgan={run}"], overwrite=True)
+        package_bundles(tmp_path / "out", weights=[f"wcapsgan={run}"], overwrite=True)
 
 
 def rename(bundles: Path, facts: dict, *, package: str) -> None:
@@ -200,7 +190,7 @@ def test_weights_under_other_names_are_refused(tmp_path) -> None:
     with pytest.raises(InputError, match=r"trained with categories \['low', .*config says \['ground_glass', "):
         open_bundle(bundles, "wcapsgan")
     sidecar.write_text(json.dumps(facts | {"categories": []}))
-    with pytest.raises(InputError, match=r"trained with categories \[\], but .*'solid'\].*package_bundles"):
+    with pytest.raises(InputError, match=r"trained with categories \[\], but .*'solid'\].*lungsynth package"):
         open_bundle(bundles, "wcapsgan")
 
 
@@ -230,10 +220,16 @@ def other(request, tmp_path_factory):
 
 def test_the_chain_mixes_real_nodules_into_any_categories(other, tmp_path) -> None:
     bundles, cohort, names = other
-    settings = ChainSettings(
-        out=tmp_path / "out", count=6, seed=1, bundles=bundles, cohort=cohort, enhance=False, real_share=0.5
+    settings = GenerateConfig(
+        out=tmp_path / "out",
+        count=6,
+        seed=1,
+        bundles=bundles,
+        cohort=cohort,
+        placement=PlacementConfig(real_share=0.5),
+        enhancement=EnhancementConfig(enabled=False),
     )
-    run_chain(settings, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    generate(settings, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     nodules = [asset for asset in AssetLibrary(settings.out) if asset.kind == "nodule"]
     for source in ("real", "generated"):
         assert {asset.category for asset in nodules if asset.source == source} == set(names)
@@ -247,19 +243,17 @@ def test_the_chain_mixes_real_nodules_into_any_categories(other, tmp_path) -> No
 
 def test_a_plan_matches_real_nodules_of_any_categories(other, tmp_path) -> None:
     bundles, cohort, names = other
-    settings = PlanSettings(
-        out=tmp_path / "plan" / "catalogue.parquet",
-        lungs=3,
-        groups=6,
-        keep=4,
-        nodules=6,
-        policy="matched",
+    settings = GenerateConfig(
+        out=tmp_path / "plan",
+        count=4,
         bundles=bundles,
         cohort=cohort,
+        placement=PlacementConfig.at_scale(lungs=3, groups=6, nodules=6, policy="matched"),
+        enhancement=EnhancementConfig(enabled=False),
     )
-    assert set(run_plan(settings).record.parts) == set(names)
-    again = replace(settings, out=tmp_path / "again.parquet", library=tmp_path / "plan")
-    assert set(run_plan(again).record.parts) == set(names), "a library's categories are known again"
+    assert set(plan(settings).record.parts) == set(names)
+    again = replace(settings, out=tmp_path / "again", library=tmp_path / "plan")
+    assert set(plan(again).record.parts) == set(names), "a library's categories are known again"
 
 
 def test_the_judge_asks_in_the_generators_categories(other, tmp_path, monkeypatch) -> None:

@@ -1,5 +1,6 @@
 """What packages and files promise one another (docs/reference/); the details are tested beside their modules."""
 
+import argparse
 import ast
 import hashlib
 import inspect
@@ -33,21 +34,19 @@ from evaluation.segmentation.detection import detect
 from evaluation.segmentation.run import SegmentationSettings, evaluate_segmentation
 from evaluation.utility.run import evaluate_utility
 from lungsynth.bundles import open_bundle, resolved_config
-from lungsynth.chain.plan_run import run_plan
-from lungsynth.chain.plan_settings import PlanSettings
-from lungsynth.chain.run import run_chain
-from lungsynth.chain.settings import ChainSettings
+from lungsynth.cli import COMMANDS
 from lungsynth.cohort.patches import sphere_diameter_mm, texture_class
 from lungsynth.cohort.phantom.files import make_phantom_cohort
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 from lungsynth.cohort.records import RATINGS
 from lungsynth.cohort.split import assign_splits
 from lungsynth.compositing.render import render
+from lungsynth.config import EnhancementConfig, GenerateConfig, PlacementConfig
 from lungsynth.ct.volume import Volume, axial_affine, voxel_to_lps
 from lungsynth.ct.write import read_plane, write_plane
 from lungsynth.ct.write_dicom import SyntheticScan, dicom_bytes, synthetic_ct
-from lungsynth.export.shards import ExportJob
-from lungsynth.export.writer import export_catalogue
+from lungsynth.export.writer import ExportJob, export_catalogue
+from lungsynth.generate import generate, plan
 from lungsynth.grids import PATCH_PX, PATCH_SPACING_MM
 from lungsynth.hounsfield import CT_RANGE_HU, NETWORK_WINDOW, Label, to_int16
 from lungsynth.placement.assets import ALPHA_SCALE, AssetLibrary, content_hash
@@ -63,6 +62,7 @@ BUNDLES = {"lung_seg": "segmenter", "wcapsgan": "sampler", "cyclegan": "enhancer
 CORE_PACKAGES = {"pytorch": "torch", "monai": "monai", "numpy": "numpy"}
 SPLITS = ("training", "validation", "test")
 TEXTURES = ("ground_glass", "part_solid", "solid")
+COMPOSITES_ALONE = EnhancementConfig(enabled=False)
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +80,10 @@ def chains(tmp_path_factory) -> list[Path]:
     bundles = write_fake_bundles(folder / "bundles", "contract")
     outs = [folder / name / "out" for name in ("one", "five")]
     for out, batch_size in zip(outs, (1, 5), strict=True):
-        settings = ChainSettings(out=out, count=6, seed=5, bundles=bundles, enhance=False, batch_size=batch_size)
-        run_chain(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+        config = GenerateConfig(
+            out=out, count=6, seed=5, bundles=bundles, enhancement=COMPOSITES_ALONE, batch_size=batch_size
+        )
+        generate(config, tracking_uri=f"sqlite:///{folder}/mlflow.db")
     return outs
 
 
@@ -419,9 +421,12 @@ def test_c6_2_training_writes_under_runs(name):
     assert config["output_dir"].startswith("runs/")
 
 
-@pytest.mark.parametrize("script", ["synthesize.py", "separate.py", "evaluate.py"])
-def test_c6_3_commands_take_bundles(script):
-    assert '"--bundles"' in (ROOT / "scripts" / script).read_text()
+@pytest.mark.parametrize("command", ["generate", "plan", "export", "pseudo-label", "package"])
+def test_c6_3_commands_take_bundles(command):
+    parser = argparse.ArgumentParser()
+    COMMANDS[command].add_arguments(parser)
+    assert "--bundles" in parser.format_help()
+    assert '"--bundles"' in (ROOT / "scripts" / "evaluate.py").read_text()
 
 
 def test_c6_4_bundles_stand_alone():
@@ -524,10 +529,10 @@ def test_c7_3_same_seed_same_bytes_whatever_the_batch_size(chains):
 
 def test_c8_1_the_selection_accounts_for_every_candidate(chains, enhanced):
     promised = documented("formats.md", "Selection report")
-    for out, ranking, candidates in ((chains[0], "none", 1), (enhanced / "out", "spread", 3)):
+    for out, strategy, candidates in ((chains[0], "none", 1), (enhanced / "out", "coverage", 3)):
         told = json.loads((out / "selection.json").read_text())
-        assert set(told) == {"ranking", "candidates", "nodules", "lungs"}
-        assert (told["ranking"], told["candidates"]) == (ranking, candidates)
+        assert set(told) == {"format", "strategy", "candidates", "nodules", "lungs"}
+        assert (told["format"], told["strategy"], told["candidates"]) == (2, strategy, candidates)
         kept = dict.fromkeys(("nodules", "lungs"), 0)
         for kind in kept:
             for counts in told[kind].values():
@@ -686,14 +691,15 @@ def test_c11_4_dicom_is_marked_and_names_nobody():
 
 
 def test_c7_4_a_plan_has_the_chains_columns_and_answers_for_its_pairs(chains, tmp_path):
-    settings = PlanSettings(out=tmp_path / "c.parquet", library=chains[0], lungs=3, groups=5, keep=6, seed=1)
-    run_plan(settings)
-    planned, chained = (read_catalogue(path) for path in (settings.out, chains[0] / "catalogue.parquet"))
+    placement = PlacementConfig.at_scale(lungs=3, groups=5)
+    config = GenerateConfig(out=tmp_path, library=chains[0], count=6, seed=1, placement=placement)
+    plan(config)
+    planned, chained = (read_catalogue(path) for path in (config.catalogue_path, chains[0] / "catalogue.parquet"))
     assert planned.table.schema.equals(chained.table.schema)
     record = PlanRecord.read(planned)
     assert {sum(part.verdicts.values()) for part in record.parts.values()} == {3 * 5}
-    assert groups_path(settings.out).is_file()
-    explainer = PlanExplainer(settings.out, library=chains[0])
+    assert groups_path(config.catalogue_path).is_file()
+    explainer = PlanExplainer(config.catalogue_path, library=chains[0])
     assert all(explainer.explain(recipe.id)[1].kept for recipe in planned)
     assert (render(planned[0], AssetLibrary(chains[0])).label == Label.NODULE).any()
 
@@ -723,12 +729,21 @@ def enhanced(tmp_path_factory) -> Path:
     bundles = write_fake_bundles(folder / "bundles", "enhancing")
     (folder / "cohort").mkdir()
     write_fake_cohort(folder / "cohort", open_bundle(bundles, "wcapsgan"))
-    real = {"cohort": folder / "cohort", "real_share": 0.5, "spare_diseased": True}
-    settings = ChainSettings(out=folder / "out", count=6, seed=5, bundles=bundles, enhance=False, **real)
-    run_chain(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    config = GenerateConfig(
+        out=folder / "out",
+        count=6,
+        seed=5,
+        bundles=bundles,
+        cohort=folder / "cohort",
+        exclude_enhancer_patients=True,
+        placement=PlacementConfig(real_share=0.5),
+        enhancement=COMPOSITES_ALONE,
+    )
+    generate(config, tracking_uri=f"sqlite:///{folder}/mlflow.db")
     for kind, gate in (("gated", True), ("ungated", False)):
         catalogue = folder / "out" / "catalogue.parquet"
-        export_catalogue(ExportJob(catalogue=catalogue, out=folder / kind, format="nifti", bundles=bundles, gate=gate))
+        settings = {"format": "nifti", "bundles": bundles, "label_check": gate}
+        export_catalogue(ExportJob(catalogue=catalogue, out=folder / kind, **settings))
     return folder
 
 

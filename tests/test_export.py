@@ -21,12 +21,11 @@ from lungsynth.compositing.render import Renderer
 from lungsynth.ct.write import read_plane
 from lungsynth.errors import InputError
 from lungsynth.export.formats import FORMATS
-from lungsynth.export.shards import ExportJob, Shard, ShardWriter
-from lungsynth.export.writer import export_catalogue
+from lungsynth.export.sample import Growth, variants
+from lungsynth.export.writer import ExportJob, Shard, ShardWriter, export_catalogue
 from lungsynth.hounsfield import DISPLAY_WINDOW
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import make_recipe, read_catalogue, write_catalogue
-from lungsynth.placement.growth import Growth, variants
 from lungsynth.placement.lung_shape import LungShape
 from lungsynth.placement.resolve import resolve
 from lungsynth.placement.rules import PlacementRules
@@ -78,7 +77,7 @@ def test_the_same_bytes_again_and_in_pieces(catalogue, tmp_path, kind, monkeypat
     assert first == files(export(catalogue, tmp_path / "b", kind))
     # Cut off in the middle of the second part: its files are there, damaged, and its record is not.
     out = tmp_path / "c"
-    monkeypatch.setitem(FORMATS, kind, FORMATS[kind].__class__(write=FORMATS[kind].write, part_size=2))
+    monkeypatch.setitem(FORMATS, kind, FORMATS[kind].__class__(write=FORMATS[kind].write, shard_size=2))
     pieces = files(export(catalogue, tmp_path / "d", kind))
     job = ExportJob(catalogue=catalogue, out=out, format=kind)
     ShardWriter(job).write(Shard(0, 2))
@@ -89,7 +88,7 @@ def test_the_same_bytes_again_and_in_pieces(catalogue, tmp_path, kind, monkeypat
     job.record(Shard(0, 2)).unlink()
     (out / "export.json").write_text(json.dumps(job.identity()))
     assert files(export(catalogue, out, kind)) == pieces
-    if not FORMATS[kind].shards and kind not in ("webdataset", "zarr"):
+    if not FORMATS[kind].one_file and kind not in ("webdataset", "zarr"):
         labels = {name: content for name, content in first.items() if ".parts" not in name}
         assert labels == {name: content for name, content in pieces.items() if ".parts" not in name}
 
@@ -133,7 +132,7 @@ def bundles(tmp_path_factory) -> Path:
 
 
 def test_a_stop_and_workers_change_no_byte_of_an_enhanced_export(catalogue, tmp_path, monkeypatch, bundles):
-    monkeypatch.setitem(FORMATS, "nifti", FORMATS["nifti"].__class__(write=FORMATS["nifti"].write, part_size=2))
+    monkeypatch.setitem(FORMATS, "nifti", FORMATS["nifti"].__class__(write=FORMATS["nifti"].write, shard_size=2))
     whole = export(catalogue, tmp_path / "whole", "nifti", bundles=bundles)
     out = tmp_path / "stopped"
     job = ExportJob(catalogue=catalogue, out=out, format="nifti", bundles=bundles)
@@ -305,8 +304,8 @@ def test_scans_of_one_growth_series_are_one_patients(catalogue, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"begin": 3, "end": 99}, "--range 3:99 must lie within the 6 samples"),
-        ({"engine": "slurm"}, "--engine must be one of"),
+        ({"begin": 3, "end": 99}, "`range` 3:99 must lie within the 6 samples"),
+        ({"engine": "slurm"}, "`engine` must be one of"),
         ({"pairs": True}, "another export, it differs in pairs"),
     ],
 )
@@ -317,7 +316,7 @@ def test_what_cannot_be_is_refused(catalogue, tmp_path, settings, message):
 
 
 def test_a_format_a_growth_or_a_shards_range_that_does_not_exist_is_refused(catalogue, tmp_path):
-    with pytest.raises(InputError, match="--format must be one of nifti"):
+    with pytest.raises(InputError, match="`format` must be one of nifti"):
         ExportJob(catalogue=catalogue, out=tmp_path, format="jpeg")
     with pytest.raises(InputError, match="must rise"):
         Growth(days=(90, 0), doubling_days=100)
@@ -337,7 +336,7 @@ def test_the_script_renders_and_explains(catalogue, tmp_path):
     good = subprocess.run([*script, "png", "--range", "1:3"], cwd=root, capture_output=True, text=True, check=False)
     assert (good.returncode, "Samples    2 in 4 files" in good.stdout) == (0, True), good.stderr
     bad = subprocess.run([*script, "jpeg"], cwd=root, capture_output=True, text=True, check=False)
-    assert (bad.returncode, "--format must be one of" in bad.stderr) == (2, True)
+    assert (bad.returncode, "--format: invalid choice: 'jpeg'" in bad.stderr) == (2, True)
 
 
 def test_an_independent_validator_finds_nothing_but_the_tag_it_does_not_know(catalogue, tmp_path):

@@ -1,4 +1,4 @@
-"""Laws of scripts/plan.py: a seed gives its bytes, a plan answers for its pairs, bad input leaves nothing."""
+"""Laws of planning: a seed gives its bytes, a plan answers for its pairs, bad input leaves nothing."""
 
 import importlib.util
 import shutil
@@ -13,10 +13,10 @@ from fake_cohort import write_fake_cohort
 
 from lungsynth.bundles import open_bundle
 from lungsynth.chain.cohort_source import open_cohort
-from lungsynth.chain.plan_run import run_plan
-from lungsynth.chain.plan_settings import PAPER, PlanSettings
 from lungsynth.compositing.render import render
+from lungsynth.config import PAPER, EnhancementConfig, GenerateConfig, PlacementConfig
 from lungsynth.errors import InputError
+from lungsynth.generate import plan
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import read_catalogue
 from lungsynth.placement.cohort_statistics import measure_nodules
@@ -37,19 +37,23 @@ def cohort(tmp_path_factory, bundles) -> Path:
 
 
 @pytest.fixture(scope="module")
-def planned(tmp_path_factory, bundles, cohort) -> PlanSettings:
-    settings = PlanSettings(
-        out=tmp_path_factory.mktemp("plan") / "catalogue.parquet",
-        lungs=12,
-        groups=30,
-        keep=100,
-        nodules=24,
+def planned(tmp_path_factory, bundles, cohort) -> GenerateConfig:
+    config = GenerateConfig(
+        out=tmp_path_factory.mktemp("plan"),
+        count=100,
         seed=3,
         bundles=bundles,
         cohort=cohort,
+        placement=PlacementConfig.at_scale(lungs=12, groups=30, nodules=24),
+        enhancement=EnhancementConfig(enabled=False),
     )
-    run_plan(settings)
-    return settings
+    plan(config)
+    return config
+
+
+def placed(config: GenerateConfig, **changes: object) -> GenerateConfig:
+    """The same with other placement."""
+    return replace(config, placement=replace(config.placement, **changes))
 
 
 def script(*arguments: object) -> int:
@@ -61,11 +65,11 @@ def script(*arguments: object) -> int:
 
 
 def test_a_plan_keeps_what_was_asked_for_and_its_samples_can_be_rendered(planned):
-    catalogue = read_catalogue(planned.out)
+    catalogue = read_catalogue(planned.catalogue_path)
     assert Counter(recipe.category for recipe in catalogue) == dict.fromkeys(catalogue.categories(), 100)
     assert len({recipe.id for recipe in catalogue}) == 300
     assert {recipe.category for recipe in catalogue[:3]} == set(catalogue.categories())
-    library = AssetLibrary(planned.folder)
+    library = AssetLibrary(planned.out)
     assert (render(catalogue[7], library).label == 2).any()
     kinds = Counter((asset.kind, asset.source) for asset in library)
     assert kinds["nodule", "real"] == 12  # 200 : 1000
@@ -73,23 +77,24 @@ def test_a_plan_keeps_what_was_asked_for_and_its_samples_can_be_rendered(planned
 
 
 def test_the_same_settings_give_the_same_bytes_and_are_not_done_twice(planned, tmp_path):
-    again = replace(planned, out=tmp_path / "catalogue.parquet")
-    first, second = run_plan(again), run_plan(again)
-    assert again.out.read_bytes() == planned.out.read_bytes()
-    assert groups_path(again.out).read_bytes() == groups_path(planned.out).read_bytes()
+    again = replace(planned, out=tmp_path)
+    first, second = plan(again), plan(again)
+    assert again.catalogue_path.read_bytes() == planned.catalogue_path.read_bytes()
+    groups = [groups_path(config.catalogue_path).read_bytes() for config in (again, planned)]
+    assert groups[0] == groups[1]
     assert first.plan_seconds > second.plan_seconds == 0
     assert second.record.to_json() == first.record.to_json()
 
 
 def test_another_plan_is_not_written_over(planned):
     with pytest.raises(InputError, match="holds another plan"):
-        run_plan(replace(planned, keep=90))
-    with pytest.raises(InputError, match=r"assets\.json: the assets beside --out were made with other seed"):
-        run_plan(replace(planned, seed=4))
+        plan(replace(planned, count=90))
+    with pytest.raises(InputError, match=r"assets\.json: the assets beside `out` were made with other seed"):
+        plan(replace(planned, seed=4))
 
 
 def test_every_pair_answers_under_its_id_and_its_names(planned):
-    explainer = PlanExplainer(planned.out)
+    explainer = PlanExplainer(planned.catalogue_path)
     record, kept, verdicts = PlanRecord.read(explainer.catalogue), 0, Counter()
     for group in (0, 29, 30, 75):
         for lung, asset in enumerate(explainer.lungs.assets):
@@ -105,7 +110,7 @@ def test_every_pair_answers_under_its_id_and_its_names(planned):
 
 
 def test_nonsense_has_no_explanation(planned):
-    explainer = PlanExplainer(planned.out)
+    explainer = PlanExplainer(planned.catalogue_path)
     for query, message in (("synth-12", "Expected a sample id"), ("99:0", "No lung 99"), ("0:zz", "No group zz")):
         with pytest.raises(InputError, match=message):
             explainer.explain(query)
@@ -114,20 +119,19 @@ def test_nonsense_has_no_explanation(planned):
 
 
 def test_without_real_voxels_there_are_none(planned, tmp_path):
-    settings = replace(planned, out=tmp_path / "a" / "c.parquet", real_voxels=False)
-    run_plan(settings)
-    assert not any(recipe.has_real_voxels for recipe in read_catalogue(settings.out))
-    other = replace(planned, out=tmp_path / "c.parquet", real_voxels=False, library=planned.folder, bundles=None)
-    run_plan(other)
-    assert not any(recipe.has_real_voxels for recipe in read_catalogue(other.out))
+    generated = placed(replace(planned, out=tmp_path / "a"), real_voxels=False)
+    other = replace(generated, out=tmp_path / "b", library=planned.out)
+    for config in (generated, other):
+        plan(config)
+        assert not any(recipe.has_real_voxels for recipe in read_catalogue(config.catalogue_path))
 
 
 @pytest.mark.parametrize("policy", ["matched", "balanced"])
 def test_the_policies_of_real_data_run_from_a_cohort(planned, tmp_path, policy):
-    settings = replace(planned, out=tmp_path / "c.parquet", policy=policy, library=planned.folder, bundles=None)
-    outcome = run_plan(settings)
+    config = placed(replace(planned, out=tmp_path, library=planned.out), policy=policy)
+    outcome = plan(config)
     assert set(outcome.record.parts) == {"ground_glass", "part_solid", "solid"}
-    explainer = PlanExplainer(settings.out, library=planned.folder)
+    explainer = PlanExplainer(config.catalogue_path, library=planned.out)
     for group in (3, 40):
         for lung in range(len(explainer.lungs)):
             sample, said = explainer.explain(f"{lung}:{group}")
@@ -175,34 +179,47 @@ def test_the_script_tells_what_was_kept_and_why(planned, bundles, cohort, tmp_pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"policy": "matched", "cohort": None}, "needs --cohort"),
-        ({"bundles": None}, "needs --bundles"),
-        ({"keep": 0}, "--keep must be at least 1"),
-        ({"vessel_masks": Path("nowhere")}, "--vessel-masks"),
+        ({"count": 0}, "`count` must be at least 1"),
+        ({"cohort": None, "placement": {"policy": "matched"}}, "needs a `cohort`"),
+        ({"placement": {"policy": "matched", "per_category": False}}, "needs `per_category`"),
+        ({"placement": {"vessel_masks": Path("nowhere")}}, "`vessel_masks`: expected a folder"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(planned, change, message):
     with pytest.raises(InputError, match=message):
-        replace(planned, **change)
+        replace(placed(planned, **change.pop("placement", {})), **change)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--groups", 3), "Give --lungs, --keep, or --preset paper"),
+        (("--preset", "paper", "--lungs", 0), "--lungs must"),
+    ],
+)
+def test_the_script_names_flags(options, message, tmp_path, capsys):
+    assert script("--out", tmp_path / "c.parquet", *options) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_assets_that_no_plan_made_are_not_taken_unasked(planned, tmp_path):
-    shutil.copytree(planned.folder, tmp_path / "copy")
+    shutil.copytree(planned.out, tmp_path / "copy")
     (tmp_path / "copy" / "assets.json").unlink()
     (tmp_path / "copy" / "catalogue.parquet").unlink()
     with pytest.raises(InputError, match="holds assets that no plan made"):
-        run_plan(replace(planned, out=tmp_path / "copy" / "catalogue.parquet"))
+        plan(replace(planned, out=tmp_path / "copy"))
 
 
 def test_vessels_of_a_file_count(planned, tmp_path):
-    library = AssetLibrary(planned.folder)
+    library = AssetLibrary(planned.out)
     real = next(asset for asset in library if asset.kind == "lung" and asset.source == "real")
     from lungsynth.ct.write import write_plane
 
     (tmp_path / "masks").mkdir()
     everywhere = np.ones(library.load(real.hash).shape[1:], np.uint8)
     write_plane(tmp_path / "masks" / f"{real.origin}.nii.gz", everywhere, real.affine_matrix)
-    settings = replace(planned, out=tmp_path / "c.parquet", library=planned.folder, vessel_masks=tmp_path / "masks")
-    outcome = run_plan(replace(settings, rules=PlacementRules()))
+    config = replace(planned, out=tmp_path, library=planned.out)
+    config = placed(config, vessel_masks=tmp_path / "masks", rules=PlacementRules())
+    outcome = plan(config)
     assert all(part.verdicts["ON_VESSEL"] > 20 for part in outcome.record.parts.values())
-    assert real.hash not in {recipe.lung for recipe in read_catalogue(settings.out)}
+    assert real.hash not in {recipe.lung for recipe in read_catalogue(config.catalogue_path)}

@@ -10,13 +10,20 @@ from fake_bundles import write_fake_bundles
 from generation_toys import CATEGORIES, nodule, write_toy_cohort
 
 import lungsynth.similarity.selection
-from lungsynth.chain.run import run_chain
-from lungsynth.chain.settings import ChainSettings
+from lungsynth.config import EnhancementConfig, GenerateConfig, PlacementConfig, Selection, SelectionConfig
 from lungsynth.errors import InputError
+from lungsynth.generate import generate
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.similarity.reference import open_reference_set
-from lungsynth.similarity.selection import CandidateSource, kept_assets, selection_figures
-from lungsynth.similarity.strategies import NEIGHBOURS, Selection, SimilarityScores, preference, select_by, unranked
+from lungsynth.similarity.selection import (
+    NEIGHBOURS,
+    CandidateSource,
+    SimilarityScores,
+    kept_assets,
+    preference,
+    selection_figures,
+    unranked,
+)
 from lungsynth.tracking import open_tracker
 
 
@@ -27,39 +34,43 @@ def scores(points, real, *, copied=(), unlike=()) -> SimilarityScores:
     return SimilarityScores(copied=np.isin(flags, copied), unlike=np.isin(flags, unlike), distances=distances)
 
 
+def select(cohort, strategy, candidates) -> Selection:
+    return SelectionConfig(strategy=strategy, candidates=candidates).resolve(cohort)
+
+
 REAL = np.array([0.0] * 10 + [9.0] * 10)
 
 
-@pytest.mark.parametrize("ranking", ["spread", "similar", "none"])
-def test_copies_are_in_no_order_and_all_others_once(ranking):
+@pytest.mark.parametrize("strategy", ["coverage", "nearest", "none"])
+def test_copies_are_in_no_order_and_all_others_once(strategy):
     found = scores(np.linspace(0, 9, 30), REAL, copied=(0, 7), unlike=(3,))
-    order = preference(found, ranking, seed=1)
+    order = preference(found, strategy, seed=1)
     assert sorted(order) == [place for place in range(30) if place not in (0, 7)]
 
 
-@pytest.mark.parametrize("ranking", ["spread", "similar"])
-def test_a_planted_outlier_goes_first_and_what_is_unlike_last(ranking):
+@pytest.mark.parametrize("strategy", ["coverage", "nearest"])
+def test_a_planted_outlier_goes_first_and_what_is_unlike_last(strategy):
     points = np.array([0.1, 40.0, 8.9, 0.2, 9.1, 25.0])
-    order = preference(scores(points, REAL, unlike=(1, 5)), ranking, seed=0)
+    order = preference(scores(points, REAL, unlike=(1, 5)), strategy, seed=0)
     assert order[-2:].tolist() == [5, 1]
 
 
 def test_unranked_samples_stay_as_they_come():
-    assert preference(unranked(4), "spread", seed=0).tolist() == [0, 1, 2, 3]
+    assert preference(unranked(4), "coverage", seed=0).tolist() == [0, 1, 2, 3]
     assert preference(scores(np.array([5.0, 0.0]), REAL, unlike=(0,)), "none", seed=0).tolist() == [0, 1]
 
 
-def test_similar_keeps_the_ordinary_and_spread_keeps_both_ends():
+def test_nearest_keeps_the_ordinary_and_coverage_keeps_both_ends():
     real = np.array([0.0] * 8 + [9.0] * 6)
     points = np.concatenate([np.linspace(0, 0.5, 20), np.linspace(7, 8, 20)])
-    similar, spread = (preference(scores(points, real), name, seed=0)[:20] for name in ("similar", "spread"))
-    assert (points[similar] < 5).mean() == 1
-    assert 0.4 <= (points[spread] > 5).mean() <= 0.6, "six of fourteen real ones are at that end"
+    nearest, coverage = (preference(scores(points, real), name, seed=0)[:20] for name in ("nearest", "coverage"))
+    assert (points[nearest] < 5).mean() == 1
+    assert 0.4 <= (points[coverage] > 5).mean() <= 0.6, "six of fourteen real ones are at that end"
 
 
 def test_the_order_of_real_samples_follows_the_seed():
     found = scores(np.random.default_rng(0).normal(size=40), np.random.default_rng(1).normal(size=12))
-    orders = [preference(found, "spread", seed=seed).tolist() for seed in (1, 1, 2)]
+    orders = [preference(found, "coverage", seed=seed).tolist() for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
 
 
@@ -67,30 +78,30 @@ def test_the_order_of_real_samples_follows_the_seed():
     ("given", "meant"),
     [
         ((None, None, None), ("none", 1)),
-        ((Path("c"), None, None), ("spread", 3)),
-        ((Path("c"), "similar", 2), ("similar", 2)),
+        ((Path("c"), None, None), ("coverage", 3)),
+        ((Path("c"), "nearest", 2), ("nearest", 2)),
         ((Path("c"), "none", None), ("none", 1)),
         ((None, "none", 1), ("none", 1)),
     ],
 )
 def test_what_the_options_mean(given, meant):
-    selection = select_by(*given)
-    assert (selection.ranking, selection.candidates) == meant
+    selection = select(*given)
+    assert (selection.strategy, selection.candidates) == meant
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ((None, "spread", None), "need --cohort"),
-        ((None, None, 2), "need --cohort"),
-        ((Path("c"), None, 0), "--candidates must be at least 1"),
-        ((Path("c"), "best", None), "--ranking must be one of spread, similar, none, got 'best'"),
-        ((Path("c"), "none", 3), "--candidates 3 would be made for nothing"),
+        ((None, "coverage", None), "need a `cohort`"),
+        ((None, None, 2), "need a `cohort`"),
+        ((Path("c"), None, 0), "`candidates` must be at least 1"),
+        ((Path("c"), "best", None), "must be one of coverage, nearest, none, got 'best'"),
+        ((Path("c"), "none", 3), "3 `candidates` would be made for nothing"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(given, message):
     with pytest.raises(InputError, match=message):
-        select_by(*given)
+        select(*given)
 
 
 @pytest.fixture(scope="module")
@@ -131,11 +142,11 @@ class PlantedSampler:
         return hu, alpha
 
 
-def chosen(cohort, folder, *, ranking="spread", candidates=2, wanted=10, first=1):
+def chosen(cohort, folder, *, strategy="coverage", candidates=2, wanted=10, first=1):
     """Origins of the kept of `TRIES` rounds of seeds, and the counts."""
-    selection = Selection(ranking=ranking, candidates=candidates, cohort=cohort)
+    selection = Selection(strategy=strategy, candidates=candidates, cohort=cohort)
     source = CandidateSource(
-        sampler=PlantedSampler(cohort), mask="alpha", selection=selection, real=open_reference_set(cohort, "nodules")
+        sampler=PlantedSampler(cohort), kind="nodules", selection=selection, real=open_reference_set(cohort, "nodules")
     )
     library = AssetLibrary(folder)
 
@@ -146,9 +157,9 @@ def chosen(cohort, folder, *, ranking="spread", candidates=2, wanted=10, first=1
     return {asset.origin for asset in found}, counts
 
 
-@pytest.mark.parametrize("ranking", ["spread", "similar", "none"])
-def test_a_planted_copy_is_refused_and_as_many_are_kept(cohort, tmp_path, ranking):
-    origins, counts = chosen(cohort, tmp_path, ranking=ranking, candidates=1 if ranking == "none" else 2)
+@pytest.mark.parametrize("strategy", ["coverage", "nearest", "none"])
+def test_a_planted_copy_is_refused_and_as_many_are_kept(cohort, tmp_path, strategy):
+    origins, counts = chosen(cohort, tmp_path, strategy=strategy, candidates=1 if strategy == "none" else 2)
     assert "1" not in origins
     assert len(origins) == counts.kept == 10
     assert counts.copies >= 1
@@ -157,12 +168,12 @@ def test_a_planted_copy_is_refused_and_as_many_are_kept(cohort, tmp_path, rankin
     assert len(list((tmp_path / "assets").iterdir())) == 10, "nothing is stored but what is kept"
 
 
-@pytest.mark.parametrize("ranking", ["spread", "similar"])
-def test_a_checkerboard_is_unlike_and_goes(cohort, tmp_path, ranking):
-    origins, counts = chosen(cohort, tmp_path, ranking=ranking)
+@pytest.mark.parametrize("strategy", ["coverage", "nearest"])
+def test_a_checkerboard_is_unlike_and_goes(cohort, tmp_path, strategy):
+    origins, counts = chosen(cohort, tmp_path, strategy=strategy)
     assert "2" not in origins
     assert counts.unlike >= 1
-    everything, counts = chosen(cohort, tmp_path / "all", ranking=ranking, candidates=1, first=2)
+    everything, counts = chosen(cohort, tmp_path / "all", strategy=strategy, candidates=1, first=2)
     assert "2" in everything, "kept when there is no other"
     assert counts.kept_unlike >= 1
 
@@ -197,11 +208,19 @@ def test_few_real_samples_rank_nothing_but_refuse_copies(tmp_path):
 
 def test_a_run_with_a_cohort_ranks_logs_and_ends_in_the_same_bytes(bundles, cohort, tmp_path, monkeypatch):
     store = f"sqlite:///{tmp_path}/mlflow.db"
-    settings = ChainSettings(out=tmp_path / "a", count=4, seed=5, bundles=bundles, cohort=cohort, real_share=0)
-    settings = replace(settings, enhance=False, candidates=2)
-    figures = run_chain(settings, tracking_uri=store).figures["assets"]
+    settings = GenerateConfig(
+        out=tmp_path / "a",
+        count=4,
+        seed=5,
+        bundles=bundles,
+        cohort=cohort,
+        selection=SelectionConfig(candidates=2),
+        placement=PlacementConfig(real_share=0),
+        enhancement=EnhancementConfig(enabled=False),
+    )
+    figures = generate(settings, tracking_uri=store).figures["assets"]
     told = json.loads((settings.out / "selection.json").read_text())
-    assert (told["ranking"], told["candidates"]) == ("spread", 2)
+    assert (told["strategy"], told["candidates"]) == ("coverage", 2)
     solid = told["nodules"]["solid"]
     assert figures["nodules_solid_generated"] == solid["generated"] >= 2 * solid["kept"]
     assert figures["nodules_candidates_kept"] == sum(asset.kind == "nodule" for asset in AssetLibrary(settings.out))
@@ -212,7 +231,7 @@ def test_a_run_with_a_cohort_ranks_logs_and_ends_in_the_same_bytes(bundles, coho
     assert logged.data.metrics["nodules_solid_copies"] == told["nodules"]["solid"]["copies"]
     assert [item.path for item in tracker.client.list_artifacts(logged.info.run_id)] == ["selection.json"]
 
-    again = replace(settings, out=tmp_path / "b", batch_size=3)
+    again = replace(settings, out=tmp_path / "b")
     work, left = AssetLibrary.add_nodule, [4]
 
     def breaks(*args, **kwargs):
@@ -224,17 +243,17 @@ def test_a_run_with_a_cohort_ranks_logs_and_ends_in_the_same_bytes(bundles, coho
     with monkeypatch.context() as patch:
         patch.setattr(AssetLibrary, "add_nodule", breaks)
         with pytest.raises(RuntimeError, match="the plug was pulled"):
-            run_chain(again, tracking_uri=store)
-    run_chain(again, tracking_uri=store)
+            generate(again, tracking_uri=store)
+    generate(again, tracking_uri=store)
     first, second = (
         {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
         for out in (settings.out, again.out)
     )
     assert first == second
-    with pytest.raises(InputError, match='ranking is "spread" there and "similar" here'):
-        run_chain(replace(settings, ranking="similar"), tracking_uri=store)
+    with pytest.raises(InputError, match='strategy is "coverage" there and "nearest" here'):
+        generate(replace(settings, selection=SelectionConfig(strategy="nearest", candidates=2)), tracking_uri=store)
 
 
 def test_a_missing_selection_file_is_told(tmp_path):
-    with pytest.raises(InputError, match=r"selection\.json: expected what became of generated samples"):
+    with pytest.raises(InputError, match=r"selection\.json: expected counts of generated samples"):
         selection_figures(tmp_path)

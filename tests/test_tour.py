@@ -66,7 +66,7 @@ def test_all_runs_are_logged_and_finished():
     assert {run.info.status for run in runs} == {"FINISHED"}
     names = {run.info.run_name for run in runs}
     assert {"tour-lung_seg", "tour-nodules", "tour-lungs", "tour-cyclegan"} <= names
-    parents = [run for run in runs if run.data.tags.get("chain") == "synthesize"]
+    parents = [run for run in runs if run.data.tags.get("command") == "generate"]
     assert len(parents) == 2, "composites, and the enhanced set"
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
     assert len(children) >= 4

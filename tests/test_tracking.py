@@ -58,7 +58,7 @@ def test_a_new_store_leaves_nothing_else_in_the_current_folder(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("http://127.0.0.1:9", "tracking_uri http://127.0.0.1:9: no MLflow store answers"),
+        ("http://127.0.0.1:9", "`tracking_uri` http://127.0.0.1:9: no MLflow store answers"),
         ("postgresql://127.0.0.1:9/mlflow", "127.0.0.1:9 does not answer"),
         ("file:///tmp/runs", "keep no runs in plain folders"),
         ("runs", "keep no runs in plain folders"),

@@ -9,15 +9,18 @@ with. Patients of the lungs take turns, and so do their slices.
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from lungsynth.chain.asset_stage import real_lungs, real_nodules
 from lungsynth.chain.cohort_source import CohortSource
-from lungsynth.chain.plan_stage import Presence, presence
-from lungsynth.chain.settings import SeedStream, seeds
+from lungsynth.config import SeedStream, seeds
+from lungsynth.generate_assets import real_lungs, real_nodules
 from lungsynth.placement.assets import Asset, AssetLibrary
 from lungsynth.placement.catalogue import Recipe, make_recipe
-from lungsynth.placement.groups import draw_groups
+from lungsynth.placement.groups import GroupSettings, draw_groups
+from lungsynth.placement.library_lungs import LibraryLungs
 from lungsynth.placement.lung_shape import LungShape
+from lungsynth.placement.plan_catalogue import measure_occurrence
+from lungsynth.placement.presence import PresencePrior
 from lungsynth.placement.resolve import resolve
 from lungsynth.placement.rules import PlacementRules, PlacementVerdict
 
@@ -76,15 +79,22 @@ def plan_slices(
     if not lungs or not any(pools.values()):
         return []
     turns = _Turns(library, lungs, source.patients)
-    found = presence(library, source)
-    found = replace(found, settings=replace(found.settings, scale_range=(1.0, 1.0)))
+    occurrence = measure_occurrence(LibraryLungs.of(library), source)
+    draws = _Draws(occurrence.prior, replace(occurrence.group_settings(), scale_range=(1.0, 1.0)))
     return [
         planned
         for index, (category, pool) in enumerate(pools.items())
         for planned in _of_category(
-            turns, pool, found, category, first=index * count, words=seeds(seed, SeedStream.SLICES, key, index, n=count)
+            turns, pool, draws, category, first=index * count, words=seeds(seed, SeedStream.SLICES, key, index, n=count)
         )
     ]
+
+
+class _Draws(NamedTuple):
+    """How groups are drawn."""
+
+    prior: PresencePrior
+    settings: GroupSettings
 
 
 class _Turns:
@@ -111,10 +121,10 @@ class _Turns:
 
 
 def _of_category(
-    turns: _Turns, pool: Sequence[Asset], found: Presence, category: str, *, first: int, words: Sequence[int]
+    turns: _Turns, pool: Sequence[Asset], draws: _Draws, category: str, *, first: int, words: Sequence[int]
 ) -> Iterator[PlannedSlice]:
     for number, word in enumerate(words if pool else ()):
-        recipe = next(filter(None, (_place(turns, pool, found, first + number + k, word) for k in range(_LUNGS))), None)
+        recipe = next(filter(None, (_place(turns, pool, draws, first + number + k, word) for k in range(_LUNGS))), None)
         if recipe is None:
             _logger.warning("no place for nodules of category %s on %d lungs: a slice is left out", category, _LUNGS)
             continue
@@ -131,10 +141,10 @@ def _of_category(
         )
 
 
-def _place(turns: _Turns, pool: Sequence[Asset], found: Presence, turn: int, word: int) -> Recipe | None:
+def _place(turns: _Turns, pool: Sequence[Asset], draws: _Draws, turn: int, word: int) -> Recipe | None:
     """The first group that the rules accept on the lung whose turn it is; None when there is none among those drawn."""
     lung = turns[turn]
-    for group in draw_groups(pool, _GROUPS, seed=word, prior=found.prior, settings=found.settings):
+    for group in draw_groups(pool, _GROUPS, seed=word, prior=draws.prior, settings=draws.settings):
         resolution = resolve(turns.shape(lung), group, PlacementRules())
         if resolution.verdict is PlacementVerdict.KEPT:
             return make_recipe(lung, group, resolution.placements, seed=word)

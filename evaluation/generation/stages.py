@@ -21,22 +21,21 @@ from evaluation.generation.methods import GeneratedSamples, GenerationMethod, Re
 from evaluation.methods import Relation, count_parameters, relation_to
 from lungsynth.bundles import nodule_rule, read_weights
 from lungsynth.categories import ANY
-from lungsynth.chain.asset_stage import LUNG_WEIGHTS, make_assets, open_samplers
 from lungsynth.chain.cohort_source import open_cohort
-from lungsynth.chain.plan_stage import make_catalogue, presence
-from lungsynth.chain.settings import ChainSettings, SeedStream, seeds
 from lungsynth.cohort.slices import LUNG_SIZES_PX, slice_on_grid
 from lungsynth.compositing.render import Renderer
+from lungsynth.config import GenerateConfig, PlacementConfig, SeedStream, SelectionConfig, seeds
 from lungsynth.enhancement.identity import enhancement_identity
 from lungsynth.enhancement.stage import EnhancementStage, open_stage
 from lungsynth.errors import InputError
+from lungsynth.generate_assets import LUNG_WEIGHTS, make_assets, open_samplers
 from lungsynth.grids import LUNG_FIELD_MM, LUNG_SPACING_MM
 from lungsynth.hounsfield import Label
 from lungsynth.placement.assets import AssetLibrary
-from lungsynth.placement.catalogue import Catalogue, PlanWeights, Recipe, read_catalogue
-from lungsynth.similarity.reference import selection_identity
+from lungsynth.placement.catalogue import Catalogue, Recipe, read_catalogue
+from lungsynth.placement.plan_catalogue import plan_catalogue
 from lungsynth.similarity.samples import Samples
-from lungsynth.similarity.strategies import select_by
+from lungsynth.similarity.selection import selection_identity
 from lungsynth.types import HuPlane, LabelPlane
 from lungsynth.weights import WeightsInfo
 
@@ -105,7 +104,7 @@ def _stage(name: str, part: Subset, bundles: Path, folder: Path, *, seed: int) -
         )
     nodules, lungs = read_weights(bundles, "wcapsgan"), read_weights(bundles, "wcapsgan", file=LUNG_WEIGHTS)
     last = {key: read_weights(bundles, key) for key in ("cyclegan", "lung_seg")} if name == "two_stage" else {}
-    selection = select_by(part.folder, None, None)
+    selection = SelectionConfig().resolve(part.folder)
     known = [part.identity, nodules.sha256, lungs.sha256, seed, PLANNED, selection_identity(selection)]
     plan = _Plan(
         folder=folder / f"chain-{_digest(known)[:16]}",
@@ -144,25 +143,27 @@ def _open(plan: _Plan, *, enhanced: bool) -> "_Taking":
 
 
 def _planned(plan: _Plan) -> tuple[AssetLibrary, Catalogue]:
-    """What `chain.run` does in its first two stages."""
-    settings = ChainSettings(
+    """What `generate.plan` does, without real voxels."""
+    config = GenerateConfig(
         out=plan.folder,
         count=PLANNED,
         seed=plan.seed,
         bundles=plan.bundles,
         cohort=plan.cohort,
-        real_share=0.0,
+        placement=PlacementConfig(real_share=0.0),
     )
     if not (plan.folder / "assets.parquet").exists():
-        used = {"nodule_weights": plan.nodule_weights, "lung_weights": plan.lung_weights}
-        samplers = open_samplers(plan.bundles, **used)
-        make_assets(AssetLibrary(plan.folder), samplers, settings.sizes, selection=settings.selection, seed=plan.seed)
-    library, path = AssetLibrary(plan.folder), plan.folder / "catalogue.parquet"
-    if not path.exists():
-        found = presence(library, open_cohort(plan.cohort))
-        weights = PlanWeights(nodule=plan.nodule_weights, enhancer=None)
-        make_catalogue(library, path, settings, found=found, weights=weights)
-    return library, read_catalogue(path)
+        samplers = open_samplers(
+            plan.bundles,
+            nodule_weights=plan.nodule_weights,
+            lung_weights=plan.lung_weights,
+            rule=nodule_rule(plan.bundles),
+        )
+        make_assets(AssetLibrary(plan.folder), samplers, config)
+    library = AssetLibrary(plan.folder)
+    if not config.catalogue_path.exists():
+        plan_catalogue(library, config, open_cohort(plan.cohort))
+    return library, read_catalogue(config.catalogue_path)
 
 
 class _Taking:

@@ -13,14 +13,14 @@ from tqdm import tqdm
 
 from evaluation.utility.subcohort import CATEGORIES
 from lungsynth.chain.cohort_source import CohortSource, open_cohort
-from lungsynth.chain.plan_stage import make_catalogue, presence
-from lungsynth.chain.settings import ChainSettings
 from lungsynth.compositing.render import render
+from lungsynth.config import GenerateConfig, PlacementConfig
 from lungsynth.ct.write import write_plane
 from lungsynth.errors import InputError
 from lungsynth.io.atomic import write_json
 from lungsynth.placement.assets import AssetLibrary
-from lungsynth.placement.catalogue import PlanWeights, read_catalogue
+from lungsynth.placement.catalogue import read_catalogue
+from lungsynth.placement.plan_catalogue import plan_catalogue
 
 __all__ = ["choose_entries", "paste_real"]
 
@@ -33,7 +33,7 @@ def paste_real(cohort: Path, out: Path, *, count: int, seed: int, bundles: Path)
         out: folder of the slices.
         count: of slices.
         seed: of places and turns.
-        bundles: not opened; part of what a run of the chain is.
+        bundles: not opened; part of what a run is.
 
     Returns:
         The data list.
@@ -46,15 +46,11 @@ def paste_real(cohort: Path, out: Path, *, count: int, seed: int, bundles: Path)
         return listed
     library, source = AssetLibrary(out), open_cohort(cohort)
     _add_all(library, source, seed=seed)
-    catalogue = out / "catalogue.parquet"
-    settings = ChainSettings(
-        out=out, count=count, groups=count, seed=seed, bundles=bundles, cohort=cohort, enhance=False
-    )
-    make_catalogue(
-        library, catalogue, settings, found=presence(library, source), weights=PlanWeights(nodule=None, enhancer=None)
-    )
+    placement = PlacementConfig(groups=count)
+    config = GenerateConfig(out=out, count=count, seed=seed, bundles=bundles, cohort=cohort, placement=placement)
+    plan_catalogue(library, config, source)
     entries = []
-    for recipe in tqdm(list(read_catalogue(catalogue)), desc="pasted", unit="slice", leave=False):
+    for recipe in tqdm(list(read_catalogue(config.catalogue_path)), desc="pasted", unit="slice", leave=False):
         sample = render(recipe, library)
         pair = {"image": f"images/{recipe.id}.nii.gz", "label": f"masks/{recipe.id}.nii.gz"}
         descrip = f"pasted: lungsynth {recipe.id}"

@@ -28,8 +28,8 @@ from evaluation.utility.segmentation import EvaluationImages, SegmentationTraini
 from evaluation.utility.settings import UtilitySettings
 from evaluation.utility.subcohort import SubCohort, make_subcohort
 from lungsynth.bundles import open_bundle, read_weights, resolved_config
-from lungsynth.chain.asset_stage import LUNG_WEIGHTS
 from lungsynth.enhancement.identity import enhancement_identity
+from lungsynth.generate_assets import LUNG_WEIGHTS
 from lungsynth.io.atomic import write_json, write_text
 from lungsynth.tracking import DEFAULT_URI, Run, open_tracker
 from lungsynth.weights import read_weights_file
@@ -107,8 +107,6 @@ def _segmentation(
 ) -> tuple[list[ArmRun], dict[str, SubCohort]]:
     arms = segmentation_arms(settings.doses)
     cohorts = _subcohorts(settings, settings.segmentation_patients, settings.segmentation_seeds)
-    # Nothing real, and not ranked: the feature network learnt from more patients than a sub-cohort has.
-    chain = {"bundles": settings.bundles, "enhance": settings.enhance, "ranking": "none", "real_share": 0.0}
     made_by = _made_by(settings)
     ran, parts = [], settings.out / ".parts"
     with _judged(settings, part) as judged, tqdm(total=len(arms) * len(cohorts), desc="segmentations") as progress:
@@ -121,7 +119,8 @@ def _segmentation(
                     judged,
                     parts,
                     training=SegmentationTraining(steps=settings.segmentation_steps),
-                    chain=chain,
+                    bundles=settings.bundles,
+                    enhance=settings.enhance,
                     made_by=made_by,
                     largest=max(one.count(cohort.crops, categories=1) for one in arms),
                     tracking_uri=tracking_uri,

@@ -26,8 +26,8 @@ from evaluation.utility.copy_paste import choose_entries, paste_real
 from evaluation.utility.estimates import Shares, Table, share_table
 from evaluation.utility.subcohort import CATEGORIES, SubCohort
 from lungsynth.bundles import open_bundle, train_bundle
-from lungsynth.chain.run import run_chain
-from lungsynth.chain.settings import ChainSettings
+from lungsynth.config import EnhancementConfig, GenerateConfig, PlacementConfig, SelectionConfig
+from lungsynth.generate import generate
 from lungsynth.io.atomic import write_bytes
 
 __all__ = ["SHARES", "EvaluationImages", "SegmentationTraining", "run_segmentation", "segmentation_table"]
@@ -114,7 +114,8 @@ def run_segmentation(
     folder: Path,
     *,
     training: SegmentationTraining,
-    chain: Mapping[str, Any],
+    bundles: Path,
+    enhance: bool,
     made_by: Mapping[str, Any],
     largest: int,
     tracking_uri: str,
@@ -127,13 +128,14 @@ def run_segmentation(
         judged: what is looked at.
         folder: for records, synthetic sets and trainings.
         training: the budget.
-        chain: arguments of `ChainSettings` beside folder, numbers, seed and cohort.
+        bundles: folder of the bundles.
+        enhance: send added composites through the CycleGAN.
         made_by: what decides over the runs beside the arguments: weights and settings of the bundles.
         largest: slices of the largest dose; the smaller ones are drawn of them.
-        tracking_uri: of the chain.
+        tracking_uri: of the generated slices.
 
     Raises:
-        InputError: when the bundle or the chain refuse what they get.
+        InputError: when a bundle refuses what it gets.
     """
     added = arm.count(cohort.crops, categories=len(CATEGORIES))
     pool = [_FORMAT, cohort.split_hash, cohort.seed, largest, dict(made_by)]
@@ -143,14 +145,17 @@ def run_segmentation(
     if sidecar.is_file() and (kept := load_result(record, identity=identity)):
         return kept, added, _validation(sidecar)
     made = folder / arm.added / f"{cohort.name}-{_digest(pool)[:12]}"
-    datalist = _datalist(arm, cohort, made, chain, added, largest, tracking_uri) if added else None
+    datalist: Path | None = None
+    if added:
+        whole = _pool(arm, cohort, made, bundles=bundles, enhance=enhance, count=largest, tracking_uri=tracking_uri)
+        datalist = choose_entries(whole, added, seed=cohort.seed).absolute()
     run = folder / "trainings" / f"{cohort.name}-{arm.name}"
     shutil.rmtree(run, ignore_errors=True)
     own = {"dataset_dir": str(cohort.folder.absolute()), "output_dir": str(run.absolute()), "seed": cohort.seed}
     with _quiet():
-        train_bundle(chain["bundles"], "lung_seg", overrides={**training.overrides(arm, datalist), **own})
+        train_bundle(bundles, "lung_seg", overrides={**training.overrides(arm, datalist), **own})
     detector = open_bundle(
-        chain["bundles"], "lung_seg", component="detector", weights=run / "model.pt", overrides={"amp": training.amp}
+        bundles, "lung_seg", component="detector", weights=run / "model.pt", overrides={"amp": training.amp}
     )
     outcome = SegmentationResult(
         operating_point=float(detector.operating_point),
@@ -207,23 +212,24 @@ def _digest(known: object) -> str:
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
-def _datalist(
-    arm: Arm, cohort: SubCohort, out: Path, chain: Mapping[str, Any], added: int, largest: int, tracking_uri: str
+def _pool(
+    arm: Arm, cohort: SubCohort, out: Path, *, bundles: Path, enhance: bool, count: int, tracking_uri: str
 ) -> Path:
-    """The slices that an arm adds, made once for all its doses."""
+    """The data list of the slices from which an arm adds some, made once for all its doses."""
     if arm.added == "copied":
-        whole = paste_real(cohort.folder, out, count=largest, seed=cohort.seed, bundles=chain["bundles"])
-    else:
-        whole = out / "datalist.json"
-        settings = ChainSettings(
+        return paste_real(cohort.folder, out, count=count, seed=cohort.seed, bundles=bundles)
+    datalist = out / "datalist.json"
+    if not datalist.is_file():
+        # Nothing real, and not ranked: the feature network learnt from more patients than a sub-cohort has.
+        config = GenerateConfig(
             out=out,
-            count=largest,
-            groups=largest,
-            lungs=min(_LUNGS, largest),
+            count=count,
             seed=cohort.seed,
+            bundles=bundles,
             cohort=cohort.folder,
-            **chain,
+            selection=SelectionConfig(strategy="none"),
+            placement=PlacementConfig(groups=count, lungs=min(_LUNGS, count), real_share=0.0),
+            enhancement=EnhancementConfig(enabled=enhance),
         )
-        if not whole.is_file():
-            run_chain(settings, tracking_uri=tracking_uri)
-    return choose_entries(whole, added, seed=cohort.seed).absolute()
+        generate(config, tracking_uri=tracking_uri)
+    return datalist

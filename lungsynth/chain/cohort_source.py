@@ -21,7 +21,7 @@ from lungsynth.types import Affine, HuPlane, LabelPlane, MaskPlane
 __all__ = ["CohortSource", "RealLung", "RealNodule", "open_cohort"]
 
 _logger = logging.getLogger(__name__)
-_REMEDY = "Give --cohort a folder that scripts/prepare.py wrote."
+_REMEDY = "Give `cohort` a folder that `lungsynth prepare` wrote."
 
 
 class RealNodule(NamedTuple):
@@ -75,8 +75,8 @@ class CohortSource:
         nodules, lungs = others(self.nodules), others(self.lungs)
         if not nodules and not lungs:
             raise InputError(
-                f"{self.folder}: all its training patients are in enhancement.json, so none is left with "
-                "--spare-diseased. Prepare a cohort with more patients."
+                f"{self.folder}: all its training patients are in enhancement.json, so `exclude_enhancer_patients` "
+                "leaves none. Prepare a cohort with more patients."
             )
         return replace(self, nodules=nodules, lungs=lungs)
 
@@ -156,7 +156,7 @@ def open_cohort(folder: Path, *, rule: CategoryRule = AS_LISTED) -> CohortSource
         digest.update(json.dumps(content, sort_keys=True).encode())
     if not entries["nodules"] and not entries["lungs"]:
         raise InputError(
-            f"{folder}: its training part has neither nodules nor normal slices. Prepare it with --split auto."
+            f"{folder}: its training part has neither nodules nor normal slices. Prepare it with `split` auto."
         )
     digest.update(rule.identity.encode())
     return CohortSource(

@@ -1,7 +1,8 @@
-"""The formats that samples leave in. Same samples, same bytes: no clock, no user name, no chance is in a file.
+"""What an export writes: samples in one of five formats, and their label files. Same samples, same bytes.
 
-A format writes a part of the catalogue at a time. NIfTI, PNG and DICOM have files of their own for each sample;
-WebDataset and Zarr have one shard a part.
+No clock, no user name and no chance is in a file. A format writes a shard of the catalogue at a time. NIfTI, PNG and
+DICOM have files of their own for each sample; WebDataset and Zarr have one file or folder a shard. The label files are
+LUNA16's `annotations.csv`, MONAI's detection JSON, COCO, and the checksums.
 """
 
 import io
@@ -12,20 +13,23 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from lungsynth.ct.write import write_atomically, write_plane
-from lungsynth.ct.write_dicom import SyntheticScan, synthetic_ct, write_dicom
-from lungsynth.ct.write_seg import synthetic_seg
+from lungsynth.ct.series import NoduleSphere
+from lungsynth.ct.write import write_annotations, write_atomically, write_plane
 from lungsynth.errors import InputError
-from lungsynth.export.sample import ExportedSample
 from lungsynth.hounsfield import DISPLAY_WINDOW
 from lungsynth.io.atomic import replacing
 
-__all__ = ["FORMATS", "Format", "Written"]
+if TYPE_CHECKING:
+    from lungsynth.export.sample import ExportedSample
+
+__all__ = ["FORMATS", "Format", "Written", "write_checksums", "write_labels"]
+
+_INFO = {"description": "Synthetic lung CT slices made by lungsynth. Not patients, not for diagnosis."}
 
 
 class Written(NamedTuple):
@@ -35,7 +39,7 @@ class Written(NamedTuple):
     label: str
 
 
-Writer = Callable[[Sequence[ExportedSample], Path, str], tuple[list[Written], list[str]]]
+Writer = Callable[[Sequence["ExportedSample"], Path, str], tuple[list[Written], list[str]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +47,44 @@ class Format:
     """How samples are written.
 
     Args:
-        write: (samples, output folder, name of the part) -> the samples' files, and all files or folders written.
-        part_size: recipes a part.
-        shards: whether a part is one file (or folder), so that ranges must begin and end with parts.
+        write: (samples, output folder, name of the shard) -> the samples' files, and all files or folders written.
+        shard_size: recipes a shard.
+        one_file: whether a shard is one file (or folder), so that ranges must begin and end with shards.
         check: raises `InputError` when a package that it needs is missing.
     """
 
     write: Writer
-    part_size: int
-    shards: bool = False
+    shard_size: int
+    one_file: bool = False
     check: Callable[[], Any] = lambda: None
 
 
-def _nifti(samples: Sequence[ExportedSample], out: Path, part: str) -> tuple[list[Written], list[str]]:
+def write_labels(samples: Sequence[dict[str, Any]], out: Path) -> None:
+    """Writes `annotations.csv`, `detection.json` and `coco.json`.
+
+    Args:
+        samples: `ExportedSample.facts` with the names of the files.
+        out: folder of the export.
+    """
+    categories = sorted({category for sample in samples for category in sample["categories"]})
+    write_annotations(out / "annotations.csv", _spheres(samples))
+    _write_json(out / "detection.json", _detection(samples, categories))
+    _write_json(out / "coco.json", _coco(samples, categories))
+
+
+def write_checksums(files: dict[str, str], out: Path) -> Path:
+    """Writes `checksums.sha256`, which `sha256sum --check` reads.
+
+    Args:
+        files: name -> SHA-256.
+        out: folder of the export.
+    """
+    path = out / "checksums.sha256"
+    write_atomically(path, "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items())).encode())
+    return path
+
+
+def _nifti(samples: Sequence["ExportedSample"], out: Path, shard: str) -> tuple[list[Written], list[str]]:
     written = [Written(f"images/{sample.name}.nii.gz", f"masks/{sample.name}.nii.gz") for sample in samples]
     for sample, names in zip(samples, written, strict=True):
         write_plane(out / names.label, sample.label, sample.affine, descrip=sample.descrip)
@@ -63,7 +92,7 @@ def _nifti(samples: Sequence[ExportedSample], out: Path, part: str) -> tuple[lis
     return written, _flat(written)
 
 
-def _png(samples: Sequence[ExportedSample], out: Path, part: str) -> tuple[list[Written], list[str]]:
+def _png(samples: Sequence["ExportedSample"], out: Path, shard: str) -> tuple[list[Written], list[str]]:
     written = [Written(f"images/{sample.name}.png", f"masks/{sample.name}.png") for sample in samples]
     for sample, names in zip(samples, written, strict=True):
         write_atomically(out / names.label, _png_bytes(sample.label))
@@ -71,14 +100,17 @@ def _png(samples: Sequence[ExportedSample], out: Path, part: str) -> tuple[list[
     return written, _flat(written)
 
 
-def _dicom(samples: Sequence[ExportedSample], out: Path, part: str) -> tuple[list[Written], list[str]]:
-    written = [Written(f"{sample.recipe.id}/{sample.name}/ct.dcm", "") for sample in samples]
+def _dicom(samples: Sequence["ExportedSample"], out: Path, shard: str) -> tuple[list[Written], list[str]]:
+    from lungsynth.ct.write_dicom import SyntheticScan, synthetic_ct, write_dicom
+    from lungsynth.ct.write_seg import synthetic_seg
+
+    written = [Written(f"{sample.recipe}/{sample.name}/ct.dcm", "") for sample in samples]
     written = [Written(names.image, names.image.replace("ct.dcm", "seg.dcm")) for names in written]
     for sample, names in zip(samples, written, strict=True):
         scan = SyntheticScan(
-            subject=sample.recipe.id,
+            subject=sample.recipe,
             name=sample.name,
-            derivation=f"lungsynth recipe {sample.recipe.id}: nodules laid on a lung slice. Synthetic, no patient.",
+            derivation=f"lungsynth recipe {sample.recipe}: nodules laid on a lung slice. Synthetic, no patient.",
             day=sample.day,
         )
         image = synthetic_ct(sample.image, sample.affine, scan)
@@ -87,23 +119,23 @@ def _dicom(samples: Sequence[ExportedSample], out: Path, part: str) -> tuple[lis
     return written, _flat(written)
 
 
-def _webdataset(samples: Sequence[ExportedSample], out: Path, part: str) -> tuple[list[Written], list[str]]:
-    shard = f"shards/{part}.tar"
-    with replacing(out / shard) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+def _webdataset(samples: Sequence["ExportedSample"], out: Path, shard: str) -> tuple[list[Written], list[str]]:
+    file = f"shards/{shard}.tar"
+    with replacing(out / file) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
             facts = {key: value for key, value in sample.facts().items() if key != "runs"}
             _add(tar, f"{sample.name}.image.npy", _npy_bytes(sample.image))
             _add(tar, f"{sample.name}.json", json.dumps(facts, sort_keys=True).encode())
             _add(tar, f"{sample.name}.mask.npy", _npy_bytes(sample.label))
-    members = [Written(f"{shard}#{s.name}.image.npy", f"{shard}#{s.name}.mask.npy") for s in samples]
-    return members, [shard]
+    members = [Written(f"{file}#{s.name}.image.npy", f"{file}#{s.name}.mask.npy") for s in samples]
+    return members, [file]
 
 
-def _zarr(samples: Sequence[ExportedSample], out: Path, part: str) -> tuple[list[Written], list[str]]:
-    """A group a part and, in it, one a grid (`512x512`) with `image` and `mask` (N, H, W), a chunk a sample."""
+def _zarr(samples: Sequence["ExportedSample"], out: Path, shard: str) -> tuple[list[Written], list[str]]:
+    """A group a shard and, in it, one a grid (`512x512`) with `image` and `mask` (N, H, W), a chunk a sample."""
     zarr = _need_zarr()
-    name, written = f"parts/{part}.zarr", {}
-    temporary = out / f"parts/.{part}.zarr.part"
+    name, written = f"parts/{shard}.zarr", {}
+    temporary = out / f"parts/.{shard}.zarr.part"
     shutil.rmtree(temporary, ignore_errors=True)
     root = zarr.open_group(temporary, mode="w", zarr_format=3, attributes={"synthetic": "lungsynth"})
     by_grid = sorted(samples, key=lambda sample: sample.image.shape)  # stable: the catalogue's order within a grid
@@ -161,10 +193,58 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
+def _spheres(samples: Iterable[dict[str, Any]]) -> Iterable[NoduleSphere]:
+    for sample in samples:
+        for x_mm, y_mm, z_mm, diameter_mm in sample["annotations"]:
+            centre = (x_mm, y_mm, z_mm)
+            yield NoduleSphere(series_id=sample["name"], centre_lps_mm=centre, diameter_mm=diameter_mm)
+
+
+def _detection(samples: Iterable[dict[str, Any]], categories: list[str]) -> dict[str, Any]:
+    """MONAI's list for detectors. Boxes are `xyxy` in pixels of (1, H, W): rows come first, ends are excluded."""
+    entries = [
+        {
+            "image": sample["image"],
+            "label_map": sample["label"],
+            "box": sample["boxes"],
+            "label": [categories.index(category) for category in sample["categories"]],
+        }
+        for sample in samples
+    ]
+    return {"categories": categories, "box_mode": "xyxy", "training": entries}
+
+
+def _coco(samples: Iterable[dict[str, Any]], categories: list[str]) -> dict[str, Any]:
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, sample in enumerate(samples, start=1):
+        height, width = sample["shape"]
+        images.append({"id": number, "file_name": sample["image"], "height": height, "width": width})
+        for box, runs, category in zip(sample["boxes"], sample["runs"], sample["categories"], strict=True):
+            row_from, column_from, row_to, column_to = box
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": categories.index(category) + 1,
+                    "bbox": [column_from, row_from, column_to - column_from, row_to - row_from],
+                    "area": sum(runs[1::2]),
+                    "segmentation": {"counts": runs, "size": [height, width]},
+                    "iscrowd": 0,
+                }
+            )
+    named = [{"id": index, "name": name, "supercategory": "nodule"} for index, name in enumerate(categories, start=1)]
+    return {"info": _INFO, "images": images, "annotations": annotations, "categories": named}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_atomically(path, (json.dumps(content, separators=(",", ":")) + "\n").encode())
+
+
 FORMATS = {
-    "nifti": Format(write=_nifti, part_size=64),
-    "dicom": Format(write=_dicom, part_size=32, check=_need_highdicom),
-    "png": Format(write=_png, part_size=64),
-    "webdataset": Format(write=_webdataset, part_size=256, shards=True),
-    "zarr": Format(write=_zarr, part_size=256, shards=True, check=_need_zarr),
+    "nifti": Format(write=_nifti, shard_size=64),
+    "dicom": Format(write=_dicom, shard_size=32, check=_need_highdicom),
+    "png": Format(write=_png, shard_size=64),
+    "webdataset": Format(write=_webdataset, shard_size=256, one_file=True),
+    "zarr": Format(write=_zarr, shard_size=256, one_file=True, check=_need_zarr),
 }

@@ -1,6 +1,12 @@
-"""A sample on its way out: pixels, name, and what the label files say of it."""
+"""Samples on their way out: a recipe's variants, rendered, with names and what the label files say of them.
 
-from dataclasses import dataclass
+A recipe may give several samples: the same slice without its nodules, and nodules as they grow. A nodule whose volume
+doubles in D days has 2^(t / D) times its volume after t days, so 2^(t / 3D) times its diameter. Lung and noise stay as
+they are: what differs between two days is the nodule.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -8,13 +14,78 @@ import numpy as np
 from lungsynth.compositing.overlay import NoduleMask
 from lungsynth.compositing.render import Annotation, Rendered, Renderer
 from lungsynth.enhancement.stage import EnhancedSlice, EnhancementStage
+from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label
 from lungsynth.placement.catalogue import Recipe
-from lungsynth.placement.growth import Variant
 from lungsynth.placement.lung_shape import Box
+from lungsynth.placement.resolve import NodulePlacement
 from lungsynth.types import Affine, HuPlane, LabelPlane, MaskPlane
 
-__all__ = ["ExportedSample", "export_variant"]
+__all__ = ["ExportedSample", "Growth", "Variant", "export_variant", "variants"]
+
+_DAY_DIGITS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """A growth series.
+
+    Args:
+        days: of the scans, rising; the catalogue's nodules are those of day 0.
+        doubling_days: in which the volume doubles (solid cancers: often 100-400).
+
+    Raises:
+        InputError: when the days do not rise from 0 on, or the doubling time is not positive.
+    """
+
+    days: tuple[int, ...]
+    doubling_days: float = 150.0
+
+    def __post_init__(self) -> None:
+        rising = all(a < b for a, b in zip(self.days, self.days[1:], strict=False))
+        if not self.days or not rising or self.days[0] < 0 or self.days[-1] >= 10**_DAY_DIGITS:
+            raise InputError(f"The days of a growth series must rise, from 0 to below 10000, got {list(self.days)}.")
+        if not self.doubling_days > 0:
+            raise InputError(f"The doubling time must be positive, got {self.doubling_days:g} days.")
+
+    def factor(self, day: int) -> float:
+        """By which a diameter has grown; rounded, so that it is the same number on every machine."""
+        return round(2.0 ** (day / (3 * self.doubling_days)), 6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One sample to make.
+
+    Args:
+        name: of its files; the recipe's id, or that with an ending.
+        recipe: with the nodules as they are on this day.
+        nodules: False for the lung without them.
+        day: of the scan.
+    """
+
+    name: str
+    recipe: Recipe
+    nodules: bool = True
+    day: int = 0
+
+
+def variants(recipe: Recipe, *, pairs: bool = False, growth: Growth | None = None) -> list[Variant]:
+    """The samples of a recipe.
+
+    Args:
+        recipe: of the catalogue.
+        pairs: add `<id>-without`, the slice without nodules.
+        growth: make `<id>-day<DDDD>` for each day, instead of `<id>`. None are made of a recipe one of whose nodules
+            lies in the lung at first and would grow beyond its edge: that would be a nodule cut off, not one grown.
+    """
+    if growth is None:
+        samples = [Variant(name=recipe.id, recipe=recipe)]
+    elif any(_outgrows(nodule, growth) for nodule in recipe.nodules):
+        return []
+    else:
+        samples = [_on_day(recipe, growth, day) for day in growth.days]
+    return [*samples, Variant(name=f"{recipe.id}-without", recipe=recipe, nodules=False)] if pairs else samples
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -23,7 +94,7 @@ class ExportedSample:
 
     Args:
         name: of its files, unique.
-        recipe: that made it.
+        recipe: id of the recipe that made it.
         day: of the scan, 0 but in a growth series.
         image: HU.
         label: `Label` ids.
@@ -32,11 +103,11 @@ class ExportedSample:
         masks: one a nodule, in its box.
         annotations: one a nodule.
         categories: one a nodule.
-        outcome: of the enhancer's work; None without it.
+        enhanced: what the enhancer did; None without it.
     """
 
     name: str
-    recipe: Recipe
+    recipe: str
     day: int
     image: HuPlane
     label: LabelPlane
@@ -45,12 +116,12 @@ class ExportedSample:
     masks: tuple[NoduleMask, ...]
     annotations: tuple[Annotation, ...]
     categories: tuple[str, ...]
-    outcome: EnhancedSlice | None = None
+    enhanced: EnhancedSlice | None = None
 
     @property
     def descrip(self) -> str:
         """What a header says of it."""
-        return f"synthetic: lungsynth {self.recipe.id}"
+        return f"synthetic: lungsynth {self.recipe}"
 
     @property
     def lung(self) -> MaskPlane:
@@ -69,15 +140,15 @@ class ExportedSample:
         """What the label files need, as JSON."""
         return {
             "name": self.name,
-            "recipe": self.recipe.id,
+            "recipe": self.recipe,
             "day": self.day,
             "shape": list(self.image.shape),
             "affine": self.affine.ravel().tolist(),
             "categories": list(self.categories),
             "boxes": [[int(value) for value in box] for box in self.boxes],
             "annotations": [list(annotation) for annotation in self.annotations],
-            "runs": [_runs(mask) for mask in self.nodules],
-            **({"enhancement": self.outcome.facts()} if self.outcome else {}),
+            "runs": [_run_lengths(mask) for mask in self.nodules],
+            **({"enhancement": self.enhanced.facts()} if self.enhanced else {}),
         }
 
 
@@ -94,12 +165,12 @@ def export_variant(variant: Variant, renderer: Renderer, stage: EnhancementStage
     """
     recipe = variant.recipe
     sample: Rendered = renderer.render(recipe) if variant.nodules else renderer.lung(recipe)
-    image, outcome = sample.image, None
+    image, enhanced = sample.image, None
     if stage is not None:
-        image, outcome = stage(sample, recipe.lung, renderer.layer(recipe))
+        image, enhanced = stage(sample, recipe.lung, renderer.layer(recipe))
     return ExportedSample(
         name=variant.name,
-        recipe=recipe,
+        recipe=recipe.id,
         day=variant.day,
         image=image,
         label=sample.label,
@@ -108,11 +179,27 @@ def export_variant(variant: Variant, renderer: Renderer, stage: EnhancementStage
         masks=sample.masks,
         annotations=sample.annotations,
         categories=tuple(nodule.category for nodule in recipe.nodules) if variant.nodules else (),
-        outcome=outcome,
+        enhanced=enhanced,
     )
 
 
-def _runs(mask: np.ndarray) -> list[int]:
+def _on_day(recipe: Recipe, growth: Growth, day: int) -> Variant:
+    nodules = tuple(_grown(nodule, growth.factor(day)) for nodule in recipe.nodules)
+    name = f"{recipe.id}-day{day:0{_DAY_DIGITS}}"
+    return Variant(name=name, recipe=replace(recipe, nodules=nodules), day=day)
+
+
+def _grown(nodule: NodulePlacement, factor: float) -> NodulePlacement:
+    scale, diameter_mm = round(nodule.scale * factor, 6), round(nodule.diameter_mm * factor, 4)
+    return replace(nodule, scale=scale, diameter_mm=diameter_mm)
+
+
+def _outgrows(nodule: NodulePlacement, growth: Growth) -> bool:
+    sizes: Sequence[float] = [nodule.diameter_mm / 2 * growth.factor(day) for day in (growth.days[0], growth.days[-1])]
+    return sizes[0] <= nodule.distance_mm < sizes[1]
+
+
+def _run_lengths(mask: np.ndarray) -> list[int]:
     """COCO's uncompressed run lengths: down the columns, beginning with background."""
     values = np.concatenate([[False], mask.ravel(order="F"), [False]])
     changes = np.flatnonzero(values[1:] != values[:-1])

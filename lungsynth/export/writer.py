@@ -1,12 +1,21 @@
-"""All parts of a job, one after the other, in several processes, or with Ray on several machines: the same bytes."""
+"""Rendering a catalogue to files: in one process, in several, or with Ray on several machines, to the same bytes.
 
+The catalogue is cut into shards. A shard is done when `.parts/<shard>.json` stands, which is written last: it lists the
+shard's files with their SHA-256 and says what the label files need. A shard that was cut off is written again, to the
+same bytes.
+"""
+
+import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,29 +23,215 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from lungsynth.compositing.render import Renderer
+from lungsynth.config import EXPORT_ENGINES
 from lungsynth.ct.write import write_atomically
 from lungsynth.enhancement.changes import Changes, change_summary
+from lungsynth.enhancement.identity import enhancement_identity
+from lungsynth.enhancement.stage import EnhancementStage, open_stage
 from lungsynth.errors import InputError
-from lungsynth.export.labels import write_checksums, write_labels
-from lungsynth.export.shards import ENHANCED_LUNGS, ExportJob, Shard, ShardWriter
-from lungsynth.placement.catalogue import read_catalogue
+from lungsynth.export.formats import FORMATS, Format, write_checksums, write_labels
+from lungsynth.export.sample import Growth, export_variant, variants
+from lungsynth.placement.assets import AssetLibrary
+from lungsynth.placement.catalogue import Catalogue, read_catalogue
 
-__all__ = ["Totals", "export_catalogue"]
+__all__ = [
+    "ENHANCED_LUNGS",
+    "ExportJob",
+    "ExportResult",
+    "Shard",
+    "ShardWriter",
+    "export_catalogue",
+    "write_samples",
+]
 
-_ENGINE_NAMES = ("local", "ray")
+ENHANCED_LUNGS = ".enhanced"  # folder of lungs that all workers share; it goes when all samples are made
+_RECORDS = ".parts"
 
 
-class Totals(NamedTuple):
-    """Of all that stands in the folder: samples, files, and recipes of which no growth series could be made."""
+class Shard(NamedTuple):
+    """Recipes begin .. end of the catalogue."""
 
-    samples: int
+    begin: int
+    end: int
+
+    @property
+    def name(self) -> str:
+        """Of its files; sorted names are sorted shards."""
+        return f"{self.begin:09}-{self.end:09}"
+
+    @classmethod
+    def named(cls, name: str) -> "Shard":
+        """The shard of a `name`."""
+        return cls(*map(int, name.split("-")))
+
+
+class ExportResult(NamedTuple):
+    """What stands in the folder.
+
+    Args:
+        out: the folder.
+        samples: `ExportedSample.facts` of each, with `image` and `label`, the names of its files.
+        files: number of files.
+        left_out: recipes of which no growth series could be made.
+        enhancement: what the enhancer changed, see `change_summary`; empty without one.
+    """
+
+    out: Path
+    samples: list[dict[str, Any]]
     files: int
     left_out: int
+    enhancement: dict[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportJob:
+    """What to render, to what, and where; it travels to other processes and machines.
+
+    Args:
+        catalogue: `catalogue.parquet`.
+        out: folder to fill.
+        format: a key of `formats.FORMATS`.
+        library: folder of the assets; the catalogue's own when None.
+        pairs: write each slice without its nodules, too.
+        growth: write the nodules as they are on several days.
+        bundles: folder of the bundles whose enhancer is applied; None leaves the composites as they are.
+        label_check: with `bundles`, blend back what would lose or invent a nodule.
+        shard_size: recipes that are written, and noted as done, together; the format's when None.
+
+    Raises:
+        InputError: on an unknown format, or a size that the format does not allow.
+    """
+
+    catalogue: Path
+    out: Path
+    format: str
+    library: Path | None = None
+    pairs: bool = False
+    growth: Growth | None = None
+    bundles: Path | None = None
+    label_check: bool = True
+    shard_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise InputError(f"`format` must be one of {', '.join(FORMATS)}, got {self.format!r}.")
+        if self.shard_size is not None and (self.shard_size < 1 or self.how.one_file):
+            raise InputError(f"`shard_size` of {self.format} is {self.how.shard_size}, got {self.shard_size}.")
+
+    @property
+    def how(self) -> Format:
+        """Its format."""
+        return FORMATS[self.format]
+
+    @property
+    def assets(self) -> Path:
+        """Folder of its assets."""
+        return self.library or self.catalogue.parent
+
+    def identity(self) -> dict[str, Any]:
+        """What makes its bytes: two jobs of one identity may fill one folder."""
+        return {
+            "format": 1,
+            "catalogue": hashlib.sha256(self.catalogue.read_bytes()).hexdigest(),
+            "files": self.format,
+            "pairs": self.pairs,
+            "growth": None if self.growth is None else asdict(self.growth) | {"days": list(self.growth.days)},
+            **enhancement_identity(self.bundles, gate=self.label_check),
+        }
+
+    def shards(self, begin: int, end: int) -> list[Shard]:
+        """Recipes begin .. end, cut at multiples of the shard size."""
+        size = self.shard_size or self.how.shard_size
+        cuts = [begin, *range((begin // size + 1) * size, end, size), end]
+        return [Shard(a, b) for a, b in pairwise(cuts)]
+
+    def missing(self, begin: int, end: int) -> list[Shard]:
+        """What is not done of recipes begin .. end, so that no recipe is made twice."""
+        gaps, start = [], begin
+        for shard in sorted(self.done()):
+            if begin < shard.end and shard.begin < end:
+                gaps.append((start, shard.begin))
+                start = max(start, shard.end)
+        return [shard for a, b in [*gaps, (start, end)] if a < b for shard in self.shards(a, b)]
+
+    def done(self) -> list[Shard]:
+        """The shards that are done."""
+        return sorted(Shard.named(path.stem) for path in (self.out / _RECORDS).glob("[0-9]*.json"))
+
+    def record(self, shard: Shard) -> Path:
+        """The file that says that a shard is done."""
+        return self.out / _RECORDS / f"{shard.name}.json"
+
+
+class ShardWriter:
+    """Makes shards of a job; what it opened stays open from shard to shard.
+
+    Args:
+        job: what to make.
+        library: the job's assets, where they are open already.
+        catalogue: the job's catalogue, likewise.
+        stage: the job's last stage, likewise.
+    """
+
+    def __init__(
+        self,
+        job: ExportJob,
+        *,
+        library: AssetLibrary | None = None,
+        catalogue: Catalogue | None = None,
+        stage: EnhancementStage | None = None,
+    ) -> None:
+        self.job = job
+        self._library, self._catalogue, self._open_stage = library, catalogue, stage
+
+    @cached_property
+    def _renderer(self) -> Renderer:
+        return Renderer(AssetLibrary(self.job.assets) if self._library is None else self._library)
+
+    @cached_property
+    def _recipes(self) -> Catalogue:
+        return read_catalogue(self.job.catalogue) if self._catalogue is None else self._catalogue
+
+    @cached_property
+    def _stage(self) -> EnhancementStage | None:
+        if self.job.bundles is None or self._open_stage is not None:
+            return self._open_stage
+        return open_stage(self.job.bundles, gate=self.job.label_check, folder=self.job.out / ENHANCED_LUNGS)
+
+    def write(self, shard: Shard) -> int:
+        """Makes a shard unless it is done.
+
+        Returns:
+            Number of recipes in it.
+
+        Raises:
+            InputError: when an asset is missing or damaged.
+        """
+        if not self.job.record(shard).exists():
+            self._write(shard)
+        return shard.end - shard.begin
+
+    def _write(self, shard: Shard) -> None:
+        job = self.job
+        samples, left_out = [], 0
+        for index in range(shard.begin, shard.end):
+            recipe_variants = variants(self._recipes[index], pairs=job.pairs, growth=job.growth)
+            left_out += not recipe_variants
+            samples += [export_variant(variant, self._renderer, self._stage) for variant in recipe_variants]
+        written, files = job.how.write(samples, job.out, shard.name) if samples else ([], [])
+        record = {
+            "samples": [s.facts() | names._asdict() for s, names in zip(samples, written, strict=True)],
+            "left_out": left_out,
+            "changes": Changes.total(s.enhanced.changes for s in samples if s.enhanced).counts.tolist(),
+            "files": {name: hashlib.sha256((job.out / name).read_bytes()).hexdigest() for name in files},
+        }
+        write_atomically(job.record(shard), json.dumps(record, sort_keys=True).encode())
 
 
 def export_catalogue(
     job: ExportJob, *, begin: int = 0, end: int | None = None, engine: str = "local", workers: int = 1
-) -> Totals:
+) -> ExportResult:
     """Renders recipes begin .. end of a job's catalogue, or what is missing of them.
 
     Several ranges may fill one folder, one after the other or at once on machines that share it; label files and
@@ -55,50 +250,63 @@ def export_catalogue(
     count = len(read_catalogue(job.catalogue))
     stop = count if end is None else end
     if not 0 <= begin < stop <= count:
-        raise InputError(f"--range {begin}:{stop} must lie within the {count} samples of {job.catalogue}.")
-    if engine not in _ENGINE_NAMES or workers < 1:
-        raise InputError(f"--engine must be one of {_ENGINE_NAMES} with 1 or more workers, got {engine}, {workers}.")
-    size = job.how.part_size
-    if job.how.shards and (begin % size or (stop % size and stop != count)):
+        raise InputError(f"`range` {begin}:{stop} must lie within the {count} samples of {job.catalogue}.")
+    if engine not in EXPORT_ENGINES or workers < 1:
         raise InputError(
-            f"--range {begin}:{stop} must begin and end at multiples of {size}, or at the catalogue's end."
+            f"`engine` must be one of {', '.join(EXPORT_ENGINES)} with 1 or more `workers`, got {engine}, {workers}."
+        )
+    size = job.how.shard_size
+    if job.how.one_file and (begin % size or (stop % size and stop != count)):
+        raise InputError(
+            f"`range` {begin}:{stop} must begin and end at multiples of {size}, or at the catalogue's end."
         )
     job.how.check()
     _claim(job)
-    parts = job.parts(begin, stop)
-    missing = [part for part in parts if not job.record(part).exists()]
-    done = stop - begin - sum(part.end - part.begin for part in missing)
-    with tqdm(total=stop - begin, initial=done, desc=job.format, unit="sample") as progress:
-        for finished in _ENGINES[engine](job, missing, workers):
-            progress.update(finished)
-    return _finish(job)
+    missing = job.missing(begin, stop)
+    _follow(job, missing, _ENGINES[engine](job, missing, workers), total=stop - begin)
+    return _finish(job, count)
+
+
+def write_samples(job: ExportJob, writer: ShardWriter, count: int) -> ExportResult:
+    """Renders what is missing of a whole catalogue of `count` recipes, into a folder that a run has claimed already."""
+    missing = job.missing(0, count)
+    _follow(job, missing, map(writer.write, missing), total=count)
+    return _finish(job, count)
+
+
+def _follow(job: ExportJob, missing: Sequence[Shard], finished: Iterable[int], *, total: int) -> None:
+    """Waits for the shards, which come as numbers of recipes, and shows progress."""
+    done = total - sum(shard.end - shard.begin for shard in missing)
+    with tqdm(total=total, initial=done, desc=job.format, unit="sample") as progress:
+        for recipes in finished:
+            progress.update(recipes)
 
 
 def _claim(job: ExportJob) -> None:
     path, wanted = job.out / "export.json", job.identity()
     if path.exists():
-        found = json.loads(path.read_text())
-        if different := sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key)):
+        there = json.loads(path.read_text())
+        if different := sorted(key for key in {*there, *wanted} if there.get(key) != wanted.get(key)):
             raise InputError(
                 f"{path}: another export, it differs in {', '.join(different)}. Repeat its settings to go on with it, "
-                "or give another --out."
+                "or give another `out`."
             )
     elif job.out.exists() and any(not entry.name.startswith(".") for entry in job.out.iterdir()):
-        raise InputError(f"{job.out}: the folder holds other files. Give a new or empty folder to --out.")
+        raise InputError(f"{job.out}: the folder holds other files. Give a new or empty folder to `out`.")
     write_atomically(path, (json.dumps(wanted, indent=2, sort_keys=True) + "\n").encode())
 
 
-def _local(job: ExportJob, parts: Sequence[Shard], workers: int) -> Iterator[int]:
+def _local(job: ExportJob, shards: Sequence[Shard], workers: int) -> Iterator[int]:
     if workers == 1:
         writer = ShardWriter(job)
-        yield from (writer.write(part) for part in parts)
+        yield from (writer.write(shard) for shard in shards)
         return
     # Spawned, because a forked process may inherit the locks of PyTorch's threads.
     with ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=_start, initargs=(job, workers)
     ) as pool:
         try:
-            for future in as_completed([pool.submit(_write, part) for part in parts]):
+            for future in as_completed([pool.submit(_write, shard) for shard in shards]):
                 yield future.result()
         except BrokenProcessPool as error:
             raise InputError("A worker was killed, perhaps for want of memory. The same command goes on.") from error
@@ -115,29 +323,29 @@ def _start(job: ExportJob, workers: int) -> None:
     _writers[:] = [ShardWriter(job)]
 
 
-def _write(part: Shard) -> int:
-    return _writers[0].write(part)
+def _write(shard: Shard) -> int:
+    return _writers[0].write(shard)
 
 
-def _ray(job: ExportJob, parts: Sequence[Shard], workers: int) -> Iterator[int]:
+def _ray(job: ExportJob, shards: Sequence[Shard], workers: int) -> Iterator[int]:
     try:
         import ray
         import ray.data
     except ImportError as error:
-        raise InputError("--engine ray needs Ray Data. Install it with: pip install 'lungsynth[ray]'") from error
-    if not parts:
+        raise InputError("The engine ray needs Ray Data. Install it with: pip install 'lungsynth[ray]'") from error
+    if not shards:
         return
     ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    rows = ray.data.from_items([part._asdict() for part in parts], override_num_blocks=len(parts))
+    rows = ray.data.from_items([shard._asdict() for shard in shards], override_num_blocks=len(shards))
     writer: Any = _RayWriter  # an actor's class, which Ray's annotations do not foresee
     finished = rows.map(writer, fn_constructor_args=(job,), concurrency=workers)
     yield from (int(row["recipes"]) for row in finished.iter_rows())
 
 
 class _RayWriter:
-    """An actor that writes parts."""
+    """An actor that writes shards."""
 
     def __init__(self, job: ExportJob) -> None:
         self._writer = ShardWriter(job)
@@ -149,28 +357,25 @@ class _RayWriter:
 _ENGINES = {"local": _local, "ray": _ray}
 
 
-def _finish(job: ExportJob) -> Totals:
-    paths = sorted((job.out / ".parts").glob("[0-9]*.json"))
-    records = [json.loads(path.read_text()) for path in paths]
+def _finish(job: ExportJob, count: int) -> ExportResult:
+    """Writes label files and checksums of all that is done; tidies up when that is all."""
+    records = [json.loads(job.record(shard).read_text()) for shard in job.done()]
     samples = {sample["name"]: sample for record in records for sample in record["samples"]}
     files = {name: digest for record in records for name, digest in record["files"].items()}
     write_labels(list(samples.values()), job.out)
     write_checksums(files, job.out)
-    if job.bundles is not None:
-        _write_summary(records, job.out)
-    done = np.zeros(len(read_catalogue(job.catalogue)), dtype=bool)
-    for part in (Shard.named(path.stem) for path in paths):
-        done[part.begin : part.end] = True
-    if done.all():  # else another range may be at work
+    enhancement = _write_summary(records, job.out) if job.bundles is not None else {}
+    if not job.missing(0, count):  # else another range may be at work
         _remove_leftovers(job.out)
-    return Totals(len(samples), len(files), sum(record["left_out"] for record in records))
+    left_out = sum(record["left_out"] for record in records)
+    return ExportResult(job.out, list(samples.values()), len(files), left_out, enhancement)
 
 
-def _write_summary(records: Sequence[dict[str, Any]], out: Path) -> None:
+def _write_summary(records: Sequence[dict[str, Any]], out: Path) -> dict[str, float | None]:
     changes = Changes.total(Changes(np.array(record["changes"])) for record in records)
-    facts = [sample["enhancement"] for record in records for sample in record["samples"]]
-    content = json.dumps(change_summary(facts, changes), indent=2) + "\n"
-    write_atomically(out / "enhanced.json", content.encode())
+    summary = change_summary([sample["enhancement"] for record in records for sample in record["samples"]], changes)
+    write_atomically(out / "enhanced.json", (json.dumps(summary, indent=2) + "\n").encode())
+    return summary
 
 
 def _remove_leftovers(out: Path) -> None:

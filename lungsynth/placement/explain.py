@@ -241,10 +241,10 @@ class PlanExplainer:
     def __init__(self, path: Path, *, library: Path | None = None, vessel_masks: Path | None = None) -> None:
         self.catalogue = read_catalogue(path)
         self.record = PlanRecord.read(self.catalogue)
-        real_voxels = bool(self.record.identity["settings"]["real_voxels"])
+        settings = self.record.identity["settings"]
         folder = AssetLibrary(library or path.parent)
-        self.lungs = LibraryLungs.of(folder, real_voxels=real_voxels, vessel_masks=vessel_masks)
-        self.lungs = self.lungs.first(int(self.record.identity["settings"]["lungs"]))
+        self.lungs = LibraryLungs.of(folder, real_voxels=bool(settings["real_voxels"]), vessel_masks=vessel_masks)
+        self.lungs = self.lungs.first(settings["lungs"] or len(self.lungs))
         self._groups = list(read_groups(path))
 
     def explain(self, query: str) -> tuple[str, Explanation]:

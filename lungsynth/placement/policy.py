@@ -15,7 +15,6 @@ size. The factors are found by trying on some of the lungs: a class that comes o
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt64
@@ -24,7 +23,7 @@ from lungsynth.errors import InputError
 from lungsynth.placement.groups import GroupArrays
 from lungsynth.placement.hashing import HashStream, hash_arrays
 from lungsynth.placement.lung_shape import UNITS_PER_MM
-from lungsynth.placement.rules import PlacementVerdict
+from lungsynth.placement.rules import PlacementVerdict, Policy
 from lungsynth.placement.scoring import PairScores
 
 __all__ = [
@@ -42,8 +41,6 @@ __all__ = [
     "order_rank",
     "size_class",
 ]
-
-Policy = Literal["farthest", "matched", "balanced"]
 
 DISTANCE_EDGES_MM = (2.5, 5.0, 7.5, 10.0, 12.5, 15.0, 20.0, 25.0, 30.0)
 SIZE_EDGES_MM = (4.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0)

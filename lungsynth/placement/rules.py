@@ -13,8 +13,9 @@ from typing import Any, Literal, get_args
 
 from lungsynth.errors import InputError
 
-__all__ = ["REGIONS", "NoduleType", "PlacementRules", "PlacementVerdict", "Region", "read_rules"]
+__all__ = ["REGIONS", "NoduleType", "PlacementRules", "PlacementVerdict", "Policy", "Region", "read_rules"]
 
+Policy = Literal["farthest", "matched", "balanced"]  # which accepted pairs become samples, see `placement.policy`
 NoduleType = Literal["isolated", "juxta_pleural", "juxta_vascular"]
 Region = tuple[float, float, float, float]  # (u from, u to, v from, v to) in the bounding box of both lungs
 

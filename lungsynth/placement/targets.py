@@ -1,36 +1,16 @@
-"""What the policies `matched` and `balanced` aim at, from the real nodules of a cohort, and what its categories are."""
+"""What the policies `matched` and `balanced` aim at, from the real nodules of a cohort."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from lungsynth.categories import AS_LISTED, TEXTURES, CategoryRule
-from lungsynth.chain.plan_settings import PlanSettings
 from lungsynth.errors import InputError
-from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.cohort_statistics import NoduleStatistics
 from lungsynth.placement.lung_shape import LungShape
 from lungsynth.placement.policy import DISTANCE_EDGES_MM, SIZE_EDGES_MM, Policy, TargetDistribution, balanced_target
 from lungsynth.placement.presence import PresencePrior
 
-__all__ = ["rule_of", "shares_of_samples", "target_of"]
-
-
-def rule_of(settings: PlanSettings) -> CategoryRule:
-    """What the categories of real nodules are: as the bundles have them that make the assets.
-
-    Those of a library that is there already are asked only where it has others than texture classes, because that
-    takes PyTorch and MONAI.
-    """
-    if settings.bundles is None:
-        return AS_LISTED
-    if settings.library:
-        made = {asset.category for asset in AssetLibrary(settings.library) if asset.kind == "nodule"}
-        if made <= set(TEXTURES):
-            return AS_LISTED
-    from lungsynth.bundles import nodule_rule
-
-    return nodule_rule(settings.bundles)
+__all__ = ["shares_of_samples", "target_of"]
 
 
 def shares_of_samples(policy: Policy, keep: int, real: NoduleStatistics, categories: Sequence[str]) -> dict[str, int]:
@@ -56,7 +36,9 @@ def shares_of_samples(policy: Policy, keep: int, real: NoduleStatistics, categor
         return {category: level - count for category, count in counts.items() if level > count}
     most = max(counts.values())
     if not most:
-        raise InputError(f"--policy matched: the cohort's training part has no nodule of {list(categories)}.")
+        raise InputError(
+            f"The policy matched needs real nodules: the cohort's training part has none of {list(categories)}."
+        )
     return {category: max(1, round(keep * count / most)) for category, count in counts.items() if count}
 
 

@@ -41,7 +41,6 @@ __all__ = ["PseudoLabelConfig", "PseudoLabelResult", "pseudo_label_cohort"]
 
 _logger = logging.getLogger(__name__)
 
-_RUN_MARK = ".mlflow_run"  # id of the run in progress, so that a killed one can be closed
 _NORMAL_GAP_MM = 10.0  # where cohort.json does not tell
 
 
@@ -72,12 +71,12 @@ class PseudoLabelResult:
     problems: tuple[Problem, ...]
 
 
-def pseudo_label_cohort(settings: PseudoLabelConfig, *, tracking_uri: str = DEFAULT_URI) -> PseudoLabelResult:
+def pseudo_label_cohort(settings: PseudoLabelConfig, *, tracking_uri: str | None = DEFAULT_URI) -> PseudoLabelResult:
     """Separates a cohort.
 
     Args:
         settings: see `PseudoLabelConfig`.
-        tracking_uri: MLflow store.
+        tracking_uri: MLflow store; None tracks nothing.
 
     Raises:
         InputError: before anything is written, when an input cannot be used or `out` holds something else.
@@ -100,17 +99,12 @@ def pseudo_label_cohort(settings: PseudoLabelConfig, *, tracking_uri: str = DEFA
     open_output(settings.out, identity)
     for name in (NETWORK, CANDIDATES):
         (settings.out / name).mkdir(exist_ok=True)
-    mark = settings.out / _RUN_MARK
-    if mark.exists():
-        tracker.close_stale(mark.read_text())
-    with tracker.run(f"separate {settings.out.name}", tags={"chain": "separate"}) as run:
-        mark.write_text(run.run_id)
+    with tracker.resumable_run(settings.out, f"separate {settings.out.name}", tags={"chain": "separate"}) as run:
         run.log_params(identity["settings"])
         parts, problems = _separate_parts(source, job)
         cohort = _finish(source, parts, problems, job, weights)
         run.log_metrics(_metrics(cohort["separation"]))
         run.log_file(settings.out / "montage_separation.png")
-    mark.unlink()
     return PseudoLabelResult(cohort=cohort, problems=problems)
 
 

@@ -1,16 +1,15 @@
 """The real samples that generated ones are ranked by: those of a cohort's training patients, and of no others.
 
-They also say what a copy is. The judge measures the threshold of copies on held-out patients, who are not to be touched
-here; so training patients take turns: a fifth of them is held against the other four fifths.
+They also say what a copy is. The evaluation measures the threshold of copies on held-out patients, who are not to be
+touched here; so training patients take turns: a fifth of them is held against the other four fifths.
 
-All training patients count, also those whom `--spare-diseased` leaves out: the generator knew them, so a copy of theirs
-is a copy, and nothing of a ranking's real samples reaches an image.
+All training patients count, also those whom `exclude_enhancer_patients` leaves out: the generator knew them, so a copy
+of theirs is a copy, and nothing of a ranking's real samples reaches an image.
 """
 
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,10 +22,10 @@ from lungsynth.similarity.copies import Copies, CopyThreshold, copy_threshold, f
 from lungsynth.similarity.features import WEIGHTS, Features, open_features, pairwise_distance
 from lungsynth.similarity.folds import owner_folds
 from lungsynth.similarity.samples import SampleKind, Samples, as_shown, read_lungs, read_nodules
-from lungsynth.similarity.strategies import NEIGHBOURS, Selection, SimilarityScores, unranked
+from lungsynth.similarity.selection import NEIGHBOURS, SimilarityScores, unranked
 from lungsynth.weights import read_weights_file
 
-__all__ = ["ReferenceCategory", "ReferenceSet", "open_reference_set", "selection_identity"]
+__all__ = ["ReferenceCategory", "ReferenceSet", "feature_weights", "open_reference_set"]
 
 _FOLDS = 5
 _MEASURED = 600  # samples that the threshold of copies is measured on, of which 1 % are 6
@@ -81,15 +80,14 @@ class ReferenceSet:
         return scores
 
 
-def selection_identity(selection: Selection) -> dict[str, Any]:
-    """What a run's choice of generated samples depends on: its rule, and the feature networks where it has a cohort.
+def feature_weights() -> dict[SampleKind, str]:
+    """SHA-256 of the feature networks' weights.
 
     Raises:
-        InputError: when the weights of a feature network are missing or damaged.
+        InputError: when a file is missing or damaged.
     """
-    networks = {f"features_{kind}": WEIGHTS / f"{kind}_features.pt" for kind in ("nodules", "lungs")}
-    used = {name: read_weights_file(path).sha256 if selection.cohort else None for name, path in networks.items()}
-    return {**selection.to_json(), **used}
+    kinds: tuple[SampleKind, ...] = ("nodules", "lungs")
+    return {kind: read_weights_file(WEIGHTS / f"{kind}_features.pt").sha256 for kind in kinds}
 
 
 def open_reference_set(cohort: Path, kind: SampleKind, *, rule: CategoryRule = AS_LISTED) -> ReferenceSet | None:

@@ -1,4 +1,14 @@
-"""Generated samples of a category: more are made than needed, ranked, and the first usable ones kept.
+"""Which of many generated samples are kept: more are made than needed, ranked by similarity, the best usable ones kept.
+
+`nearest` is the paper's ("the 1000 with the highest similarity"): those whose fifth nearest real sample is nearest, in
+a feature network's space. It keeps what is most ordinary and loses the rest (docs/ranking.md has figures). `coverage`
+is greedy matching: one real sample after the other, in a seeded order, takes the free candidate most similar to it,
+round after round, so that rare real samples have as many candidates kept as common ones have. `none` keeps the order of
+generation.
+
+A candidate is unlike real ones when it lies in no real sample's sphere, which reaches to that sample's fifth nearest of
+other patients (the manifold of Naeem et al., 2020). Under `coverage` and `nearest` such candidates come last. Copies
+are never kept.
 
 Candidate i of a category has a seed of its own. A round draws `candidates` for each sample that is still missing, so
 the second one, which replaces copies and what cannot be used (an empty mask), is small. Nothing is stored but what is
@@ -10,30 +20,40 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
+from lungsynth.config import Selection, SelectionStrategy
+from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import to_int16
-from lungsynth.io.atomic import write_json
 from lungsynth.placement.assets import Asset
-from lungsynth.similarity.reference import ReferenceSet
 from lungsynth.similarity.samples import SampleKind, Samples
-from lungsynth.similarity.strategies import Selection, SimilarityScores, preference, unranked
+
+if TYPE_CHECKING:
+    from lungsynth.similarity.reference import ReferenceSet
 
 __all__ = [
+    "NEIGHBOURS",
     "TRIES",
     "CandidateCounts",
     "CandidateSource",
+    "SimilarityScores",
     "Store",
+    "describe_selection",
     "kept_assets",
+    "preference",
     "selection_figures",
+    "selection_identity",
     "store_usable",
+    "unranked",
     "write_selection",
 ]
 
+NEIGHBOURS = 5
 TRIES = 4  # rounds' worth of candidates, before a sampler is given up
 _FILE = "selection.json"
 _CHUNK = 32  # seeds a call; only a matter of progress
@@ -73,21 +93,36 @@ class CandidateCounts:
         return CandidateCounts(**sums | {"real": max(self.real, other.real)})
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SimilarityScores:
+    """What is known of N candidates of a category.
+
+    Args:
+        copied: whether it is a near-copy of a training sample.
+        unlike: whether it is in no real sample's sphere.
+        distances: to R real samples of the category, R at least `NEIGHBOURS`; no column where nothing ranks them.
+    """
+
+    copied: Bool[np.ndarray, " n"]
+    unlike: Bool[np.ndarray, " n"]
+    distances: Float[np.ndarray, "n real"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class CandidateSource:
     """Where candidates come from, and how they are chosen.
 
     Args:
-        sampler: of wcapsgan_bundle (contract C6.5).
-        mask: key of its masks, `alpha` or `mask`.
+        sampler: of wcapsgan_bundle.
+        kind: nodules or lungs.
         selection: how they are chosen.
         real: what ranks them; None where nothing does.
     """
 
     sampler: Any
-    mask: str
+    kind: SampleKind
     selection: Selection
-    real: ReferenceSet | None = None
+    real: "ReferenceSet | None" = None
 
     def draw(self, seeds: Sequence[int], category: str) -> Samples:
         """One sample a seed, diameters as in training."""
@@ -110,7 +145,48 @@ class CandidateSource:
         for begin in tqdm(range(0, len(seeds), _CHUNK), desc=category, leave=False, disable=len(seeds) <= _CHUNK):
             part = list(seeds[begin : begin + _CHUNK])
             batch = self.sampler(part, [category] * len(part), [None] * len(part))
-            yield np.asarray(batch["hu"]), np.asarray(batch[self.mask])
+            yield np.asarray(batch["hu"]), np.asarray(batch["alpha" if self.kind == "nodules" else "mask"])
+
+
+def unranked(count: int) -> SimilarityScores:
+    """Scores of candidates that nothing is known of."""
+    nothing = np.zeros(count, np.bool_)
+    return SimilarityScores(copied=nothing, unlike=nothing, distances=np.zeros((count, 0)))
+
+
+def preference(scores: SimilarityScores, strategy: SelectionStrategy, *, seed: int) -> Int[np.ndarray, " kept"]:
+    """Places of all candidates that are no copies, those to keep first.
+
+    Args:
+        scores: of the candidates.
+        strategy: the rule; where nothing ranks them, they stay in the order of generation.
+        seed: of the order in which real samples choose.
+    """
+    free = ~scores.copied
+    if strategy == "none" or not scores.distances.shape[1]:
+        return np.flatnonzero(free)
+    like, unlike = np.flatnonzero(free & ~scores.unlike), np.flatnonzero(free & scores.unlike)
+    nearness = np.sort(scores.distances, axis=1)[:, NEIGHBOURS - 1]
+    if strategy == "nearest":
+        first = _nearest_first(like, nearness)
+    else:
+        first = like[_in_turns(scores.distances[like], seed=seed)]
+    return np.concatenate([first, _nearest_first(unlike, nearness)])
+
+
+def _nearest_first(places: Int[np.ndarray, " n"], nearness: Float[np.ndarray, " all"]) -> Int[np.ndarray, " n"]:
+    return places[np.argsort(nearness[places], kind="stable")]
+
+
+def _in_turns(distances: Float[np.ndarray, "n real"], *, seed: int) -> Int[np.ndarray, " n"]:
+    """Candidates in the order in which real samples, in rounds of a new random order, take the nearest that is left."""
+    rng, left, taken = np.random.default_rng(seed), distances.copy(), list[int]()
+    while len(taken) < len(left):
+        for real in rng.permutation(left.shape[1])[: len(left) - len(taken)]:
+            nearest = int(left[:, real].argmin())
+            left[nearest] = np.inf
+            taken.append(nearest)
+    return np.array(taken, dtype=np.int64)
 
 
 def kept_assets(
@@ -135,19 +211,33 @@ def kept_assets(
         drawn += len(part)
         samples = source.draw(part, category)
         scores = source.score(samples, category)
-        order = preference(scores, source.selection.ranking, seed=seeds[0])
+        order = preference(scores, source.selection.strategy, seed=seeds[0])
         counts += _take(found, samples, scores, order, wanted=wanted, store=store)
     return list(found.values()), counts
+
+
+def selection_identity(selection: Selection) -> dict[str, Any]:
+    """What a run's choice of generated samples depends on: its rule, and the feature networks where it has a cohort.
+
+    Raises:
+        InputError: when the weights of a feature network are missing or damaged.
+    """
+    networks: dict[str, str | None] = {"features_nodules": None, "features_lungs": None}
+    if selection.cohort:
+        from lungsynth.similarity.reference import feature_weights
+
+        networks = {f"features_{kind}": sha256 for kind, sha256 in feature_weights().items()}
+    return {**selection.to_json(), **networks}
 
 
 def write_selection(
     out: Path, selection: Selection, counts: Mapping[SampleKind, Mapping[str, CandidateCounts]]
 ) -> Path:
-    """Writes `selection.json` (contract C8.2): the rule, and the counts by kind and category."""
-    told: dict[str, Any] = dict(selection.to_json())
+    """Writes `selection.json`: the rule, and the counts by kind and category."""
+    content: dict[str, Any] = {"format": 2, **selection.to_json()}
     for kind, categories in counts.items():
-        told[kind] = {name: asdict(count) for name, count in categories.items()}
-    write_json(out / _FILE, told)
+        content[kind] = {name: asdict(count) for name, count in categories.items()}
+    write_atomically(out / _FILE, (json.dumps(content, indent=1) + "\n").encode())
     return out / _FILE
 
 
@@ -159,16 +249,36 @@ def selection_figures(out: Path) -> dict[str, float]:
     """
     path = out / _FILE
     try:
-        told = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected what became of generated samples, got {error}. Use a new --out.") from error
+        raise InputError(f"{path}: expected counts of generated samples, got {error}. Use a new `out`.") from error
     figures: dict[str, float] = {}
     for kind in ("nodules", "lungs"):
-        for category, counts in told[kind].items():
+        for category, counts in content[kind].items():
             figures |= {f"{kind}_{category}_{name}": float(value) for name, value in counts.items()}
-        total = sum((CandidateCounts(**counts) for counts in told[kind].values()), CandidateCounts())
+        total = sum((CandidateCounts(**counts) for counts in content[kind].values()), CandidateCounts())
         figures |= {f"{kind}_candidates_{name}": float(v) for name, v in asdict(total).items() if name != "real"}
     return figures
+
+
+def describe_selection(figures: Mapping[str, float], *, ranked: bool) -> str:
+    """A sentence on how the generated nodules and lungs were chosen.
+
+    Args:
+        figures: of `selection_figures`.
+        ranked: whether a cohort ranked them.
+    """
+    if not ranked:
+        return "Without a cohort, generated nodules and lungs are neither ranked nor compared with training samples"
+    clauses = []
+    for kind in ("nodules", "lungs"):
+        generated, kept, copies, unlike = (
+            f"{figures[f'{kind}_candidates_{name}']:.0f}" for name in ("generated", "kept", "copies", "unlike")
+        )
+        clauses.append(
+            f"of {generated} generated {kind} {kept} were kept, {copies} were near-copies and {unlike} unlike real"
+        )
+    return f"By comparison with the cohort's training part, {'; '.join(clauses)}"
 
 
 def _take(

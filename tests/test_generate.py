@@ -1,7 +1,8 @@
-"""Laws of the chain: a seed gives its bytes however it is run, a stop costs nothing, bad input leaves nothing."""
+"""Laws of generating: a seed gives its bytes however it is run, a stop costs nothing, bad input leaves nothing."""
 
 import importlib.util
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,21 +13,21 @@ import pytest
 from fake_bundles import linear_state, write_fake_bundles, write_weights
 from fake_cohort import write_fake_cohort
 
-import lungsynth.chain.render_stage
-import lungsynth.placement.assets
 from lungsynth.bundles import open_bundle
-from lungsynth.chain.check_stage import compare
-from lungsynth.chain.plan_stage import spread
-from lungsynth.chain.run import run_chain
-from lungsynth.chain.settings import ChainSettings, SeedStream, seeds
+from lungsynth.config import EnhancementConfig, GenerateConfig, PlacementConfig, SeedStream, seeds
 from lungsynth.ct.volume import lps_to_voxel
 from lungsynth.ct.write import read_plane
+from lungsynth.detectability import compare_with_label
 from lungsynth.errors import InputError
+from lungsynth.export import formats
+from lungsynth.generate import generate
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import read_catalogue
+from lungsynth.placement.plan_catalogue import spread_pairs
 from lungsynth.tracking import open_tracker
 
 COUNT = 12
+MODULE = sys.modules["lungsynth.generate"]  # whose name is that of a function in the package
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +37,27 @@ def store(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory) -> Path:
-    return write_fake_bundles(tmp_path_factory.mktemp("bundles"), "chained")
+    return write_fake_bundles(tmp_path_factory.mktemp("bundles"), "generating")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, bundles, store) -> ChainSettings:
-    settings = ChainSettings(
+def finished(tmp_path_factory, bundles, store) -> GenerateConfig:
+    settings = GenerateConfig(
         out=tmp_path_factory.mktemp("finished") / "out", count=COUNT, seed=5, bundles=bundles, batch_size=1
     )
-    run_chain(settings, tracking_uri=store)
+    generate(settings, tracking_uri=store)
     return settings
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All files but the notes of what is done, which depend on the batch size."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != ".parts"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def placed(config: GenerateConfig, **changes: object) -> GenerateConfig:
+    """The same with other placement."""
+    return replace(config, placement=replace(config.placement, **changes))
 
 
 def runs(store: str, out: Path) -> dict[str, str]:
@@ -63,6 +71,7 @@ def test_a_run_ends_with_the_files_of_contract_c8(finished):
     recipes = read_catalogue(out / "catalogue.parquet")
     ids = {recipe.id for recipe in recipes}
     names = {"images", "masks", "assets", "annotations.csv", "catalogue.parquet", "datalist.json", "assets.parquet"}
+    names |= {"coco.json", "detection.json", "checksums.sha256", "enhanced.json", ".parts"}
     assert {path.name for path in out.iterdir()} == names | {"contact_sheet.png", "run.json", "selection.json"}
     for folder in ("images", "masks"):
         assert {path.name.removesuffix(".nii.gz") for path in (out / folder).iterdir()} == ids
@@ -98,13 +107,13 @@ def test_categories_get_equal_numbers(finished):
 
 def test_pairs_are_spread_over_lungs_and_groups_as_long_as_there_are_others():
     farthest_first = [(0, 0), (1, 0), (2, 0), (3, 0), (0, 1), (1, 1), (2, 2)]
-    assert spread(farthest_first, 4, lungs=4, groups=4) == [0, 1, 4, 5]
-    assert spread(farthest_first[:3], 3, lungs=4, groups=4) == [0, 1, 2]
+    assert spread_pairs(farthest_first, 4, lungs=4, groups=4, max_reuse=2.0) == [0, 1, 4, 5]
+    assert spread_pairs(farthest_first[:3], 3, lungs=4, groups=4, max_reuse=2.0) == [0, 1, 2]
 
 
 def test_the_enhancer_comes_last(finished, store, tmp_path):
-    plain = replace(finished, out=tmp_path / "plain", enhance=False)
-    run_chain(plain, tracking_uri=store)
+    plain = replace(finished, out=tmp_path / "plain", enhancement=EnhancementConfig(enabled=False))
+    generate(plain, tracking_uri=store)
     recipe, other = (read_catalogue(run.out / "catalogue.parquet")[0] for run in (finished, plain))
     assert recipe.id == other.id
     enhanced, _ = read_plane(finished.out / "images" / f"{recipe.id}.nii.gz")
@@ -116,13 +125,13 @@ def test_the_enhancer_comes_last(finished, store, tmp_path):
 
 def test_same_seed_same_bytes_at_any_batch_size(finished, store, tmp_path):
     again = replace(finished, out=tmp_path / "again", batch_size=7)
-    run_chain(again, tracking_uri=store)
+    generate(again, tracking_uri=store)
     assert content(again.out) == content(finished.out)
 
 
 def test_another_seed_gives_other_samples(finished, store, tmp_path):
     other = replace(finished, out=tmp_path / "other", seed=6, count=3)
-    run_chain(other, tracking_uri=store)
+    generate(other, tracking_uri=store)
     assert not {path.name for path in (other.out / "images").iterdir()} & {
         path.name for path in (finished.out / "images").iterdir()
     }
@@ -131,11 +140,13 @@ def test_another_seed_gives_other_samples(finished, store, tmp_path):
 @pytest.mark.parametrize(
     ("module", "name", "calls"),
     [
-        (lungsynth.placement.assets.AssetLibrary, "add_nodule", 5),
-        (lungsynth.placement.assets.AssetLibrary, "add_lung", 2),
-        (lungsynth.chain.run, "make_catalogue", 1),
-        (lungsynth.chain.render_stage, "write_plane", 7),
-        (lungsynth.chain.run, "write_reports", 1),
+        (AssetLibrary, "add_nodule", 5),
+        (AssetLibrary, "add_lung", 2),
+        (MODULE, "plan_catalogue", 1),
+        (formats, "write_plane", 7),
+        (formats, "write_annotations", 1),
+        (MODULE, "save_sheet", 1),
+        (MODULE, "check_detectability", 1),
     ],
 )
 def test_stopped_anywhere_and_started_again_it_ends_with_the_same_bytes(
@@ -153,23 +164,23 @@ def test_stopped_anywhere_and_started_again_it_ends_with_the_same_bytes(
     with monkeypatch.context() as patch:
         patch.setattr(module, name, breaks)
         with pytest.raises(RuntimeError, match="the plug was pulled"):
-            run_chain(settings, tracking_uri=store)
+            generate(settings, tracking_uri=store)
     assert "FAILED" in runs(store, settings.out).values()
     # What a killed process leaves behind, beside its run that never ended.
     (settings.out / ".run.json.1.tmp").write_text("half")
     (settings.out / "assets").mkdir(exist_ok=True)
     (settings.out / "assets" / ".a.npy.1.part").write_text("half")
-    run_chain(settings, tracking_uri=store)
+    generate(settings, tracking_uri=store)
     assert content(settings.out) == content(finished.out)
 
 
 def test_a_failed_stage_ends_its_run_and_the_parent_as_failed(finished, store, tmp_path, monkeypatch):
     settings = replace(finished, out=tmp_path / "failing")
-    monkeypatch.setattr(lungsynth.chain.run, "make_catalogue", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(MODULE, "plan_catalogue", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        run_chain(settings, tracking_uri=store)
+        generate(settings, tracking_uri=store)
     assert runs(store, settings.out) == {
-        "synthesize failing": "FAILED",
+        "generate failing": "FAILED",
         "failing/assets": "FINISHED",
         "failing/plan": "FAILED",
     }
@@ -181,24 +192,24 @@ def test_a_run_of_a_killed_process_is_closed_when_it_goes_on(finished, store, tm
     abandoned = tracker.client.create_run(tracker.experiment_id, run_name="killed before")
     settings.out.mkdir()
     (settings.out / ".mlflow_run").write_text(abandoned.info.run_id)
-    run_chain(settings, tracking_uri=store)
+    generate(settings, tracking_uri=store)
     assert tracker.client.get_run(abandoned.info.run_id).info.status == "KILLED"
 
 
 def test_the_parent_run_has_a_child_a_stage_and_holds_no_path(finished, store):
     tracker = open_tracker(store)
     found = tracker.client.search_runs([tracker.experiment_id])
-    parent = next(run for run in found if run.info.run_name == "synthesize out")
+    parent = next(run for run in found if run.info.run_name == "generate out")
     children = {
         run.data.tags["stage"]: run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
     }
-    assert set(children) == {"assets", "plan", "render", "report", "check"}
+    assert set(children) == {"assets", "plan", "export", "check"}
     assert {run.info.status for run in [parent, *children.values()]} == {"FINISHED"}
-    assert children["render"].data.metrics["samples_total"] == COUNT
+    assert children["export"].data.metrics["samples_total"] == COUNT
     assert 0 <= children["check"].data.metrics["nodules_found"] <= 1
     assert children["plan"].data.metrics["mean_distance_mm"] > 0
-    artifacts = [item.path for item in tracker.client.list_artifacts(children["report"].info.run_id)]
-    assert artifacts == ["contact_sheet.png"]
+    artifacts = [item.path for item in tracker.client.list_artifacts(children["export"].info.run_id)]
+    assert artifacts == ["contact_sheet.png", "samples"]
     assert [item.path for item in tracker.client.list_artifacts(parent.info.run_id)] == [
         "configs",
         "run.json",
@@ -215,44 +226,47 @@ def test_a_mark_finds_its_nodule_or_is_another_finding():
     label[5:9, 5:9] = label[20:24, 20:24] = 2
     marked[8:10, 8:10] = True  # on the first nodule's corner
     marked[33:35, 33:35] = True
-    assert compare(marked, label) == ([True, False], 1)
+    assert compare_with_label(marked, label) == ([True, False], 1)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"seed": 6}, "seed is 5 there and 6 here"),
-        ({"enhance": False}, "enhance is true there and false here"),
-        ({"count": 13, "lungs": 3}, "count is 12 there and 13 here; lungs is null there and 3 here"),
+        ({"enhancement": EnhancementConfig(enabled=False)}, "enhance is true there and false here"),
+        (
+            {"count": 13, "placement": PlacementConfig(lungs=3)},
+            "count is 12 there and 13 here; lungs is null there and 3 here",
+        ),
     ],
 )
 def test_a_folder_of_another_run_is_refused_and_left_alone(finished, store, change, message):
     before = content(finished.out)
     with pytest.raises(InputError, match=message):
-        run_chain(replace(finished, **change), tracking_uri=store)
+        generate(replace(finished, **change), tracking_uri=store)
     assert content(finished.out) == before
 
 
 def test_a_folder_with_other_files_is_refused(finished, store, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match=r"holds other files and no run\.json"):
-        run_chain(replace(finished, out=tmp_path), tracking_uri=store)
+        generate(replace(finished, out=tmp_path), tracking_uri=store)
 
 
 def test_an_unreachable_store_is_told_before_any_work(finished, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(InputError, match="no MLflow store answers"):
-        run_chain(replace(finished, out=out), tracking_uri="http://127.0.0.1:9")
+        generate(replace(finished, out=out), tracking_uri="http://127.0.0.1:9")
     assert not out.exists()
 
 
 def test_too_few_fitting_groups_are_told(finished, store, tmp_path):
     with pytest.raises(InputError, match=r"1 lungs and 1 groups of a category give \d usable samples"):
-        run_chain(replace(finished, out=tmp_path / "out", lungs=1, groups=1), tracking_uri=store)
+        generate(placed(replace(finished, out=tmp_path / "out"), lungs=1, groups=1), tracking_uri=store)
 
 
 @pytest.mark.parametrize(
-    ("option", "message"), [({"count": 0}, "--count must be at least 1"), ({"seed": -1}, "--seed")]
+    ("option", "message"), [({"count": 0}, "`count` must be at least 1"), ({"seed": -1}, "`seed`")]
 )
 def test_numbers_out_of_range_are_refused(finished, option, message):
     with pytest.raises(InputError, match=message):
@@ -260,7 +274,7 @@ def test_numbers_out_of_range_are_refused(finished, option, message):
 
 
 def test_the_papers_numbers_come_out_at_a_million():
-    sizes = ChainSettings(out=Path("out"), count=1_000_000, seed=0, bundles=Path("bundles")).sizes
+    sizes = GenerateConfig(out=Path("out"), count=1_000_000, seed=0, bundles=Path("bundles")).sizes(3)
     assert (sizes.lungs, sizes.groups, sizes.nodules) == (500, 5000, 1200)
 
 
@@ -275,8 +289,8 @@ def cohort(tmp_path_factory, bundles) -> Path:
 
 
 def test_real_ones_are_mixed_in_the_papers_proportion_from_the_training_part(finished, store, tmp_path, cohort):
-    settings = replace(finished, out=tmp_path / "mixed", cohort=cohort, lungs=20, groups=36)
-    run_chain(settings, tracking_uri=store)
+    settings = placed(replace(finished, out=tmp_path / "mixed", cohort=cohort), lungs=20, groups=36)
+    generate(settings, tracking_uri=store)
     assets = list(AssetLibrary(settings.out))
     real = [asset for asset in assets if asset.source == "real"]
     assert len([asset for asset in assets if asset.kind == "nodule"]) == 72
@@ -293,14 +307,14 @@ def test_a_damaged_nodule_is_left_out_and_a_generated_one_takes_its_place(finish
     settings.cohort.mkdir()
     for path in cohort.glob("*.json"):
         (settings.cohort / path.name).write_text(path.read_text())
-    run_chain(settings, tracking_uri=store)  # none of the files stands there
+    generate(settings, tracking_uri=store)  # none of the files stands there
     assert {asset.source for asset in AssetLibrary(settings.out)} == {"generated"}
     assert "left out, not a nodule of a cohort" in caplog.text
 
 
 def test_a_folder_that_is_no_cohort_is_refused(finished, store, tmp_path):
     with pytest.raises(InputError, match=r"cohort\.json: expected this file of a cohort"):
-        run_chain(replace(finished, out=tmp_path / "out", cohort=tmp_path), tracking_uri=store)
+        generate(replace(finished, out=tmp_path / "out", cohort=tmp_path), tracking_uri=store)
 
 
 def script():

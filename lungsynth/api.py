@@ -1,0 +1,143 @@
+"""The functions of `import lungsynth as ls`: plain arguments in, results out.
+
+What a call does not name has its default in the configuration that it fills: `config.GenerateConfig`,
+`export.writer.ExportJob`, `cohort.prepare.PrepareSettings`, `pseudo_labels.run.PseudoLabelConfig`. All raise
+`InputError` with one sentence when an input cannot be used.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lungsynth.config import GenerateConfig, default_bundles
+
+if TYPE_CHECKING:
+    from lungsynth.cohort.prepare import PrepareResult
+    from lungsynth.export.writer import ExportResult
+    from lungsynth.generate import GenerateResult, PlanResult
+    from lungsynth.pseudo_labels.run import PseudoLabelResult
+
+__all__ = ["export", "generate", "load_bundle", "plan", "prepare", "pseudo_label"]
+
+AnyPath = str | Path
+
+
+def generate(
+    out: AnyPath,
+    *,
+    count: int = 64,
+    seed: int = 0,
+    cohort: AnyPath | None = None,
+    tracking_uri: str | None = None,
+    **settings: Any,
+) -> "GenerateResult":
+    """Makes labelled synthetic slices, or goes on with a run that was stopped.
+
+    Args:
+        out: folder of the run.
+        count: samples.
+        seed: of everything random; same seed, same bytes.
+        cohort: folder that `prepare` wrote, to mix in real nodules and lungs.
+        tracking_uri: MLflow store; None tracks nothing.
+        settings: further fields of `GenerateConfig`, e.g. `enhancement=EnhancementConfig(enabled=False)`.
+
+    Returns:
+        Paths and figures.
+    """
+    from lungsynth.generate import generate as run
+
+    return run(_config(out, count=count, seed=seed, cohort=cohort, **settings), tracking_uri=tracking_uri)
+
+
+def plan(out: AnyPath, *, count: int, seed: int = 0, cohort: AnyPath | None = None, **settings: Any) -> "PlanResult":
+    """Plans a catalogue without rendering any sample; `export` renders it.
+
+    Args:
+        out: folder of the catalogue and its assets.
+        count: samples; of each category with `placement=PlacementConfig.at_scale(...)`.
+        seed: of everything random.
+        cohort: folder that `prepare` wrote.
+        settings: further fields of `GenerateConfig`.
+    """
+    from lungsynth.generate import plan as run
+
+    return run(_config(out, count=count, seed=seed, cohort=cohort, **settings))
+
+
+def export(
+    catalogue: AnyPath,
+    out: AnyPath,
+    *,
+    format: str = "nifti",  # noqa: A002
+    begin: int = 0,
+    end: int | None = None,
+    workers: int = 1,
+    **settings: Any,
+) -> "ExportResult":
+    """Renders the samples begin .. end of a catalogue to files, or goes on with it.
+
+    Args:
+        catalogue: `catalogue.parquet` of `plan` or `generate`.
+        out: folder to fill.
+        format: `nifti`, `dicom`, `png`, `webdataset` or `zarr`.
+        begin: first sample.
+        end: behind the last one; all when None.
+        workers: processes; no byte depends on it.
+        settings: further fields of `ExportJob`, e.g. `bundles=ls.default_bundles()` to enhance the composites.
+    """
+    from lungsynth.export.writer import ExportJob, export_catalogue
+
+    job = ExportJob(catalogue=Path(catalogue).absolute(), out=Path(out).absolute(), format=format, **settings)
+    return export_catalogue(job, begin=begin, end=end, workers=workers)
+
+
+def prepare(
+    sources: AnyPath | Sequence[AnyPath], out: AnyPath, *, workers: int = 2, **settings: Any
+) -> "PrepareResult":
+    """Makes a cohort out of chest CT in any mix of layouts.
+
+    Args:
+        sources: folders, zips or files.
+        out: the cohort.
+        workers: processes.
+        settings: fields of `PrepareSettings`.
+    """
+    from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
+
+    several = [sources] if isinstance(sources, str | Path) else sources
+    paths = [Path(source) for source in several]
+    return prepare_cohort(paths, Path(out), settings=PrepareSettings(**settings), workers=workers)
+
+
+def pseudo_label(
+    cohort: AnyPath, out: AnyPath, *, tracking_uri: str | None = None, **settings: Any
+) -> "PseudoLabelResult":
+    """Runs the detector on the scans of a cohort without expert marks.
+
+    Args:
+        cohort: folder that `prepare` wrote.
+        out: the cohort with pseudo-labels.
+        tracking_uri: MLflow store; None tracks nothing.
+        settings: further fields of `PseudoLabelConfig`.
+    """
+    from lungsynth.pseudo_labels.run import PseudoLabelConfig, pseudo_label_cohort
+
+    config = PseudoLabelConfig(cohort=Path(cohort), out=Path(out), **{"bundles": default_bundles(), **settings})
+    return pseudo_label_cohort(config, tracking_uri=tracking_uri)
+
+
+def load_bundle(name: str, *, bundles: AnyPath | None = None, **settings: Any) -> Any:
+    """Builds one component of a bundle, e.g. the sampler of `wcapsgan` or the segmenter of `lung_seg`.
+
+    Args:
+        name: `lung_seg`, `wcapsgan` or `cyclegan`.
+        bundles: folder of the bundles; those of this installation when None.
+        settings: further arguments of `bundles.open_bundle`, e.g. `component="segmenter"`.
+    """
+    from lungsynth.bundles import open_bundle
+
+    return open_bundle(Path(bundles) if bundles else default_bundles(), name, **settings)
+
+
+def _config(out: AnyPath, *, cohort: AnyPath | None, **settings: Any) -> GenerateConfig:
+    return GenerateConfig(out=Path(out), cohort=Path(cohort) if cohort else None, **settings)

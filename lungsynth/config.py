@@ -1,0 +1,346 @@
+"""What a run is: its settings, and the sizes and seeds that follow from them.
+
+A configuration checks itself when it is made; its messages name its fields (`count`), which the command line turns
+into flags (`--count`). Every random number follows from the run's seed S: seed i of a stream is word i of
+`numpy.random.SeedSequence(S, spawn_key=(stream, *keys))`, shortened to 63 bits. Asking for more seeds never changes the
+first ones.
+"""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from fractions import Fraction
+from math import ceil, sqrt
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from lungsynth.errors import InputError
+from lungsynth.placement.rules import PlacementRules, Policy
+
+__all__ = [
+    "EXPORT_ENGINES",
+    "EXPORT_FORMATS",
+    "PAPER",
+    "SELECTION_STRATEGIES",
+    "EnhancementConfig",
+    "GenerateConfig",
+    "PlacementConfig",
+    "SeedStream",
+    "Selection",
+    "SelectionConfig",
+    "SelectionStrategy",
+    "Sizes",
+    "default_bundles",
+    "even_shares",
+    "seeds",
+]
+
+SelectionStrategy = Literal["coverage", "nearest", "none"]
+SELECTION_STRATEGIES: tuple[SelectionStrategy, ...] = get_args(SelectionStrategy)
+EXPORT_FORMATS = ("nifti", "dicom", "png", "webdataset", "zarr")
+EXPORT_ENGINES = ("local", "ray")
+_CANDIDATES = 3  # generated for each one kept; docs/ranking.md says what 1, 2 and 4 give
+
+# Chi et al. (2023), a disease: 50 normal and 50 nodule images -> 200 real and 1,000 generated nodules, 50 real and 450
+# generated lungs, 5,000 groups -> 2,500,000 overlays -> the 1,000,000 farthest from the edge.
+PAPER = {"lungs": 500, "groups": 5000, "keep": 1_000_000, "nodules": 1200}
+_PAIRS_PER_SAMPLE = 2.5  # 2,500,000 overlays for 1,000,000 samples
+_REAL_NODULES = Fraction(200, 1200)
+_REAL_LUNGS = Fraction(50, 500)
+_NODULES_PER_GROUP = 2  # a group has 1.4 on average, so that few nodules are drawn twice in a small run
+
+
+def default_bundles() -> Path:
+    """Folder of the three bundles: the repository's, else the copy in the installed package.
+
+    Raises:
+        InputError: when there is neither.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package.parent / "bundles", package / "_bundles"):
+        if (folder / "wcapsgan_bundle").is_dir():
+            return folder
+    raise InputError("No bundles are installed with lungsynth. Give `bundles` a folder that holds the three of them.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """How generated nodules and lungs are chosen, all defaults filled in; made by `SelectionConfig.resolve`.
+
+    Args:
+        strategy: see `SelectionConfig`.
+        candidates: generated for each one kept.
+        cohort: whose training patients rank them and say what a copy is; None where they are taken unranked.
+    """
+
+    strategy: SelectionStrategy
+    candidates: int
+    cohort: Path | None
+
+    def to_json(self) -> dict[str, str | int]:
+        """Without the path."""
+        return {"strategy": self.strategy, "candidates": self.candidates}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+    """How generated nodules and lungs are chosen among more than are needed, by similarity to a cohort's real ones.
+
+    Args:
+        strategy: `coverage`: each real sample in turn takes the most similar candidate; `nearest`: the paper's, the
+            most similar of all; `none`: unranked. None for `coverage` with a cohort and `none` without.
+        candidates: generated for each one kept; None for 3 where they are ranked, else 1.
+
+    Raises:
+        InputError: when a value is out of its range.
+    """
+
+    strategy: str | None = None
+    candidates: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.candidates is not None and self.candidates < 1:
+            raise InputError(f"`candidates` must be at least 1, got {self.candidates}.")
+        if self.strategy is not None and self.strategy not in SELECTION_STRATEGIES:
+            known = ", ".join(SELECTION_STRATEGIES)
+            raise InputError(f"`strategy` of the selection must be one of {known}, got {self.strategy!r}.")
+        if self.strategy == "none" and self.candidates not in (None, 1):
+            raise InputError(
+                f"The selection strategy none ranks nothing, so {self.candidates} `candidates` would be made for "
+                "nothing. Leave one of the two out."
+            )
+
+    def resolve(self, cohort: Path | None) -> Selection:
+        """What it means with this cohort, or without one.
+
+        Raises:
+            InputError: when there is nothing to rank by.
+        """
+        if cohort is None and (self.strategy not in (None, "none") or self.candidates not in (None, 1)):
+            raise InputError(
+                "The selection `strategy` and `candidates` need a `cohort`, whose real samples rank the generated ones."
+            )
+        named = next((name for name in SELECTION_STRATEGIES if name == self.strategy), None)
+        strategy: SelectionStrategy = named or ("coverage" if cohort else "none")
+        default = 1 if strategy == "none" else _CANDIDATES
+        return Selection(strategy=strategy, candidates=self.candidates or default, cohort=cohort)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacementConfig:
+    """Which nodules are placed on which lungs; the defaults suit a run whose images are all made.
+
+    `at_scale` gives those of a catalogue of millions. Numbers that are None follow from `count` in the paper's
+    proportions (`GenerateConfig.sizes`).
+
+    Args:
+        lungs: distinct lungs, for all categories.
+        groups: nodule groups; when None, more are drawn while too few pairs are accepted.
+        nodules: distinct nodules.
+        per_category: `count`, `groups` and `nodules` are numbers of each category (with `matched` and `balanced`:
+            `count` of the category that gets most); else of all together, in equal shares.
+        policy: which of the accepted pairs become samples, see `placement.policy`.
+        rules: which pairs are accepted; those of the policy when None.
+        max_reuse: no lung and no group is used more often than this many times its even share while others are left,
+            so that a short catalogue is not the widest lung alone; None for no limit.
+        allow_fewer: fewer samples than asked for are no error.
+        keep_real_sizes: no nodule is scaled out of the range of its category's real diameters.
+        real_share: share of real lungs, and of real nodules; None for the paper's.
+        real_voxels: whether a patient's voxels may be in samples.
+        vessel_masks: folder with `<slice id>.nii.gz` of vessels and airways of real lungs.
+
+    Raises:
+        InputError: when a value is out of its range.
+    """
+
+    lungs: int | None = None
+    groups: int | None = None
+    nodules: int | None = None
+    per_category: bool = False
+    policy: Policy = "farthest"
+    rules: PlacementRules | None = None
+    max_reuse: float | None = 2.0
+    allow_fewer: bool = False
+    keep_real_sizes: bool = False
+    real_share: float | None = None
+    real_voxels: bool = True
+    vessel_masks: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("lungs", "groups", "nodules"):
+            _check_at_least(name, getattr(self, name), 1)
+        if self.policy not in get_args(Policy):
+            raise InputError(f"`policy` must be one of {', '.join(get_args(Policy))}, got {self.policy!r}.")
+        if self.policy != "farthest" and not self.per_category:
+            raise InputError(f"The policy {self.policy} needs `per_category`: categories get unequal numbers.")
+        if self.real_share is not None and not 0 <= self.real_share <= 1:
+            raise InputError(f"`real_share` must lie in [0, 1], got {self.real_share:g}.")
+        if self.vessel_masks is not None and not self.vessel_masks.is_dir():
+            raise InputError(f"`vessel_masks`: expected a folder of masks, got {self.vessel_masks}.")
+
+    @classmethod
+    def at_scale(cls, **settings: Any) -> "PlacementConfig":
+        """The configuration of a catalogue of millions: numbers count for each category, nothing limits reuse."""
+        usual = {"per_category": True, "max_reuse": None, "allow_fewer": True, "keep_real_sizes": True}
+        return cls(**{**usual, "nodules": PAPER["nodules"], **settings})
+
+    @property
+    def placement_rules(self) -> PlacementRules:
+        """The rules asked for, else the policy's: the paper's keeps nodules off the edge, others reach the pleura."""
+        if self.rules is not None or self.policy == "farthest":
+            return self.rules or PlacementRules()
+        return PlacementRules(types=("isolated", "juxta_pleural", "juxta_vascular"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnhancementConfig:
+    """The last stage.
+
+    Args:
+        enabled: send the composites through the CycleGAN.
+        label_check: blend back what would lose or invent a nodule, as `lung_seg_bundle` sees it.
+    """
+
+    enabled: bool = True
+    label_check: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Numbers to begin with; `groups` grows while too few pairs are accepted, unless the user fixed it."""
+
+    lungs: int
+    groups: int
+    nodules: int
+    real_lungs_share: Fraction | float = _REAL_LUNGS
+    real_nodules_share: Fraction | float = _REAL_NODULES
+
+    @property
+    def real_lungs(self) -> int:
+        """Lungs of patients, as far as there are any."""
+        return round(self.lungs * self.real_lungs_share)
+
+    @property
+    def real_nodules(self) -> int:
+        """Nodules of patients, likewise."""
+        return round(self.nodules * self.real_nodules_share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """A set of synthetic slices, or its plan alone.
+
+    Args:
+        out: folder of the run; one with the same settings is continued.
+        count: samples to end with.
+        seed: of everything random, not negative.
+        bundles: folder of the three bundles.
+        cohort: folder written by `lungsynth prepare`, whose training patients lend real nodules and lungs.
+        library: folder whose nodules and lungs are used, instead of making some.
+        exclude_enhancer_patients: use nothing of the patients in `enhancement.json`, from whom the enhancer learns.
+        batch_size: samples that are written, and noted as done, together; no byte of them depends on it.
+        catalogue: name of the catalogue in `out`.
+        selection: of generated nodules and lungs.
+        placement: of nodules on lungs.
+        enhancement: of composites.
+
+    Raises:
+        InputError: when a value is out of its range, or something lacks its cohort.
+    """
+
+    out: Path
+    count: int = 64
+    seed: int = 0
+    bundles: Path = field(default_factory=default_bundles)
+    cohort: Path | None = None
+    library: Path | None = None
+    exclude_enhancer_patients: bool = False
+    batch_size: int = 16
+    catalogue: str = "catalogue.parquet"
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    enhancement: EnhancementConfig = field(default_factory=EnhancementConfig)
+
+    def __post_init__(self) -> None:
+        for name, low in (("count", 1), ("seed", 0), ("batch_size", 1)):
+            _check_at_least(name, getattr(self, name), low)
+        if self.cohort is None:
+            if self.placement.real_share or self.exclude_enhancer_patients:
+                raise InputError(
+                    "`real_share` and `exclude_enhancer_patients` need a `cohort`, which lends real nodules and lungs."
+                )
+            if self.placement.policy == "matched":
+                raise InputError("`policy` matched needs a `cohort`: its real nodules are what is matched.")
+        self.selection.resolve(self.cohort)
+
+    @property
+    def chosen(self) -> Selection:
+        """The selection with its defaults filled in."""
+        return self.selection.resolve(self.cohort)
+
+    @property
+    def catalogue_path(self) -> Path:
+        """Where the catalogue is."""
+        return self.out / self.catalogue
+
+    @property
+    def library_folder(self) -> Path:
+        """Where the assets are."""
+        return self.library or self.out
+
+    def to_json(self) -> dict[str, Any]:
+        """What decides over the bytes, beside the cohort, the library and the weights; flat, without paths."""
+        placement, enhancement = self.placement, self.enhancement
+        plain = ("lungs", "groups", "nodules", "per_category", "policy", "max_reuse", "allow_fewer", "keep_real_sizes")
+        return {
+            **{name: getattr(self, name) for name in ("count", "seed", "exclude_enhancer_patients")},
+            **{name: getattr(placement, name) for name in (*plain, "real_share", "real_voxels")},
+            "rules": placement.placement_rules.to_json(),
+            "vessel_masks": placement.vessel_masks is not None,
+            "enhance": enhancement.enabled,
+            "label_check": enhancement.enabled and enhancement.label_check,
+        }
+
+    def sizes(self, categories: int) -> Sizes:
+        """How many lungs, groups and nodules these settings ask for, of all categories together."""
+        placement, times = self.placement, categories if self.placement.per_category else 1
+        pairs = ceil(_PAIRS_PER_SAMPLE * self.count)
+        lungs = placement.lungs or min(PAPER["lungs"], ceil(sqrt(pairs)))
+        groups = placement.groups or ceil(pairs / lungs)
+        nodules = placement.nodules or min(PAPER["nodules"], _NODULES_PER_GROUP * groups)
+        return Sizes(
+            lungs=lungs,
+            groups=groups * times,
+            nodules=nodules * times,
+            real_lungs_share=_REAL_LUNGS if placement.real_share is None else placement.real_share,
+            real_nodules_share=_REAL_NODULES if placement.real_share is None else placement.real_share,
+        )
+
+
+class SeedStream(IntEnum):
+    """What seeds are for; the first key of their `SeedSequence`."""
+
+    GENERATED_NODULES = 0
+    GENERATED_LUNGS = 1
+    REAL_NODULES = 2
+    REAL_LUNGS = 3
+    GROUPS = 4
+    SAMPLES = 5
+    SLICES = 6
+
+
+def seeds(seed: int, stream: SeedStream, *keys: int, n: int) -> list[int]:
+    """The first n seeds of a stream, each below 2**63."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(int(stream), *keys))
+    return [int(word) >> 1 for word in sequence.generate_state(n, np.uint64)]
+
+
+def even_shares(total: int, parts: int) -> list[int]:
+    """Splits a total as evenly as integers allow; the first parts get the rest."""
+    return [total // parts + (index < total % parts) for index in range(parts)]
+
+
+def _check_at_least(name: str, value: int | None, low: int) -> None:
+    if value is not None and value < low:
+        raise InputError(f"`{name}` must be at least {low}, got {value}.")

@@ -1,0 +1,83 @@
+"""Does the segmentation bundle find the nodules of a run's samples? A check of the images, not of the labels.
+
+The labels are known from how samples are made. What the bundle misses may be a faint nodule, a poor composite or a weak
+detector, so nothing is refused: the figures are logged beside the run. A nodule counts as found when the bundle gives
+one of its pixels a probability of at least one half; what it marks apart from all nodules counts as another finding.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+from tqdm import tqdm
+
+from lungsynth.ct.write import read_plane
+from lungsynth.hounsfield import Label
+from lungsynth.types import HuPlane, LabelPlane, MaskPlane
+
+__all__ = ["Segmenter", "check_detectability", "compare_with_label", "describe_detectability"]
+
+_CHECKED_SAMPLES = 32
+_NEIGHBOURHOOD_PX = 3  # a mask that is a little wider than the label is no other finding
+
+Segmenter = Callable[[HuPlane, tuple[float, float]], dict[str, np.ndarray]]
+"""HU (H, W) and spacing (row, column) in mm -> probabilities `lung` and `nodule` (H, W)."""
+
+
+def check_detectability(samples: Sequence[Mapping[str, Any]], out: Path, segmenter: Segmenter) -> dict[str, float]:
+    """Segments some of the samples, evenly spread over the catalogue.
+
+    Args:
+        samples: all of the run, at least one; their `image` and `label` name NIfTI files.
+        out: folder of these files.
+        segmenter: of `lung_seg_bundle`.
+
+    Returns:
+        `checked_samples`, `checked_nodules`, `nodules_found` (share), `other_findings_per_slice`, `lung_dice`.
+    """
+    places = np.unique(np.linspace(0, len(samples) - 1, _CHECKED_SAMPLES).astype(int))
+    hits: list[bool] = []
+    others, dice = [], []
+    for place in tqdm(places, desc="check", unit="sample"):
+        hu, affine = read_plane(out / samples[place]["image"])
+        label, _ = read_plane(out / samples[place]["label"])
+        column_mm, row_mm = np.abs(np.diag(affine)[:2])
+        maps = segmenter(hu, (float(row_mm), float(column_mm)))
+        slice_hits, slice_others = compare_with_label(maps["nodule"] >= 0.5, label)
+        hits += slice_hits
+        others.append(slice_others)
+        dice.append(_dice(maps["lung"] >= 0.5, np.isin(label, (Label.LUNG, Label.NODULE))))
+    return {
+        "checked_samples": float(len(places)),
+        "checked_nodules": float(len(hits)),
+        "nodules_found": float(np.mean(hits)),
+        "other_findings_per_slice": float(np.mean(others)),
+        "lung_dice": float(np.mean(dice)),
+    }
+
+
+def describe_detectability(figures: Mapping[str, float]) -> str:
+    """The figures in a sentence that says what they mean."""
+    nodules, slices = (f"{figures[f'checked_{name}']:.0f}" for name in ("nodules", "samples"))
+    return (
+        f"Of {nodules} labelled nodules on {slices} slices, the detector in lung_seg_bundle finds "
+        f"{figures['nodules_found']:.0%}, and {figures['other_findings_per_slice']:.1f} other spots a slice: a check "
+        "of detectability, not of the labels, which are exact by construction"
+    )
+
+
+def compare_with_label(marked: MaskPlane, label: LabelPlane) -> tuple[list[bool], int]:
+    """Which of a slice's nodules are marked, and how many marks lie apart from all nodules."""
+    nodules, count = ndimage.label(label == Label.NODULE, structure=np.ones((3, 3)))
+    hits = [bool(marked[nodules == index].any()) for index in range(1, count + 1)]
+    near = ndimage.binary_dilation(nodules > 0, iterations=_NEIGHBOURHOOD_PX)
+    marks, marks_count = ndimage.label(marked, structure=np.ones((3, 3)))
+    touching = np.unique(marks[near])
+    return hits, marks_count - int((touching > 0).sum())
+
+
+def _dice(first: MaskPlane, second: MaskPlane) -> float:
+    total = int(first.sum()) + int(second.sum())
+    return 2 * int((first & second).sum()) / total if total else 1.0

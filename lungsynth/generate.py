@@ -1,0 +1,478 @@
+"""A set of labelled synthetic slices, in four stages: nodules and lungs, a plan, the files, a check.
+
+`generate` runs them all. `plan` stops at the catalogue, which may hold millions of samples; `export.writer` renders
+such a catalogue. Everything that a user can get wrong is looked at before the first file is written. A stage whose
+result stands is not done again; `run.json` says whose results they are.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lungsynth.bundles import nodule_rule, open_bundle, read_weights, resolved_config
+from lungsynth.categories import AS_LISTED, TEXTURES, CategoryRule
+from lungsynth.chain.cohort_source import CohortSource, open_cohort
+from lungsynth.chain.settings import check_folder, write_run_file
+from lungsynth.config import GenerateConfig
+from lungsynth.contact_sheet import Tile, contact_sheet, pick_tiles, save_sheet
+from lungsynth.ct.write import read_plane, write_atomically
+from lungsynth.detectability import Segmenter, check_detectability
+from lungsynth.enhancement.identity import enhancement_identity
+from lungsynth.enhancement.stage import EnhancementStage, open_stage
+from lungsynth.errors import InputError
+from lungsynth.export.writer import ENHANCED_LUNGS, ExportJob, ExportResult, ShardWriter, write_samples
+from lungsynth.generate_assets import LUNG_CONFIGS, LUNG_WEIGHTS, Samplers, make_assets, open_samplers
+from lungsynth.hounsfield import DISPLAY_WINDOW
+from lungsynth.placement.assets import AssetLibrary
+from lungsynth.placement.catalogue import Catalogue, read_catalogue
+from lungsynth.placement.plan_catalogue import plan_catalogue
+from lungsynth.placement.plan_record import PlanRecord
+from lungsynth.similarity.selection import selection_figures, selection_identity
+from lungsynth.tracking import DEFAULT_URI, Run, Tracker, open_tracker
+from lungsynth.weights import WeightsInfo
+
+__all__ = ["GenerateResult", "Pipeline", "PlanResult", "TrackedStages", "generate", "plan"]
+
+_FORMAT = 2
+_LOGGED_SAMPLES = 6
+_ASSETS_FILE = "assets.json"  # what the library beside a plan was made with
+
+_logger = logging.getLogger(__name__)
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateResult:
+    """Where the results stand.
+
+    Args:
+        out: folder of the run.
+        tracking_uri: of the store, absolute; `none` when nothing was tracked.
+        figures: by stage, what was logged.
+    """
+
+    out: Path
+    tracking_uri: str
+    figures: dict[str, Figures]
+
+    @property
+    def images(self) -> Path:
+        """Folder of the slices, NIfTI in HU."""
+        return self.out / "images"
+
+    @property
+    def masks(self) -> Path:
+        """Folder of the label maps, NIfTI of `hounsfield.Label` ids."""
+        return self.out / "masks"
+
+    @property
+    def annotations(self) -> Path:
+        """Centres and diameters of the nodules, as LUNA16 has them."""
+        return self.out / "annotations.csv"
+
+    @property
+    def datalist(self) -> Path:
+        """Pairs of image and label, as MONAI reads them."""
+        return self.out / "datalist.json"
+
+    @property
+    def catalogue(self) -> Path:
+        """The recipes of all samples."""
+        return self.out / "catalogue.parquet"
+
+    @property
+    def contact_sheet(self) -> Path:
+        """A picture of some samples."""
+        return self.out / "contact_sheet.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanResult:
+    """A planned catalogue.
+
+    Args:
+        catalogue: the file.
+        record: what the catalogue remembers of its plan.
+        asset_seconds: to make the assets; 0 when they were there.
+        plan_seconds: from the library's lungs to the written catalogue; 0 when that was there.
+    """
+
+    catalogue: Path
+    record: PlanRecord
+    asset_seconds: float
+    plan_seconds: float
+
+
+def generate(config: GenerateConfig, *, tracking_uri: str | None = DEFAULT_URI) -> GenerateResult:
+    """Makes a set of synthetic slices, or goes on with one.
+
+    Args:
+        config: of the run.
+        tracking_uri: MLflow store; None tracks nothing.
+
+    Raises:
+        InputError: before anything is written, when an input cannot be used.
+    """
+    pipeline = Pipeline.open(config)
+    with pipeline.tracked(tracking_uri) as stages:
+        stages.run("assets", pipeline.make_assets)
+        stages.run("plan", pipeline.plan)
+        stages.run("export", pipeline.export)
+        stages.run("check", pipeline.check)
+    return GenerateResult(out=config.out, tracking_uri=stages.tracker.uri, figures=stages.figures)
+
+
+def plan(config: GenerateConfig) -> PlanResult:
+    """Plans a catalogue without rendering any sample, or finds that it is there.
+
+    Raises:
+        InputError: before anything is written, when an input cannot be used; or when it is of another plan.
+    """
+    cohort = _open_cohort(config)
+    started = time.monotonic()
+    library = AssetLibrary(config.library) if config.library else _plan_assets(config, cohort)
+    identity = _plan_identity(config, cohort, library)
+    asset_seconds, started = time.monotonic() - started, time.monotonic()
+    if config.catalogue_path.exists():
+        record = PlanRecord.read(read_catalogue(config.catalogue_path))
+        if json.loads(json.dumps(identity)) != record.identity:
+            raise InputError(
+                f"{config.catalogue_path}: holds another plan. Give another `out`, or repeat its settings."
+            )
+        return PlanResult(catalogue=config.catalogue_path, record=record, asset_seconds=asset_seconds, plan_seconds=0.0)
+    enhancer = read_weights(config.bundles, "cyclegan").sha256 if config.enhancement.enabled else None
+    record = plan_catalogue(library, config, cohort, enhancer=enhancer, identity=identity)
+    return PlanResult(
+        catalogue=config.catalogue_path,
+        record=record,
+        asset_seconds=asset_seconds,
+        plan_seconds=time.monotonic() - started,
+    )
+
+
+@dataclass(eq=False, kw_only=True)
+class TrackedStages:
+    """Runs stages one after the other, each tracked as a child of one run."""
+
+    tracker: Tracker
+    parent: Run
+    name: str
+    figures: dict[str, Figures] = field(default_factory=dict)
+
+    def run(self, stage: str, work: Callable[[Run], Figures]) -> None:
+        """Runs a stage and logs its figures and its time."""
+        started = time.monotonic()
+        with self.tracker.run(f"{self.name}/{stage}", parent=self.parent, tags={"stage": stage}) as run:
+            figures = work(run)
+            self.figures[stage] = {**figures, "seconds": time.monotonic() - started}
+            run.log_metrics(self.figures[stage])
+        _logger.info("stage %s: %.1f s", stage, self.figures[stage]["seconds"])
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Pipeline:
+    """A run whose inputs have been looked at, with what its stages work with; made by `open`.
+
+    A network is opened only for a stage that is still to be done. Each stage returns its figures, and logs its files
+    to the run that it gets.
+
+    Args:
+        config: of the run.
+        identity: what `run.json` says.
+        cohort: lends real nodules and lungs.
+        weights: of the networks, by name.
+        samplers: draw nodules and lungs.
+        enhancer: the last stage of a sample.
+        segmenter: looks at finished samples.
+    """
+
+    config: GenerateConfig
+    identity: Mapping[str, Any]
+    cohort: CohortSource | None
+    weights: Mapping[str, WeightsInfo]
+    samplers: Samplers | None
+    enhancer: EnhancementStage | None
+    segmenter: Segmenter
+
+    @classmethod
+    def open(cls, config: GenerateConfig) -> "Pipeline":
+        """Looks at every input, without writing anything.
+
+        Raises:
+            InputError: when an input cannot be used, or the folder holds something else.
+        """
+        cohort, weights, bundles = _open_cohort(config), _read_all_weights(config), config.bundles
+        identity = _identity(config, cohort, weights)
+        check_folder(config.out, identity)
+        used = {"nodule_weights": weights["wcapsgan"].sha256, "lung_weights": weights["wcapsgan_lung"].sha256}
+        finished = config.library is not None or (config.out / "assets.parquet").exists()
+        enhancement = config.enhancement
+        return cls(
+            config=config,
+            identity=identity,
+            cohort=cohort,
+            weights=weights,
+            samplers=None if finished else open_samplers(bundles, rule=_category_rule(config), **used),
+            enhancer=open_stage(bundles, gate=enhancement.label_check, folder=config.out / ENHANCED_LUNGS)
+            if enhancement.enabled
+            else None,
+            segmenter=open_bundle(bundles, "lung_seg", component="segmenter"),
+        )
+
+    @contextmanager
+    def tracked(self, tracking_uri: str | None) -> Iterator[TrackedStages]:
+        """Claims the folder and starts the run under which the stages are tracked.
+
+        Args:
+            tracking_uri: MLflow store; None tracks nothing.
+
+        Raises:
+            InputError: before anything is written, when the store cannot be used.
+        """
+        tracker, out = open_tracker(tracking_uri), self.config.out
+        out.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(out)
+        write_run_file(out, self.identity)
+        with tracker.resumable_run(out, f"generate {out.name}", tags={"command": "generate"}) as parent:
+            self._log_inputs(parent)
+            stages = TrackedStages(tracker=tracker, parent=parent, name=out.name)
+            yield stages
+            parent.log_metrics({f"{stage}_seconds": found["seconds"] for stage, found in stages.figures.items()})
+
+    @cached_property
+    def library(self) -> AssetLibrary:
+        """The nodules and lungs."""
+        return AssetLibrary(self.config.library_folder)
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """The planned samples; there when `plan` has run."""
+        return read_catalogue(self.config.catalogue_path)
+
+    @cached_property
+    def exported(self) -> ExportResult:
+        """The samples as files; what is missing of them is rendered when it is first asked for."""
+        writer = ShardWriter(self._job, library=self.library, catalogue=self.catalogue, stage=self.enhancer)
+        return write_samples(self._job, writer, len(self.catalogue))
+
+    def make_assets(self, run: Run) -> Figures:
+        """wcapsgan_bundle draws nodules and lungs; with a cohort, the best are chosen and real ones join them."""
+        if self.samplers:
+            make_assets(self.library, self.samplers, self.config, cohort=self.cohort)
+        figures: Figures = {}
+        if (self.library.folder / "selection.json").is_file():  # a library of the user's own may have none
+            run.log_file(self.library.folder / "selection.json")
+            figures = selection_figures(self.library.folder)
+        counts = Counter(f"{asset.kind}s_{asset.source}" for asset in self.library)
+        counts.update(f"nodules_{asset.category}" for asset in self.library if asset.kind == "nodule")
+        return figures | {key: float(value) for key, value in counts.items()}
+
+    def plan(self, run: Run) -> Figures:
+        """Nodules are placed on lungs: the catalogue says which, where and how turned, and nothing is rendered yet."""
+        figures: Figures = {}
+        if not self.config.catalogue_path.exists():
+            enhancer = self.weights["cyclegan"].sha256 if "cyclegan" in self.weights else None
+            record = plan_catalogue(self.library, self.config, self.cohort, enhancer=enhancer, identity=self.identity)
+            figures = {key: float(value) for key, value in record.figures.items() if value is not None}
+        distances = self.catalogue.table["min_distance_mm"].to_numpy()
+        return {**figures, "samples": float(len(distances)), "mean_distance_mm": float(np.mean(distances))}
+
+    def export(self, run: Run) -> Figures:
+        """Samples are composited, enhanced by cyclegan_bundle and written with their labels, and a picture of some."""
+        started, missing = time.monotonic(), self._job.missing(0, len(self.catalogue))
+        samples, out = self.exported.samples, self.config.out
+        written = sum(shard.end - shard.begin for shard in missing)
+        rate = written / (time.monotonic() - started)
+        self._write_datalist()
+        save_sheet(contact_sheet(list(self._tiles())), out / "contact_sheet.png")
+        run.log_file(out / "contact_sheet.png")
+        for sample in samples[:_LOGGED_SAMPLES]:
+            grey = DISPLAY_WINDOW.to_grey(read_plane(out / sample["image"])[0])
+            run.log_image(Image.fromarray(grey), f"samples/{sample['name']}.png")
+        nodules = Counter(f"nodules_{category}" for sample in samples for category in sample["categories"])
+        return {
+            **{f"enhanced_{key}": value for key, value in self.exported.enhancement.items() if value is not None},
+            **{key: float(value) for key, value in nodules.items()},
+            "samples_with_real_voxels": float(np.sum(self.catalogue.table["has_real_voxels"].to_numpy())),
+            "samples_written": float(written),
+            "samples_total": float(len(samples)),
+            "samples_per_second": rate,
+        }
+
+    def check(self, run: Run) -> Figures:
+        """lung_seg_bundle looks for the nodules of some samples: says how detectable they are, and changes nothing."""
+        return check_detectability(self.exported.samples, self.config.out, self.segmenter)
+
+    @property
+    def _job(self) -> ExportJob:
+        enhancement = self.config.enhancement
+        return ExportJob(
+            catalogue=self.config.catalogue_path,
+            out=self.config.out,
+            format="nifti",
+            library=self.config.library_folder,
+            bundles=self.config.bundles if enhancement.enabled else None,
+            label_check=enhancement.label_check,
+            shard_size=self.config.batch_size,
+        )
+
+    def _write_datalist(self) -> None:
+        """`datalist.json`: image and label of each sample, and the patients of its real parts."""
+        patients = self.cohort.patients if self.cohort else {}
+        entries = []
+        for recipe, sample in zip(self.catalogue, self.exported.samples, strict=True):
+            parts = (recipe.lung, *(nodule.asset for nodule in recipe.nodules))
+            named = [patient for part in parts if (patient := patients.get(self.library[part].origin))]
+            provenance = {"patient_id": sorted(set(named)), "parts_without_patient": len(parts) - len(named)}
+            entries.append({"image": sample["image"], "label": sample["label"], **provenance})
+        content = json.dumps({"training": entries}, indent=1) + "\n"
+        write_atomically(self.config.out / "datalist.json", content.encode())
+
+    def _tiles(self) -> Iterator[Tile]:
+        samples = {sample["name"]: sample for sample in self.exported.samples}
+        for name in pick_tiles(list(samples)):
+            hu, _ = read_plane(self.config.out / samples[name]["image"])
+            mask, _ = read_plane(self.config.out / samples[name]["label"])
+            yield Tile(hu=hu, mask=mask, title=name, category=samples[name]["categories"][0])
+
+    def _log_inputs(self, run: Run) -> None:
+        bundles = self.config.bundles
+        run.log_params({**self.identity, "batch_size": self.config.batch_size})
+        run.log_file(self.config.out / "run.json")
+        for name, weights in self.weights.items():
+            configs = LUNG_CONFIGS if name == "wcapsgan_lung" else LUNG_CONFIGS[:1]
+            bundle = name.removesuffix("_lung")
+            run.log_json(resolved_config(bundles, bundle, configs=configs), f"configs/{name}.json")
+            run.log_json(weights.sidecar, f"weights/{name}.json")
+
+
+def _open_cohort(config: GenerateConfig) -> CohortSource | None:
+    if config.cohort is None:
+        return None
+    cohort = open_cohort(config.cohort, rule=_category_rule(config))
+    return cohort.without_diseased() if config.exclude_enhancer_patients else cohort
+
+
+def _category_rule(config: GenerateConfig) -> CategoryRule:
+    """What the categories of real nodules are: as the bundles have them that make the nodules.
+
+    The bundles of a library that is there already are asked only where it has others than texture classes, because
+    that takes PyTorch and MONAI; without a cohort there is nothing to name.
+    """
+    if config.cohort is None:
+        return AS_LISTED
+    if config.library and {a.category for a in AssetLibrary(config.library) if a.kind == "nodule"} <= set(TEXTURES):
+        return AS_LISTED
+    return nodule_rule(config.bundles)
+
+
+def _read_all_weights(config: GenerateConfig) -> dict[str, WeightsInfo]:
+    bundles = config.bundles
+    weights = {
+        "lung_seg": read_weights(bundles, "lung_seg"),
+        "wcapsgan": read_weights(bundles, "wcapsgan"),
+        "wcapsgan_lung": read_weights(bundles, "wcapsgan", file=LUNG_WEIGHTS),
+    }
+    if config.enhancement.enabled:
+        weights["cyclegan"] = read_weights(bundles, "cyclegan")
+    for info in weights.values():
+        if not info.sidecar:
+            _logger.warning("%s: no sidecar, so nothing is known of their data and licences", info.path.name)
+    return weights
+
+
+def _identity(
+    config: GenerateConfig, cohort: CohortSource | None, weights: Mapping[str, WeightsInfo]
+) -> dict[str, Any]:
+    names = ("lung_seg", "wcapsgan", "wcapsgan_lung", "cyclegan")
+    enhancement = config.enhancement
+    last = enhancement_identity(config.bundles if enhancement.enabled else None, gate=enhancement.label_check)
+    return {
+        "format": _FORMAT,
+        "lungsynth": version("lungsynth"),
+        **config.to_json(),
+        **selection_identity(config.chosen),
+        **{f"cohort_{key}": cohort.identity[key] if cohort else None for key in ("split_hash", "datalists")},
+        **{f"weights_{name}": weights[name].sha256 if name in weights else None for name in names},
+        **{key: last[key] for key in ("enhancer_settings", "gate_settings")},
+        "library": _assets_digest(AssetLibrary(config.library)) if config.library else None,
+    }
+
+
+def _plan_identity(config: GenerateConfig, cohort: CohortSource | None, library: AssetLibrary) -> dict[str, Any]:
+    return {
+        "lungsynth": version("lungsynth"),
+        "settings": config.to_json(),
+        "cohort": cohort.identity if cohort else None,
+        "assets": _assets_digest(library),
+    }
+
+
+def _assets_digest(library: AssetLibrary) -> str:
+    return hashlib.sha256("".join(asset.hash for asset in library).encode()).hexdigest()
+
+
+def _plan_assets(config: GenerateConfig, cohort: CohortSource | None) -> AssetLibrary:
+    """The library beside a plan, made when it is not there."""
+    weights = {
+        "nodule_weights": read_weights(config.bundles, "wcapsgan").sha256,
+        "lung_weights": read_weights(config.bundles, "wcapsgan", file=LUNG_WEIGHTS).sha256,
+    }
+    sizes = config.sizes(1)
+    identity = {
+        "format": _FORMAT,
+        "lungsynth": version("lungsynth"),
+        "seed": config.seed,
+        "lungs": sizes.lungs,
+        "nodules": sizes.nodules,
+        **{key: config.to_json()[key] for key in ("per_category", "real_share", "real_voxels")},
+        "cohort": cohort.identity if cohort else None,
+        **selection_identity(config.chosen),
+        **weights,
+    }
+    library, path = AssetLibrary(config.out), config.out / _ASSETS_FILE
+    _check_assets(library, path, identity)
+    if not len(library):
+        samplers = open_samplers(config.bundles, rule=_category_rule(config), **weights)
+        write_atomically(path, (json.dumps(identity, indent=2, sort_keys=True) + "\n").encode())
+        make_assets(library, samplers, config, cohort=cohort)
+    return library
+
+
+def _check_assets(library: AssetLibrary, path: Path, identity: Mapping[str, Any]) -> None:
+    if not path.is_file():
+        if len(library):
+            raise InputError(
+                f"{library.folder}: holds assets that no plan made. Give {library.folder} as `library` to use them, or "
+                "another folder in `out`."
+            )
+        return
+    try:
+        there = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected the settings of a library, got {error}. Give another `out`.") from error
+    if differing := sorted(key for key in {*there, *identity} if there.get(key) != identity.get(key)):
+        raise InputError(
+            f"{path}: the assets beside `out` were made with other {', '.join(differing)}. Give another `out`, or "
+            f"{library.folder} as `library` to use them as they are."
+        )
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Removes the temporary files of a process that was killed while it wrote."""
+    for folder in (out, out / "images", out / "masks", out / "assets"):
+        for path in [*folder.glob(".*.tmp"), *folder.glob(".*.part")]:
+            path.unlink(missing_ok=True)

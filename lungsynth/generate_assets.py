@@ -1,0 +1,211 @@
+"""The nodules and lungs of a run, real and generated, into its `AssetLibrary`.
+
+The shares are the paper's: of 1,200 nodules 200 are real, of 500 lungs 50. Categories get equal numbers; where a cohort
+has too few real ones of a category, generated ones fill up. With a cohort, more are generated than needed, ranked by
+similarity to its training samples, and copies of those refused (`similarity.selection`). All follows from the seed.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from lungsynth.bundles import open_bundle
+from lungsynth.categories import AS_LISTED, CategoryRule
+from lungsynth.chain.cohort_source import CohortSource
+from lungsynth.config import GenerateConfig, SeedStream, Selection, Sizes, even_shares, seeds
+from lungsynth.ct.volume import axial_affine
+from lungsynth.errors import InputError
+from lungsynth.placement.assets import Asset, AssetLibrary
+from lungsynth.similarity.samples import SampleKind
+from lungsynth.similarity.selection import (
+    TRIES,
+    CandidateCounts,
+    CandidateSource,
+    Store,
+    kept_assets,
+    store_usable,
+    write_selection,
+)
+from lungsynth.types import Affine
+
+__all__ = [
+    "LUNG_CONFIGS",
+    "LUNG_WEIGHTS",
+    "Samplers",
+    "centred_affine",
+    "make_assets",
+    "open_samplers",
+    "real_lungs",
+    "real_nodules",
+]
+
+LUNG_CONFIGS = ("inference.json", "inference_lung.json")
+LUNG_WEIGHTS = "model_lung.pt"
+_SHOWN = 32  # from so many on, progress is shown
+_SLICE_MM = 1.0  # thickness that a generated slice states
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samplers:
+    """The samplers of wcapsgan_bundle, SHA-256 of their weights, and what categories of nodules are."""
+
+    nodules: Any
+    lungs: Any
+    nodule_weights: str
+    lung_weights: str
+    rule: CategoryRule = AS_LISTED
+
+
+def open_samplers(bundles: Path, *, nodule_weights: str, lung_weights: str, rule: CategoryRule = AS_LISTED) -> Samplers:
+    """Opens the samplers of nodules and of lungs.
+
+    Args:
+        bundles: folder of the bundles.
+        nodule_weights: SHA-256 that the generated nodules will name.
+        lung_weights: SHA-256 that the generated lungs will name.
+        rule: what categories of nodules mean for real ones (`bundles.nodule_rule`).
+
+    Raises:
+        InputError: when the bundle or its weights cannot be used.
+    """
+    return Samplers(
+        nodules=open_bundle(bundles, "wcapsgan"),
+        lungs=open_bundle(bundles, "wcapsgan", configs=LUNG_CONFIGS, weights=LUNG_WEIGHTS),
+        nodule_weights=nodule_weights,
+        lung_weights=lung_weights,
+        rule=rule,
+    )
+
+
+def make_assets(
+    library: AssetLibrary, samplers: Samplers, config: GenerateConfig, *, cohort: CohortSource | None = None
+) -> None:
+    """Fills the library, writes `selection.json` beside it, and last its table.
+
+    Args:
+        library: of the run's folder.
+        samplers: of nodules and lungs.
+        config: of the run; of it the sizes, the selection and the seed.
+        cohort: lends real ones; without it all are generated.
+
+    Raises:
+        InputError: when a sampler gives too few usable samples.
+    """
+    maker = _Maker(library, samplers, config, cohort if config.placement.real_voxels else None)
+    counts: dict[SampleKind, dict[str, CandidateCounts]] = {"nodules": maker.nodules(), "lungs": maker.lungs()}
+    write_selection(library.folder, config.chosen, counts)
+    library.save_table()
+
+
+def centred_affine(shape: tuple[int, int], spacing_mm: tuple[float, float]) -> Affine:
+    """Affine of a generated slice of shape (H, W), spacing (row, column): its centre is the origin."""
+    row_mm, column_mm = spacing_mm
+    origin = (-(shape[1] - 1) / 2 * column_mm, -(shape[0] - 1) / 2 * row_mm, 0.0)
+    return axial_affine(spacing_mm=(_SLICE_MM, row_mm, column_mm), origin_lps_mm=origin)
+
+
+@dataclass(frozen=True, eq=False)
+class _Maker:
+    """Puts real nodules and lungs into a library, then as many generated ones as are missing."""
+
+    library: AssetLibrary
+    samplers: Samplers
+    config: GenerateConfig
+    cohort: CohortSource | None
+
+    @property
+    def sizes(self) -> Sizes:
+        return self.config.sizes(len(self.samplers.nodules.categories))
+
+    def nodules(self) -> dict[str, CandidateCounts]:
+        sampler, sizes, seed = self.samplers.nodules, self.sizes, self.config.seed
+        categories = list(sampler.categories)
+        missing = dict(zip(categories, even_shares(sizes.nodules, len(categories)), strict=True))
+        real_shares = even_shares(sizes.real_nodules, len(categories))
+        for index, (category, count) in enumerate(zip(categories, real_shares, strict=True)):
+            order = seeds(seed, SeedStream.REAL_NODULES, index, n=1)[0]
+            missing[category] -= len(_distinct(real_nodules(self.library, self.cohort, category, seed=order), count))
+
+        def store(hu: np.ndarray, alpha: np.ndarray, *, category: str, origin: str) -> Asset:
+            facts: dict[str, Any] = {"category": category, "source": "generated", "origin": origin}
+            return self.library.add_nodule(hu, alpha, weights=self.samplers.nodule_weights, **facts)
+
+        source = _source(sampler, "nodules", self.config.chosen, rule=self.samplers.rule)
+        return _generate(source, missing, store, stream=SeedStream.GENERATED_NODULES, seed=seed)
+
+    def lungs(self) -> dict[str, CandidateCounts]:
+        sampler, sizes, seed = self.samplers.lungs, self.sizes, self.config.seed
+        order = seeds(seed, SeedStream.REAL_LUNGS, n=1)[0]
+        real = _distinct(real_lungs(self.library, self.cohort, seed=order), sizes.real_lungs)
+        categories = list(sampler.categories)
+        missing = dict(zip(categories, even_shares(sizes.lungs - len(real), len(categories)), strict=True))
+        row_mm, column_mm = (float(mm) for mm in np.broadcast_to(sampler.spacing_mm, 2))
+
+        def store(hu: np.ndarray, mask: np.ndarray, *, category: str, origin: str) -> Asset:
+            facts: dict[str, Any] = {"category": category, "source": "generated", "origin": origin}
+            affine = centred_affine(hu.shape, (row_mm, column_mm))
+            return self.library.add_lung(hu, mask > 0, affine=affine, weights=self.samplers.lung_weights, **facts)
+
+        source = _source(sampler, "lungs", self.config.chosen)
+        return _generate(source, missing, store, stream=SeedStream.GENERATED_LUNGS, seed=seed)
+
+
+def _generate(
+    source: CandidateSource, missing: Mapping[str, int], store: Store, *, stream: SeedStream, seed: int
+) -> dict[str, CandidateCounts]:
+    """Stores as many generated ones of each category as are missing, and says what became of the candidates."""
+    counts = {}
+    for index, (category, wanted) in enumerate(missing.items()):
+        candidates = seeds(seed, stream, index, n=TRIES * source.selection.candidates * wanted)
+        kept, counts[category] = kept_assets(source, category, wanted, candidates, store)
+        _check_complete(kept, wanted, counts[category], what=f"{source.kind} of category {category}")
+    return counts
+
+
+def _source(sampler: Any, kind: SampleKind, selection: Selection, *, rule: CategoryRule = AS_LISTED) -> CandidateSource:
+    real = None
+    if selection.cohort:
+        from lungsynth.similarity.reference import open_reference_set  # torch and the feature networks, to rank alone
+
+        real = open_reference_set(selection.cohort, kind, rule=rule)
+    return CandidateSource(sampler=sampler, kind=kind, selection=selection, real=real)
+
+
+def real_nodules(library: AssetLibrary, cohort: CohortSource | None, category: str, *, seed: int) -> Iterator[Asset]:
+    """Adds the cohort's nodules of a category to the library, one by one, in an order that the seed gives."""
+    for nodule in cohort.read_nodules(category, seed=seed) if cohort else ():
+        facts = {"category": category, "source": "real", "origin": nodule.origin}
+        if asset := store_usable(library.add_nodule, nodule.hu, nodule.alpha, **facts):
+            yield asset
+
+
+def real_lungs(library: AssetLibrary, cohort: CohortSource | None, *, seed: int) -> Iterator[Asset]:
+    """Adds the cohort's normal slices to the library, likewise."""
+    for lung in cohort.read_lungs(seed=seed) if cohort else ():
+        facts = {"affine": lung.affine, "source": "real", "origin": lung.origin}
+        if asset := store_usable(library.add_lung, lung.hu, lung.mask, **facts):
+            yield asset
+
+
+def _distinct(assets: Iterable[Asset], n: int) -> list[Asset]:
+    """The first n assets that differ from each other; takes no more from the iterator than it needs."""
+    distinct: dict[str, Asset] = {}
+    iterator = iter(assets)
+    with tqdm(total=n, desc="real ones", leave=False, disable=n < _SHOWN) as progress:
+        while len(distinct) < n and (asset := next(iterator, None)) is not None:
+            progress.update(asset.hash not in distinct)
+            distinct[asset.hash] = asset
+    return list(distinct.values())
+
+
+def _check_complete(kept: list[Asset], wanted: int, counts: CandidateCounts, *, what: str) -> None:
+    if len(kept) < wanted:
+        raise InputError(
+            f"wcapsgan_bundle gave {len(kept)} distinct usable {what} in {counts.generated} attempts, {wanted} are "
+            f"needed; {counts.copies} were copies of training samples. Give `bundles` with better trained weights, or "
+            "ask for fewer with `count`, `lungs` or `groups`."
+        )

@@ -1,0 +1,276 @@
+"""From a library's nodules and lungs to a catalogue: groups are drawn, tried on all lungs, and the best pairs kept.
+
+Each category gets groups of its own. Of the pairs that the rules accept, the policy says which are best; with
+`max_reuse`, no lung and no group gets more than so many times its even share while there are others, so that a short
+catalogue is not the widest lung and the most central group alone. At the paper's size that hardly binds. Where the
+number of groups is not fixed, more are drawn while too few pairs are accepted.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from lungsynth.chain.cohort_source import CohortSource
+from lungsynth.config import GenerateConfig, PlacementConfig, SeedStream, even_shares, seeds
+from lungsynth.errors import InputError
+from lungsynth.placement.assets import Asset, AssetLibrary
+from lungsynth.placement.catalogue import PlanWeights, TableWriter, write_pairs
+from lungsynth.placement.cohort_statistics import NoduleStatistics, measure_nodules
+from lungsynth.placement.groups import GroupSettings, NoduleGroup, draw_groups
+from lungsynth.placement.library_lungs import LibraryLungs
+from lungsynth.placement.lung_shape import LungShape
+from lungsynth.placement.plan_record import METADATA_KEY, PartRecord, PlanRecord, write_groups
+from lungsynth.placement.planning import CategoryPlan, PlacementPlan, plan_categories
+from lungsynth.placement.presence import PresencePrior
+from lungsynth.placement.targets import shares_of_samples, target_of
+
+__all__ = ["Occurrence", "measure_occurrence", "plan_catalogue", "sample_seed", "spread_pairs"]
+
+_GROWTH = 1.5
+_MAX_GROWTH = 10
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Occurrence:
+    """Where nodules occur, how many on a slice, and of which sizes.
+
+    Args:
+        prior: LIDC-IDRI's nodules on the lungs at hand, and those of the cohort's training slices.
+        real: what was measured on the cohort.
+        sample: some of the lungs.
+    """
+
+    prior: PresencePrior
+    real: NoduleStatistics
+    sample: Sequence[LungShape]
+
+    def group_settings(self, category: str | None = None) -> GroupSettings:
+        """How groups are drawn; with a category, no nodule is scaled out of the range of its real diameters."""
+        limits = None if category is None else self.real.diameter_range_mm(category)
+        return GroupSettings(count_probabilities=self.real.counts(), diameter_range_mm=limits)
+
+
+def measure_occurrence(lungs: LibraryLungs, cohort: CohortSource | None) -> Occurrence:
+    """Measures a cohort; without one, LIDC-IDRI's figures stand alone."""
+    real, sample = measure_nodules(cohort), lungs.sample()
+    return Occurrence(prior=real.presence(sample), real=real, sample=sample)
+
+
+def plan_catalogue(
+    library: AssetLibrary,
+    config: GenerateConfig,
+    cohort: CohortSource | None,
+    *,
+    enhancer: str | None = None,
+    identity: Mapping[str, Any] | None = None,
+) -> PlanRecord:
+    """Plans the samples of a run and writes its catalogue, one sample of each category in turn.
+
+    A plan without `max_reuse` can be explained pair by pair (`placement.explain`): its record stands in the
+    catalogue's file, and its groups beside it.
+
+    Args:
+        library: the nodules and lungs.
+        config: of the run; of it `count`, `seed`, `placement` and the catalogue's path.
+        cohort: says where real nodules lie, and how many and how large they are.
+        enhancer: SHA-256 of the enhancer's weights, for the recipes; None when samples are not enhanced.
+        identity: of the plan, for its record.
+
+    Raises:
+        InputError: when the library lacks nodules or lungs, or the rules accept too few pairs.
+    """
+    placement = config.placement
+    lungs = LibraryLungs.of(library, real_voxels=placement.real_voxels, vessel_masks=placement.vessel_masks)
+    lungs = lungs.first(placement.lungs) if placement.lungs else lungs
+    nodules = _usable_nodules(library, placement)
+    occurrence = measure_occurrence(lungs, cohort)
+    plans = _Planner(lungs, nodules, occurrence, config).plan()
+    record = PlanRecord(
+        identity=identity or {},
+        sample_seed=sample_seed(config.seed),
+        parts={category: PartRecord.of(plan, len(groups)) for category, (plan, groups) in plans.items()},
+        figures=_figures(lungs, nodules, plans),
+        prior=occurrence.prior,
+    )
+    explained = placement.max_reuse is None
+    if explained:
+        write_groups({category: groups for category, (_, groups) in plans.items()}, config.catalogue_path)
+    with TableWriter(config.catalogue_path, {METADATA_KEY: record.to_json()} if explained else None) as writer:
+        write_pairs(
+            writer,
+            lungs.assets,
+            [(plan.pairs, groups) for plan, groups in plans.values()],
+            seed=record.sample_seed,
+            weights=PlanWeights(nodule=_nodule_weights(library, nodules), enhancer=enhancer),
+        )
+    return record
+
+
+def sample_seed(seed: int) -> int:
+    """What the seeds of a run's samples are mixed with."""
+    return seeds(seed, SeedStream.SAMPLES, n=1)[0]
+
+
+def spread_pairs(
+    pairs: Iterable[tuple[int, int]], keep: int, *, lungs: int, groups: int, max_reuse: float
+) -> list[int]:
+    """Chooses `keep` pairs that use no lung and no group too often.
+
+    Args:
+        pairs: (lung, group), the best first.
+        keep: how many.
+        lungs: number of lungs.
+        groups: number of groups.
+        max_reuse: times the even share of one lung or group, above which a pair is taken only for want of others.
+
+    Returns:
+        Places in `pairs`.
+    """
+    chosen: list[int] = []
+    postponed: list[int] = []
+    per_lung, per_group = ceil(max_reuse * keep / lungs), ceil(max_reuse * keep / groups)
+    lung_uses, group_uses = [0] * lungs, [0] * groups
+    for place, (lung, group) in enumerate(pairs):
+        if lung_uses[lung] < per_lung and group_uses[group] < per_group:
+            chosen.append(place)
+            lung_uses[lung] += 1
+            group_uses[group] += 1
+        else:
+            postponed.append(place)
+        if len(chosen) == keep:
+            break
+    return chosen + postponed[: keep - len(chosen)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Planner:
+    """The plans of all categories: those with too few pairs are planned again with more groups."""
+
+    lungs: LibraryLungs
+    nodules: Mapping[str, Sequence[Asset]]
+    occurrence: Occurrence
+    config: GenerateConfig
+
+    def plan(self) -> dict[str, tuple[PlacementPlan, list[NoduleGroup]]]:
+        wanted, counts = self._wanted(), self._group_counts()
+        found: dict[str, tuple[PlacementPlan, list[NoduleGroup]]] = {}
+        # Measured once where they may be planned with again; streamed where there may be thousands.
+        shapes: Sequence[LungShape] = self.lungs if self.config.placement.allow_fewer else list(self.lungs)
+        while missing := [category for category in wanted if category not in found]:
+            groups = {category: self._draw(category, counts[category]) for category in missing}
+            parts = {category: self._part(category, groups[category], wanted[category]) for category in missing}
+            plans = plan_categories(
+                shapes,
+                parts,
+                lung_hashes=self.lungs.hashes,
+                rules=self.config.placement.placement_rules,
+                seed=sample_seed(self.config.seed),
+            )
+            for category, plan in plans.items():
+                if self._suffices(plan, wanted[category], counts[category], begin=self._group_counts()[category]):
+                    found[category] = self._spread(plan, wanted[category], counts[category]), groups[category]
+                counts[category] = ceil(counts[category] * _GROWTH)
+        return {category: found[category] for category in wanted}
+
+    def _wanted(self) -> dict[str, int]:
+        """Samples of each category that gets any."""
+        count, placement, categories = self.config.count, self.config.placement, tuple(self.nodules)
+        if placement.per_category:
+            return shares_of_samples(placement.policy, count, self.occurrence.real, categories)
+        shares = zip(categories, even_shares(count, len(categories)), strict=True)
+        return {category: share for category, share in shares if share}
+
+    def _group_counts(self) -> dict[str, int]:
+        """Groups of each category to begin with."""
+        total = self.config.sizes(len(self.nodules)).groups
+        shares = even_shares(total, len(self.nodules))
+        return {category: max(1, share) for category, share in zip(self.nodules, shares, strict=True)}
+
+    def _draw(self, category: str, count: int) -> list[NoduleGroup]:
+        index = list(self.nodules).index(category)
+        seed = seeds(self.config.seed, SeedStream.GROUPS, index, n=1)[0]
+        settings = self.occurrence.group_settings(category if self.config.placement.keep_real_sizes else None)
+        pool = self.nodules[category]
+        return draw_groups(pool, count, seed=seed, prior=self.occurrence.prior, settings=settings)
+
+    def _part(self, category: str, groups: Sequence[NoduleGroup], wanted: int) -> CategoryPlan:
+        placement, occurrence = self.config.placement, self.occurrence
+        per_group = sum(len(group.members) for group in groups) / len(groups)
+        target = target_of(
+            placement.policy,
+            category,
+            occurrence.real,
+            occurrence.prior,
+            occurrence.sample,
+            nodules=wanted * per_group,
+        )
+        keep = wanted if placement.max_reuse is None else len(self.lungs) * len(groups)
+        return CategoryPlan(groups=groups, keep=keep, policy=placement.policy, target=target)
+
+    def _suffices(self, plan: PlacementPlan, wanted: int, groups: int, *, begin: int) -> bool:
+        placement = self.config.placement
+        if placement.allow_fewer or len(plan) >= wanted:
+            return True
+        if placement.groups is not None or groups > begin * _MAX_GROWTH + _MAX_GROWTH:
+            raise InputError(
+                f"{len(self.lungs)} lungs and {groups} groups of a category give {len(plan)} usable samples, {wanted} "
+                "are needed. Give more `lungs` or `groups` in a new `out`, or ask for a smaller `count`."
+            )
+        return False
+
+    def _spread(self, plan: PlacementPlan, wanted: int, groups: int) -> PlacementPlan:
+        if (max_reuse := self.config.placement.max_reuse) is None:
+            return plan
+        chosen = spread_pairs(plan, wanted, lungs=len(self.lungs), groups=groups, max_reuse=max_reuse)
+        return replace(plan, pairs=plan.pairs.take(np.array(chosen)))
+
+
+def _usable_nodules(library: AssetLibrary, placement: PlacementConfig) -> dict[str, list[Asset]]:
+    """The nodules of each category, in the order of their hashes."""
+    nodules: dict[str, list[Asset]] = {}
+    for asset in library:
+        if asset.kind == "nodule" and (placement.real_voxels or asset.source != "real"):
+            nodules.setdefault(asset.category, []).append(asset)
+    if not nodules:
+        raise InputError(f"{library.folder}: a plan needs nodules, the library has none that may be used.")
+    return dict(sorted(nodules.items()))
+
+
+def _nodule_weights(library: AssetLibrary, nodules: Mapping[str, Sequence[Asset]]) -> str | None:
+    """SHA-256 of the weights that made the nodules; None where all are real."""
+    weights = {asset.weights for pool in nodules.values() for asset in pool if asset.source == "generated"}
+    if len(weights) > 1:
+        raise InputError(
+            f"{library.folder}: its nodules come from {len(weights)} different weights; use a library of one training."
+        )
+    return next(iter(weights), None)
+
+
+def _figures(
+    lungs: LibraryLungs,
+    nodules: Mapping[str, Sequence[Asset]],
+    plans: Mapping[str, tuple[PlacementPlan, Sequence[NoduleGroup]]],
+) -> dict[str, float | int | None]:
+    """Images out / images in: slices of real lungs, and the slices from which real nodules were cut."""
+    real_lungs = sum(asset.source == "real" for asset in lungs.assets)
+    real_nodules = {asset.origin for pool in nodules.values() for asset in pool if asset.source == "real"}
+    samples, sources = sum(len(plan) for plan, _ in plans.values()), real_lungs + len(real_nodules)
+    verdicts: Counter[str] = Counter()
+    for plan, _ in plans.values():
+        verdicts.update({f"pairs_{verdict.name.lower()}": count for verdict, count in plan.verdicts.items()})
+    return {
+        "lungs": len(lungs),
+        "real_lungs": real_lungs,
+        "nodules": sum(len(pool) for pool in nodules.values()),
+        "real_nodules": len(real_nodules),
+        "groups": sum(len(groups) for _, groups in plans.values()),
+        "pairs": sum(plan.candidates for plan, _ in plans.values()),
+        **verdicts,
+        "samples": samples,
+        "images_in": sources,
+        "expansion": samples / sources if sources else None,
+    }
