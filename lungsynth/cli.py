@@ -210,7 +210,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     add("--keep", dest="count", type=int, help="samples a category (matched, balanced: of the one that gets most)")
     add("--preset", choices=("paper",), help="500 lungs, 5,000 groups, 1,000,000 kept, where not given otherwise")
     add("--policy", choices=get_args(Policy), default="farthest", help="which pairs are kept (default: farthest)")
-    add("--rules", type=Path, help="JSON file of placement rules, see docs/placement.md")
+    add("--rules", type=Path, help="JSON file of placement rules, see docs/how_to/plan_at_scale.md")
     _add_cohort(parser, "folder written by `lungsynth prepare`, to lend real lungs and nodules, and to match")
     add("--no-real-voxels", dest="real_voxels", action="store_false", help="no voxel of a patient in any sample")
     add("--nodules", type=int, default=PAPER["nodules"], help="distinct nodules a category (default: 1200)")

@@ -40,7 +40,7 @@ SelectionStrategy = Literal["coverage", "nearest", "none"]
 SELECTION_STRATEGIES: tuple[SelectionStrategy, ...] = get_args(SelectionStrategy)
 EXPORT_FORMATS = ("nifti", "dicom", "png", "webdataset", "zarr")
 EXPORT_ENGINES = ("local", "ray")
-_CANDIDATES = 3  # generated for each one kept; docs/ranking.md says what 1, 2 and 4 give
+_CANDIDATES = 3  # generated for each one kept; docs/results/selection.md says what 1, 2 and 4 give
 
 # Chi et al. (2023), a disease: 50 normal and 50 nodule images -> 200 real and 1,000 generated nodules, 50 real and 450
 # generated lungs, 5,000 groups -> 2,500,000 overlays -> the 1,000,000 farthest from the edge.

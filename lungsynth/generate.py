@@ -23,11 +23,10 @@ from PIL import Image
 
 from lungsynth.bundles import nodule_rule, open_bundle, read_weights, resolved_config
 from lungsynth.categories import AS_LISTED, TEXTURES, CategoryRule
-from lungsynth.chain.cohort_source import CohortSource, open_cohort
-from lungsynth.chain.settings import check_folder, write_run_file
+from lungsynth.cohort.reader import Cohort, CohortSplit
 from lungsynth.config import GenerateConfig
-from lungsynth.contact_sheet import Tile, contact_sheet, pick_tiles, save_sheet
-from lungsynth.ct.write import read_plane, write_atomically
+from lungsynth.contact_sheet import Tile, contact_sheet, pick_tiles
+from lungsynth.ct.write import read_plane
 from lungsynth.detectability import Segmenter, check_detectability
 from lungsynth.enhancement.identity import enhancement_identity
 from lungsynth.enhancement.stage import EnhancementStage, open_stage
@@ -35,17 +34,18 @@ from lungsynth.errors import InputError
 from lungsynth.export.writer import ENHANCED_LUNGS, ExportJob, ExportResult, ShardWriter, write_samples
 from lungsynth.generate_assets import LUNG_CONFIGS, LUNG_WEIGHTS, Samplers, make_assets, open_samplers
 from lungsynth.hounsfield import DISPLAY_WINDOW
+from lungsynth.io.atomic import remove_temporary, write_json, write_picture
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Catalogue, read_catalogue
 from lungsynth.placement.plan_catalogue import plan_catalogue
 from lungsynth.placement.plan_record import PlanRecord
+from lungsynth.run_folder import FORMAT, RunFolder
 from lungsynth.similarity.selection import selection_figures, selection_identity
 from lungsynth.tracking import DEFAULT_URI, Run, Tracker, open_tracker
 from lungsynth.weights import WeightsInfo
 
 __all__ = ["GenerateResult", "Pipeline", "PlanResult", "TrackedStages", "generate", "plan"]
 
-_FORMAT = 2
 _LOGGED_SAMPLES = 6
 _ASSETS_FILE = "assets.json"  # what the library beside a plan was made with
 
@@ -201,7 +201,7 @@ class Pipeline:
 
     config: GenerateConfig
     identity: Mapping[str, Any]
-    cohort: CohortSource | None
+    cohort: CohortSplit | None
     weights: Mapping[str, WeightsInfo]
     samplers: Samplers | None
     enhancer: EnhancementStage | None
@@ -216,7 +216,7 @@ class Pipeline:
         """
         cohort, weights, bundles = _open_cohort(config), _read_all_weights(config), config.bundles
         identity = _identity(config, cohort, weights)
-        check_folder(config.out, identity)
+        RunFolder(path=config.out, identity=identity).check()
         used = {"nodule_weights": weights["wcapsgan"].sha256, "lung_weights": weights["wcapsgan_lung"].sha256}
         finished = config.library is not None or (config.out / "assets.parquet").exists()
         enhancement = config.enhancement
@@ -243,9 +243,8 @@ class Pipeline:
             InputError: before anything is written, when the store cannot be used.
         """
         tracker, out = open_tracker(tracking_uri), self.config.out
-        out.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(out)
-        write_run_file(out, self.identity)
+        RunFolder(path=out, identity=self.identity).claim()
+        remove_temporary(out, recursive=True)
         with tracker.resumable_run(out, f"generate {out.name}", tags={"command": "generate"}) as parent:
             self._log_inputs(parent)
             stages = TrackedStages(tracker=tracker, parent=parent, name=out.name)
@@ -297,7 +296,7 @@ class Pipeline:
         written = sum(shard.end - shard.begin for shard in missing)
         rate = written / (time.monotonic() - started)
         self._write_datalist()
-        save_sheet(contact_sheet(list(self._tiles())), out / "contact_sheet.png")
+        write_picture(out / "contact_sheet.png", contact_sheet(list(self._tiles())))
         run.log_file(out / "contact_sheet.png")
         for sample in samples[:_LOGGED_SAMPLES]:
             grey = DISPLAY_WINDOW.to_grey(read_plane(out / sample["image"])[0])
@@ -331,15 +330,14 @@ class Pipeline:
 
     def _write_datalist(self) -> None:
         """`datalist.json`: image and label of each sample, and the patients of its real parts."""
-        patients = self.cohort.patients if self.cohort else {}
+        patients = self.cohort.patient_of if self.cohort else {}
         entries = []
         for recipe, sample in zip(self.catalogue, self.exported.samples, strict=True):
             parts = (recipe.lung, *(nodule.asset for nodule in recipe.nodules))
             named = [patient for part in parts if (patient := patients.get(self.library[part].origin))]
             provenance = {"patient_id": sorted(set(named)), "parts_without_patient": len(parts) - len(named)}
             entries.append({"image": sample["image"], "label": sample["label"], **provenance})
-        content = json.dumps({"training": entries}, indent=1) + "\n"
-        write_atomically(self.config.out / "datalist.json", content.encode())
+        write_json(self.config.out / "datalist.json", {"training": entries})
 
     def _tiles(self) -> Iterator[Tile]:
         samples = {sample["name"]: sample for sample in self.exported.samples}
@@ -359,10 +357,10 @@ class Pipeline:
             run.log_json(weights.sidecar, f"weights/{name}.json")
 
 
-def _open_cohort(config: GenerateConfig) -> CohortSource | None:
+def _open_cohort(config: GenerateConfig) -> CohortSplit | None:
     if config.cohort is None:
         return None
-    cohort = open_cohort(config.cohort, rule=_category_rule(config))
+    cohort = Cohort.open(config.cohort, rule=_category_rule(config)).split("training").nonempty()
     return cohort.without_diseased() if config.exclude_enhancer_patients else cohort
 
 
@@ -394,29 +392,27 @@ def _read_all_weights(config: GenerateConfig) -> dict[str, WeightsInfo]:
     return weights
 
 
-def _identity(
-    config: GenerateConfig, cohort: CohortSource | None, weights: Mapping[str, WeightsInfo]
-) -> dict[str, Any]:
+def _identity(config: GenerateConfig, cohort: CohortSplit | None, weights: Mapping[str, WeightsInfo]) -> dict[str, Any]:
     names = ("lung_seg", "wcapsgan", "wcapsgan_lung", "cyclegan")
     enhancement = config.enhancement
     last = enhancement_identity(config.bundles if enhancement.enabled else None, gate=enhancement.label_check)
     return {
-        "format": _FORMAT,
+        "format": FORMAT,
         "lungsynth": version("lungsynth"),
         **config.to_json(),
         **selection_identity(config.chosen),
-        **{f"cohort_{key}": cohort.identity[key] if cohort else None for key in ("split_hash", "datalists")},
+        **{f"cohort_{key}": cohort.cohort.identity[key] if cohort else None for key in ("split_hash", "datalists")},
         **{f"weights_{name}": weights[name].sha256 if name in weights else None for name in names},
         **{key: last[key] for key in ("enhancer_settings", "gate_settings")},
         "library": _assets_digest(AssetLibrary(config.library)) if config.library else None,
     }
 
 
-def _plan_identity(config: GenerateConfig, cohort: CohortSource | None, library: AssetLibrary) -> dict[str, Any]:
+def _plan_identity(config: GenerateConfig, cohort: CohortSplit | None, library: AssetLibrary) -> dict[str, Any]:
     return {
         "lungsynth": version("lungsynth"),
         "settings": config.to_json(),
-        "cohort": cohort.identity if cohort else None,
+        "cohort": cohort.cohort.identity if cohort else None,
         "assets": _assets_digest(library),
     }
 
@@ -425,7 +421,7 @@ def _assets_digest(library: AssetLibrary) -> str:
     return hashlib.sha256("".join(asset.hash for asset in library).encode()).hexdigest()
 
 
-def _plan_assets(config: GenerateConfig, cohort: CohortSource | None) -> AssetLibrary:
+def _plan_assets(config: GenerateConfig, cohort: CohortSplit | None) -> AssetLibrary:
     """The library beside a plan, made when it is not there."""
     weights = {
         "nodule_weights": read_weights(config.bundles, "wcapsgan").sha256,
@@ -433,13 +429,13 @@ def _plan_assets(config: GenerateConfig, cohort: CohortSource | None) -> AssetLi
     }
     sizes = config.sizes(1)
     identity = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "lungsynth": version("lungsynth"),
         "seed": config.seed,
         "lungs": sizes.lungs,
         "nodules": sizes.nodules,
         **{key: config.to_json()[key] for key in ("per_category", "real_share", "real_voxels")},
-        "cohort": cohort.identity if cohort else None,
+        "cohort": cohort.cohort.identity if cohort else None,
         **selection_identity(config.chosen),
         **weights,
     }
@@ -447,7 +443,7 @@ def _plan_assets(config: GenerateConfig, cohort: CohortSource | None) -> AssetLi
     _check_assets(library, path, identity)
     if not len(library):
         samplers = open_samplers(config.bundles, rule=_category_rule(config), **weights)
-        write_atomically(path, (json.dumps(identity, indent=2, sort_keys=True) + "\n").encode())
+        write_json(path, identity, indent=2, sort_keys=True)
         make_assets(library, samplers, config, cohort=cohort)
     return library
 
@@ -469,10 +465,3 @@ def _check_assets(library: AssetLibrary, path: Path, identity: Mapping[str, Any]
             f"{path}: the assets beside `out` were made with other {', '.join(differing)}. Give another `out`, or "
             f"{library.folder} as `library` to use them as they are."
         )
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Removes the temporary files of a process that was killed while it wrote."""
-    for folder in (out, out / "images", out / "masks", out / "assets"):
-        for path in [*folder.glob(".*.tmp"), *folder.glob(".*.part")]:
-            path.unlink(missing_ok=True)

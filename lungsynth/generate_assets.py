@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lungsynth.bundles import open_bundle
 from lungsynth.categories import AS_LISTED, CategoryRule
-from lungsynth.chain.cohort_source import CohortSource
+from lungsynth.cohort.reader import CohortSplit
 from lungsynth.config import GenerateConfig, SeedStream, Selection, Sizes, even_shares, seeds
 from lungsynth.ct.volume import axial_affine
 from lungsynth.errors import InputError
@@ -82,7 +82,7 @@ def open_samplers(bundles: Path, *, nodule_weights: str, lung_weights: str, rule
 
 
 def make_assets(
-    library: AssetLibrary, samplers: Samplers, config: GenerateConfig, *, cohort: CohortSource | None = None
+    library: AssetLibrary, samplers: Samplers, config: GenerateConfig, *, cohort: CohortSplit | None = None
 ) -> None:
     """Fills the library, writes `selection.json` beside it, and last its table.
 
@@ -115,7 +115,7 @@ class _Maker:
     library: AssetLibrary
     samplers: Samplers
     config: GenerateConfig
-    cohort: CohortSource | None
+    cohort: CohortSplit | None
 
     @property
     def sizes(self) -> Sizes:
@@ -175,7 +175,7 @@ def _source(sampler: Any, kind: SampleKind, selection: Selection, *, rule: Categ
     return CandidateSource(sampler=sampler, kind=kind, selection=selection, real=real)
 
 
-def real_nodules(library: AssetLibrary, cohort: CohortSource | None, category: str, *, seed: int) -> Iterator[Asset]:
+def real_nodules(library: AssetLibrary, cohort: CohortSplit | None, category: str, *, seed: int) -> Iterator[Asset]:
     """Adds the cohort's nodules of a category to the library, one by one, in an order that the seed gives."""
     for nodule in cohort.read_nodules(category, seed=seed) if cohort else ():
         facts = {"category": category, "source": "real", "origin": nodule.origin}
@@ -183,7 +183,7 @@ def real_nodules(library: AssetLibrary, cohort: CohortSource | None, category: s
             yield asset
 
 
-def real_lungs(library: AssetLibrary, cohort: CohortSource | None, *, seed: int) -> Iterator[Asset]:
+def real_lungs(library: AssetLibrary, cohort: CohortSplit | None, *, seed: int) -> Iterator[Asset]:
     """Adds the cohort's normal slices to the library, likewise."""
     for lung in cohort.read_lungs(seed=seed) if cohort else ():
         facts = {"affine": lung.affine, "source": "real", "origin": lung.origin}

@@ -16,7 +16,6 @@ from lungsynth.io.atomic import remove_temporary, write_json
 __all__ = ["FORMAT", "RunFolder"]
 
 FORMAT = 2
-_TRACKING_MARK = ".mlflow_run"  # id of the run in progress, so that one that was killed can be closed
 _SHORT = 24  # characters of a value that an error shows whole
 
 
@@ -73,11 +72,6 @@ class RunFolder:
         remove_temporary(self.path)
         write_json(self._identity_path, self.identity, indent=2, sort_keys=True)
         return continued
-
-    @property
-    def tracking_mark(self) -> Path:
-        """File with the id of the MLflow run in progress; it is there while the run works."""
-        return self.path / _TRACKING_MARK
 
     @property
     def _identity_path(self) -> Path:

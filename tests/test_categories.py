@@ -20,7 +20,7 @@ from evaluation.generation.run import GenerationSettings, evaluate_generation
 from evaluation.generation.stages import find_stages
 from lungsynth.bundles import nodule_rule, open_bundle, resolved_config
 from lungsynth.categories import ANY, CategoryRule
-from lungsynth.chain.cohort_source import open_cohort
+from lungsynth.cohort.reader import Cohort
 from lungsynth.config import EnhancementConfig, GenerateConfig, PlacementConfig
 from lungsynth.errors import InputError
 from lungsynth.generate import generate, plan
@@ -234,7 +234,7 @@ def test_the_chain_mixes_real_nodules_into_any_categories(other, tmp_path) -> No
     for source in ("real", "generated"):
         assert {asset.category for asset in nodules if asset.source == source} == set(names)
     assert {
-        entry["category"] for entry in open_cohort(cohort, rule=nodule_rule(bundles)).of_part("test").nodules
+        nodule.category for nodule in Cohort.open(cohort, rule=nodule_rule(bundles)).split("test").nodules()
     } <= set(names)
     selection = json.loads((settings.out / "selection.json").read_text())
     assert set(selection["nodules"]) == set(names)

@@ -24,6 +24,7 @@ from lungsynth.export.formats import FORMATS
 from lungsynth.export.sample import Growth, variants
 from lungsynth.export.writer import ExportJob, Shard, ShardWriter, export_catalogue
 from lungsynth.hounsfield import DISPLAY_WINDOW
+from lungsynth.io.atomic import write_json
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import make_recipe, read_catalogue, write_catalogue
 from lungsynth.placement.lung_shape import LungShape
@@ -86,7 +87,7 @@ def test_the_same_bytes_again_and_in_pieces(catalogue, tmp_path, kind, monkeypat
     victim = next(path for path in sorted(out.rglob("*")) if path.is_file() and not path.parent.name.startswith("."))
     victim.write_bytes(b"half")
     job.record(Shard(0, 2)).unlink()
-    (out / "export.json").write_text(json.dumps(job.identity()))
+    write_json(out / "export.json", job.identity(), indent=2, sort_keys=True)
     assert files(export(catalogue, out, kind)) == pieces
     if not FORMATS[kind].one_file and kind not in ("webdataset", "zarr"):
         labels = {name: content for name, content in first.items() if ".parts" not in name}
@@ -137,7 +138,7 @@ def test_a_stop_and_workers_change_no_byte_of_an_enhanced_export(catalogue, tmp_
     out = tmp_path / "stopped"
     job = ExportJob(catalogue=catalogue, out=out, format="nifti", bundles=bundles)
     ShardWriter(job).write(Shard(0, 2))
-    (out / "export.json").write_text(json.dumps(job.identity()))
+    write_json(out / "export.json", job.identity(), indent=2, sort_keys=True)
     kept = [np.load(path) for path in (out / ".enhanced").iterdir()]
     assert [int(share.min()) for _, share in kept] == [0, 0], "the spot is blended back, and that is kept with the lung"
     assert files(export(catalogue, out, "nifti", bundles=bundles, workers=2)) == files(whole)
@@ -164,7 +165,7 @@ def test_an_enhanced_export_does_not_go_on_with_other_settings(
     claimed = ExportJob(catalogue=catalogue, out=out, format="png", bundles=mine).identity()
     assert claimed == json.loads((out / "export.json").read_text()), "the same settings elsewhere"
     edit_config(mine, name, component, **settings)
-    with pytest.raises(InputError, match=f"another export, it differs in {part}\\."):
+    with pytest.raises(InputError, match=f"holds another run \\({part} is"):
         export(catalogue, out, "png", bundles=mine)
     assert files(out) == before
 
@@ -306,7 +307,7 @@ def test_scans_of_one_growth_series_are_one_patients(catalogue, tmp_path):
     [
         ({"begin": 3, "end": 99}, "`range` 3:99 must lie within the 6 samples"),
         ({"engine": "slurm"}, "`engine` must be one of"),
-        ({"pairs": True}, "another export, it differs in pairs"),
+        ({"pairs": True}, "pairs is false there and true here"),
     ],
 )
 def test_what_cannot_be_is_refused(catalogue, tmp_path, settings, message):

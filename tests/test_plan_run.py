@@ -12,7 +12,7 @@ from fake_bundles import write_fake_bundles
 from fake_cohort import write_fake_cohort
 
 from lungsynth.bundles import open_bundle
-from lungsynth.chain.cohort_source import open_cohort
+from lungsynth.cohort.reader import Cohort
 from lungsynth.compositing.render import render
 from lungsynth.config import PAPER, EnhancementConfig, GenerateConfig, PlacementConfig
 from lungsynth.errors import InputError
@@ -139,7 +139,7 @@ def test_the_policies_of_real_data_run_from_a_cohort(planned, tmp_path, policy):
 
 
 def test_categories_get_their_shares(cohort):
-    real = measure_nodules(open_cohort(cohort))
+    real = measure_nodules(Cohort.open(cohort).split("training"))
     real = replace(real, diameters_mm={"solid": [8.0] * 60, "part_solid": [6.0] * 15, "ground_glass": [7.0] * 20})
     categories = ("ground_glass", "part_solid", "solid")
     assert list(shares_of_samples("farthest", 90, real, categories).values()) == [90, 90, 90]
@@ -148,7 +148,7 @@ def test_categories_get_their_shares(cohort):
 
 
 def test_a_cohort_is_measured(cohort):
-    real = measure_nodules(open_cohort(cohort))
+    real = measure_nodules(Cohort.open(cohort).split("training"))
     assert real.points.shape == (1, 2)
     assert real.points[0] == pytest.approx((12 / 85, 12 / 50), abs=0.02)
     assert real.distance_mm[0] == pytest.approx(24, abs=1.5)  # 12 pixels of 2 mm

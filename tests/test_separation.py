@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from separation_toys import GRID, MIN_DIAMETER_MM, boxes, write_rigged_bundles, write_sources
 
-from lungsynth.chain.cohort_source import open_cohort
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
+from lungsynth.cohort.reader import Cohort
 from lungsynth.cohort.records import SeriesRows
 from lungsynth.ct.write import read_plane
 from lungsynth.errors import InputError
@@ -157,7 +157,7 @@ def test_files_are_shared_and_the_split_stays(made, separated):
 def test_it_is_a_cohort_for_the_chain_and_says_what_it_did(made, separated):
     folder, _ = made
     out, result = separated
-    assert open_cohort(out).identity["split_hash"] == result.cohort["split_hash"]
+    assert Cohort.open(out).identity["split_hash"] == result.cohort["split_hash"]
     facts = result.cohort["separation"]
     for when, cohort in (("before", folder / "cohort"), ("after", out)):
         assert sum(counts["normal_slices"] for counts in facts[when].values()) == len(entries(cohort, "lungs"))
@@ -244,7 +244,7 @@ def test_what_cannot_be_separated_is_refused_with_the_way_out(made, separated, t
         separate(folder, out, threshold=0.7)
     with pytest.raises(InputError, match="must not lie inside a source"):
         separate(folder, folder / "cohort" / "x")
-    with pytest.raises(InputError, match=r"scripts/prepare.py wrote"):
+    with pytest.raises(InputError, match=r"`prepare` wrote"):
         separate(folder, tmp_path / "x", cohort=tmp_path)
     with pytest.raises(InputError, match=r"lies in \[0.05, 1\]"):
         separate(folder, tmp_path / "x", threshold=0)

@@ -18,15 +18,15 @@ import numpy as np
 from tqdm import tqdm
 
 from evaluation.composed_slices.plan import PlannedSlice, categories_of, plan_slices
-from lungsynth.chain.cohort_source import CohortSource, open_cohort
-from lungsynth.chain.settings import check_folder, write_run_file
 from lungsynth.cohort.montage import Tile, outlined, spread, stack_blocks, tile_block
+from lungsynth.cohort.reader import Cohort, CohortSplit
 from lungsynth.cohort.slices import LUNG_SIZES_PX, slice_on_grid
 from lungsynth.compositing.render import Renderer
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label
 from lungsynth.io.atomic import replacing, write_json
 from lungsynth.placement.assets import AssetLibrary
+from lungsynth.run_folder import RunFolder
 from lungsynth.types import Affine, HuPlane, LabelPlane
 
 __all__ = ["PARTS", "ComposedSliceConfig", "compose_slices"]
@@ -77,16 +77,18 @@ def compose_slices(settings: ComposedSliceConfig) -> dict[str, dict[str, int]]:
     Raises:
         InputError: when the cohort cannot be used, its training part gives no slice, or `out` holds something else.
     """
-    training = open_cohort(settings.cohort)
+    cohort = Cohort.open(settings.cohort)
+    training = cohort.split("training").nonempty()
     known = {"count": settings.count, "held_out": settings.held_out, "seed": settings.seed}
-    identity = {"format": _FORMAT, "lungsynth": version("lungsynth"), **known, **training.identity}
-    check_folder(settings.out, identity)
+    identity = {"format": _FORMAT, "lungsynth": version("lungsynth"), **known, **cohort.identity}
+    run_folder = RunFolder(path=settings.out, identity=identity)
+    run_folder.check()
     if (settings.out / "cohort.json").exists():  # written last
         return _standing(settings.out)
-    write_run_file(settings.out, identity)
+    run_folder.claim()
     composed, diseased = {}, {}
     for key, part in enumerate(PARTS):
-        source = training.of_part(part)
+        source = cohort.split(part)
         count = settings.count if part == "training" else settings.held_out
         composed[part] = _compose(source, settings, part, categories_of(training), count=count, key=key)
         diseased[part] = list(_diseased(source, settings.out))
@@ -111,7 +113,7 @@ def _standing(out: Path) -> dict[str, dict[str, int]]:
 
 
 def _compose(
-    source: CohortSource, settings: ComposedSliceConfig, part: str, categories: Sequence[str], *, count: int, key: int
+    source: CohortSplit, settings: ComposedSliceConfig, part: str, categories: Sequence[str], *, count: int, key: int
 ) -> list[dict[str, Any]]:
     """Writes what is missing of a part's slices; returns their entries."""
     with tempfile.TemporaryDirectory(prefix="lungsynth-slices-") as folder:
@@ -136,18 +138,18 @@ def _write_composed(planned: PlannedSlice, renderer: Renderer, out: Path, part: 
     }
 
 
-def _diseased(source: CohortSource, out: Path) -> Iterator[dict[str, Any]]:
+def _diseased(source: CohortSplit, out: Path) -> Iterator[dict[str, Any]]:
     """Brings the real whole slices with nodules of a part onto the grid."""
-    for entry in source.diseased:
-        slice_id = Path(entry["image"]).name.removesuffix(".nii.gz")
+    for entry in source.diseased():
+        slice_id = entry.slice_id
         name = f"diseased/{slice_id}.npz"
         try:
             if not (out / name).exists():
-                _write_slice(out / name, *source.read_pair(entry))
+                _write_slice(out / name, *source.cohort.read_slice(entry))
         except InputError as error:
             _logger.warning("%s is left out: %s", slice_id, error)
             continue
-        patient = str(entry.get("patient_id", slice_id))
+        patient = entry.patient_id or slice_id
         yield {"slice": name, "category": "diseased", "patient_id": patient, "patients": [patient]}
 
 

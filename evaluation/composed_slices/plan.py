@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from lungsynth.chain.cohort_source import CohortSource
+from lungsynth.cohort.reader import CohortSplit
 from lungsynth.config import SeedStream, seeds
 from lungsynth.generate_assets import real_lungs, real_nodules
 from lungsynth.placement.assets import Asset, AssetLibrary
@@ -54,14 +54,14 @@ class PlannedSlice:
     patients: tuple[str, ...]
 
 
-def categories_of(source: CohortSource) -> list[str]:
+def categories_of(source: CohortSplit) -> list[str]:
     """Categories of the nodules of a part; unrated ones only where there are no others."""
-    found = sorted({str(entry["category"]) for entry in source.nodules})
+    found = sorted({nodule.category for nodule in source.nodules()})
     return [name for name in found if name != UNRATED] or found
 
 
 def plan_slices(
-    library: AssetLibrary, source: CohortSource, *, categories: Sequence[str], count: int, seed: int, key: int
+    library: AssetLibrary, source: CohortSplit, *, categories: Sequence[str], count: int, seed: int, key: int
 ) -> list[PlannedSlice]:
     """Plans the slices of a part and puts what they need into a library.
 
@@ -78,7 +78,7 @@ def plan_slices(
     pools = {name: list(dict.fromkeys(real_nodules(library, source, name, seed=order))) for name in categories}
     if not lungs or not any(pools.values()):
         return []
-    turns = _Turns(library, lungs, source.patients)
+    turns = _Turns(library, lungs, source.patient_of)
     occurrence = measure_occurrence(LibraryLungs.of(library), source)
     draws = _Draws(occurrence.prior, replace(occurrence.group_settings(), scale_range=(1.0, 1.0)))
     return [

@@ -21,7 +21,7 @@ from evaluation.generation.methods import GeneratedSamples, GenerationMethod, Re
 from evaluation.methods import Relation, count_parameters, relation_to
 from lungsynth.bundles import nodule_rule, read_weights
 from lungsynth.categories import ANY
-from lungsynth.chain.cohort_source import open_cohort
+from lungsynth.cohort.reader import Cohort
 from lungsynth.cohort.slices import LUNG_SIZES_PX, slice_on_grid
 from lungsynth.compositing.render import Renderer
 from lungsynth.config import GenerateConfig, PlacementConfig, SeedStream, SelectionConfig, seeds
@@ -162,7 +162,7 @@ def _planned(plan: _Plan) -> tuple[AssetLibrary, Catalogue]:
         make_assets(AssetLibrary(plan.folder), samplers, config)
     library = AssetLibrary(plan.folder)
     if not config.catalogue_path.exists():
-        plan_catalogue(library, config, open_cohort(plan.cohort))
+        plan_catalogue(library, config, Cohort.open(plan.cohort).split("training").nonempty())
     return library, read_catalogue(config.catalogue_path)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from evaluation.utility.subcohort import CATEGORIES
-from lungsynth.chain.cohort_source import CohortSource, open_cohort
+from lungsynth.cohort.reader import Cohort, CohortSplit
 from lungsynth.compositing.render import render
 from lungsynth.config import GenerateConfig, PlacementConfig
 from lungsynth.ct.write import write_plane
@@ -44,7 +44,7 @@ def paste_real(cohort: Path, out: Path, *, count: int, seed: int, bundles: Path)
     listed = out / "datalist.json"
     if listed.is_file():
         return listed
-    library, source = AssetLibrary(out), open_cohort(cohort)
+    library, source = AssetLibrary(out), Cohort.open(cohort).split("training").nonempty()
     _add_all(library, source, seed=seed)
     placement = PlacementConfig(groups=count)
     config = GenerateConfig(out=out, count=count, seed=seed, bundles=bundles, cohort=cohort, placement=placement)
@@ -76,7 +76,7 @@ def choose_entries(datalist: Path, count: int, *, seed: int) -> Path:
     return path
 
 
-def _add_all(library: AssetLibrary, source: CohortSource, *, seed: int) -> None:
+def _add_all(library: AssetLibrary, source: CohortSplit, *, seed: int) -> None:
     for category in CATEGORIES:
         for nodule in source.read_nodules(category, seed=seed):
             library.add_nodule(nodule.hu, nodule.alpha, category=category, source="real", origin=nodule.origin)

@@ -19,10 +19,10 @@ import numpy as np
 from PIL import Image
 
 from lungsynth.ct.series import NoduleSphere
-from lungsynth.ct.write import write_annotations, write_atomically, write_plane
+from lungsynth.ct.write import write_annotations, write_plane
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import DISPLAY_WINDOW
-from lungsynth.io.atomic import replacing
+from lungsynth.io.atomic import replacing, write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
     from lungsynth.export.sample import ExportedSample
@@ -68,8 +68,8 @@ def write_labels(samples: Sequence[dict[str, Any]], out: Path) -> None:
     """
     categories = sorted({category for sample in samples for category in sample["categories"]})
     write_annotations(out / "annotations.csv", _spheres(samples))
-    _write_json(out / "detection.json", _detection(samples, categories))
-    _write_json(out / "coco.json", _coco(samples, categories))
+    write_json(out / "detection.json", _detection(samples, categories), indent=None)
+    write_json(out / "coco.json", _coco(samples, categories), indent=None)
 
 
 def write_checksums(files: dict[str, str], out: Path) -> Path:
@@ -80,7 +80,7 @@ def write_checksums(files: dict[str, str], out: Path) -> Path:
         out: folder of the export.
     """
     path = out / "checksums.sha256"
-    write_atomically(path, "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items())).encode())
+    write_text(path, "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items())))
     return path
 
 
@@ -95,8 +95,8 @@ def _nifti(samples: Sequence["ExportedSample"], out: Path, shard: str) -> tuple[
 def _png(samples: Sequence["ExportedSample"], out: Path, shard: str) -> tuple[list[Written], list[str]]:
     written = [Written(f"images/{sample.name}.png", f"masks/{sample.name}.png") for sample in samples]
     for sample, names in zip(samples, written, strict=True):
-        write_atomically(out / names.label, _png_bytes(sample.label))
-        write_atomically(out / names.image, _png_bytes(DISPLAY_WINDOW.to_grey(sample.image)))
+        write_bytes(out / names.label, _png_bytes(sample.label))
+        write_bytes(out / names.image, _png_bytes(DISPLAY_WINDOW.to_grey(sample.image)))
     return written, _flat(written)
 
 
@@ -235,10 +235,6 @@ def _coco(samples: Iterable[dict[str, Any]], categories: list[str]) -> dict[str,
             )
     named = [{"id": index, "name": name, "supercategory": "nodule"} for index, name in enumerate(categories, start=1)]
     return {"info": _INFO, "images": images, "annotations": annotations, "categories": named}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_atomically(path, (json.dumps(content, separators=(",", ":")) + "\n").encode())
 
 
 FORMATS = {

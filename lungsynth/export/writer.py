@@ -25,15 +25,16 @@ from tqdm import tqdm
 
 from lungsynth.compositing.render import Renderer
 from lungsynth.config import EXPORT_ENGINES
-from lungsynth.ct.write import write_atomically
 from lungsynth.enhancement.changes import Changes, change_summary
 from lungsynth.enhancement.identity import enhancement_identity
 from lungsynth.enhancement.stage import EnhancementStage, open_stage
 from lungsynth.errors import InputError
 from lungsynth.export.formats import FORMATS, Format, write_checksums, write_labels
 from lungsynth.export.sample import Growth, export_variant, variants
+from lungsynth.io.atomic import remove_temporary, write_json, write_text
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Catalogue, read_catalogue
+from lungsynth.run_folder import RunFolder
 
 __all__ = [
     "ENHANCED_LUNGS",
@@ -226,7 +227,7 @@ class ShardWriter:
             "changes": Changes.total(s.enhanced.changes for s in samples if s.enhanced).counts.tolist(),
             "files": {name: hashlib.sha256((job.out / name).read_bytes()).hexdigest() for name in files},
         }
-        write_atomically(job.record(shard), json.dumps(record, sort_keys=True).encode())
+        write_text(job.record(shard), json.dumps(record, sort_keys=True))
 
 
 def export_catalogue(
@@ -261,7 +262,9 @@ def export_catalogue(
             f"`range` {begin}:{stop} must begin and end at multiples of {size}, or at the catalogue's end."
         )
     job.how.check()
-    _claim(job)
+    folder = RunFolder(path=job.out, identity=job.identity(), file="export.json")
+    if not folder.check():  # what others write at this moment is left alone in a folder that is continued
+        folder.claim()
     missing = job.missing(begin, stop)
     _follow(job, missing, _ENGINES[engine](job, missing, workers), total=stop - begin)
     return _finish(job, count)
@@ -280,20 +283,6 @@ def _follow(job: ExportJob, missing: Sequence[Shard], finished: Iterable[int], *
     with tqdm(total=total, initial=done, desc=job.format, unit="sample") as progress:
         for recipes in finished:
             progress.update(recipes)
-
-
-def _claim(job: ExportJob) -> None:
-    path, wanted = job.out / "export.json", job.identity()
-    if path.exists():
-        there = json.loads(path.read_text())
-        if different := sorted(key for key in {*there, *wanted} if there.get(key) != wanted.get(key)):
-            raise InputError(
-                f"{path}: another export, it differs in {', '.join(different)}. Repeat its settings to go on with it, "
-                "or give another `out`."
-            )
-    elif job.out.exists() and any(not entry.name.startswith(".") for entry in job.out.iterdir()):
-        raise InputError(f"{job.out}: the folder holds other files. Give a new or empty folder to `out`.")
-    write_atomically(path, (json.dumps(wanted, indent=2, sort_keys=True) + "\n").encode())
 
 
 def _local(job: ExportJob, shards: Sequence[Shard], workers: int) -> Iterator[int]:
@@ -366,7 +355,8 @@ def _finish(job: ExportJob, count: int) -> ExportResult:
     write_checksums(files, job.out)
     enhancement = _write_summary(records, job.out) if job.bundles is not None else {}
     if not job.missing(0, count):  # else another range may be at work
-        _remove_leftovers(job.out)
+        remove_temporary(job.out, recursive=True)
+        shutil.rmtree(job.out / ENHANCED_LUNGS, ignore_errors=True)
     left_out = sum(record["left_out"] for record in records)
     return ExportResult(job.out, list(samples.values()), len(files), left_out, enhancement)
 
@@ -374,14 +364,5 @@ def _finish(job: ExportJob, count: int) -> ExportResult:
 def _write_summary(records: Sequence[dict[str, Any]], out: Path) -> dict[str, float | None]:
     changes = Changes.total(Changes(np.array(record["changes"])) for record in records)
     summary = change_summary([sample["enhancement"] for record in records for sample in record["samples"]], changes)
-    write_atomically(out / "enhanced.json", (json.dumps(summary, indent=2) + "\n").encode())
+    write_json(out / "enhanced.json", summary, indent=2)
     return summary
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Removes what only the work needed, and what stopped runs left of it."""
-    for pattern in ("**/.*.tmp", "**/.*.part"):
-        for path in out.glob(pattern):
-            if path.is_file():
-                path.unlink(missing_ok=True)
-    shutil.rmtree(out / ENHANCED_LUNGS, ignore_errors=True)

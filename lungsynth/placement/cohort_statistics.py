@@ -4,13 +4,13 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 from scipy import ndimage
 
-from lungsynth.chain.cohort_source import CohortSource
+from lungsynth.cohort.reader import CohortSplit
+from lungsynth.cohort.schema import DiseasedEntry
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label
 from lungsynth.placement.lidc_presence import expected_distances, lidc_nodules_per_slice, lidc_presence
@@ -79,14 +79,14 @@ class NoduleStatistics:
         )
 
 
-def measure_nodules(cohort: CohortSource | None) -> NoduleStatistics:
+def measure_nodules(cohort: CohortSplit | None) -> NoduleStatistics:
     """Measures a cohort; without one, nothing is known."""
     points, per_slice = list[tuple[float, float, float, float]](), Counter[int]()
     diameters: dict[str, list[float]] = defaultdict(list)
-    for entry in cohort.nodules if cohort else ():
-        if (diameter := entry.get("diameter_mm")) is not None:
-            diameters[entry["category"]].append(float(diameter))
-    for entries in _some_slices(cohort.diseased if cohort else ()):
+    for nodule in cohort.nodules() if cohort else ():
+        if not np.isnan(nodule.diameter_mm):
+            diameters[nodule.category].append(nodule.diameter_mm)
+    for entries in _some_slices(cohort.diseased() if cohort else ()):
         found = [nodules for entry in entries if cohort and (nodules := list(_points(cohort, entry)))]
         per_slice.update(len(nodules) for nodules in found)
         seen = sum(len(nodules) for nodules in found)
@@ -102,11 +102,11 @@ def measure_nodules(cohort: CohortSource | None) -> NoduleStatistics:
     )
 
 
-def _some_slices(entries: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def _some_slices(entries: Sequence[DiseasedEntry]) -> Iterator[list[DiseasedEntry]]:
     """A few slices of each series, evenly spread; neighbours show the same nodule."""
-    series: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    series: dict[str, list[DiseasedEntry]] = defaultdict(list)
     for entry in entries:
-        series[str(entry.get("series_id", entry["image"]))].append(entry)
+        series[entry.series_id or entry.image].append(entry)
     left = _MEASURED_SLICES
     for slices in series.values():
         places = np.unique(np.linspace(0, len(slices) - 1, min(_SLICES_PER_SERIES, len(slices))).astype(int))
@@ -116,10 +116,10 @@ def _some_slices(entries: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, A
         yield [slices[int(place)] for place in places]
 
 
-def _points(cohort: CohortSource, entry: dict[str, Any]) -> Iterator[tuple[float, float, float]]:
+def _points(cohort: CohortSplit, entry: DiseasedEntry) -> Iterator[tuple[float, float, float]]:
     """(u, v, distance in mm) of the nodules of a slice; none where its lungs were not outlined."""
     try:
-        _, label, affine = cohort.read_pair(entry)
+        _, label, affine = cohort.cohort.read_slice(entry)
     except InputError as error:
         _logger.warning("left out of the measurement of real nodules: %s", error)
         return

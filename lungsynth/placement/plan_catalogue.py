@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lungsynth.chain.cohort_source import CohortSource
+from lungsynth.cohort.reader import CohortSplit
 from lungsynth.config import GenerateConfig, PlacementConfig, SeedStream, even_shares, seeds
 from lungsynth.errors import InputError
 from lungsynth.placement.assets import Asset, AssetLibrary
@@ -54,7 +54,7 @@ class Occurrence:
         return GroupSettings(count_probabilities=self.real.counts(), diameter_range_mm=limits)
 
 
-def measure_occurrence(lungs: LibraryLungs, cohort: CohortSource | None) -> Occurrence:
+def measure_occurrence(lungs: LibraryLungs, cohort: CohortSplit | None) -> Occurrence:
     """Measures a cohort; without one, LIDC-IDRI's figures stand alone."""
     real, sample = measure_nodules(cohort), lungs.sample()
     return Occurrence(prior=real.presence(sample), real=real, sample=sample)
@@ -63,7 +63,7 @@ def measure_occurrence(lungs: LibraryLungs, cohort: CohortSource | None) -> Occu
 def plan_catalogue(
     library: AssetLibrary,
     config: GenerateConfig,
-    cohort: CohortSource | None,
+    cohort: CohortSplit | None,
     *,
     enhancer: str | None = None,
     identity: Mapping[str, Any] | None = None,

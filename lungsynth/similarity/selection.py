@@ -1,10 +1,10 @@
 """Which of many generated samples are kept: more are made than needed, ranked by similarity, the best usable ones kept.
 
 `nearest` is the paper's ("the 1000 with the highest similarity"): those whose fifth nearest real sample is nearest, in
-a feature network's space. It keeps what is most ordinary and loses the rest (docs/ranking.md has figures). `coverage`
-is greedy matching: one real sample after the other, in a seeded order, takes the free candidate most similar to it,
-round after round, so that rare real samples have as many candidates kept as common ones have. `none` keeps the order of
-generation.
+a feature network's space. It keeps what is most ordinary and loses the rest (figures: docs/results/selection.md).
+`coverage` is greedy matching: one real sample after the other, in a seeded order, takes the free candidate most similar
+to it, round after round, so that rare real samples have as many candidates kept as common ones have. `none` keeps the
+order of generation.
 
 A candidate is unlike real ones when it lies in no real sample's sphere, which reaches to that sample's fifth nearest of
 other patients (the manifold of Naeem et al., 2020). Under `coverage` and `nearest` such candidates come last. Copies
@@ -27,9 +27,9 @@ from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
 from lungsynth.config import Selection, SelectionStrategy
-from lungsynth.ct.write import write_atomically
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import to_int16
+from lungsynth.io.atomic import write_json
 from lungsynth.placement.assets import Asset
 from lungsynth.similarity.samples import SampleKind, Samples
 
@@ -237,7 +237,7 @@ def write_selection(
     content: dict[str, Any] = {"format": 2, **selection.to_json()}
     for kind, categories in counts.items():
         content[kind] = {name: asdict(count) for name, count in categories.items()}
-    write_atomically(out / _FILE, (json.dumps(content, indent=1) + "\n").encode())
+    write_json(out / _FILE, content)
     return out / _FILE
 
 

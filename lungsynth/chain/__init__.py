@@ -1,1 +1,0 @@
-"""What is to move to `run_folder` and to `cohort.reader`."""
