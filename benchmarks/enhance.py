@@ -63,9 +63,9 @@ def measure_inference(bundles: Path, *, repeats: int, samples: int) -> dict[str,
         recipes = list(read_catalogue(catalogue))[::20][:samples]
         renderer = Renderer(AssetLibrary(catalogue.parent))
         plain, gated = (open_stage(bundles, gate=gate) for gate in (False, True))
-        for recipe in recipes:  # the lungs, and the stamps
+        for recipe in recipes:  # the lungs, and the resampled nodules
             enhance(recipe, renderer, plain)
-            gated.lung(recipe.lung, renderer.layer(recipe))
+            gated.lung(recipe.lung, renderer.background(recipe))
         turns = {
             "resnet9": resnet_turn(),
             "composite": lambda: seconds_each(lambda recipe: enhance(recipe, renderer, plain), recipes),
@@ -87,7 +87,7 @@ def measure_inference(bundles: Path, *, repeats: int, samples: int) -> dict[str,
 
 def enhance(recipe: Recipe, renderer: Renderer, stage: EnhancementStage) -> np.ndarray:
     """One enhanced composite, int16 (H, W)."""
-    image, _ = stage(renderer.render(recipe), recipe.lung, renderer.layer(recipe))
+    image, _ = stage(renderer.render(recipe), recipe.lung, renderer.background(recipe))
     return image
 
 

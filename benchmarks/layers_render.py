@@ -20,7 +20,7 @@ from layers_plan import SPACING_MM, draw_lung
 
 from lungsynth.compositing.render import Renderer
 from lungsynth.ct.volume import axial_affine
-from lungsynth.data.dataset import LayeredLungDataset, LayeredLungLoader, collate_layers
+from lungsynth.data.dataset import LayeredLungDataset, LayeredLungLoader, collate_samples
 from lungsynth.export.writer import ExportJob, export_catalogue
 from lungsynth.placement.assets import Asset, AssetLibrary
 from lungsynth.placement.catalogue import PlanWeights, TableWriter, read_catalogue, write_pairs
@@ -62,7 +62,7 @@ def measure(repeats: int) -> tuple[dict[str, float], list[str]]:
         ("  LayeredLungLoader, 2 workers", loader["loader"], f"int16, batches of {BATCH}, views; share {efficiencies}"),
         ("  the same, batches of their own", loader["copied"], "int16, copied in the main process"),
         ("  the same, float32", loader["float"], "converted in the main process"),
-        ("  plain DataLoader, 2 workers", loader["plain"], "int16, collate_layers"),
+        ("  plain DataLoader, 2 workers", loader["plain"], "int16, collate_samples"),
         ("export, one process", ray["one"], "NIfTI; from the first part written to the last"),
         ("  Ray Data, 2 actors", ray["ray"], "likewise, so start-up is left out"),
     ]
@@ -163,7 +163,7 @@ def _loader_rate(catalogue: Path, dtype: torch.dtype, *, copy: bool = True, plai
     order = _order(catalogue)[: 4 * MEASURED].tolist()
     if plain:
         loader = torch.utils.data.DataLoader(
-            dataset, batch_size=BATCH, num_workers=2, sampler=order, collate_fn=collate_layers
+            dataset, batch_size=BATCH, num_workers=2, sampler=order, collate_fn=collate_samples
         )
     else:
         loader = LayeredLungLoader(dataset, batch_size=BATCH, num_workers=2, sampler=order, copy=copy)

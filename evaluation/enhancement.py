@@ -148,10 +148,10 @@ def _open(bundles: Path, composites: Composites) -> _Tools:
 
 
 def _judge(recipe: Recipe, nodule: Any, patient: str, tools: _Tools) -> tuple[dict[str, Any], Changes]:
-    sample, layer = tools.renderer.render(recipe), tools.renderer.layer(recipe)
-    plain, _ = tools.plain(sample, recipe.lung, layer)
-    gated, outcome = tools.gated(sample, recipe.lung, layer)
-    ungated = _compared(tools.gate, sample, plain, layer)
+    sample, background = tools.renderer.render(recipe), tools.renderer.background(recipe)
+    plain, _ = tools.plain(sample, recipe.lung, background)
+    gated, outcome = tools.gated(sample, recipe.lung, background)
+    ungated = _compared(tools.gate, sample, plain, background)
     same = np.array_equal(plain, gated)
     row = {
         "lung_patient": patient,
@@ -161,14 +161,14 @@ def _judge(recipe: Recipe, nodule: Any, patient: str, tools: _Tools) -> tuple[di
         "verdict": outcome.verdict,
         "found": ungated.found,
         "ungated": _counts(ungated),
-        "gated": _counts(ungated if same else _compared(tools.gate, sample, gated, layer)),
+        "gated": _counts(ungated if same else _compared(tools.gate, sample, gated, background)),
     }
     return row, outcome.changes
 
 
-def _compared(gate: LabelCheck, sample: Rendered, image: HuPlane, layer: LungBackground) -> LabelComparison:
-    before, after = (gate.look(plane, layer.spacing_mm) for plane in (sample.image, image))
-    return gate.compare(before, after, sample, layer.spacing_mm)
+def _compared(gate: LabelCheck, sample: Rendered, image: HuPlane, background: LungBackground) -> LabelComparison:
+    before, after = (gate.look(plane, background.spacing_mm) for plane in (sample.image, image))
+    return gate.compare(before, after, sample, background.spacing_mm)
 
 
 def _counts(comparison: LabelComparison) -> dict[str, int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from layers_toys import add_lung, add_nodule, group_at, library_in
+from placement_toys import add_lung, add_nodule, group_at, library_in
 
 from lungsynth.compositing.render import Renderer
 from lungsynth.enhancement.changes import Changes, change_summary
@@ -87,7 +87,7 @@ def test_local_enhancement_is_that_of_the_whole_slice(tmp_path, places, precisio
     library = AssetLibrary(tmp_path)
     recipe, renderer = recipe_on(library, *places), Renderer(library)
     sample, enhance = renderer.render(recipe), trained_like(precision=precision)
-    image, outcome = EnhancementStage(enhance)(sample, recipe.lung, renderer.layer(recipe))
+    image, outcome = EnhancementStage(enhance)(sample, recipe.lung, renderer.background(recipe))
     whole = enhance(sample.image, sample.label == Label.NODULE)
     off = np.abs(image.astype(int) - whole)
     assert off.max() <= 1
@@ -101,13 +101,13 @@ def test_a_lung_is_enhanced_once_and_a_sample_costs_its_regions(tmp_path) -> Non
     recipe, renderer = recipe_on(library, PLACES[0]), Renderer(library)
     enhance = Counting(trained_like())
     stage = EnhancementStage(enhance, key="k", folder=tmp_path / "enhanced")
-    sample, layer = renderer.render(recipe), renderer.layer(recipe)
-    first, _ = stage(sample, recipe.lung, layer)
-    again, _ = stage(sample, recipe.lung, layer)
-    assert [size == layer.hu.shape for size in enhance.sizes] == [True, False, False]
-    assert np.prod(enhance.sizes[1]) < layer.hu.size / 3
+    sample, background = renderer.render(recipe), renderer.background(recipe)
+    first, _ = stage(sample, recipe.lung, background)
+    again, _ = stage(sample, recipe.lung, background)
+    assert [size == background.hu.shape for size in enhance.sizes] == [True, False, False]
+    assert np.prod(enhance.sizes[1]) < background.hu.size / 3
     other = Counting(trained_like())
-    read, _ = EnhancementStage(other, key="k", folder=tmp_path / "enhanced")(sample, recipe.lung, layer)
+    read, _ = EnhancementStage(other, key="k", folder=tmp_path / "enhanced")(sample, recipe.lung, background)
     assert len(other.sizes) == 1, "the lung comes from the folder"
     for image in (again, read):
         np.testing.assert_array_equal(first, image)
@@ -115,7 +115,7 @@ def test_a_lung_is_enhanced_once_and_a_sample_costs_its_regions(tmp_path) -> Non
     assert stored.name == f"{recipe.lung}-k.npy"
     stored.write_bytes(b"half")
     np.testing.assert_array_equal(
-        EnhancementStage(other, key="k", folder=stored.parent)(sample, recipe.lung, layer)[0], first
+        EnhancementStage(other, key="k", folder=stored.parent)(sample, recipe.lung, background)[0], first
     )
 
 
@@ -123,10 +123,10 @@ def test_the_lung_of_a_pair_is_the_slice_beyond_the_reach_of_its_nodules(tmp_pat
     library = AssetLibrary(tmp_path)
     recipe, renderer = recipe_on(library, PLACES[0]), Renderer(library)
     enhance = trained_like()
-    stage, layer = EnhancementStage(enhance), renderer.layer(recipe)
-    image, _ = stage(renderer.render(recipe), recipe.lung, layer)
-    without, outcome = stage(renderer.lung(recipe), recipe.lung, layer)
-    np.testing.assert_array_equal(without, enhance(np.asarray(layer.hu), np.zeros(layer.hu.shape, bool)))
+    stage, background = EnhancementStage(enhance), renderer.background(recipe)
+    image, _ = stage(renderer.render(recipe), recipe.lung, background)
+    without, outcome = stage(renderer.lung(recipe), recipe.lung, background)
+    np.testing.assert_array_equal(without, enhance(np.asarray(background.hu), np.zeros(background.hu.shape, bool)))
     rows, columns = np.nonzero(image != without)
     (window,), reach = renderer.render(recipe).windows, enhance.receptive_field_px // 2
     assert window.row_from - reach <= rows.min() <= rows.max() < window.row_to + reach
@@ -200,7 +200,7 @@ def test_an_enhancer_without_a_receptive_field_sees_whole_slices(tmp_path) -> No
     recipe, renderer = recipe_on(library, PLACES[0]), Renderer(library)
     sample = renderer.render(recipe)
     image, _ = EnhancementStage(lambda hu, nodule: np.where(nodule, hu, hu + hu.max()).astype(np.int16))(
-        sample, recipe.lung, renderer.layer(recipe)
+        sample, recipe.lung, renderer.background(recipe)
     )
     np.testing.assert_array_equal(image, np.where(sample.label == 2, sample.image, sample.image + sample.image.max()))
 
@@ -225,7 +225,7 @@ def run_gate(tmp_path: Path, enhance, detector=None):
     recipe, renderer = recipe_on(library, *PLACES), Renderer(library)
     sample = renderer.render(recipe)
     stage = EnhancementStage(enhance, gate=LabelCheck(detector or Bright()))
-    return sample, *stage(sample, recipe.lung, renderer.layer(recipe))
+    return sample, *stage(sample, recipe.lung, renderer.background(recipe))
 
 
 def test_a_nodule_that_vanished_is_blended_back(tmp_path) -> None:
@@ -262,7 +262,7 @@ def test_a_sample_that_cannot_be_mended_is_left_as_it_was_composed(tmp_path) -> 
     recipe, renderer = recipe_on(library, PLACES[0]), Renderer(library)
     sample, corner = renderer.render(recipe), int(renderer.render(recipe).image[0, 0])
     stage = EnhancementStage(lambda hu, nodule: (hu + 1).astype(np.int16), gate=LabelCheck(Touchy()))
-    image, outcome = stage(sample, recipe.lung, renderer.layer(recipe))
+    image, outcome = stage(sample, recipe.lung, renderer.background(recipe))
     assert (outcome.verdict, outcome.lost) == ("refused", 1)
     np.testing.assert_array_equal(image, sample.image)
 

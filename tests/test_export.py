@@ -13,8 +13,8 @@ import pydicom
 import pytest
 import SimpleITK
 from fake_bundles import edit_config, write_fake_bundles
-from layers_toys import add_lung, add_nodule, group_at
 from PIL import Image
+from placement_toys import add_lung, add_nodule, group_at
 from pydicom.pixels import apply_modality_lut
 
 from lungsynth.compositing.render import Renderer

@@ -39,7 +39,7 @@ def main() -> None:
     axes = figure.subplots(args.slices, 6)
     for row, recipe in zip(axes, list(recipes)[: args.slices], strict=True):
         sample = renderer.render(recipe)
-        image, outcome = stage(sample, recipe.lung, renderer.layer(recipe))
+        image, outcome = stage(sample, recipe.lung, renderer.background(recipe))
         box = sample.boxes[0]
         middle = [(box.row_from + box.row_to) // 2, (box.column_from + box.column_to) // 2]
         starts = [min(max(m - NODULE_PX // 2, 0), s - NODULE_PX) for m, s in zip(middle, image.shape, strict=True)]

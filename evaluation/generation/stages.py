@@ -208,9 +208,9 @@ class _Taking:
         return self._catalogue[int(order[place])]
 
     def _make(self, recipe: Recipe) -> tuple[HuPlane, LabelPlane]:
-        sample, layer = self._renderer.render(recipe), self._renderer.layer(recipe)
-        hu = sample.image if self._stage is None else self._stage(sample, recipe.lung, layer)[0]
+        sample, background = self._renderer.render(recipe), self._renderer.background(recipe)
+        hu = sample.image if self._stage is None else self._stage(sample, recipe.lung, background)[0]
         size, label = LUNG_SIZES_PX[0], sample.label
-        if hu.shape != (size, size) or not np.allclose(layer.spacing_mm, LUNG_FIELD_MM / size):
-            return slice_on_grid(hu, label, spacing_mm=layer.spacing_mm, size_px=size)
+        if hu.shape != (size, size) or not np.allclose(background.spacing_mm, LUNG_FIELD_MM / size):
+            return slice_on_grid(hu, label, spacing_mm=background.spacing_mm, size_px=size)
         return hu, np.where(label == Label.UNLABELLED, np.uint8(Label.BACKGROUND), label)

@@ -1,54 +1,63 @@
-"""A nodule ready for blending, on its own grid; `stamp` brings it to that of a lung.
+"""A stored nodule brought to the grid of a lung, with the edge and the noise that the lung's scanner would give it.
 
-Three planes belong to a patch: `alpha` (the label is where it is at least 0.5), the blend weight, and weight * HU. The
-weight is 1 as far as the patch's HU are the nodule's own, half a pixel beyond its outline, and falls to 0 where alpha
-does; colour travels multiplied by it, so the patch's surroundings do not leak in.
+`NodulePatch` is the nodule on its own grid of 0.7 mm: `alpha` (the label is where it is at least 0.5), the blend
+weight, and weight * HU. The weight is 1 as far as the patch's HU are the nodule's own, half a pixel beyond its outline,
+and falls to 0 where alpha does; HU travel multiplied by it, so the patch's surroundings do not leak in.
+
+`resample_nodule` mirrors, turns and scales a patch onto a lung's pixels, averaging over pixels that are coarser. The
+result depends on the fraction of the placement's pixels alone, so one of them serves all lungs of its spacing on which
+a group lies.
+
+`match_noise_and_edge` does so for a lung of some noise: the patch's edge is blurred by what it lacks of the lung's, and
+a nodule noisier than its lung (from a sharper scan, or from a network that leaves a grid behind) is smoothed in small
+steps until the fine structure of its HU is at most half as strong again as that of the lung's noise.
 
 All arithmetic is of integers or of single IEEE operations, and what comes from libm (cosines, exponentials) is rounded
 to few bits: a nodule has the same bits on every machine.
-
-A nodule on the grid of a lung: mirrored, turned, scaled, and averaged over each pixel where that is coarser.
-
-A stamp depends on the fraction of the placement's pixels alone, so one of them serves all lungs of its spacing on which
-a group lies. Positions in the patch are in fixed point; see `patch` for why.
-
-Fitting a nodule to a lung: the edge that its scanner would have given it, and no more grain than it has.
-
-A nodule from a sharper scan, or from a network that leaves a grid behind, is louder than a quiet lung. Its HU are then
-smoothed in small steps until their fine structure is at most half as strong again as noise of the lung would be.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from lungsynth.compositing.noise import LungNoise
+from lungsynth.compositing.noise import MEDIAN_OF_NORMAL, LungNoise, fourth_difference
 from lungsynth.grids import PATCH_SPACING_MM
 from lungsynth.hounsfield import LUNG_HU
 from lungsynth.placement.assets import ALPHA_SCALE, AssetArray
 from lungsynth.placement.resolve import NodulePlacement
 
-__all__ = [
-    "BLUR_STEP_PX",
-    "NodulePatch",
-    "Planes",
-    "ResampledNodule",
-    "blur_steps",
-    "match_noise_and_edge",
-    "noise_class",
-    "resample_nodule",
-]
+__all__ = ["NoduleMatch", "NodulePatch", "Planes", "ResampledNodule", "match_noise_and_edge", "resample_nodule"]
 
 Planes = Float32[np.ndarray, "3 height width"]  # alpha, weight, weight * HU
 
-BLUR_STEP_PX = 0.25  # blurs are multiples of it, so that few patches need be kept
-_WEIGHT_RISE = 4.0  # weight = min(1, 4 alpha): see docs/results/compositing.md for the profiles it was chosen by
-_LEAST_WEIGHT = np.float32(1 / 128)
+# Of patches. Another value of any constant below renders existing catalogues differently.
+_BLUR_STEP_PX = 0.25  # blurs are multiples of it, so that few patches need be kept
+_WEIGHT_RISE = 4.0  # weight = min(1, 4 alpha): docs/results/compositing.md has the profiles it was chosen by
+_MIN_WEIGHT = np.float32(1 / 128)  # what is below adds less than a grey level, and would widen the window
 _MARGIN_PX = 2  # zeros around the support, so that interpolation ends in them
+_TAP_UNIT = 4096  # taps of a Gaussian are rounded to 1/4096
+_KERNEL_SIGMAS = 2.5  # reach of a Gaussian; beyond lies 1 % of its weight
+
+# Of resampling.
+_POSITIONS = 128  # placements are multiples of 1/64 pixel, so centres of parts of pixels are multiples of 1/128
+_POSITION_BITS = 30  # fixed point of positions in the patch
+_FRACTION_BITS = 15  # of a position, used as the weight of interpolation: exact in float32
+_MAX_PARTS = 4  # of a pixel, along each axis, over which a patch is averaged: for pixels of up to 2.8 mm
+_CORE_ALPHA = np.float32(0.95)  # the core of a nodule, free of its edge
+_MIN_CORE_PX = 12  # with fewer, the fine structure of the core is unknown and nothing is smoothed
+
+# Of matching.
+_PATCH_EDGE_MM = 0.56  # standard deviation of the edge of stored patches: cohort.isolation.EDGE_PX = 0.8 at 0.7 mm
+_MIN_BLUR_MM = 0.45  # what the fading of a patch's HU beyond its outline takes away from its edge
+_MAX_BLUR_STEPS = 8  # 2 pixels (1.4 mm): more would dissolve small nodules
+_MAX_SMOOTHING_STEPS = 6  # 1.5 pixels, likewise
+_MAX_NOISE_RATIO = 1.5  # of a nodule's fine structure over the lung's: real nodules have anatomy of their own
+_CLASSES_PER_OCTAVE = 2  # of noise levels: few enough to share resampled nodules between lungs
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +65,7 @@ class NodulePatch:
     """A nodule at 0.7 mm, cropped to its support.
 
     Args:
-        planes: see above.
+        planes: alpha, weight, and weight * HU.
         anchor_px: (row, column) of the centroid of alpha >= 0.5; it comes to lie where the nodule is placed.
         reach_mm: from the anchor to the farthest pixel with a weight, and one more.
     """
@@ -66,70 +75,43 @@ class NodulePatch:
     reach_mm: float
 
     @classmethod
-    def from_asset(cls, stored: AssetArray, *, blur_steps: int = 0, grain_steps: int = 0) -> "NodulePatch":
-        """The patch of a stored nodule (see `assets`), its edge softened by a Gaussian.
+    def from_asset(cls, stored: AssetArray, *, blur_steps: int = 0, smoothing_steps: int = 0) -> "NodulePatch":
+        """The patch of a stored nodule.
 
         Args:
-            stored: HU and alpha.
-            blur_steps: standard deviation of the Gaussian, in `BLUR_STEP_PX` of the patch.
-            grain_steps: likewise of one that smooths the HU alone, not the edge.
+            stored: HU and alpha, see `placement.assets`.
+            blur_steps: standard deviation of a Gaussian that softens the edge, in quarters of a pixel of the patch.
+            smoothing_steps: likewise of one that smooths the HU alone, not the edge.
         """
-        kernel = _gaussian(blur_steps)
-        grain = _gaussian(grain_steps)
-        pad = max(len(kernel), len(grain)) // 2 + _MARGIN_PX
+        blur, smoothing = _gaussian(blur_steps), _gaussian(smoothing_steps)
+        pad = max(len(blur), len(smoothing)) // 2 + _MARGIN_PX
         alpha = np.pad(stored[1].astype(np.float32) / np.float32(ALPHA_SCALE), pad)
         weight = np.minimum(alpha * np.float32(_WEIGHT_RISE), np.float32(1))
-        colour = weight * _smooth(np.pad(stored[0].astype(np.float32), pad, mode="edge"), grain)
-        weight, colour = _smooth(weight, kernel), _smooth(colour, kernel)
-        seen = weight >= _LEAST_WEIGHT
-        planes = np.stack([alpha, np.where(seen, weight, 0), np.where(seen, colour, 0)]).astype(np.float32)
+        weighted_hu = weight * _convolved(np.pad(stored[0].astype(np.float32), pad, mode="edge"), smoothing)
+        weight, weighted_hu = _convolved(weight, blur), _convolved(weighted_hu, blur)
+        visible = weight >= _MIN_WEIGHT
+        planes = np.stack([alpha, np.where(visible, weight, 0), np.where(visible, weighted_hu, 0)]).astype(np.float32)
         row, column = (int(index.sum()) / len(index) for index in np.nonzero(alpha >= 0.5))
-        rows, columns = np.nonzero(seen | (alpha > 0))
+        rows, columns = np.nonzero(visible | (alpha > 0))
         reach_px = math.sqrt(((rows - row) ** 2 + (columns - column) ** 2).max()) + 1
         top, left = int(rows.min()) - _MARGIN_PX, int(columns.min()) - _MARGIN_PX
         cropped = planes[:, top : int(rows.max()) + _MARGIN_PX + 1, left : int(columns.max()) + _MARGIN_PX + 1]
         return cls(np.ascontiguousarray(cropped), (row - top, column - left), reach_px * PATCH_SPACING_MM)
 
 
-@lru_cache(maxsize=64)
-def _gaussian(blur_steps: int) -> tuple[float, ...]:
-    """Taps that sum to 1, multiples of 1/4096 but for that division."""
-    sigma = blur_steps * BLUR_STEP_PX
-    radius = math.ceil(2.5 * sigma)
-    taps = [round(math.exp(-0.5 * (k / sigma) ** 2) * 4096) if sigma else 4096 for k in range(-radius, radius + 1)]
-    return tuple(tap / sum(taps) for tap in taps)
-
-
-def _smooth(plane: np.ndarray, kernel: tuple[float, ...]) -> np.ndarray:
-    """Separable convolution in a fixed order of adding; what comes round from the other side has no weight there."""
-    radius = len(kernel) // 2
-    for axis in (0, 1):
-        taps = [np.roll(plane, k - radius, axis) * np.float32(tap) for k, tap in enumerate(kernel)]
-        plane = sum(taps[1:], taps[0])
-    return plane
-
-
-_POSITIONS = 128  # placements are multiples of 1/64 pixel, centres of pixel parts of 1/128
-_BITS = 30  # fixed point of positions in the patch
-_MAX_PARTS = 4
-_CORE_ALPHA = np.float32(0.95)
-_FEWEST_CORE_PX = 12
-_MEDIAN_OF_NORMAL = 0.6745
-
-
 @dataclass(frozen=True, eq=False)
 class ResampledNodule:
-    """A nodule ready for a lung of one spacing.
+    """A nodule on the grid of lungs of one spacing.
 
     Args:
         weight: of the nodule, in [0, 1]; 0 on the border.
         hu: of the nodule, where it has a weight.
-        density: 0 where the nodule is as thin as lung, 1 where it is as dense as soft tissue.
+        density: 0 where the nodule is as thin as lung, 1 where it is as dense as soft tissue (0 HU).
         nodule: what the label map shows, at least one pixel.
         top: row of the first pixel less that of the placement, rounded down.
         left: likewise its column.
-        fine_hu: standard deviation of the fourth difference (second in rows, then in columns) of the nodule's HU in
-            its core; 0 where the core is too small to tell.
+        fine_hu: standard deviation of the fourth difference of the nodule's HU in its core (`noise.fourth_difference`);
+            0 where the core is too small to tell.
         core_density: median density of the core.
     """
 
@@ -144,7 +126,7 @@ class ResampledNodule:
 
 
 def resample_nodule(placement: NodulePlacement, patch: NodulePatch, spacing_mm: tuple[float, float]) -> ResampledNodule:
-    """The stamp of a placed nodule.
+    """Resamples a placed nodule.
 
     Args:
         placement: where (its fraction of a pixel counts), and how the patch is mirrored, turned and scaled.
@@ -155,24 +137,92 @@ def resample_nodule(placement: NodulePlacement, patch: NodulePatch, spacing_mm: 
     reach = [patch.reach_mm * placement.scale / spacing + 1 for spacing in spacing_mm]
     begin = [math.floor(fraction - r) for fraction, r in zip(fractions, reach, strict=True)]
     end = [math.ceil(fraction + r) + 1 for fraction, r in zip(fractions, reach, strict=True)]
-    alpha, weight, colour = _sample(placement, patch, spacing_mm, fractions, begin, end)
+    alpha, weight, weighted_hu = _sample(placement, patch, spacing_mm, fractions, begin, end)
     rows, columns = (np.flatnonzero((weight > 0).any(axis=axis)) for axis in (1, 0))
-    # One pixel of zeros is left around, so that what touches the border of a stamp is seen to be cut.
+    # One pixel of zeros is left around, so that what touches the border is seen to be cut.
     top, left = max(0, int(rows[0]) - 1), max(0, int(columns[0]) - 1)
-    here = slice(top, int(rows[-1]) + 2), slice(left, int(columns[-1]) + 2)
-    hu = (colour / np.maximum(weight, np.float32(1 / 256)))[here]
+    window = slice(top, int(rows[-1]) + 2), slice(left, int(columns[-1]) + 2)
+    hu = (weighted_hu / np.maximum(weight, np.float32(1 / 256)))[window]
     density = np.clip((hu - np.float32(LUNG_HU)) / np.float32(-LUNG_HU), 0, 1)
-    core = alpha[here] >= _CORE_ALPHA
+    core = alpha[window] >= _CORE_ALPHA
     return ResampledNodule(
-        weight=np.ascontiguousarray(weight[here]),
+        weight=np.ascontiguousarray(weight[window]),
         hu=hu,
         density=density,
-        nodule=_nodule_pixels(alpha[here]),
+        nodule=_nodule_pixels(alpha[window]),
         top=begin[0] + top,
         left=begin[1] + left,
         fine_hu=_fine_hu(hu, core),
-        core_density=_middle(density[core]) if core.any() else 0.0,
+        core_density=_median(density[core]) if core.any() else 0.0,
     )
+
+
+class NoduleMatch(NamedTuple):
+    """What makes a nodule look like the lung it lies on; equal for many lungs, so that resampled nodules are shared.
+
+    Args:
+        blur_steps: by which its edge is blurred, in quarters of a pixel of the patch.
+        noise_class: fine structure of the lung's noise in half octaves of 1 HU; None leaves the nodule's HU alone.
+    """
+
+    blur_steps: int = 0
+    noise_class: int | None = None
+
+    @classmethod
+    def of(cls, noise: LungNoise | None, scale: float) -> "NoduleMatch":
+        """For a lung, and a nodule of this scale; without a lung's noise, the nodule stays as it is."""
+        if noise is None:
+            return cls()
+        # Variances of Gaussians add up, so the patch lacks the difference.
+        lacking_mm = max(noise.edge_mm**2 - _PATCH_EDGE_MM**2, _MIN_BLUR_MM**2) ** 0.5
+        blur_steps = min(_MAX_BLUR_STEPS, round(lacking_mm / (PATCH_SPACING_MM * scale * _BLUR_STEP_PX)))
+        if noise.whole_hu == 0:
+            return cls(blur_steps)
+        return cls(blur_steps, round(_CLASSES_PER_OCTAVE * math.log2(max(1.0, noise.fine * noise.whole_hu))))
+
+
+def match_noise_and_edge(
+    placement: NodulePlacement,
+    patch_of: Callable[[int, int], NodulePatch],
+    spacing_mm: tuple[float, float],
+    match: NoduleMatch,
+) -> ResampledNodule:
+    """Resamples a placed nodule for the lungs of one spacing, edge and noise.
+
+    Args:
+        placement: see `resample_nodule`.
+        patch_of: (blur steps, smoothing steps) -> the nodule's patch.
+        spacing_mm: (row, column) of the lungs.
+        match: of the lungs.
+    """
+    nodule = resample_nodule(placement, patch_of(match.blur_steps, 0), spacing_mm)
+    if match.noise_class is None:
+        return nodule
+    allowed_hu = _MAX_NOISE_RATIO * 2.0 ** (match.noise_class / _CLASSES_PER_OCTAVE)
+    for smoothing_steps in range(1, _MAX_SMOOTHING_STEPS + 1):
+        if nodule.fine_hu <= allowed_hu:
+            break
+        nodule = resample_nodule(placement, patch_of(match.blur_steps, smoothing_steps), spacing_mm)
+    return nodule
+
+
+@lru_cache(maxsize=64)
+def _gaussian(steps: int) -> tuple[float, ...]:
+    """Taps that sum to 1, multiples of 1/4096 but for that division."""
+    sigma = steps * _BLUR_STEP_PX
+    radius = math.ceil(_KERNEL_SIGMAS * sigma)
+    offsets = range(-radius, radius + 1)
+    taps = [round(math.exp(-0.5 * (k / sigma) ** 2) * _TAP_UNIT) if sigma else _TAP_UNIT for k in offsets]
+    return tuple(tap / sum(taps) for tap in taps)
+
+
+def _convolved(plane: np.ndarray, kernel: tuple[float, ...]) -> np.ndarray:
+    """Separable convolution in a fixed order of adding; what comes round from the other side has no weight there."""
+    radius = len(kernel) // 2
+    for axis in (0, 1):
+        taps = [np.roll(plane, k - radius, axis) * np.float32(tap) for k, tap in enumerate(kernel)]
+        plane = sum(taps[1:], taps[0])
+    return plane
 
 
 def _sample(
@@ -186,19 +236,19 @@ def _sample(
     """The patch's planes on the pixels begin .. end, each the mean over the lung's pixel (partial volume)."""
     step_mm = PATCH_SPACING_MM * placement.scale
     parts = [min(_MAX_PARTS, max(1, round(spacing / step_mm))) for spacing in spacing_mm]
-    per_part = [s / step_mm * (1 << _BITS) / (_POSITIONS * n) for s, n in zip(spacing_mm, parts, strict=True)]
+    per_part = [s / step_mm * (1 << _POSITION_BITS) / (_POSITIONS * n) for s, n in zip(spacing_mm, parts, strict=True)]
     down = _offsets(begin[0], end[0], fractions[0], parts[0])[:, None]
     left = _offsets(begin[1], end[1], fractions[1], parts[1])[None, :]
-    cos, sin = _turn(placement.rotation_deg)
+    cos, sin = _cos_sin(placement.rotation_deg)
     mirror = -1 if placement.flip else 1
     row = down * round(cos * per_part[0]) - left * round(sin * per_part[1])
     column = mirror * (down * round(sin * per_part[0]) + left * round(cos * per_part[1]))
-    anchor = [round(a * (1 << _BITS)) for a in patch.anchor_px]
+    anchor = [round(a * (1 << _POSITION_BITS)) for a in patch.anchor_px]
     return _mean_over_parts(_interpolate(patch.planes, row + anchor[0], column + anchor[1]), parts)
 
 
 @lru_cache(maxsize=4096)
-def _turn(rotation_deg: float) -> tuple[float, float]:
+def _cos_sin(rotation_deg: float) -> tuple[float, float]:
     """Cosine and sine, rounded to 24 bits: more than libms agree on, less than they know."""
     angle = math.radians(rotation_deg)
     return round(math.cos(angle) * (1 << 24)) / (1 << 24), round(math.sin(angle) * (1 << 24)) / (1 << 24)
@@ -213,27 +263,27 @@ def _offsets(start: int, stop: int, centre_px: float, parts: int) -> np.ndarray:
 def _interpolate(planes: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
     """Linear between the pixels at fixed-point positions; 0 outside, because the planes end in zeros."""
     height, width = planes.shape[1:]
-    row_index, row_part = _split(row, height)
-    column_index, column_part = _split(column, width)
+    row_index, row_fraction = _index_and_fraction(row, height)
+    column_index, column_fraction = _index_and_fraction(column, width)
     at = row_index * width
     at += column_index
     flat = planes.reshape(3, height * width)
     corners = [flat.take(at + shift, axis=1) for shift in (0, 1, width, width + 1)]
-    upper, lower = (_between(corners[k], corners[k + 1], column_part) for k in (0, 2))
-    return _between(upper, lower, row_part)
+    upper, lower = (_between(corners[k], corners[k + 1], column_fraction) for k in (0, 2))
+    return _between(upper, lower, row_fraction)
 
 
-def _split(position: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Index and fraction; outside the plane both stay where it is zero."""
-    index = position >> _BITS
-    part = (position >> (_BITS - 15) & 0x7FFF).astype(np.float32)
-    part *= np.float32(1 / 0x8000)
-    return np.clip(index, 0, size - 2, out=index), part
+def _index_and_fraction(position: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of fixed-point positions; outside the plane both stay where it is zero."""
+    index = position >> _POSITION_BITS
+    fraction = (position >> (_POSITION_BITS - _FRACTION_BITS) & ((1 << _FRACTION_BITS) - 1)).astype(np.float32)
+    fraction *= np.float32(1 / (1 << _FRACTION_BITS))
+    return np.clip(index, 0, size - 2, out=index), fraction
 
 
-def _between(first: np.ndarray, second: np.ndarray, part: np.ndarray) -> np.ndarray:
+def _between(first: np.ndarray, second: np.ndarray, fraction: np.ndarray) -> np.ndarray:
     second -= first
-    second *= part
+    second *= fraction
     second += first
     return second
 
@@ -257,65 +307,10 @@ def _nodule_pixels(alpha: np.ndarray) -> np.ndarray:
 
 
 def _fine_hu(hu: np.ndarray, core: np.ndarray) -> float:
-    rows = hu[2:] - 2 * hu[1:-1] + hu[:-2]
-    both = rows[:, 2:] - 2 * rows[:, 1:-1] + rows[:, :-2]
-    fine = np.abs(both[core[1:-1, 1:-1]])
-    return _middle(fine) / _MEDIAN_OF_NORMAL if len(fine) >= _FEWEST_CORE_PX else 0.0
+    fine = np.abs(fourth_difference(hu)[core[1:-1, 1:-1]])
+    return _median(fine) / MEDIAN_OF_NORMAL if len(fine) >= _MIN_CORE_PX else 0.0
 
 
-def _middle(values: np.ndarray) -> float:
+def _median(values: np.ndarray) -> float:
+    """The upper one of two in the middle: a value that occurs, no mean of two."""
     return float(np.sort(values)[len(values) // 2])
-
-
-_PATCH_EDGE_MM = 0.56  # the edge that patches bring along: 0.8 pixels of 0.7 mm (contract C2.3)
-_LEAST_BLUR_MM = 0.45  # what the fading of a patch's HU beyond its outline takes away from its edge
-_MOST_BLUR_STEPS = 8
-_MOST_GRAIN_STEPS = 6
-_LOUDER = 1.5
-_CLASSES_PER_OCTAVE = 2
-
-
-def blur_steps(texture: LungNoise | None, scale: float) -> int:
-    """How much a patch must be blurred (in `patch.BLUR_STEP_PX`) to get the edge of a lung with this texture."""
-    if texture is None:
-        return 0
-    # Variances of Gaussians add up, so the patch lacks the difference.
-    lacking = max(texture.edge_mm**2 - _PATCH_EDGE_MM**2, _LEAST_BLUR_MM**2) ** 0.5
-    return min(_MOST_BLUR_STEPS, round(lacking / (PATCH_SPACING_MM * scale * BLUR_STEP_PX)))
-
-
-def noise_class(texture: LungNoise | None) -> int | None:
-    """The fine structure of a lung's noise in half octaves, so that a stamp serves all lungs of a class; None without
-    noise, where nodules stay as they are.
-    """
-    if texture is None or texture.whole_hu == 0:
-        return None
-    return round(_CLASSES_PER_OCTAVE * math.log2(max(1.0, texture.fine * texture.whole_hu)))
-
-
-def match_noise_and_edge(
-    placed: NodulePlacement,
-    patch_of: Callable[[int, int], NodulePatch],
-    spacing_mm: tuple[float, float],
-    *,
-    steps: int,
-    loudness: int | None,
-) -> ResampledNodule:
-    """The stamp of a nodule for the lungs of one spacing, edge and loudness.
-
-    Args:
-        placed: the nodule.
-        patch_of: (blur steps, grain steps) -> the nodule's patch.
-        spacing_mm: (row, column) of the lungs.
-        steps: see `blur_steps`.
-        loudness: see `noise_class`.
-    """
-    stamp = resample_nodule(placed, patch_of(steps, 0), spacing_mm)
-    if loudness is None:
-        return stamp
-    bearable = _LOUDER * 2.0 ** (loudness / _CLASSES_PER_OCTAVE)
-    for grain in range(1, _MOST_GRAIN_STEPS + 1):
-        if stamp.fine_hu <= bearable:
-            break
-        stamp = resample_nodule(placed, patch_of(steps, grain), spacing_mm)
-    return stamp

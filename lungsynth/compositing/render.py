@@ -1,17 +1,20 @@
-"""Rendering: a recipe and the library of its assets -> image, label map and annotations."""
+"""Rendering: a recipe and the library of its assets -> image, label map and annotations.
+
+A `Renderer` keeps what assets were turned into (lungs with their noise, patches, resampled nodules), since a catalogue
+uses each many times. No byte depends on what is kept.
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from lungsynth.compositing.nodule import NodulePatch, ResampledNodule, blur_steps, match_noise_and_edge, noise_class
+from lungsynth.compositing.nodule import NoduleMatch, NodulePatch, ResampledNodule, match_noise_and_edge
 from lungsynth.compositing.overlay import LungBackground, NoduleMask, overlay
 from lungsynth.errors import InputError
-from lungsynth.hounsfield import Label
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Recipe
 from lungsynth.placement.lung_shape import Box
@@ -22,9 +25,10 @@ __all__ = ["Annotation", "Enhancer", "Rendered", "Renderer", "render"]
 
 Enhancer = Callable[..., np.ndarray]  # (hu: int16 (H, W), nodule_mask: bool (H, W)) -> int16 (H, W)
 
-_CACHED_LUNGS = 1024  # label map and texture: 0.3 MB each at 512 x 512; the HU stay mapped
+# How many are kept: at 512 x 512 some 600 MB in all, for a paper's 500 lungs and 1,200 nodules. Speed and memory alone.
+_CACHED_LUNGS = 1024  # label map and noise: 0.3 MB each; the HU stay mapped
 _CACHED_PATCHES = 2048  # 0.02 MB each
-_CACHED_STAMPS = 16384  # 0.006 MB each
+_CACHED_NODULES = 16384  # resampled: 0.006 MB each
 
 
 class Annotation(NamedTuple):
@@ -38,16 +42,16 @@ class Annotation(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Rendered:
-    """A sample.
+    """A sample before enhancement.
 
     Args:
         image: HU.
         label: `Label` ids.
         affine: (column, row, slice) -> RAS mm, the lung's.
-        boxes: one a nodule.
-        masks: one a nodule, in its box.
-        annotations: one a nodule.
-        windows: one a nodule; outside them the image is its lung.
+        boxes: one for each nodule.
+        masks: one for each nodule, in its box.
+        annotations: one for each nodule.
+        windows: one for each nodule; outside them the image is its lung.
     """
 
     image: HuPlane
@@ -59,19 +63,8 @@ class Rendered:
     windows: tuple[Box, ...]
 
 
-class _PreparedLung(NamedTuple):
-    layer: LungBackground
-    affine: Affine
-    lps: tuple[tuple[float, float, float], ...]  # rows x, y, z: factors of column and row, and the origin
-
-
-def _lps(lung: _PreparedLung, placed: NodulePlacement) -> tuple[float, float, float]:
-    x, y, z = (column * placed.col_px + row * placed.row_px + origin for column, row, origin in lung.lps)
-    return x, y, z
-
-
 class Renderer:
-    """Makes the samples of a library, and keeps what their assets were turned into.
+    """Makes the samples of a library.
 
     Args:
         library: the assets.
@@ -81,9 +74,9 @@ class Renderer:
     def __init__(self, library: AssetLibrary, *, matched: bool = True) -> None:
         self.library = library
         self.matched = matched
-        self._lungs = _Recent(_CACHED_LUNGS)
-        self._patches = _Recent(_CACHED_PATCHES)
-        self._stamps = _Recent(_CACHED_STAMPS)
+        self._lungs = _LruCache(_CACHED_LUNGS)
+        self._patches = _LruCache(_CACHED_PATCHES)
+        self._nodules = _LruCache(_CACHED_NODULES)
 
     def render(self, recipe: Recipe, *, out: tuple[HuPlane, LabelPlane] | None = None) -> Rendered:
         """Makes a sample as it is before enhancement.
@@ -95,77 +88,108 @@ class Renderer:
         Raises:
             InputError: when an asset is missing, damaged or of another kind.
         """
-        lung: _PreparedLung = self._lungs.get(recipe.lung, self._prepare_lung)
-        nodules = [(placed, self._stamp(placed, lung.layer)) for placed in recipe.nodules]
-        result = overlay(lung.layer, nodules, seed=recipe.seed, out=out)
+        lung = self._lung(recipe)
+        nodules = [(placement, self._resampled(placement, lung.background)) for placement in recipe.nodules]
+        composite = overlay(lung.background, nodules, seed=recipe.seed, out=out)
         annotations = [
-            Annotation(*_lps(lung, placed), finding.diameter_mm)
-            for placed, finding in zip(recipe.nodules, result.findings, strict=True)
+            Annotation(*_lps(lung, placement), nodule.diameter_mm)
+            for placement, nodule in zip(recipe.nodules, composite.nodules, strict=True)
         ]
         return Rendered(
-            image=result.image,
-            label=result.label,
+            image=composite.image,
+            label=composite.label,
             affine=lung.affine,
-            boxes=tuple(finding.box for finding in result.findings),
-            masks=tuple(finding.mask for finding in result.findings),
+            boxes=tuple(nodule.box for nodule in composite.nodules),
+            masks=tuple(nodule.mask for nodule in composite.nodules),
             annotations=tuple(annotations),
-            windows=tuple(finding.window for finding in result.findings),
+            windows=tuple(nodule.window for nodule in composite.nodules),
         )
 
     def lung(self, recipe: Recipe) -> Rendered:
         """The lung of a sample without its nodules."""
-        lung: _PreparedLung = self._lungs.get(recipe.lung, self._prepare_lung)
-        image, label = np.array(lung.layer.hu), lung.layer.label.copy()
+        lung = self._lung(recipe)
+        image, label = np.array(lung.background.hu), lung.background.label.copy()
         return Rendered(image=image, label=label, affine=lung.affine, boxes=(), masks=(), annotations=(), windows=())
 
-    def layer(self, recipe: Recipe) -> LungBackground:
+    def background(self, recipe: Recipe) -> LungBackground:
         """The lung that a sample lies on, as it is kept; not to be written to."""
-        layer: LungBackground = self._lungs.get(recipe.lung, self._prepare_lung).layer
-        return layer
+        return self._lung(recipe).background
 
     def shape(self, recipe: Recipe) -> tuple[int, int]:
         """(H, W) of a sample."""
-        height, width = self._lungs.get(recipe.lung, self._prepare_lung).layer.label.shape
+        height, width = self._lung(recipe).background.label.shape
         return height, width
 
     def spacing_mm(self, recipe: Recipe) -> tuple[float, float]:
         """(row, column) of a sample."""
-        spacing: tuple[float, float] = self._lungs.get(recipe.lung, self._prepare_lung).layer.spacing_mm
-        return spacing
+        return self._lung(recipe).background.spacing_mm
 
-    def _stamp(self, placed: NodulePlacement, lung: LungBackground) -> ResampledNodule:
-        edge, loudness = blur_steps(lung.texture, placed.scale), noise_class(lung.texture)
-        fraction = placed.row_px % 1, placed.col_px % 1
-        transform = placed.asset, fraction, placed.rotation_deg, placed.flip, placed.scale
-        key = (transform, lung.spacing_mm, edge, loudness)
+    def _lung(self, recipe: Recipe) -> "_PreparedLung":
+        lung: _PreparedLung = self._lungs.get(recipe.lung, self._prepare_lung)
+        return lung
 
-        def patch_of(steps: int, grain: int) -> NodulePatch:
-            patch: NodulePatch = self._patches.get((placed.asset, steps, grain), self._prepare_patch)
+    def _resampled(self, placement: NodulePlacement, background: LungBackground) -> ResampledNodule:
+        match = NoduleMatch.of(background.noise, placement.scale)
+        fraction = placement.row_px % 1, placement.col_px % 1
+        transform = placement.asset, fraction, placement.rotation_deg, placement.flip, placement.scale
+
+        def patch_of(blur_steps: int, smoothing_steps: int) -> NodulePatch:
+            key = (placement.asset, blur_steps, smoothing_steps)
+            patch: NodulePatch = self._patches.get(key, self._prepare_patch)
             return patch
 
         def make(_: Hashable) -> ResampledNodule:
-            return match_noise_and_edge(placed, patch_of, lung.spacing_mm, steps=edge, loudness=loudness)
+            return match_noise_and_edge(placement, patch_of, background.spacing_mm, match)
 
-        stamp: ResampledNodule = self._stamps.get(key, make)
-        return stamp
+        nodule: ResampledNodule = self._nodules.get((transform, background.spacing_mm, match), make)
+        return nodule
 
-    def _prepare_lung(self, asset_hash: str) -> _PreparedLung:
+    def _prepare_lung(self, asset_hash: str) -> "_PreparedLung":
         asset = self.library[asset_hash]
         hu, mask = self.library.load(asset_hash)
-        layer = LungBackground.of(hu, mask > 0, spacing_mm=asset.spacing_mm, matched=self.matched)
+        background = LungBackground.of(hu, mask > 0, spacing_mm=asset.spacing_mm, matched=self.matched)
         affine = asset.affine_matrix
         signs = (-1.0, -1.0, 1.0)  # RAS to LPS
         lps = tuple((s * float(a[0]), s * float(a[1]), s * float(a[3])) for s, a in zip(signs, affine, strict=False))
-        return _PreparedLung(layer, affine, lps)
+        return _PreparedLung(background, affine, lps)
 
     def _prepare_patch(self, key: tuple[str, int, int]) -> NodulePatch:
-        asset_hash, steps, grain = key
+        asset_hash, blur_steps, smoothing_steps = key
         if (kind := self.library[asset_hash].kind) != "nodule":
             raise InputError(f"{self.library.folder}: asset {asset_hash} should be a nodule, it is a {kind}.")
-        return NodulePatch.from_asset(self.library.load(asset_hash), blur_steps=steps, grain_steps=grain)
+        stored = self.library.load(asset_hash)
+        return NodulePatch.from_asset(stored, blur_steps=blur_steps, smoothing_steps=smoothing_steps)
 
 
-class _Recent:
+def render(recipe: Recipe, library: AssetLibrary) -> Rendered:
+    """Makes a sample before enhancement, by a renderer that is kept as long as the library lives.
+
+    Args:
+        recipe: what to make.
+        library: holds the recipe's assets.
+
+    Raises:
+        InputError: when an asset is missing, damaged or of another kind.
+    """
+    renderer = _renderers.get(library) or _renderers.setdefault(library, Renderer(library))
+    return renderer.render(recipe)
+
+
+_renderers: WeakKeyDictionary[AssetLibrary, Renderer] = WeakKeyDictionary()
+
+
+class _PreparedLung(NamedTuple):
+    background: LungBackground
+    affine: Affine
+    lps: tuple[tuple[float, float, float], ...]  # rows x, y, z: factors of column and row, and the origin
+
+
+def _lps(lung: _PreparedLung, placement: NodulePlacement) -> tuple[float, float, float]:
+    x, y, z = (column * placement.col_px + row * placement.row_px + origin for column, row, origin in lung.lps)
+    return x, y, z
+
+
+class _LruCache:
     """Values by key, made when they are asked for; the one not used for longest goes first."""
 
     def __init__(self, size: int) -> None:
@@ -184,24 +208,3 @@ class _Recent:
     def __getstate__(self) -> dict[str, Any]:
         # What was made would travel as copies to the workers of a DataLoader.
         return {"_size": self._size, "_values": OrderedDict()}
-
-
-_renderers: WeakKeyDictionary[AssetLibrary, Renderer] = WeakKeyDictionary()
-
-
-def render(recipe: Recipe, library: AssetLibrary, *, enhance: Enhancer | None = None) -> Rendered:
-    """Makes a sample.
-
-    Args:
-        recipe: what to make.
-        library: holds the recipe's assets; what they are turned into is kept as long as it lives.
-        enhance: the last stage; the sample is as it was before that stage when None. The label stays as it is.
-
-    Raises:
-        InputError: when an asset is missing, damaged or of another kind.
-    """
-    renderer = _renderers.get(library) or _renderers.setdefault(library, Renderer(library))
-    sample = renderer.render(recipe)
-    if enhance is None:
-        return sample
-    return replace(sample, image=enhance(sample.image, sample.label == Label.NODULE))

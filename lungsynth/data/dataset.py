@@ -1,12 +1,11 @@
-"""Data sets of layered lungs for training in PyTorch and MONAI, made on demand from a catalogue.
+"""Samples of a catalogue for training in PyTorch and MONAI, rendered when they are asked for.
 
-A `DataLoader` whose workers render straight into memory that they share with the main process, again and again.
-
-A plain `DataLoader` asks the system for new shared memory for each batch; on a fast renderer that takes longer than the
-rendering (docs/results/speed.md has figures). Here each worker owns a few slots, each as large as a batch. Batch k of a
-worker goes to slot k modulo their number, and the main process copies it out before it asks for another one. A worker
-is never more than `prefetch_factor` batches ahead of what was asked for, so with one slot more than that none is
-overwritten while it is read.
+`LayeredLungDataset` says what a sample is. `LayeredLungLoader` is a `DataLoader` whose workers render straight into
+memory that they share with the main process, again and again: a plain one asks the system for new shared memory for
+each batch, which takes longer than the rendering (docs/results/speed.md has figures). Each worker owns a few slots,
+each as large as a batch. Batch k of a worker goes to slot k modulo their number, and the main process copies it out
+before it asks for another one. A worker is never more than `prefetch_factor` batches ahead of what was asked for, so
+with one slot more than that none is overwritten while it is read.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Catalogue, Recipe, read_catalogue
 from lungsynth.types import Affine
 
-__all__ = ["LayeredLungDataset", "LayeredLungLoader", "LayeredLungStream", "Outline", "collate_layers", "outline"]
+__all__ = ["LayeredLungDataset", "LayeredLungLoader", "collate_samples"]
 
 
 class LayeredLungDataset(torch.utils.data.Dataset):
@@ -37,12 +36,12 @@ class LayeredLungDataset(torch.utils.data.Dataset):
     - `meta`: `id`, `affine` (4, 4) RAS, `spacing_mm` (row, column), `centres_lps_mm` (n, 3), `diameters_mm` (n,).
 
     Lungs keep their own grids, so a batch of samples of several grids needs a transform that brings them to one size,
-    or `collate_layers`. `loader.LayeredLungLoader` is faster than a plain `DataLoader` on this.
+    or `collate_samples`. `LayeredLungLoader` is faster than a plain `DataLoader` on this.
 
     Args:
         catalogue: `catalogue.parquet`.
         library: folder with `assets/` and `assets.parquet`; the catalogue's own when None.
-        enhance: see `render`.
+        enhance: changes images as the last stage, see `compositing.render.Enhancer`; none when None.
         dtype: of the image; int16 takes half the memory on its way from a worker.
 
     Raises:
@@ -83,18 +82,18 @@ class LayeredLungDataset(torch.utils.data.Dataset):
         return {
             "image": torch.from_numpy(rearrange(image, "h w -> 1 h w")).to(self.dtype),
             "mask": torch.from_numpy(rearrange(sample.label, "h w -> 1 h w")),
-            **self.describe(outline(recipe, sample, self.categories)),
+            **self.describe(_annotate(recipe, sample, self.categories)),
         }
 
-    def describe(self, found: "Outline") -> dict[str, Any]:
-        """What a dictionary says beside image and mask."""
-        spacing_mm, affine = self._grid(found.lung)
-        annotations = np.array(found.annotations, dtype=np.float64)
+    def describe(self, annotated: "_Annotated") -> dict[str, Any]:
+        """What a sample's dictionary has beside image and mask."""
+        spacing_mm, affine = self._grid(annotated.lung)
+        annotations = np.array(annotated.annotations, dtype=np.float64)
         return {
-            "boxes": torch.tensor(found.boxes, dtype=torch.float32),
-            "labels": torch.tensor(found.labels, dtype=torch.int64),
+            "boxes": torch.tensor(annotated.boxes, dtype=torch.float32),
+            "labels": torch.tensor(annotated.labels, dtype=torch.int64),
             "meta": {
-                "id": found.id,
+                "id": annotated.id,
                 "affine": affine.copy(),
                 "spacing_mm": spacing_mm,
                 "centres_lps_mm": annotations[:, :3],
@@ -109,62 +108,7 @@ class LayeredLungDataset(torch.utils.data.Dataset):
         return self._grids[lung]
 
 
-class Outline(NamedTuple):
-    """What is known of a sample once it is rendered, in the plain values that are quickly sent between processes."""
-
-    id: str
-    lung: str
-    boxes: list[tuple[int, ...]]
-    labels: list[int]
-    annotations: list[tuple[float, ...]]
-
-
-def outline(recipe: Recipe, sample: Rendered, categories: tuple[str, ...]) -> Outline:
-    """The outline of a rendered recipe."""
-    labels = [categories.index(nodule.category) for nodule in recipe.nodules]
-    boxes, annotations = [tuple(box) for box in sample.boxes], [tuple(found) for found in sample.annotations]
-    return Outline(recipe.id, recipe.lung, boxes, labels, annotations)
-
-
-class LayeredLungStream(torch.utils.data.IterableDataset):
-    """The samples of a `LayeredLungDataset` one after the other; workers and ranks share them out between them.
-
-    Args:
-        dataset: what to go through.
-        shuffle_seed: of the order, the same for all ranks; the catalogue's order when None. Call `set_epoch` for
-            another order in each epoch.
-        rank: of this process in a training with several, and
-        ranks: their number.
-
-    Raises:
-        InputError: when the rank is none of those.
-    """
-
-    def __init__(
-        self, dataset: LayeredLungDataset, *, shuffle_seed: int | None = None, rank: int = 0, ranks: int = 1
-    ) -> None:
-        if not 0 <= rank < ranks:
-            raise InputError(f"rank must be one of 0 .. {ranks - 1}, got {rank}.")
-        self.dataset, self.shuffle_seed, self.rank, self.ranks = dataset, shuffle_seed, rank, ranks
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Changes the order of the next pass."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(range(self.rank, len(self.dataset), self.ranks))
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = torch.utils.data.get_worker_info()
-        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        order = np.arange(len(self.dataset))
-        if self.shuffle_seed is not None:
-            order = np.random.default_rng([self.shuffle_seed, self.epoch]).permutation(order)
-        return (self.dataset[int(index)] for index in order[self.rank :: self.ranks][first::step])
-
-
-def collate_layers(samples: list[dict[str, Any]]) -> dict[str, Any]:
+def collate_samples(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """A batch: `image` and `mask` (N, 1, H, W) where all have one grid, else lists; all else as lists.
 
     Lists are what MONAI's detectors take for `boxes` and `labels`.
@@ -175,51 +119,8 @@ def collate_layers(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-class _Ticket(NamedTuple):
-    """Where a batch lies, and what is said of it."""
-
-    slot: int
-    shapes: list[tuple[int, int]]
-    outlines: list[Outline]
-
-
-class _SlotDataset(torch.utils.data.Dataset):
-    """Renders whole batches into slots; one for each worker is made by copying this to it."""
-
-    def __init__(self, dataset: LayeredLungDataset, batch_size: int, workers: int, slots: int) -> None:
-        self.dataset = dataset
-        self.slots = slots
-        height, width = _largest_grid(dataset)
-        size = batch_size * height * width
-        self.images = torch.empty((max(1, workers) * slots, size), dtype=torch.int16).share_memory_()
-        self.masks = torch.empty((max(1, workers) * slots, size), dtype=torch.uint8).share_memory_()
-        self.turn = 0
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitems__(self, indices: Sequence[int]) -> _Ticket:
-        worker = torch.utils.data.get_worker_info()
-        slot = (0 if worker is None else worker.id) * self.slots + self.turn % self.slots
-        self.turn += 1
-        images, masks = self.images[slot].numpy(), self.masks[slot].numpy()
-        shapes, outlines, begin = [], [], 0
-        for index in indices:
-            recipe = self.dataset.recipes[index]
-            shape = self.dataset.renderer.shape(recipe)
-            here = slice(begin, begin + shape[0] * shape[1])
-            image, mask = images[here].reshape(shape), masks[here].reshape(shape)
-            sample = self.dataset.renderer.render(recipe, out=(image, mask))
-            if self.dataset.enhance is not None:
-                image[...] = self.dataset.enhance(image, mask == Label.NODULE)
-            shapes.append(shape)
-            outlines.append(outline(recipe, sample, self.dataset.categories))
-            begin = here.stop
-        return _Ticket(slot, shapes, outlines)
-
-
 class LayeredLungLoader(torch.utils.data.DataLoader):
-    """Batches of a `LayeredLungDataset`, as `collate_layers` makes them.
+    """Batches of a `LayeredLungDataset`, as `collate_samples` makes them.
 
     Args:
         dataset: its `dtype` is that of the images.
@@ -255,40 +156,99 @@ class LayeredLungLoader(torch.utils.data.DataLoader):
             batch_size=batch_size,
             num_workers=num_workers,
             prefetch_factor=prefetch_factor if num_workers else None,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             **settings,
         )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        return (self._redeem(ticket) for ticket in super().__iter__())
+        return (self._batch(ticket) for ticket in super().__iter__())
 
-    def _redeem(self, ticket: _Ticket) -> dict[str, Any]:
+    def _batch(self, ticket: "_Ticket") -> dict[str, Any]:
         images, masks = self._slots.images[ticket.slot], self._slots.masks[ticket.slot]
-        described = [self._slots.dataset.describe(one) for one in ticket.outlines]
+        described = [self._slots.dataset.describe(sample) for sample in ticket.annotated]
         if len(set(ticket.shapes)) == 1:
             (height, width), n = ticket.shapes[0], len(ticket.shapes)
             grid = {"n": n, "h": height, "w": width}
             size = n * height * width
-            batch = {key: [one[key] for one in described] for key in described[0]}
+            batch = {key: [sample[key] for sample in described] for key in described[0]}
             return {
                 "image": self._own(rearrange(images[:size], "(n h w) -> n 1 h w", **grid), self._dtype),
                 "mask": self._own(rearrange(masks[:size], "(n h w) -> n 1 h w", **grid), torch.uint8),
                 **batch,
             }
         begin, samples = 0, []
-        for (height, width), one in zip(ticket.shapes, described, strict=True):
-            here = slice(begin, begin + height * width)
-            image = self._own(images[here].reshape(1, height, width), self._dtype)
-            mask = self._own(masks[here].reshape(1, height, width), torch.uint8)
-            samples.append({"image": image, "mask": mask, **one})
-            begin = here.stop
-        return collate_layers(samples)
+        for (height, width), sample in zip(ticket.shapes, described, strict=True):
+            end = begin + height * width
+            image = self._own(images[begin:end].reshape(1, height, width), self._dtype)
+            mask = self._own(masks[begin:end].reshape(1, height, width), torch.uint8)
+            samples.append({"image": image, "mask": mask, **sample})
+            begin = end
+        return collate_samples(samples)
 
     def _own(self, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return values.to(dtype, copy=True) if self._copies else values
 
 
-def _as_it_is(ticket: Any) -> Any:
+class _Annotated(NamedTuple):
+    """What is known of a sample once it is rendered, in the plain values that are quickly sent between processes."""
+
+    id: str
+    lung: str
+    boxes: list[tuple[int, ...]]
+    labels: list[int]
+    annotations: list[tuple[float, ...]]
+
+
+def _annotate(recipe: Recipe, sample: Rendered, categories: tuple[str, ...]) -> _Annotated:
+    labels = [categories.index(nodule.category) for nodule in recipe.nodules]
+    boxes = [tuple(box) for box in sample.boxes]
+    return _Annotated(recipe.id, recipe.lung, boxes, labels, [tuple(values) for values in sample.annotations])
+
+
+class _Ticket(NamedTuple):
+    """Where a batch lies, the shapes of its samples, and their annotations."""
+
+    slot: int
+    shapes: list[tuple[int, int]]
+    annotated: list[_Annotated]
+
+
+class _SlotDataset(torch.utils.data.Dataset):
+    """Renders whole batches into slots; each worker gets a copy of this, with the same shared memory."""
+
+    def __init__(self, dataset: LayeredLungDataset, batch_size: int, workers: int, slots: int) -> None:
+        self.dataset = dataset
+        self.slots = slots
+        height, width = _largest_grid(dataset)
+        size = batch_size * height * width
+        self.images = torch.empty((max(1, workers) * slots, size), dtype=torch.int16).share_memory_()
+        self.masks = torch.empty((max(1, workers) * slots, size), dtype=torch.uint8).share_memory_()
+        self.turn = 0
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, indices: Sequence[int]) -> _Ticket:
+        worker = torch.utils.data.get_worker_info()
+        slot = (0 if worker is None else worker.id) * self.slots + self.turn % self.slots
+        self.turn += 1
+        images, masks = self.images[slot].numpy(), self.masks[slot].numpy()
+        shapes, annotated, begin = [], [], 0
+        for index in indices:
+            recipe = self.dataset.recipes[index]
+            shape = self.dataset.renderer.shape(recipe)
+            end = begin + shape[0] * shape[1]
+            image, mask = images[begin:end].reshape(shape), masks[begin:end].reshape(shape)
+            sample = self.dataset.renderer.render(recipe, out=(image, mask))
+            if self.dataset.enhance is not None:
+                image[...] = self.dataset.enhance(image, mask == Label.NODULE)
+            shapes.append(shape)
+            annotated.append(_annotate(recipe, sample, self.dataset.categories))
+            begin = end
+        return _Ticket(slot, shapes, annotated)
+
+
+def _identity(ticket: Any) -> Any:
     return ticket
 
 

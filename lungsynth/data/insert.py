@@ -1,4 +1,4 @@
-"""A MONAI transform that lays nodules on a user's own real slices while they train.
+"""A MONAI transform that inserts nodules into a user's own real slices while they train.
 
 Slices are (1, H, W) in HU and in the project's frame: rows anterior to posterior, columns from the patient's right to
 left, which `LoadImaged`, `EnsureChannelFirstd`, `Orientationd(axcodes="PLS")` and `SqueezeDimd(dim=-1)` give. Put it
@@ -6,6 +6,7 @@ before any transform of intensities.
 """
 
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from einops import rearrange
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform, RandomizableTransform
 
-from lungsynth.compositing.nodule import NodulePatch, ResampledNodule, blur_steps, match_noise_and_edge, noise_class
+from lungsynth.compositing.nodule import NoduleMatch, NodulePatch, ResampledNodule, match_noise_and_edge
 from lungsynth.compositing.overlay import LungBackground, Overlay, overlay
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label, check_hu, to_int16
@@ -26,29 +27,43 @@ from lungsynth.placement.presence import PresencePrior, analytic_presence
 from lungsynth.placement.resolve import NodulePlacement, resolve
 from lungsynth.placement.rules import PlacementRules
 
-__all__ = ["RandInsertNodulesd"]
+__all__ = ["InsertionSettings", "RandInsertNodulesd"]
 
-_LARGEST_SEED = 2**31 - 1
+_MAX_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class InsertionSettings:
+    """How nodules are placed on a slice.
+
+    Args:
+        prior: where nodules occur.
+        groups: how many there are on a slice, their scales and turns.
+        rules: where they may lie.
+        tries: groups drawn until one fits; a slice on which none does stays as it is.
+    """
+
+    prior: PresencePrior = field(default_factory=analytic_presence)
+    groups: GroupSettings = field(default_factory=GroupSettings)
+    rules: PlacementRules = field(default_factory=PlacementRules)
+    tries: int = 20
 
 
 class RandInsertNodulesd(RandomizableTransform, MapTransform):
-    """Lays a group of nodules on a slice, where nodules occur and where they fit, with the noise and edge of the slice.
+    """Inserts a group of nodules into a slice, where nodules occur and where they fit, with its noise and sharpness.
 
     Adds to a dictionary, or extends there: nodule pixels (2) in the label map, `boxes` float32 (n, 4) as
     `LayeredLungDataset` has them, and `labels` int64 (n,), indices into `categories`. A slice on which no group fits
-    after `tries` stays as it is. The same `set_random_state` gives the same nodules.
+    stays as it is. The same `set_random_state` gives the same nodules.
 
     Args:
         library: folder with `assets/` and `assets.parquet`, or the library itself; its nodules are used.
         keys: of the image, one.
         label_key: uint8 (1, H, W), 1 in lung; nodules that are there already stay.
-        prob: of laying any nodule.
+        prob: probability of inserting any nodule.
         spacing_mm: (row, column), for images without meta data.
         categories: nodules to choose from; all of the library when None.
-        prior: where nodules occur.
-        settings: counts, scales and turns.
-        rules: where nodules may lie.
-        tries: groups tried on a slice.
+        settings: how they are placed; the defaults of `InsertionSettings` when None.
 
     Raises:
         InputError: when the library has no nodule of these categories; on a call, when the slice is not as above.
@@ -63,27 +78,24 @@ class RandInsertNodulesd(RandomizableTransform, MapTransform):
         prob: float = 1.0,
         spacing_mm: tuple[float, float] | None = None,
         categories: tuple[str, ...] | None = None,
-        prior: PresencePrior | None = None,
-        settings: GroupSettings | None = None,
-        rules: PlacementRules | None = None,
-        tries: int = 20,
+        settings: InsertionSettings | None = None,
     ) -> None:
         RandomizableTransform.__init__(self, prob)
         MapTransform.__init__(self, keys)
         self.library = library if isinstance(library, AssetLibrary) else AssetLibrary(Path(library))
-        found = [asset for asset in self.library if asset.kind == "nodule"]
-        self.categories = tuple(sorted({asset.category for asset in found})) if categories is None else categories
-        self.nodules = [asset for asset in found if asset.category in self.categories]
+        nodules = [asset for asset in self.library if asset.kind == "nodule"]
+        self.categories = tuple(sorted({asset.category for asset in nodules})) if categories is None else categories
+        self.nodules = [asset for asset in nodules if asset.category in self.categories]
         if not self.nodules:
-            raise InputError(f"{self.library.folder}: no nodule of {self.categories}; it has {len(found)} of others.")
-        self.label_key, self.spacing_mm, self.tries = label_key, spacing_mm, tries
-        self.prior, self.settings, self.rules = prior or analytic_presence(), settings, rules or PlacementRules()
+            raise InputError(f"{self.library.folder}: no nodule of {self.categories}; it has {len(nodules)} of others.")
+        self.label_key, self.spacing_mm = label_key, spacing_mm
+        self.settings = settings or InsertionSettings()
         self.seed = 0
 
     def randomize(self, data: Any = None) -> None:
-        """Draws whether to lay nodules, and the seed from which all else follows."""
+        """Draws whether to insert nodules, and the seed from which all else follows."""
         super().randomize(None)
-        self.seed = int(self.R.randint(_LARGEST_SEED))
+        self.seed = int(self.R.randint(_MAX_SEED))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The dictionary with nodules."""
@@ -92,39 +104,47 @@ class RandInsertNodulesd(RandomizableTransform, MapTransform):
         if not self._do_transform:
             return result
         image, label = result[self.keys[0]], result[self.label_key]
-        hu, known = _plane(image, self.keys[0]), _plane(label, self.label_key)
+        hu, labelled = _plane(image, self.keys[0]), _plane(label, self.label_key)
         check_hu(hu, name=str(self.keys[0]))
         spacing_mm = _spacing_mm(image, self.spacing_mm)
-        lung = (known == Label.LUNG) | (known == Label.NODULE)
+        lung = (labelled == Label.LUNG) | (labelled == Label.NODULE)
         shape = LungShape.from_mask(lung, spacing_mm=spacing_mm, hu=to_int16(hu))
-        layer = LungBackground.of(to_int16(hu), lung, spacing_mm=spacing_mm)
-        for group in draw_groups(self.nodules, self.tries, seed=self.seed, prior=self.prior, settings=self.settings):
-            placed = resolve(shape, group, self.rules).placements
-            if placed:
-                self._insert(result, layer, placed)
+        background = LungBackground.of(to_int16(hu), lung, spacing_mm=spacing_mm)
+        prior, groups, tries = self.settings.prior, self.settings.groups, self.settings.tries
+        for group in draw_groups(self.nodules, tries, seed=self.seed, prior=prior, settings=groups):
+            placements = resolve(shape, group, self.settings.rules).placements
+            if placements:
+                self._insert(result, background, placements)
                 break
         return result
 
-    def _insert(self, result: dict[Hashable, Any], layer: LungBackground, placed: tuple[NodulePlacement, ...]) -> None:
-        laid = overlay(layer, [(one, self._stamp(one, layer)) for one in placed], seed=self.seed)
+    def _insert(
+        self, result: dict[Hashable, Any], background: LungBackground, placements: tuple[NodulePlacement, ...]
+    ) -> None:
+        nodules = [(placement, self._resampled(placement, background)) for placement in placements]
+        composite = overlay(background, nodules, seed=self.seed)
         image, label = result[self.keys[0]], result[self.label_key]
         # What the overlay did not touch stays the user's own, fractions of HU included.
-        touched = laid.image != layer.hu
-        result[self.keys[0]] = _like(image, np.where(touched, laid.image, _plane(image, self.keys[0])))
-        known = _plane(label, self.label_key)
-        result[self.label_key] = _like(label, np.where(laid.label == Label.NODULE, Label.NODULE, known))
-        self._annotate(result, laid, placed)
+        touched = composite.image != background.hu
+        result[self.keys[0]] = _like(image, np.where(touched, composite.image, _plane(image, self.keys[0])))
+        labelled = _plane(label, self.label_key)
+        result[self.label_key] = _like(label, np.where(composite.label == Label.NODULE, Label.NODULE, labelled))
+        self._annotate(result, composite, placements)
 
-    def _stamp(self, placed: NodulePlacement, layer: LungBackground) -> ResampledNodule:
-        def patch_of(steps: int, grain: int) -> NodulePatch:
-            return NodulePatch.from_asset(self.library.load(placed.asset), blur_steps=steps, grain_steps=grain)
+    def _resampled(self, placement: NodulePlacement, background: LungBackground) -> ResampledNodule:
+        stored = self.library.load(placement.asset)
 
-        steps, loudness = blur_steps(layer.texture, placed.scale), noise_class(layer.texture)
-        return match_noise_and_edge(placed, patch_of, layer.spacing_mm, steps=steps, loudness=loudness)
+        def patch_of(blur_steps: int, smoothing_steps: int) -> NodulePatch:
+            return NodulePatch.from_asset(stored, blur_steps=blur_steps, smoothing_steps=smoothing_steps)
 
-    def _annotate(self, result: dict[Hashable, Any], laid: Overlay, placed: tuple[NodulePlacement, ...]) -> None:
-        boxes = torch.tensor([finding.box for finding in laid.findings], dtype=torch.float32)
-        labels = torch.tensor([self.categories.index(one.category) for one in placed])
+        match = NoduleMatch.of(background.noise, placement.scale)
+        return match_noise_and_edge(placement, patch_of, background.spacing_mm, match)
+
+    def _annotate(
+        self, result: dict[Hashable, Any], composite: Overlay, placements: tuple[NodulePlacement, ...]
+    ) -> None:
+        boxes = torch.tensor([nodule.box for nodule in composite.nodules], dtype=torch.float32)
+        labels = torch.tensor([self.categories.index(placement.category) for placement in placements])
         for key, values in (("boxes", boxes), ("labels", labels)):
             before = torch.as_tensor(result[key]) if key in result else values[:0]
             result[key] = torch.cat([before.to(values.dtype), values])
@@ -134,8 +154,8 @@ def _plane(values: Any, key: Hashable) -> np.ndarray:
     array = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
     if array.ndim != 3 or array.shape[0] != 1:
         raise InputError(
-            f"`{key}`: nodules are laid on slices of shape (1, H, W), got {array.shape}. Take slices first, and turn "
-            'them with Orientationd(axcodes="PLS").'
+            f"`{key}`: nodules are inserted into slices of shape (1, H, W), got {array.shape}. Take slices first, and "
+            'turn them with Orientationd(axcodes="PLS").'
         )
     return rearrange(array, "1 h w -> h w")
 

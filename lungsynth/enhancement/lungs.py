@@ -49,11 +49,11 @@ class EnhancedLungs:
         self._folder = folder
         self._kept: OrderedDict[str, EnhancedLung] = OrderedDict()
 
-    def get(self, lung_hash: str, layer: LungBackground) -> EnhancedLung:
+    def get(self, lung_hash: str, background: LungBackground) -> EnhancedLung:
         """The enhanced lung; `lung_hash` is that of its asset."""
         if lung_hash not in self._kept:
-            hu, share = self._read(lung_hash, layer) or self._make_and_write(lung_hash, layer)
-            self._kept[lung_hash] = EnhancedLung(hu, share, Changes.of(np.asarray(layer.hu), hu, layer.label))
+            hu, share = self._read(lung_hash, background) or self._make_and_write(lung_hash, background)
+            self._kept[lung_hash] = EnhancedLung(hu, share, Changes.of(np.asarray(background.hu), hu, background.label))
             if len(self._kept) > _IN_MEMORY:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(lung_hash)
@@ -62,7 +62,7 @@ class EnhancedLungs:
     def _path(self, lung_hash: str) -> Path | None:
         return self._folder / f"{lung_hash}-{self._key}.npy" if self._folder else None
 
-    def _read(self, lung_hash: str, layer: LungBackground) -> tuple[HuPlane, Plane | None] | None:
+    def _read(self, lung_hash: str, background: LungBackground) -> tuple[HuPlane, Plane | None] | None:
         path = self._path(lung_hash)
         if path is None or not path.is_file():
             return None
@@ -70,13 +70,13 @@ class EnhancedLungs:
             stored = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None  # damaged: it is made again
-        if stored.shape != (2, *layer.hu.shape) or stored.dtype != np.int16:
+        if stored.shape != (2, *background.hu.shape) or stored.dtype != np.int16:
             return None
         share = None if (stored[1] == SHARE_STEPS).all() else (stored[1] / np.float32(SHARE_STEPS)).astype(np.float32)
         return stored[0], share
 
-    def _make_and_write(self, lung_hash: str, layer: LungBackground) -> tuple[HuPlane, Plane | None]:
-        hu, share = self._make(layer)
+    def _make_and_write(self, lung_hash: str, background: LungBackground) -> tuple[HuPlane, Plane | None]:
+        hu, share = self._make(background)
         if path := self._path(lung_hash):
             steps = np.full(hu.shape, SHARE_STEPS) if share is None else share * SHARE_STEPS
             with replacing(path) as part, part.open("wb") as file:

@@ -77,28 +77,28 @@ class EnhancementStage:
         self._alignment = getattr(enhance, "alignment_px", 1)
         self._lungs = EnhancedLungs(self._make_lung, key=key, folder=folder)
 
-    def lung(self, lung_hash: str, layer: LungBackground) -> EnhancedLung:
+    def lung(self, lung_hash: str, background: LungBackground) -> EnhancedLung:
         """The enhanced lung, from memory or folder where it is there."""
-        return self._lungs.get(lung_hash, layer)
+        return self._lungs.get(lung_hash, background)
 
-    def __call__(self, sample: Rendered, lung_hash: str, layer: LungBackground) -> tuple[HuPlane, EnhancedSlice]:
+    def __call__(self, sample: Rendered, lung_hash: str, background: LungBackground) -> tuple[HuPlane, EnhancedSlice]:
         """Enhances a sample.
 
         Args:
             sample: as composed; its labels stay as they are.
             lung_hash: hash of its lung's asset.
-            layer: that lung.
+            background: that lung.
         """
-        lung = self.lung(lung_hash, layer)
-        shape = layer.hu.shape[0], layer.hu.shape[1]
+        lung = self.lung(lung_hash, background)
+        shape = background.hu.shape[0], background.hu.shape[1]
         regions = self._regions(sample.windows, shape)
         image = np.array(lung.hu)
         for region in regions:
             self._fill(image, sample, lung, region)
-        changes = self._changes(sample, image, lung, layer, [region.changed for region in regions])
+        changes = self._changes(sample, image, lung, background, [region.changed for region in regions])
         if self._gate is None or not regions:
             return image, EnhancedSlice(verdict="unchecked", found=0, lost=0, invented=0, changes=changes)
-        return self._gated(self._gate, sample, image, changes, layer)
+        return self._gated(self._gate, sample, image, changes, background)
 
     def _regions(self, windows: Sequence[Box], shape: tuple[int, int]) -> list[Region]:
         if self._field is None:
@@ -114,43 +114,45 @@ class EnhancementStage:
         image[changed] = _mixed(sample.image[changed], enhanced, share)
 
     def _changes(
-        self, sample: Rendered, image: HuPlane, lung: EnhancedLung, layer: LungBackground, boxes: Sequence[Box]
+        self, sample: Rendered, image: HuPlane, lung: EnhancedLung, background: LungBackground, boxes: Sequence[Box]
     ) -> Changes:
         """Those of the lung but for the boxes, which never overlap."""
         total = lung.changes
         for here in map(_index, boxes):
-            total = total - Changes.of(np.asarray(layer.hu[here]), lung.hu[here], layer.label[here])
+            total = total - Changes.of(np.asarray(background.hu[here]), lung.hu[here], background.label[here])
             total = total + Changes.of(sample.image[here], image[here], sample.label[here])
         return total
 
     def _gated(
-        self, gate: LabelCheck, sample: Rendered, image: HuPlane, changes: Changes, layer: LungBackground
+        self, gate: LabelCheck, sample: Rendered, image: HuPlane, changes: Changes, background: LungBackground
     ) -> tuple[HuPlane, EnhancedSlice]:
-        before = gate.look(sample.image, layer.spacing_mm)
-        first = result = gate.compare(before, gate.look(image, layer.spacing_mm), sample, layer.spacing_mm)
+        before = gate.look(sample.image, background.spacing_mm)
+        first = result = gate.compare(before, gate.look(image, background.spacing_mm), sample, background.spacing_mm)
         facts = {"found": first.found, "lost": first.n_lost, "invented": first.n_invented}
         if first.kept:
             return image, EnhancedSlice(verdict="kept", changes=changes, **facts)
         mended = image
         for _ in range(ROUNDS):
             mended = _mended(sample.image, mended, result)
-            result = gate.compare(before, gate.look(mended, layer.spacing_mm), sample, layer.spacing_mm)
+            result = gate.compare(before, gate.look(mended, background.spacing_mm), sample, background.spacing_mm)
             if result.kept:
                 break
         mended = mended if result.kept else np.array(sample.image)
         changes = Changes.of(sample.image, mended, sample.label)
         return mended, EnhancedSlice(verdict="blended" if result.kept else "refused", changes=changes, **facts)
 
-    def _make_lung(self, layer: LungBackground) -> tuple[HuPlane, Plane | None]:
+    def _make_lung(self, background: LungBackground) -> tuple[HuPlane, Plane | None]:
         """A lung is looked at as a whole, once, so that samples need only be where their nodules are."""
-        hu = np.array(layer.hu)  # of its own: assets are mapped and not to be written to, which torch warns of
+        hu = np.array(background.hu)  # of its own: assets are mapped and not to be written to, which torch warns of
         enhanced = self._enhance(hu, np.zeros(hu.shape, np.bool_))
         if self._gate is None:
             return enhanced, None
-        nothing = _without_nodules(layer)
-        before, share, image = self._gate.look(hu, layer.spacing_mm), None, enhanced
+        nothing = _without_nodules(background)
+        before, share, image = self._gate.look(hu, background.spacing_mm), None, enhanced
         for _ in range(ROUNDS):
-            result = self._gate.compare(before, self._gate.look(image, layer.spacing_mm), nothing, layer.spacing_mm)
+            result = self._gate.compare(
+                before, self._gate.look(image, background.spacing_mm), nothing, background.spacing_mm
+            )
             if result.kept:
                 return image, share
             passing = transition_mask(result.invented, image.shape)
@@ -202,10 +204,10 @@ def _mended(before: HuPlane, image: HuPlane, result: LabelComparison) -> HuPlane
     return _mixed(before, image, transition_mask((*result.lost, *result.invented), shape))
 
 
-def _without_nodules(layer: LungBackground) -> Rendered:
+def _without_nodules(background: LungBackground) -> Rendered:
     return Rendered(
-        image=np.asarray(layer.hu),
-        label=layer.label,
+        image=np.asarray(background.hu),
+        label=background.label,
         affine=np.eye(4),
         boxes=(),
         masks=(),

@@ -167,7 +167,7 @@ def export_variant(variant: Variant, renderer: Renderer, stage: EnhancementStage
     sample: Rendered = renderer.render(recipe) if variant.nodules else renderer.lung(recipe)
     image, enhanced = sample.image, None
     if stage is not None:
-        image, enhanced = stage(sample, recipe.lung, renderer.layer(recipe))
+        image, enhanced = stage(sample, recipe.lung, renderer.background(recipe))
     return ExportedSample(
         name=variant.name,
         recipe=recipe.id,

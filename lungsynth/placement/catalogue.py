@@ -31,10 +31,10 @@ from lungsynth.errors import InputError
 from lungsynth.io.atomic import replacing
 from lungsynth.placement.assets import Asset, Origin
 from lungsynth.placement.groups import PHASES, NoduleGroup
-from lungsynth.placement.hashing import HashStream, hash_arrays, hash_words
 from lungsynth.placement.lung_shape import UNITS_PER_MM
 from lungsynth.placement.planning import Pairs, in_turn
 from lungsynth.placement.resolve import NodulePlacement, place
+from lungsynth.seeds import HashDomain, hash_arrays, hash_words
 
 __all__ = [
     "ID_PREFIX",
@@ -79,7 +79,7 @@ SCHEMA = pa.schema(
 
 def sample_id(lung: int, group: int, seed: int) -> str:
     """The id of a sample: `synth-` and 16 hex digits of lung, group (their hashes as numbers) and seed."""
-    return f"{ID_PREFIX}{hash_words(HashStream.ID, lung, group, seed):016x}"
+    return f"{ID_PREFIX}{hash_words(HashDomain.ID, lung, group, seed):016x}"
 
 
 def sample_seeds(seed: int, lungs: Any, groups: np.ndarray) -> np.ndarray:
@@ -90,7 +90,7 @@ def sample_seeds(seed: int, lungs: Any, groups: np.ndarray) -> np.ndarray:
         lungs: hashes as numbers, uint64, an array or one.
         groups: likewise.
     """
-    return (hash_arrays(HashStream.SEED, seed, lungs, groups) >> np.uint64(1)).astype(np.int64)
+    return (hash_arrays(HashDomain.SEED, seed, lungs, groups) >> np.uint64(1)).astype(np.int64)
 
 
 class TableWriter:
@@ -279,7 +279,7 @@ class _Rows:
         sizes = facts.group_size[pairs.group]
         generated = facts.group_generated[pairs.group]
         columns = {
-            "id": _ids(hash_arrays(HashStream.ID, lung_hash, group_hash, seeds)),
+            "id": _ids(hash_arrays(HashDomain.ID, lung_hash, group_hash, seeds)),
             "category": _coded(pairs.group, [group.category for group in self.groups]),
             "lung": _coded(pairs.lung, [lung.hash for lung in self.lungs]),
             "lung_source": _coded(pairs.lung, [lung.source for lung in self.lungs]),

@@ -16,7 +16,6 @@ from lungsynth.errors import InputError
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import read_catalogue, sample_id, sample_seeds
 from lungsynth.placement.groups import PHASES, GroupArrays, NoduleGroup
-from lungsynth.placement.hashing import HashStream, hash_arrays
 from lungsynth.placement.library_lungs import LibraryLungs
 from lungsynth.placement.lung_shape import UNITS_PER_MM, LungShape
 from lungsynth.placement.plan_record import PlanRecord, read_groups
@@ -25,6 +24,7 @@ from lungsynth.placement.policy import classes_of, farthest_rank, order_rank, sh
 from lungsynth.placement.presence import PresencePrior
 from lungsynth.placement.rules import PlacementRules, PlacementVerdict
 from lungsynth.placement.scoring import PairScores, score
+from lungsynth.seeds import HashDomain, hash_arrays
 
 __all__ = ["Explanation", "MemberFacts", "PairPlace", "PlanExplainer", "explain"]
 
@@ -284,7 +284,7 @@ class PlanExplainer:
         for index, lung in enumerate(self.lungs.hashes):
             lungs = np.uint64(lung)
             seeds = sample_seeds(self.record.sample_seed, lungs, self._group_hashes)
-            found = np.flatnonzero(hash_arrays(HashStream.ID, lungs, self._group_hashes, seeds) == np.uint64(wanted))
+            found = np.flatnonzero(hash_arrays(HashDomain.ID, lungs, self._group_hashes, seeds) == np.uint64(wanted))
             if len(found):
                 return _Pair(index, int(found[0]))
         raise InputError(

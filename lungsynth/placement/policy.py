@@ -21,10 +21,10 @@ from jaxtyping import Float64, Int64, UInt64
 
 from lungsynth.errors import InputError
 from lungsynth.placement.groups import GroupArrays
-from lungsynth.placement.hashing import HashStream, hash_arrays
 from lungsynth.placement.lung_shape import UNITS_PER_MM
 from lungsynth.placement.rules import PlacementVerdict, Policy
 from lungsynth.placement.scoring import PairScores
+from lungsynth.seeds import HashDomain, hash_arrays
 
 __all__ = [
     "DISTANCE_EDGES_MM",
@@ -187,7 +187,7 @@ def order_rank(numbers: UInt64[np.ndarray, " pairs"], weights: np.ndarray) -> UI
 
 def shuffled(seed: int, lung: int, groups: UInt64[np.ndarray, " groups"]) -> UInt64[np.ndarray, " groups"]:
     """The random number of each pair of a lung with groups, from their hashes."""
-    return hash_arrays(HashStream.ORDER, seed, lung, groups)
+    return hash_arrays(HashDomain.ORDER, seed, lung, groups)
 
 
 def fit_weights(classes: Classes, numbers: np.ndarray, *, keep: int, target: TargetDistribution) -> PolicyWeights:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from layers_toys import add_nodule, disc, group_at, lung_hu, lung_mask
+from placement_toys import add_nodule, disc, group_at, lung_hu, lung_mask
 
 from lungsynth.errors import InputError
 from lungsynth.placement.assets import AssetLibrary
@@ -21,7 +21,6 @@ from lungsynth.placement.catalogue import (
 )
 from lungsynth.placement.explain import PairPlace, explain
 from lungsynth.placement.groups import draw_groups
-from lungsynth.placement.hashing import HashStream, hash_arrays, hash_words
 from lungsynth.placement.library_lungs import LibraryLungs
 from lungsynth.placement.lidc_presence import expected_distances, lidc_nodules_per_slice, lidc_presence
 from lungsynth.placement.lung_shape import LungShape
@@ -37,6 +36,7 @@ from lungsynth.placement.policy import (
 from lungsynth.placement.presence import analytic_presence
 from lungsynth.placement.resolve import resolve
 from lungsynth.placement.rules import PlacementRules, PlacementVerdict, read_rules
+from lungsynth.seeds import HashDomain, hash_arrays, hash_words
 
 ALL_TYPES = PlacementRules(types=("isolated", "juxta_pleural", "juxta_vascular"))
 
@@ -210,10 +210,10 @@ def test_one_of_each_in_turn():
 
 def test_words_mix_alike_one_by_one_and_in_arrays():
     words = [0, 1, 2**63 + 5, 2**64 - 1]
-    mixed = hash_arrays(HashStream.ID, np.array(words, dtype=np.uint64), 7)
-    assert mixed.tolist() == [hash_words(HashStream.ID, word, 7) for word in words]
-    assert len({hash_words(HashStream.ID, a, b) for a in range(50) for b in range(50)}) == 2500
-    assert hash_words(HashStream.ID, 1) != hash_words(HashStream.SEED, 1)
+    mixed = hash_arrays(HashDomain.ID, np.array(words, dtype=np.uint64), 7)
+    assert mixed.tolist() == [hash_words(HashDomain.ID, word, 7) for word in words]
+    assert len({hash_words(HashDomain.ID, a, b) for a in range(50) for b in range(50)}) == 2500
+    assert hash_words(HashDomain.ID, 1) != hash_words(HashDomain.SEED, 1)
 
 
 def test_rows_made_by_the_million_are_those_of_recipes(tmp_path, library, lungs, groups):

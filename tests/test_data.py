@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from layers_toys import add_lung, add_nodule, group_at, lung_hu, lung_mask
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureTyped
+from placement_toys import add_lung, add_nodule, group_at, lung_hu, lung_mask
 
-from lungsynth.data.dataset import LayeredLungDataset, LayeredLungLoader, LayeredLungStream, collate_layers
+from lungsynth.data.dataset import LayeredLungDataset, LayeredLungLoader, collate_samples
 from lungsynth.data.insert import RandInsertNodulesd
 from lungsynth.errors import InputError
 from lungsynth.placement.assets import AssetLibrary
@@ -51,7 +51,7 @@ def test_the_loader_gives_what_the_dataset_gives(catalogue, workers, dtype):
         batches = list(loader)
         assert [len(batch["labels"]) for batch in batches] == [3, 3, 3, 1]
         for number, batch in enumerate(batches):
-            expected = collate_layers([dataset[index] for index in range(3 * number, min(N, 3 * number + 3))])
+            expected = collate_samples([dataset[index] for index in range(3 * number, min(N, 3 * number + 3))])
             assert type(batch["image"]) is type(expected["image"])
             for key in ("image", "mask", "boxes", "labels"):
                 for got, wanted in zip(batch[key], expected[key], strict=True):
@@ -85,31 +85,6 @@ def test_an_enhancer_works_in_the_loader_too(catalogue):
     dataset = LayeredLungDataset(catalogue, enhance=darker)
     (image, *_), (mask, *_) = (next(iter(LayeredLungLoader(dataset, batch_size=2)))[key] for key in ("image", "mask"))
     assert (image[mask == 2] == -1000).all()
-
-
-@pytest.mark.parametrize("shuffle_seed", [None, 5])
-def test_ranks_and_workers_share_a_stream_without_loss(catalogue, shuffle_seed):
-    dataset = LayeredLungDataset(catalogue)
-    wanted = sorted(item["meta"]["id"] for item in dataset)
-    found = []
-    for rank in range(3):
-        stream = LayeredLungStream(dataset, shuffle_seed=shuffle_seed, rank=rank, ranks=3)
-        loader = torch.utils.data.DataLoader(
-            stream, batch_size=None, num_workers=2 if rank == 0 else 0, multiprocessing_context=_fork(rank == 0)
-        )
-        found += [item["meta"]["id"] for item in loader]
-    assert sorted(found) == wanted
-    with pytest.raises(InputError, match=r"one of 0 \.\. 2, got 3"):
-        LayeredLungStream(dataset, rank=3, ranks=3)
-
-
-def test_epochs_differ_in_order_alone(catalogue):
-    stream = LayeredLungStream(LayeredLungDataset(catalogue), shuffle_seed=1)
-    first = [item["meta"]["id"] for item in stream]
-    stream.set_epoch(1)
-    second = [item["meta"]["id"] for item in stream]
-    assert first != second
-    assert sorted(first) == sorted(second)
 
 
 def users_slice(kind):

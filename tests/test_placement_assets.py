@@ -2,7 +2,7 @@ import pickle
 
 import numpy as np
 import pytest
-from layers_toys import add_lung, add_nodule, library_in, soft_disc
+from placement_toys import add_lung, add_nodule, library_in, soft_disc
 
 from lungsynth.errors import InputError
 from lungsynth.placement.assets import AssetLibrary

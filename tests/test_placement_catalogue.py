@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from layers_toys import add_lung, add_nodule, group_at, library_in
+from placement_toys import add_lung, add_nodule, group_at, library_in
 
 from lungsynth.compositing.render import render
 from lungsynth.data.dataset import LayeredLungDataset
@@ -75,14 +75,6 @@ def test_derived_columns_say_what_the_recipe_holds(tmp_path):
     assert rows[0]["min_distance_mm"] == min(rows[0]["distance_mm"])
     assert rows[0]["id"].startswith("synth-")
     assert len(rows[0]["id"]) == 22
-
-
-def test_an_enhancer_changes_the_image_alone(tmp_path):
-    library, recipes = fill(tmp_path)
-    plain = render(recipes[0], library)
-    better = render(recipes[0], library, enhance=lambda hu, nodule_mask: np.where(nodule_mask, 7, hu).astype(np.int16))
-    np.testing.assert_array_equal(better.label, plain.label)
-    assert (better.image[plain.label == 2] == 7).all()
 
 
 def test_a_changed_row_is_refused(tmp_path):

@@ -2,7 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
-from layers_toys import add_nodule, disc, group_at, lung_mask
+from placement_toys import add_nodule, disc, group_at, lung_mask
 
 from lungsynth.errors import InputError
 from lungsynth.placement.assets import AssetLibrary

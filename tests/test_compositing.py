@@ -2,10 +2,10 @@ import math
 
 import numpy as np
 import pytest
-from layers_toys import NODULE_HU, add_nodule, lung_hu, lung_mask, soft_disc
+from placement_toys import NODULE_HU, add_nodule, lung_hu, lung_mask, soft_disc
 from scipy import ndimage
 
-from lungsynth.compositing.nodule import NodulePatch, blur_steps, match_noise_and_edge, noise_class, resample_nodule
+from lungsynth.compositing.nodule import NoduleMatch, NodulePatch, match_noise_and_edge, resample_nodule
 from lungsynth.compositing.noise import measure_noise
 from lungsynth.compositing.overlay import LungBackground, overlay
 from lungsynth.compositing.render import render
@@ -115,7 +115,7 @@ def test_a_nodule_smaller_than_a_pixel_has_a_label_and_one_at_the_border_is_cut(
     base, mask = np.full((40, 40), -850, dtype=np.int16), np.ones((40, 40), dtype=bool)
     assert (lay(base, mask, placement(20.5, 20.5), tiny, spacing_mm=(3.0, 3.0)).label == 2).sum() == 1
     cut = lay(base, mask, placement(0.0, 0.0), FLAT)
-    assert cut.findings[0].box[:2] == (0, 0)
+    assert cut.nodules[0].box[:2] == (0, 0)
 
 
 def test_a_nodule_outside_its_slice_is_refused():
@@ -162,24 +162,24 @@ def test_noise_is_not_added_twice_and_a_silent_lung_stays_silent():
     assert (image[110:130, 150:170] == 40).all()
 
 
-def test_a_nodule_louder_than_its_lung_is_smoothed_and_keeps_its_size():
+def test_a_nodule_noisier_than_its_lung_is_smoothed_and_keeps_its_size():
     base, mask = noisy_lung(10.0, 0.6)
     lung = LungBackground.of(base, mask, spacing_mm=(0.7, 0.7))
     stored = np.stack([40 + np.random.default_rng(4).normal(0, 120, (64, 64)), np.rint(soft_disc(30.0) * 16384)])
     placed, patches = placement(120.0, 160.0), []
 
-    def patch_of(steps: int, grain: int) -> NodulePatch:
-        patches.append(grain)
-        return NodulePatch.from_asset(stored.astype(np.int16), blur_steps=steps, grain_steps=grain)
+    def patch_of(blur_steps: int, smoothing_steps: int) -> NodulePatch:
+        patches.append(smoothing_steps)
+        return NodulePatch.from_asset(stored.astype(np.int16), blur_steps=blur_steps, smoothing_steps=smoothing_steps)
 
-    loudness = noise_class(lung.texture)
-    stamp = match_noise_and_edge(placed, patch_of, lung.spacing_mm, steps=2, loudness=loudness)
-    image = overlay(lung, [(placed, stamp)]).image
+    match = NoduleMatch.of(lung.noise, 1.0)._replace(blur_steps=2)
+    nodule = match_noise_and_edge(placed, patch_of, lung.spacing_mm, match)
+    image = overlay(lung, [(placed, nodule)]).image
     fine = np.diff(np.diff(image.astype(float), 2, axis=0), 2, axis=1)
     assert patches[0] == 0
     assert len(patches) > 1
     assert fine[110:128, 150:168].std() < 2 * fine[110:128, 60:78].std()
-    assert stamp.nodule.sum() == resample_nodule(placed, patch_of(2, 0), lung.spacing_mm).nodule.sum()
+    assert nodule.nodule.sum() == resample_nodule(placed, patch_of(2, 0), lung.spacing_mm).nodule.sum()
 
 
 def test_noise_follows_the_seed():
@@ -205,16 +205,17 @@ def test_a_vessel_runs_on_through_ground_glass_and_the_wall_is_not_painted_over(
 def test_a_blurred_lung_gives_a_softer_edge():
     base, mask = noisy_lung(0.0, 0.0)
     soft = np.rint(ndimage.gaussian_filter(base.astype(float), 1.5)).astype(np.int16)
-    textures = [measure_noise(hu, mask, spacing_mm=(0.7, 0.7)) for hu in (base, soft)]
-    assert textures[1].edge_mm == pytest.approx(1.05, rel=0.15)
-    assert blur_steps(textures[0], 1.0) < blur_steps(textures[1], 1.0)
+    sharp, blurred = (measure_noise(hu, mask, spacing_mm=(0.7, 0.7)) for hu in (base, soft))
+    assert blurred.edge_mm == pytest.approx(1.05, rel=0.15)
+    assert NoduleMatch.of(sharp, 1.0).blur_steps < NoduleMatch.of(blurred, 1.0).blur_steps
 
 
-def test_one_stamp_serves_all_places_of_one_fraction():
-    spacing = (0.8, 0.8)
-    stamps = [resample_nodule(placement(row, 40.75, rotation_deg=12.3), FLAT, spacing) for row in (33.25, 71.25, 71.5)]
-    np.testing.assert_array_equal(stamps[0].weight, stamps[1].weight)
-    assert stamps[0].weight.tobytes() != stamps[2].weight.tobytes()
+def test_one_resampled_nodule_serves_all_places_of_one_fraction():
+    first, same, other = (
+        resample_nodule(placement(row, 40.75, rotation_deg=12.3), FLAT, (0.8, 0.8)) for row in (33.25, 71.25, 71.5)
+    )
+    np.testing.assert_array_equal(first.weight, same.weight)
+    assert first.weight.tobytes() != other.weight.tobytes()
 
 
 def test_cosines_leave_room_for_the_libm_of_any_machine():
