@@ -7,7 +7,8 @@ A generated table stands between `<!-- generated: NAME -->` and `<!-- end -->`. 
 - `columns MODULE:NAME`: a dataclass whose fields' metadata say what they mean, or a pyarrow schema, whose meanings
   stand in `docs/tools/columns.json`.
 - `keys CONFIG`: the settings of a bundle's config. Meanings come from the config's `_desc_`, else from the table as it
-  stands, so that a new key shows up with an empty meaning, which tests/test_docs.py refuses.
+  stands, so that a new key shows up with an empty meaning, which tests/test_docs.py refuses. An expression that
+  refers to a component and has no meaning is no setting.
 - `groups CONFIG`: the components of a config that have a `_desc_`, and the values that stand in them.
 - `overlays CONFIG`: what the other configs of the bundle change.
 - `command NAME`: the options of a command, from its parser.
@@ -106,7 +107,8 @@ def keys(path: Path, of: str, body: str) -> str:
     described = described if isinstance(described, dict) else {}
     old = {key: meaning for key, _, meaning in _rows(body)}
     meanings = {key: described.get(key) or old.get(f"`{key}`", "") for key, _ in settings(config)}
-    rows = [(f"`{key}`", shown(value), meanings[key]) for key, value in settings(config)]
+    listed = [(key, value) for key, value in settings(config) if meanings[key] or not str(value).startswith("$@")]
+    rows = [(f"`{key}`", shown(value), meanings[key]) for key, value in listed]
     return table(("key", "default", "meaning"), rows)
 
 
@@ -143,8 +145,8 @@ def overlays(path: Path, of: str, body: str) -> str:
     rows = []
     for overlay in sorted((path.parents[1] / "configs").glob(f"{base}_*.json")):
         content = json.loads(overlay.read_text())
-        told = content.get("_desc_")
-        meaning = told if isinstance(told, str) else old.get(f"`{overlay.name}`", "")
+        stated = content.get("_desc_")
+        meaning = stated if isinstance(stated, str) else old.get(f"`{overlay.name}`", "")
         values = ", ".join(f"`{key}` {shown(value)}" for key, value in settings(content))
         rows.append((f"`{overlay.name}`", meaning, values))
     return table(("config", "for", "changes"), rows)
