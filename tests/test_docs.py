@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,27 @@ def test_generated_tables_say_what_each_row_means(page) -> None:
         for row in block["body"].strip().splitlines()[2:]:
             cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
             assert cells[column], f"{page}: {cells[0]} has no meaning"
+
+
+def test_the_readme_maps_every_folder() -> None:
+    tree = re.search(r"## Where things are\s+```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    mapped, top = set(), ""
+    for line in tree.splitlines():
+        name = line.split()[0]
+        top = top if line.startswith(" ") else name
+        mapped.add(top + name if line.startswith(" ") else name)
+    tops = {f"{path.name}/" for path in ROOT.iterdir() if path.is_dir() and _tracked(path)}
+    packages = {
+        f"{top}/{path.parent.name}/"
+        for top in ("lungsynth", "evaluation")
+        for path in (ROOT / top).glob("*/__init__.py")
+    }
+    assert mapped == tops | packages
+
+
+def _tracked(path: Path) -> bool:
+    ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text().split()]
+    return not path.name.startswith((".", "_")) and not any(fnmatch(path.name, name) for name in ignored)
 
 
 @pytest.mark.parametrize("card", CARDS, ids=str)

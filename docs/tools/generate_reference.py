@@ -165,7 +165,8 @@ def command(_path: Path, of: str, _body: str) -> str:
 
     parser = argparse.ArgumentParser(prog=f"lungsynth {of}")
     COMMANDS[of].add_arguments(parser)
-    actions = [action for action in parser._actions if not isinstance(action, argparse._HelpAction)]
+    hidden = argparse._HelpAction
+    actions = [a for a in parser._actions if not isinstance(a, hidden) and a.help != argparse.SUPPRESS]
     return table(("option", "meaning"), [(_option(action), _help(parser, action)) for action in actions])
 
 
