@@ -55,7 +55,7 @@ train cyclegan bundles/cyclegan_bundle/configs/train.json cyclegan "${cyclegan_s
 step "go on with it, in two processes"
 launch=("${two_processes[@]}")
 train cyclegan "['bundles/cyclegan_bundle/configs/train.json','bundles/cyclegan_bundle/configs/multi_gpu_train.json']" \
-    cyclegan "${cyclegan_settings[@]}" --max_epochs 2 --resume_from "$tour/cyclegan/resume_epoch_1.pt"
+    cyclegan "${cyclegan_settings[@]}" --max_epochs 2 --resume_from "$tour/cyclegan/resume_1.pt"
 launch=("${one_process[@]}")
 python scripts/package_bundles.py --out "$tour/bundles" --overwrite --weights lung_seg="$tour/lung_seg" \
     --weights wcapsgan="$tour/nodules" --weights wcapsgan="$tour/lungs" --weights cyclegan="$tour/cyclegan"

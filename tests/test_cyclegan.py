@@ -10,28 +10,32 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export
+from monai.engines import Evaluator
 from monai.inferers import SimpleInferer
 from monai.transforms import Compose, LoadImage, Orientation, SqueezeDim
 
 ROOT = Path(__file__).resolve().parents[1] / "bundles" / "cyclegan_bundle"
 sys.path.append(str(ROOT))
 
-from cyclegan.best import BestWeights  # noqa: E402
+from cyclegan.common.best_weights import BestWeights  # noqa: E402
+from cyclegan.common.hounsfield import NETWORK_WINDOW, ToUnitd, to_int16  # noqa: E402
+from cyclegan.common.sliced_wasserstein import laplacian_pyramid  # noqa: E402
+from cyclegan.common.weights import WeightsMismatch, load_weights  # noqa: E402
 from cyclegan.data import read_reals, unpaired_entries  # noqa: E402
-from cyclegan.distance import HUChange, LabelsKept, SlicedWasserstein, laplacian_pyramid  # noqa: E402
 from cyclegan.history import ImageHistory  # noqa: E402
-from cyclegan.hounsfield import HU_PER_UNIT, to_hu, to_int16, to_unit  # noqa: E402
-from cyclegan.inferer import Enhancer, SaveEnhanced, load_weights  # noqa: E402
-from cyclegan.losses import Translation, generator_terms, outline_change, volume_change  # noqa: E402
-from cyclegan.network import Grain, PatchDiscriminator, ResidualEnhancer  # noqa: E402
+from cyclegan.inferer import Enhancer, SaveEnhanced  # noqa: E402
+from cyclegan.losses import GeneratorLoss, Translation, generator_terms, outline_change, volume_change  # noqa: E402
+from cyclegan.metrics import HUChange, LabelsKept, SlicedWasserstein  # noqa: E402
+from cyclegan.network import HashNoise, PatchDiscriminator, ResidualEnhancer  # noqa: E402
 from cyclegan.pairs import UnpairedDataset  # noqa: E402
-from cyclegan.precision import ready  # noqa: E402
 from cyclegan.schedule import linear_decay  # noqa: E402
-from cyclegan.slices import LoadSlice, NoduleCrop, ToUnit, read_slice, write_slice  # noqa: E402
-from cyclegan.trainer import CycleGANTrainer, LossWeights, Networks  # noqa: E402
+from cyclegan.slices import LoadSlice, NoduleCrop, read_slice, write_slice  # noqa: E402
+from cyclegan.trainer import CycleGANTrainer, Histories, Networks, Optimizers  # noqa: E402
 
 SIZE = 48
+HU_PER_UNIT = NETWORK_WINDOW.hu_per_unit
 LOSS_WEIGHTS = {
     "cycle_weight": 2.0,
     "identity_weight": 3.0,
@@ -40,14 +44,13 @@ LOSS_WEIGHTS = {
     "outline_weight": 11.0,
 }
 TINY = {
-    "channels": 4,
-    "dilations": [1],
-    "discriminator_channels": 4,
+    "network_def#channels": 4,
+    "network_def#dilations": [1],
+    "D_X_def#channels": 4,
     "crop_px": 32,
     "batch_size": 2,
     "epoch_length": 2,
-    "history_size": 3,
-    "num_workers": 0,
+    "histories#x#capacity": 3,
     "amp": False,
     "device": "$torch.device('cpu')",
 }
@@ -160,11 +163,11 @@ def test_region_computed_alone_equals_the_whole_slice() -> None:
     torch.testing.assert_close(alone, network(image)[..., top : top + 20, left : left + 30], atol=2e-5, rtol=0)
 
 
-def test_grain_is_white_noise_that_moves_with_the_image() -> None:
+def test_hash_noise_is_white_noise_that_moves_with_the_image() -> None:
     rows, columns = np.mgrid[:120, :140]
     hu = np.rint(-850 + 40 * np.sin(rows / 15) * np.cos(columns / 11)).astype(np.int16)  # smooth, as a drawn lung
-    grain = Grain()(to_unit(torch.from_numpy(hu))[None, None])[0, 0].numpy()
-    part = Grain()(to_unit(torch.from_numpy(hu[7:60, 5:90]))[None, None])[0, 0].numpy()
+    grain = HashNoise()(NETWORK_WINDOW.to_unit(torch.from_numpy(hu), clip=False)[None, None])[0, 0].numpy()
+    part = HashNoise()(NETWORK_WINDOW.to_unit(torch.from_numpy(hu[7:60, 5:90]), clip=False)[None, None])[0, 0].numpy()
     np.testing.assert_array_equal(part[1:-1, 1:-1], grain[8:59, 6:89])
     assert np.abs(grain).max() <= 1
     assert grain.std() == pytest.approx(1 / np.sqrt(3), rel=0.1)
@@ -198,8 +201,7 @@ def test_torchscript_export_equals_the_network_at_any_size(tmp_path) -> None:
         ckpt_file=str(tmp_path / "model.pt"),
         meta_file=str(ROOT / "configs" / "metadata.json"),
         config_file=str(ROOT / "configs" / "inference.json"),
-        channels=4,
-        dilations=[1],
+        **{"network_def#channels": 4, "network_def#dilations": [1]},
     )
     exported = torch.jit.load(tmp_path / "model.ts")
     torch.testing.assert_close(exported(image), network(image))
@@ -249,12 +251,14 @@ def make_trainer(networks: Networks) -> CycleGANTrainer:
         max_epochs=1,
         train_data_loader=[],
         networks=networks,
-        g_optimizer=torch.optim.Adam(chain(networks.G.parameters(), networks.F.parameters()), lr=1e-3),
-        d_optimizer=torch.optim.Adam(chain(networks.D_X.parameters(), networks.D_Y.parameters()), lr=1e-3),
-        x_history=ImageHistory(0),
-        y_history=ImageHistory(0),
-        weights=LossWeights(),
+        optimizers=Optimizers(
+            generators=torch.optim.Adam(chain(networks.G.parameters(), networks.F.parameters()), lr=1e-3),
+            discriminators=torch.optim.Adam(chain(networks.D_X.parameters(), networks.D_Y.parameters()), lr=1e-3),
+        ),
+        histories=Histories(x=ImageHistory(0), y=ImageHistory(0)),
+        loss=GeneratorLoss(tolerance_hu=0.0),
         inferer=SimpleInferer(),
+        amp=False,
     )
 
 
@@ -263,13 +267,14 @@ def test_each_term_measures_its_own_fault() -> None:
     nodule[..., :2, :2] = True
     fake = source + 0.5 * nodule
     made = Translation(source, nodule, fake=fake, back=source + 1, same=source - 2, score=torch.full((1, 1, 2, 2), 0.5))
-    assert [float(term) for term in generator_terms(made)[:4]] == [0.25, 1.0, 2.0, 0.5]
-    nothing = generator_terms(made._replace(nodule=torch.zeros_like(nodule)))
+    assert [float(term) for term in generator_terms(made, tolerance_hu=0)[:4]] == [0.25, 1.0, 2.0, 0.5]
+    nothing = generator_terms(made._replace(nodule=torch.zeros_like(nodule)), tolerance_hu=0)
     assert [float(nothing.nodule), float(nothing.volume)] == [0, 0]
     huber = generator_terms(made, tolerance_hu=1.5 * HU_PER_UNIT)
     assert [float(huber.cycle), float(huber.identity)] == pytest.approx([1 / 3, 2 - 0.75])
-    assert float(generator_terms(made).total(**LOSS_WEIGHTS)) == pytest.approx(
-        sum(w * float(t) for w, t in zip([1, *LOSS_WEIGHTS.values()], generator_terms(made), strict=True))
+    loss = GeneratorLoss(**LOSS_WEIGHTS, tolerance_hu=0)
+    assert float(loss.total(loss.terms(made))) == pytest.approx(
+        sum(w * float(t) for w, t in zip([1, *LOSS_WEIGHTS.values()], loss.terms(made), strict=True))
     )
 
 
@@ -278,7 +283,7 @@ def test_volume_term_sees_a_nodule_grow_and_the_outline_term_a_lung_shrink() -> 
     distance = (rows**2 + columns**2).sqrt()
 
     def disc(radius_px: float) -> torch.Tensor:
-        return to_unit(torch.where(distance <= radius_px, 20.0, -850.0))[None, None]
+        return NETWORK_WINDOW.to_unit(torch.where(distance <= radius_px, 20.0, -850.0), clip=False)[None, None]
 
     nodule = (distance <= 6)[None, None]
     area = int(nodule.sum())
@@ -325,18 +330,18 @@ def test_distance_is_zero_for_a_set_with_itself_and_grows_with_blur() -> None:
     blurred = [torch.nn.functional.avg_pool2d(images, k, stride=1, padding=k // 2) for k in (3, 7)]
 
     def distance(other: torch.Tensor) -> float:
-        metric = SlicedWasserstein(lambda output: output)
+        metric = SlicedWasserstein(lambda output: output, ceiling_hu=400.0)
         metric.update((other, images))
         return metric.compute()
 
-    same = SlicedWasserstein(lambda output: output, patches=1000)
+    same = SlicedWasserstein(lambda output: output, ceiling_hu=400.0, patches=1000)
     same.update((images, images))
     assert same.compute() < 0.05 < distance(blurred[0]) < distance(blurred[1])
 
 
 def test_pyramid_adds_up_to_the_image() -> None:
     image = torch.rand(1, 1, 21, 30)
-    detail, rest = laplacian_pyramid(image, 2)
+    detail, rest = laplacian_pyramid(image, 2, upsampling="bilinear")
     up = torch.nn.functional.interpolate(rest, size=(21, 30), mode="bilinear", align_corners=False)
     torch.testing.assert_close(detail + up, image)
 
@@ -466,7 +471,7 @@ def test_a_slice_that_is_not_in_hu_gets_a_sentence(tmp_path) -> None:
         nibabel.Nifti1Image(np.random.default_rng(0).random((8, 8, 1)).astype(np.float32), np.eye(4)),
         tmp_path / "a.nii.gz",
     )
-    with pytest.raises(ValueError, match=r"a\.nii\.gz: expected HU"):
+    with pytest.raises(ValueError, match=r"a\.nii\.gz: expected CT in HU"):
         LoadSlice()({"image": tmp_path / "a.nii.gz"})
 
 
@@ -477,12 +482,8 @@ def test_resumed_training_equals_one_that_never_stopped(folders, tmp_path) -> No
     whole = run(workflow(folders, tmp_path / "whole", max_epochs=3, seed=5))
     assert not whole.check_properties()
     run(workflow(folders, tmp_path / "part", max_epochs=3, seed=5, **{"train#trainer#max_epochs": 2}))
-    run(
-        workflow(
-            folders, tmp_path / "part", max_epochs=3, seed=5, resume_from=str(tmp_path / "part" / "resume_epoch_2.pt")
-        )
-    )
-    whole, part = (torch.load(tmp_path / name / "resume_epoch_3.pt", weights_only=True) for name in ("whole", "part"))
+    run(workflow(folders, tmp_path / "part", max_epochs=3, seed=5, resume_from=str(tmp_path / "part" / "resume_2.pt")))
+    whole, part = (torch.load(tmp_path / name / "resume_3.pt", weights_only=True) for name in ("whole", "part"))
     for state in (whole, part):
         state["trainer"].pop("max_epochs", None)
         assert state.pop("clock")["minutes"] > 0
@@ -510,27 +511,78 @@ def assert_same(a, b, path: str = "") -> None:
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, path
 
 
+class Validations:
+    """A trainer whose epochs each end with a validation of the next value of a metric."""
+
+    def __init__(self, values: list[float], **metrics: float) -> None:
+        self.values, self.metrics = iter(values), metrics
+        self.evaluator = Evaluator("cpu", [0], iteration_update=lambda engine, batch: None, decollate=False)
+        self.trainer = Engine(lambda engine, batch: None)
+        self.evaluator.add_event_handler(Events.STARTED, self._measure)
+
+    def _measure(self, evaluator: Engine) -> None:
+        evaluator.state.metrics = {"distance": next(self.values), **self.metrics}
+
+    def run(self, best: BestWeights, *, epochs: int, every: int = 1) -> None:
+        validate = Events.EPOCH_COMPLETED(every=every)
+        self.trainer.add_event_handler(validate, lambda trainer: self.evaluator.run(trainer.state.epoch))
+        best.attach(self.trainer, self.evaluator)
+        self.trainer.run([0], max_epochs=epochs)
+
+
 def test_best_weights_survive_a_resume_and_patience_ends_the_training(tmp_path) -> None:
-    class Stub:
-        terminated = False
-
-        def terminate(self) -> None:
-            self.terminated = True
-
-    def evaluated(value: float):
-        return type("Engine", (), {"state": type("State", (), {"metrics": {"distance": value}})})
-
-    trainer, network = Stub(), ResidualEnhancer(channels=4)
-    settings = {"network": network, "metric": "distance", "trainer": trainer, "patience": 2}
-    first, second = (BestWeights(tmp_path / "model.pt", **settings) for _ in range(2))
-    first(evaluated(1.0))
-    written = (tmp_path / "model.pt").stat().st_mtime_ns
+    settings = {"network": ResidualEnhancer(channels=4), "metric": "distance", "better": "lower", "patience": 2}
+    first, second, elsewhere = (
+        BestWeights(tmp_path / name, **settings) for name in ("a/model.pt", "a/model.pt", "b/model.pt")
+    )
+    Validations([1.0]).run(first, epochs=1)
+    written = first.ckpt_path.stat().st_mtime_ns
     second.load_state_dict(first.state_dict())
-    second(evaluated(2.0))
-    assert (tmp_path / "model.pt").stat().st_mtime_ns == written
-    assert not trainer.terminated
-    second(evaluated(1.5))
-    assert trainer.terminated
+    run = Validations([2.0, 1.5, 0.5])
+    run.run(second, epochs=3)
+    assert run.trainer.state.epoch == 2
+    assert first.ckpt_path.stat().st_mtime_ns == written
+    elsewhere.load_state_dict(first.state_dict())
+    Validations([2.0]).run(elsewhere, epochs=1)
+    assert elsewhere.ckpt_path.is_file(), "a training that is resumed into another folder leaves weights there"
+    assert elsewhere.best == 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "values", "best", "saved"),
+    [
+        ({"better": "higher"}, [1.0, 3.0, 2.0], 3.0, 2),
+        ({"better": "lower"}, [1.0, 3.0, 2.0], 1.0, 1),
+        ({"better": "higher", "keep": "last"}, [1.0, 3.0, 2.0], 3.0, 3),
+        ({"better": "higher", "least": {"labels_kept": 0.9}}, [1.0, 3.0, 2.0], None, 0),
+        ({"better": "higher", "least": {"labels_kept": 0.5}}, [1.0, 3.0, 2.0], 3.0, 2),
+    ],
+)
+def test_which_validations_leave_their_weights(monkeypatch, tmp_path, settings, values, best, saved) -> None:
+    files = []
+    monkeypatch.setattr("cyclegan.common.best_weights.save_weights", lambda path, network: files.append(path))
+    weights = BestWeights(tmp_path / "model.pt", network=torch.nn.Linear(1, 1), metric="distance", **settings)
+    monkeypatch.setattr(type(weights.ckpt_path), "is_file", lambda path: True)
+    Validations(values, labels_kept=0.8).run(weights, epochs=3)
+    assert (weights.best, len(files)) == (best, saved)
+
+
+@pytest.mark.parametrize(
+    ("keep", "epochs", "every", "validated"), [("best", 1, 2, 1), ("best", 3, 2, 1), ("last", 3, 2, 2)]
+)
+def test_a_training_leaves_weights_even_when_its_end_is_not_validated(tmp_path, keep, epochs, every, validated) -> None:
+    network = torch.nn.Linear(1, 1)
+    weights = BestWeights(tmp_path / "model.pt", network=network, metric="distance", better="lower", keep=keep)
+    run = Validations([3.0, 2.0, 1.0])
+    run.run(weights, epochs=epochs, every=every)
+    assert len(list(run.values)) == 3 - validated
+    assert weights.ckpt_path.is_file()
+
+
+@pytest.mark.parametrize("settings", [{"better": "lowest"}, {"better": "lower", "keep": "all"}])
+def test_best_weights_refuse_an_unknown_choice(tmp_path, settings) -> None:
+    with pytest.raises(ValueError, match="must be one of"):
+        BestWeights(tmp_path / "model.pt", network=torch.nn.Linear(1, 1), metric="distance", **settings)
 
 
 def test_mixed_precision_trains_to_nearly_the_same_losses() -> None:
@@ -557,7 +609,8 @@ def test_mixed_precision_trains_to_nearly_the_same_losses() -> None:
 
 def test_hu_outside_the_window_survive() -> None:
     hu = torch.tensor([-1024, -1000, -300, 400, 900, 3071], dtype=torch.int16)
-    np.testing.assert_array_equal(to_int16(to_hu(to_unit(hu)).numpy()), hu.numpy())
+    unit = NETWORK_WINDOW.to_unit(hu, clip=False)
+    np.testing.assert_array_equal(to_int16(NETWORK_WINDOW.to_hu(unit).numpy()), hu.numpy())
     image = np.full((40, 41), 900, np.int16)
     network = trained_like(max_residual_hu=50)
     enhanced = Enhancer(network)(image, np.zeros(image.shape, bool))
@@ -584,12 +637,15 @@ def test_enhancer_takes_and_gives_int16_hu_within_its_bounds() -> None:
 
 def test_weights_of_another_network_are_refused(tmp_path) -> None:
     torch.save(ResidualEnhancer(channels=8).state_dict(), tmp_path / "model.pt")
-    with pytest.raises(ValueError, match=r"model\.pt: weights of another network"):
+    wanted = (
+        r"model\.pt: expected the weights of this ResidualEnhancer.*'first.weight' is \(4, .* in the network and \(8,"
+    )
+    with pytest.raises(WeightsMismatch, match=wanted):
         load_weights(ResidualEnhancer(channels=4), tmp_path / "model.pt")
     (tmp_path / "model.pt").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="not a file of weights"):
+    with pytest.raises(ValueError, match="not a file of weights, or a damaged one"):
         load_weights(ResidualEnhancer(channels=4), tmp_path / "model.pt")
-    with pytest.raises(FileNotFoundError, match="no weights"):
+    with pytest.raises(FileNotFoundError, match="expected weights, found no file"):
         load_weights(ResidualEnhancer(channels=4), tmp_path / "none.pt")
 
 
@@ -602,12 +658,11 @@ def test_inference_config_enhances_a_folder_as_its_enhancer_does(folders, tmp_pa
         logging_file=False,
         workflow_type="infer",
         bundle_root=str(ROOT),
-        weights=str(tmp_path / "model.pt"),
+        ckpt_path=str(tmp_path / "model.pt"),
         dataset_dir=str(out / "images"),
         label_dir=str(out / "masks"),
         output_dir=str(tmp_path / "enhanced"),
-        channels=4,
-        dilations=[1],
+        **{"network_def#channels": 4, "network_def#dilations": [1]},
         device="$torch.device('cpu')",
     )
     flow.initialize()
@@ -649,15 +704,13 @@ def test_bfloat16_changes_an_enhanced_slice_by_little() -> None:
         network.last.weight.mul_(0.02)  # so that tanh is not always at its ends
     hu = np.random.default_rng(0).integers(-1000, 100, (50, 61), dtype=np.int16)
     mask = np.zeros(hu.shape, bool)
-    exact, rounded = (Enhancer(network, precision=kind)(hu, mask).astype(int) for kind in ("float32", "bfloat16"))
+    exact, rounded = (Enhancer(network, amp=amp)(hu, mask).astype(int) for amp in (False, True))
     assert 0 < np.abs(exact - rounded).max() <= 15
     assert next(network.parameters()).dtype == torch.float32, "the network itself stays as it is"
-    with pytest.raises(ValueError, match="precision must be one of"):
-        ready(network, device="cpu", precision="half")
 
 
 def test_unpaired_draws_follow_the_seed(folders) -> None:
-    transform = Compose([NoduleCrop(32), ToUnit("image")])
+    transform = Compose([NoduleCrop(32), ToUnitd("image", clip=False)])
     data = unpaired_entries(*folders, split="training")
     settings = {"load": LoadSlice(), "transform": transform, "length": 4, "progress": False}
     first, second = (UnpairedDataset(data, **settings) for _ in range(2))

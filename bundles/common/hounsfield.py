@@ -40,6 +40,10 @@ class Window:
         """HU that one unit spans: half of the window."""
         return (self.high_hu - self.low_hu) / 2
 
+    def unit(self, hu: float) -> float:
+        """One density in units, not clipped."""
+        return (hu - self.low_hu) / self.hu_per_unit - 1
+
     def to_unit(self, hu: Tensor, *, clip: bool) -> Tensor:
         """Maps HU (any shape, any number type) to float32 units.
 

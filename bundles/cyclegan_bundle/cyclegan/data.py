@@ -14,7 +14,7 @@ from typing import Any
 
 __all__ = ["Entry", "read_composites", "read_reals", "unpaired_entries"]
 
-_LOG = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 _SPLITS = ("training", "validation", "test")
 HELD_OUT_EVERY = 8  # OUT has one list of composites: each eighth of them is kept from training, for validation
 
@@ -40,14 +40,14 @@ def unpaired_entries(composite_dir: str | Path, dataset_dir: str | Path, *, spli
     reals = _of_others(read_reals(dataset_dir, split=split), composites)
     training = split == "training"
     if training:
-        _tell_unnamed(composites)
-    part = [entry for i, entry in enumerate(composites) if (i % HELD_OUT_EVERY != 0) == training]
-    if not part:
+        _warn_of_unnamed(composites)
+    chosen = [entry for i, entry in enumerate(composites) if (i % HELD_OUT_EVERY != 0) == training]
+    if not chosen:
         raise ValueError(
             f"{Path(composite_dir) / 'datalist.json'}: needs at least 2 composites, one of them for validation, "
-            f"got {len(composites)}. Make more of them (scripts/synthesize.py --no-enhance --count N)."
+            f"got {len(composites)}. Make more of them (lungsynth generate --no-enhance --count N)."
         )
-    return {"composites": part, "reals": reals}
+    return {"composites": chosen, "reals": reals}
 
 
 def read_composites(composite_dir: str | Path) -> list[Entry]:
@@ -56,7 +56,7 @@ def read_composites(composite_dir: str | Path) -> list[Entry]:
     if not file.is_file():
         raise FileNotFoundError(
             f"{file}: no composites. "
-            "Make them with scripts/synthesize.py --no-enhance --out DIR, then give --composite_dir DIR."
+            "Make them with lungsynth generate --no-enhance --out DIR, then give composite_dir DIR."
         )
     return [_slice_entry(entry, file) for entry in _read_list(file, "training")]
 
@@ -83,11 +83,11 @@ def _real_list(dataset_dir: Path) -> tuple[Callable[[Mapping[str, Any], Path], E
     if slices.is_file() and _read_list(slices, "training"):
         return _slice_entry, slices
     if patches.is_file() and _read_list(patches, "training"):
-        _LOG.warning("%s: no real slices with nodules, so their patches of %s stand in", slices, patches.name)
+        _logger.warning("%s: no real slices with nodules, so their patches of %s stand in", slices, patches.name)
         return _patch_entry, patches
     raise FileNotFoundError(
         f"{dataset_dir}: needs real images of nodules under `training` of enhancement.json or nodules.json, found none."
-        " Make a COHORT with scripts/prepare.py, then give --dataset_dir COHORT."
+        " Make a COHORT with lungsynth prepare, then give dataset_dir COHORT."
     )
 
 
@@ -100,7 +100,7 @@ def _without_empty(training: list[Entry], validation: list[Entry], file: Path) -
                 f"{file}: needs reals under `validation`, or two patients under `training` to hold one out; found "
                 f"{len(patients)}. Prepare the COHORT from more patients."
             )
-        _LOG.warning("%s: nothing under `validation`, so the last training patient is held out instead", file)
+        _logger.warning("%s: nothing under `validation`, so the last training patient is held out instead", file)
         validation = [entry for entry in training if str(entry.get("patient_id")) == patients[-1]]
         training = [entry for entry in training if str(entry.get("patient_id")) != patients[-1]]
     return {"training": training, "validation": validation}
@@ -142,18 +142,20 @@ def _of_others(reals: Sequence[Entry], composites: Sequence[Entry]) -> list[Entr
     if not others:
         raise ValueError(
             f"Composites and reals must not share patients, but {sorted(_patients(reals) & shared)[0]} and all others "
-            "of the reals are in both. Make the composites with scripts/synthesize.py --spare-diseased, or from "
+            "of the reals are in both. Make the composites with lungsynth generate --exclude-enhancer-patients, or of "
             "generated lungs and nodules."
         )
     if len(others) < len(reals):
-        _LOG.warning("%d of %d reals are of patients in the composites: left out", len(reals) - len(others), len(reals))
+        _logger.warning(
+            "%d of %d reals are of patients in the composites: left out", len(reals) - len(others), len(reals)
+        )
     return others
 
 
-def _tell_unnamed(composites: Sequence[Entry]) -> None:
+def _warn_of_unnamed(composites: Sequence[Entry]) -> None:
     """What `_of_others` cannot see: generated parts name no patient, whomever their generators were trained on."""
     if unnamed := sum(entry["unnamed"] for entry in composites):
-        _LOG.warning(
+        _logger.warning(
             "%d of %d composites have parts without a known patient, as generated ones are: whether the networks that "
             "made those were trained on patients of the reals cannot be seen here",
             unnamed,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Enhancing slices: HU in, HU out, any size; the chain's entrance (`Enhancer`) and the writer of whole folders."""
+"""Enhancing slices: HU in, HU out, any size. `Enhancer` takes one slice, `SaveEnhanced` writes whole folders."""
 
-import pickle
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,39 +12,24 @@ from einops import rearrange
 from monai.transforms import Transform
 from torch import nn
 
-from .hounsfield import CT_RANGE_HU, HU_PER_UNIT, to_hu, to_int16, to_unit
-from .precision import Precision, ready
+from .common.hounsfield import CT_RANGE_HU, NETWORK_WINDOW, to_int16
+from .common.precision import use_bfloat16
 from .slices import list_slices, write_slice
 
-__all__ = ["Enhancer", "SaveEnhanced", "bounded_change", "load_weights", "slice_entries"]
+__all__ = ["Enhancer", "SaveEnhanced", "bounded_change", "inference_copy", "slice_entries"]
 
 
-def load_weights(network: nn.Module, weights: str | Path) -> nn.Module:
-    """Loads a plain state dict into `network`, which is put into evaluation mode and returned.
+def inference_copy(network: nn.Module, *, device: torch.device | str, amp: bool | None = None) -> nn.Module:
+    """A copy of a generator on `device`, to run and not to train.
 
-    Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: naming the file, when it holds no weights or those of another network.
+    Args:
+        network: trained; not changed.
+        device: where it will run.
+        amp: whether its layers are kept in bfloat16 (`common.precision.use_bfloat16`). Images stay float32; what is
+            rounded is the change of a pixel, which is bounded.
     """
-    path = Path(weights)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no weights. Train this bundle, or copy its models/model.pt there.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: not a file of weights ({error}). Copy models/model.pt again.") from error
-    needed = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    found = (
-        {name: tuple(getattr(value, "shape", ())) for name, value in state.items()} if isinstance(state, dict) else {}
-    )
-    if odd := sorted(set(needed.items()) ^ set(found.items())):
-        name = odd[0][0]
-        raise ValueError(
-            f"{path}: weights of another network: {name!r} has the shape {found.get(name, 'none')} there and "
-            f"{needed.get(name, 'none')} in {type(network).__name__}. Use the channels and dilations of its training."
-        )
-    network.load_state_dict(state)
-    return network.eval()
+    kind = torch.bfloat16 if use_bfloat16(device, amp) else torch.float32
+    return copy.deepcopy(network).to(device, kind, memory_format=torch.channels_last).eval()
 
 
 def bounded_change(
@@ -65,7 +50,7 @@ def bounded_change(
 
 
 class Enhancer:
-    """Makes composites look acquired: `(hu, nodule_mask) -> hu`, deterministic, one slice at a time (contract C6.5).
+    """Makes composites look acquired: `(hu, nodule_mask) -> hu`, deterministic, one slice at a time.
 
     `receptive_field_px` and `alignment_px` say what of a slice a region needs to be enhanced as in the whole slice.
 
@@ -73,7 +58,7 @@ class Enhancer:
         network: a `ResidualEnhancer` with its weights.
         device: where to compute.
         nodule_max_residual_hu: bound of the change inside the nodule mask; None leaves that of the network.
-        precision: see `precision.ready`. Another one, or another kind of processor, may round a pixel to another HU.
+        amp: see `inference_copy`. Another precision, or another kind of processor, may round a pixel to another HU.
     """
 
     def __init__(
@@ -81,15 +66,15 @@ class Enhancer:
         network: nn.Module,
         *,
         device: torch.device | str = "cpu",
-        nodule_max_residual_hu: float | None = None,
-        precision: Precision = "auto",
+        nodule_max_residual_hu: float | None = 40.0,
+        amp: bool | None = None,
     ) -> None:
         self.device = torch.device(device)
-        self.network = ready(network, device=self.device, precision=precision)
+        self.network = inference_copy(network, device=self.device, amp=amp)
         self.nodule_max_residual_hu = nodule_max_residual_hu
         self.receptive_field_px = int(network.receptive_field_px)
         self.alignment_px = int(network.alignment_px)
-        self.max_residual_hu = float(network.max_residual_unit) * HU_PER_UNIT
+        self.max_residual_hu = float(network.max_residual_unit) * NETWORK_WINDOW.hu_per_unit
 
     @torch.inference_mode()
     def __call__(self, hu: np.ndarray, nodule_mask: np.ndarray) -> np.ndarray:
@@ -111,8 +96,9 @@ class Enhancer:
                 f"{hu.dtype} {hu.shape} and {nodule_mask.dtype} {nodule_mask.shape}. Convert them first."
             )
         before = hu.clip(*CT_RANGE_HU).astype(np.float32)
-        unit = rearrange(to_unit(torch.from_numpy(before)), "h w -> 1 1 h w").to(self.device)
-        after = rearrange(to_hu(self.network(unit)), "1 1 h w -> h w").cpu().numpy()
+        unit = NETWORK_WINDOW.to_unit(torch.from_numpy(before), clip=False)
+        enhanced = self.network(rearrange(unit, "h w -> 1 1 h w").to(self.device))
+        after = rearrange(NETWORK_WINDOW.to_hu(enhanced), "1 1 h w -> h w").cpu().numpy()
         return bounded_change(before, after, nodule_mask, nodule_max_residual_hu=self.nodule_max_residual_hu)
 
 
@@ -135,17 +121,16 @@ class SaveEnhanced(Transform):
         ValueError: when that would overwrite the slices read.
     """
 
-    def __init__(self, output_dir: str | Path, *, nodule_max_residual_hu: float | None = None) -> None:
+    def __init__(self, output_dir: str | Path, *, nodule_max_residual_hu: float | None = 40.0) -> None:
         self.output_dir = Path(output_dir)
         self.nodule_max_residual_hu = nodule_max_residual_hu
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         source = Path(data["path"])
         if source.parent.resolve() == self.output_dir.resolve():
-            raise ValueError(f"{self.output_dir}: holds the slices that are read. Give another --output_dir.")
-        before, after = (_plane(to_hu(data[key])) for key in ("image", "pred"))
+            raise ValueError(f"{self.output_dir}: holds the slices that are read. Give another output_dir.")
+        before, after = (_plane(NETWORK_WINDOW.to_hu(data[key])) for key in ("image", "pred"))
         hu = bounded_change(before, after, _plane(data["nodule"]), nodule_max_residual_hu=self.nodule_max_residual_hu)
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         write_slice(self.output_dir / source.name, hu, like=source)
         return dict(data)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The terms of the CycleGAN's loss, pure functions of what the networks made.
+"""The terms of the CycleGAN's loss, pure functions of what the networks translation.
 
 Three terms keep what a label says: the nodule's HU, the nodule's volume, and the outline of the lung.
 
@@ -8,14 +8,16 @@ A `Translation` is one of the two directions, from its source domain S to the ot
 the terms. Images and masks are (B, 1, H, W), images in units; means are taken over pixels.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor, sigmoid, where
 from torch.nn.functional import max_pool2d
 
-from .hounsfield import HU_PER_UNIT, WINDOW_HU
+from .common.hounsfield import NETWORK_WINDOW
 
 __all__ = [
+    "GeneratorLoss",
     "GeneratorTerms",
     "Translation",
     "discriminator_loss",
@@ -24,11 +26,12 @@ __all__ = [
     "volume_change",
 ]
 
-MARGIN_PX = 3
-VOLUME_TOLERANCE = 0.05
-OUTLINE_TOLERANCE = 0.2
-SOFT_UNIT = 50 / HU_PER_UNIT  # width of a soft threshold: 50 HU
-OUTLINE_UNIT = (-500 - WINDOW_HU[0]) / HU_PER_UNIT - 1  # half way between lung and tissue
+# Chosen by hand, not fitted. The committed weights were trained with these values.
+MARGIN_PX = 3  # ring around a nodule's mask: where it may grow to, and what it stands out from; 2 mm at 0.7 mm a pixel
+VOLUME_TOLERANCE = 0.05  # share of its volume by which a nodule may change at little cost; validation allows 0.1
+OUTLINE_TOLERANCE = 0.2  # share of the way from lung to tissue that a pixel may go at little cost: noise goes less far
+SOFT_UNIT = 50 / NETWORK_WINDOW.hu_per_unit  # 50 HU, the width of a soft threshold: a sharp one has no gradient
+OUTLINE_UNIT = NETWORK_WINDOW.unit(-500.0)  # half way between lung (-850 HU) and tissue, roughly
 _PIXELS = (1, 2, 3)
 
 
@@ -53,7 +56,7 @@ class Translation(NamedTuple):
 
 
 class GeneratorTerms(NamedTuple):
-    """Terms of one direction, scalars: `cycle`, `identity`, `nodule` in units of HU_PER_UNIT HU, the others without."""
+    """Terms of one direction, scalars: `cycle`, `identity`, `nodule` in units of the window, the others without."""
 
     adversarial: Tensor
     cycle: Tensor
@@ -62,16 +65,41 @@ class GeneratorTerms(NamedTuple):
     volume: Tensor
     outline: Tensor
 
-    def total(self, **weights: float) -> Tensor:
-        """Sum of the terms, each times its `<term>_weight`; the weight of the adversarial term is 1."""
-        kept = self._asdict()
-        total = kept.pop("adversarial")
-        for name, term in kept.items():
-            total = total + weights[f"{name}_weight"] * term
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorLoss:
+    """The weighted sum of the terms of one direction; the adversarial term has the weight 1.
+
+    Args:
+        cycle_weight: of returning to the source domain.
+        identity_weight: of leaving alone what already is in the target domain.
+        nodule_weight: of the HU inside nodules.
+        volume_weight: of the nodules' volume.
+        outline_weight: of the outline of the lung.
+        tolerance_hu: see `generator_terms`.
+    """
+
+    cycle_weight: float = 3.0
+    identity_weight: float = 1.5
+    nodule_weight: float = 4.0
+    volume_weight: float = 1.0
+    outline_weight: float = 5.0
+    tolerance_hu: float = 40.0
+
+    def terms(self, translation: Translation) -> GeneratorTerms:
+        """The terms of one direction, without their weights."""
+        return generator_terms(translation, tolerance_hu=self.tolerance_hu)
+
+    def total(self, terms: GeneratorTerms) -> Tensor:
+        """The sum of the terms, each times its weight."""
+        weighted = terms._asdict()
+        total = weighted.pop("adversarial")
+        for name, term in weighted.items():
+            total = total + getattr(self, f"{name}_weight") * term
         return total
 
 
-def generator_terms(made: Translation, *, tolerance_hu: float = 0.0) -> GeneratorTerms:
+def generator_terms(translation: Translation, *, tolerance_hu: float) -> GeneratorTerms:
     """LSGAN (Mao et al., 2017, Eq. 9), cycle (Zhu et al., 2017, Eq. 2), identity (section 5.2), and what keeps labels.
 
     `nodule` is the mean absolute change of HU inside the nodules; `volume` and `outline` are the means of those
@@ -80,17 +108,17 @@ def generator_terms(made: Translation, *, tolerance_hu: float = 0.0) -> Generato
     holds the generators at the identity.
 
     Args:
-        made: by one direction.
+        translation: what one direction made of a batch.
         tolerance_hu: of a pixel in `cycle`, `identity` and `nodule`.
     """
-    unit = tolerance_hu / HU_PER_UNIT
+    unit = tolerance_hu / NETWORK_WINDOW.hu_per_unit
     return GeneratorTerms(
-        adversarial=(made.score.float() - 1).square().mean(),
-        cycle=_cost(made.back - made.source, unit).mean(),
-        identity=_cost(made.same - made.source, unit).mean(),
-        nodule=_masked_mean(_cost(made.fake - made.source, unit), made.nodule),
-        volume=_cost(volume_change(made.source, made.fake, made.nodule), VOLUME_TOLERANCE).mean(),
-        outline=_cost(outline_change(made.source, made.fake), OUTLINE_TOLERANCE).mean(),
+        adversarial=(translation.score.float() - 1).square().mean(),
+        cycle=_cost(translation.back - translation.source, unit).mean(),
+        identity=_cost(translation.same - translation.source, unit).mean(),
+        nodule=_masked_mean(_cost(translation.fake - translation.source, unit), translation.nodule),
+        volume=_cost(volume_change(translation.source, translation.fake, translation.nodule), VOLUME_TOLERANCE).mean(),
+        outline=_cost(outline_change(translation.source, translation.fake), OUTLINE_TOLERANCE).mean(),
     )
 
 

@@ -2,7 +2,7 @@
 """Slices and nodule patches as files, and the transforms that make training samples of them.
 
 In memory a slice is (1, H, W): rows anterior to posterior, columns from the patient's right to left (axis codes
-`PLS`), int16 HU until `ToUnit`. On disk it is a NIfTI of depth one in any orientation; a file keeps its own when it
+`PLS`), int16 HU until `ToUnitd`. On disk it is a NIfTI of depth one in any orientation; a file keeps its own when it
 is written again.
 """
 
@@ -13,18 +13,19 @@ from typing import Any
 import nibabel
 import numpy as np
 import torch
-from monai.transforms import MapTransform, Randomizable, Transform
+from monai.transforms import Randomizable, Transform
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from torch.nn.functional import interpolate
 
-from .hounsfield import to_int16, to_unit
+from .common.atomic import replacing
+from .common.hounsfield import check_hu, to_int16
 
-__all__ = ["LoadSlice", "NoduleCrop", "RandomFlip", "ToUnit", "list_slices", "read_slice", "write_slice"]
+__all__ = ["LoadSlice", "NoduleCrop", "RandomFlip", "list_slices", "read_slice", "write_slice"]
 
 FRAME = ("P", "L", "S")
 NODULE = 2  # label of nodule pixels
-PATCH_SPACING_MM = 0.7
-SAME_SPACING = 1.1  # ratio of two spacings up to which they count as one
+PATCH_SPACING_MM = 0.7  # of the patches in a cohort's npz files
+SAME_SPACING = 1.1  # ratio of two spacings up to which they count as one: resampling blurs more than this differs
 ALPHA_NODULE = 0.5  # from this soft mask on a pixel of a patch is nodule
 
 
@@ -36,7 +37,7 @@ def list_slices(folder: str | Path) -> list[Path]:
     """
     files = sorted([*Path(folder).glob("*.nii.gz"), *Path(folder).glob("*.nii")])
     if not files:
-        raise FileNotFoundError(f"{folder}: expected NIfTI slices, found none. Give --dataset_dir a folder with some.")
+        raise FileNotFoundError(f"{folder}: expected NIfTI slices, found none. Give dataset_dir a folder with some.")
     return files
 
 
@@ -71,10 +72,8 @@ def write_slice(path: str | Path, hu: np.ndarray, *, like: str | Path) -> None:
     header = image.header.copy()
     header.set_data_dtype(np.int16)
     header.set_slope_inter(1, 0)
-    path = Path(path)
-    part = path.with_name(f".part_{path.name}")  # nibabel tells the format by the suffix
-    nibabel.save(nibabel.Nifti1Image(np.asanyarray(back.dataobj), image.affine, header), part)
-    part.rename(path)
+    with replacing(path) as temporary:
+        nibabel.save(nibabel.Nifti1Image(np.asanyarray(back.dataobj), image.affine, header), temporary)
 
 
 def _to_frame(affine: np.ndarray) -> np.ndarray:
@@ -83,10 +82,7 @@ def _to_frame(affine: np.ndarray) -> np.ndarray:
 
 def _read_hu(path: str | Path) -> np.ndarray:
     values = read_slice(path)
-    if values.min() > -500 or values.max() <= 1:
-        raise ValueError(
-            f"{path}: expected HU, from air to tissue, got [{values.min():g}, {values.max():g}]. Convert it to HU."
-        )
+    check_hu(values, name=str(path))
     return to_int16(values)
 
 
@@ -207,10 +203,3 @@ class RandomFlip(Randomizable, Transform):
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         axes = self.randomize()
         return {**data, **{key: data[key].flip(axes) for key in ("image", "nodule")}}
-
-
-class ToUnit(MapTransform):
-    """Maps int16 HU to float32 units, for the networks."""
-
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        return {**data, **{key: to_unit(data[key]) for key in self.key_iterator(dict(data))}}

@@ -15,22 +15,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .history import ImageHistory
-from .losses import Translation, discriminator_loss, generator_terms
+from .losses import GeneratorLoss, Translation, discriminator_loss
 
-__all__ = ["CycleGANTrainer", "LossWeights", "Networks"]
+__all__ = ["CycleGANTrainer", "Histories", "Networks", "Optimizers"]
 
-_SHIFTS = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossWeights:
-    """Weights of the generators' terms; that of the adversarial term is 1."""
-
-    cycle_weight: float = 3.0
-    identity_weight: float = 1.5
-    nodule_weight: float = 4.0
-    volume_weight: float = 1.0
-    outline_weight: float = 5.0
+_SHIFTS = 4  # the stride of the discriminators: more shifts would repeat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +32,22 @@ class Networks:
     D_Y: nn.Module
 
 
+@dataclass(frozen=True, kw_only=True)
+class Optimizers:
+    """One for G and F, one for D_X and D_Y."""
+
+    generators: Optimizer
+    discriminators: Optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histories:
+    """Earlier fakes of X, made by F, and of Y, made by G."""
+
+    x: ImageHistory
+    y: ImageHistory
+
+
 class CycleGANTrainer(Trainer):
     """CycleGAN (Zhu et al., 2017) as a MONAI trainer; its output is a dict of floats, `loss` the generators' total.
 
@@ -51,14 +56,11 @@ class CycleGANTrainer(Trainer):
         max_epochs: epochs to train.
         train_data_loader: of the batches described above.
         networks: the four networks, on `device`.
-        g_optimizer: one optimiser for G and F.
-        d_optimizer: one optimiser for D_X and D_Y.
-        x_history: pool of fakes of X, made by F.
-        y_history: pool of fakes of Y, made by G.
-        weights: of the terms of the loss.
-        tolerance_hu: see `losses.generator_terms`.
+        optimizers: of the networks' parameters.
+        histories: what the discriminators see of earlier fakes.
+        loss: of the generators.
         inferer: called as `inferer(image, generator)`.
-        amp: mixed precision, bfloat16 by autocast on `device`'s type; bfloat16 needs no scaling of the loss.
+        amp: whether networks run in bfloat16, by autocast on `device`'s type; bfloat16 needs no scaling of the loss.
         train_handlers: attached to this engine, in this order.
     """
 
@@ -69,29 +71,23 @@ class CycleGANTrainer(Trainer):
         max_epochs: int,
         train_data_loader: Iterable[dict[str, Tensor]],
         networks: Networks,
-        g_optimizer: Optimizer,
-        d_optimizer: Optimizer,
-        x_history: ImageHistory,
-        y_history: ImageHistory,
-        weights: LossWeights,
+        optimizers: Optimizers,
+        histories: Histories,
+        loss: GeneratorLoss,
         inferer: Any,
-        tolerance_hu: float = 0.0,
-        amp: bool = False,
-        train_handlers: Sequence[Any] | None = None,
+        amp: bool,
+        train_handlers: Sequence[Any] = (),
     ) -> None:
         # `amp` stays here: with it, the base class makes a loss scaler for CUDA.
         super().__init__(
             device=device,
             max_epochs=max_epochs,
             data_loader=train_data_loader,
-            handlers=train_handlers,
+            handlers=list(train_handlers),
             decollate=False,
         )
-        self.networks = networks
-        self.g_optimizer, self.d_optimizer = g_optimizer, d_optimizer
-        self.x_history, self.y_history = x_history, y_history
-        self.weights, self.tolerance_hu = weights, tolerance_hu
-        self.inferer = inferer
+        self.networks, self.optimizers, self.histories = networks, optimizers, histories
+        self.loss, self.inferer = loss, inferer
         self.autocast = torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=amp)
 
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> dict[str, float]:
@@ -104,19 +100,16 @@ class CycleGANTrainer(Trainer):
 
     def _step_generators(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         nets = self.networks
-        self.g_optimizer.zero_grad()
+        self.optimizers.generators.zero_grad()
         with _Frozen(nets.D_X) as D_X, _Frozen(nets.D_Y) as D_Y:
             with self.autocast:
                 to_y, to_x = self._translate(batch, D_X, D_Y)
-            terms = [generator_terms(made, tolerance_hu=self.tolerance_hu) for made in (to_y, to_x)]
-            weights = vars(self.weights)
-            loss = terms[0].total(**weights) + terms[1].total(**weights)
+            terms = {"x": self.loss.terms(to_y), "y": self.loss.terms(to_x)}  # by the domain that is translated
+            loss = self.loss.total(terms["x"]) + self.loss.total(terms["y"])
             loss.backward()
-        self.g_optimizer.step()
+        self.optimizers.generators.step()
         named = {
-            f"{name}_{domain}": value.detach()
-            for domain, part in zip(("x", "y"), terms, strict=True)
-            for name, value in part._asdict().items()
+            f"{name}_{domain}": value.detach() for domain in terms for name, value in terms[domain]._asdict().items()
         }
         return {"loss": loss.detach()} | named, to_y.fake.detach(), to_x.fake.detach()
 
@@ -138,12 +131,13 @@ class CycleGANTrainer(Trainer):
 
     def _step_discriminators(self, x: Tensor, y: Tensor, *, fake_x: Tensor, fake_y: Tensor) -> dict[str, Tensor]:
         D_X, D_Y = self.networks.D_X, self.networks.D_Y
-        self.d_optimizer.zero_grad()
+        self.optimizers.discriminators.zero_grad()
         with self.autocast:
-            scores = *self._score(D_X, x, self.x_history(fake_x)), *self._score(D_Y, y, self.y_history(fake_y))
-        d_x, d_y = discriminator_loss(scores[0], scores[1]), discriminator_loss(scores[2], scores[3])
+            x_scores = self._score(D_X, x, self.histories.x(fake_x))
+            y_scores = self._score(D_Y, y, self.histories.y(fake_y))
+        d_x, d_y = discriminator_loss(*x_scores), discriminator_loss(*y_scores)
         (d_x + d_y).backward()
-        self.d_optimizer.step()
+        self.optimizers.discriminators.step()
         return {"d_x": d_x.detach(), "d_y": d_y.detach()}
 
     def _score(self, network: nn.Module, real: Tensor, fake: Tensor) -> Sequence[Tensor]:

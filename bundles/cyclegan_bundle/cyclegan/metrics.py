@@ -14,57 +14,42 @@ from einops import rearrange
 from ignite import distributed
 from ignite.metrics import Metric
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate, unfold
+from torch.nn.functional import unfold
 
-from .hounsfield import HU_PER_UNIT, WINDOW_HU
+from .common.hounsfield import NETWORK_WINDOW
+from .common.sliced_wasserstein import laplacian_pyramid, sliced_wasserstein
 from .losses import volume_change
 
-__all__ = ["HUChange", "LabelsKept", "SlicedWasserstein", "laplacian_pyramid", "sliced_wasserstein"]
-
-
-def laplacian_pyramid(images: Tensor, levels: int) -> list[Tensor]:
-    """Detail (B, 1, H, W), (B, 1, H/2, W/2), ... and, last, the blurred rest."""
-    pyramid = []
-    for _ in range(levels - 1):
-        coarse = avg_pool2d(images, 2, ceil_mode=True)
-        pyramid.append(images - interpolate(coarse, size=images.shape[-2:], mode="bilinear", align_corners=False))
-        images = coarse
-    return [*pyramid, images]
-
-
-def sliced_wasserstein(a: Tensor, b: Tensor, *, n_projections: int, generator: torch.Generator) -> Tensor:
-    """Mean over directions of the 1-Wasserstein distance of two sets of vectors (N, D), in units of b's spread."""
-    directions = torch.randn(b.shape[1], n_projections, generator=generator)
-    directions = directions / directions.norm(dim=0)
-    ordered = [(vectors @ directions).sort(dim=0).values for vectors in (a, b)]
-    return (ordered[0] - ordered[1]).abs().mean() / b.std().clamp(min=1e-6)
+__all__ = ["HUChange", "LabelsKept", "SlicedWasserstein"]
 
 
 class SlicedWasserstein(Metric):
-    """Distance between two sets of images, one batch of each per update; mean over the levels of the pyramid.
+    """Distance between two sets of images, one batch of each per update, in units of the second set's spread.
+
+    It is the mean over the levels of the pyramid.
 
     Args:
         output_transform: gives of the engine's output two image batches (B, 1, H, W) in units.
+        ceiling_hu: what is denser looks like this, see `network.PatchDiscriminator`.
         levels: of the pyramid.
         patch_px: side of a patch, on each level.
         patches: drawn from each image and level.
         projections: directions.
         seed: of positions and directions.
-        ceiling_hu: what is denser looks like this, see `network.PatchDiscriminator`.
     """
 
     def __init__(
         self,
         output_transform: Callable[[Any], tuple[Tensor, Tensor]],
         *,
+        ceiling_hu: float,
         levels: int = 3,
         patch_px: int = 7,
         patches: int = 64,
         projections: int = 128,
         seed: int = 0,
-        ceiling_hu: float = WINDOW_HU[1],
     ) -> None:
-        self.ceiling_unit = (ceiling_hu - WINDOW_HU[0]) / HU_PER_UNIT - 1
+        self.ceiling_unit = NETWORK_WINDOW.unit(ceiling_hu)
         self.levels, self.patch_px, self.patches = levels, patch_px, patches
         self.projections, self.seed = projections, seed
         super().__init__(output_transform)
@@ -74,19 +59,20 @@ class SlicedWasserstein(Metric):
         self._patches: tuple[list[list[Tensor]], list[list[Tensor]]] = ([], [])
 
     def update(self, output: tuple[Tensor, Tensor]) -> None:
-        for images, kept in zip(output, self._patches, strict=True):
-            kept.append(
-                [
-                    self._draw(level)
-                    for level in laplacian_pyramid(images.cpu().clamp(-1, self.ceiling_unit), self.levels)
-                ]
+        for images, patches in zip(output, self._patches, strict=True):
+            shown = images.cpu().clamp(-1, self.ceiling_unit)
+            patches.append(
+                [self._draw(level) for level in laplacian_pyramid(shown, self.levels, upsampling="bilinear")]
             )
 
     def compute(self) -> float:
         """The distance; all processes get that of the first, so that they stop together."""
         generator = torch.Generator().manual_seed(self.seed)
-        levels = zip(*([torch.cat(level) for level in zip(*kept, strict=True)] for kept in self._patches), strict=True)
-        distances = [sliced_wasserstein(a, b, n_projections=self.projections, generator=generator) for a, b in levels]
+        sets = ([torch.cat(level) for level in zip(*patches, strict=True)] for patches in self._patches)
+        distances = [
+            sliced_wasserstein(a, b, n_projections=self.projections, generator=generator) / b.std().clamp(min=1e-6)
+            for a, b in zip(*sets, strict=True)
+        ]
         return float(distributed.broadcast(torch.stack(distances).mean().item(), src=0))
 
     def _draw(self, level: Tensor) -> Tensor:
@@ -107,7 +93,7 @@ class HUChange(Metric):
 
     def update(self, output: tuple[Tensor, Tensor, Tensor]) -> None:
         before, after, mask = output
-        self._sum += float((after - before).abs()[mask].sum()) * HU_PER_UNIT
+        self._sum += float((after - before).abs()[mask].sum()) * NETWORK_WINDOW.hu_per_unit
         self._pixels += int(mask.sum())
 
     def compute(self) -> float:
@@ -115,7 +101,7 @@ class HUChange(Metric):
 
 
 class LabelsKept(Metric):
-    """Share of images whose nodule is what its label says after as before: in mean HU, and in volume; 1 without any.
+    """Share of nodules that still are what their label says: in mean HU, and in volume; 1 without any nodule.
 
     Args:
         output_transform: see `HUChange`.
@@ -139,7 +125,9 @@ class LabelsKept(Metric):
     def update(self, output: tuple[Tensor, Tensor, Tensor]) -> None:
         before, after, nodule = output
         pixels = nodule.flatten(1).sum(dim=1)
-        change_hu = ((after - before) * nodule).flatten(1).sum(dim=1).abs() / pixels.clamp(min=1) * HU_PER_UNIT
+        change_hu = (
+            ((after - before) * nodule).flatten(1).sum(dim=1).abs() / pixels.clamp(min=1) * NETWORK_WINDOW.hu_per_unit
+        )
         kept = (change_hu <= self.max_hu) & (volume_change(before, after, nodule) <= self.max_volume)
         self._kept += int((kept & (pixels > 0)).sum())
         self._images += int((pixels > 0).sum())
