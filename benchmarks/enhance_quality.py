@@ -96,7 +96,8 @@ def _train(
 def _workflow(
     definition: dict[str, Any], args: argparse.Namespace, out: str, *, epochs: int, length: int, validate: bool = True
 ) -> ConfigWorkflow:
-    generators = {key: dict(definition) for key in ("network_def", "F_def")} if definition else {}
+    # The sidecar would state settings of the bundle's own generator.
+    generators = {"network_def": definition, "F_def": definition, "sidecar#extra": {}} if definition else {}
     workflow = ConfigWorkflow(
         config_file=str(BUNDLE / "configs" / "train.json"),
         meta_file=str(BUNDLE / "configs" / "metadata.json"),
@@ -110,7 +111,7 @@ def _workflow(
         epoch_length=length,
         val_interval=epochs if validate else epochs + 1,
         patience=1_000_000,
-        ema_momentum=0.9999,  # nearly the weights themselves: an average of few steps is mostly the start
+        **{"ema#momentum": 0.9999},  # nearly the weights themselves: an average of few steps is mostly the start
         **generators,
     )
     workflow.initialize()

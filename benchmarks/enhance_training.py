@@ -78,9 +78,14 @@ def _networks() -> Any:
     return nets
 
 
+def _adam(*networks: torch.nn.Module) -> torch.optim.Adam:
+    return torch.optim.Adam(chain(*(network.parameters() for network in networks)), lr=1e-4, betas=(0.5, 0.999))
+
+
 def _trainer(nets: Any, *, fast: bool) -> Any:
     from cyclegan.history import ImageHistory
-    from cyclegan.trainer import CycleGANTrainer, LossWeights
+    from cyclegan.losses import GeneratorLoss
+    from cyclegan.trainer import CycleGANTrainer, Histories, Optimizers
 
     if fast:
         for network in vars(nets).values():
@@ -90,11 +95,9 @@ def _trainer(nets: Any, *, fast: bool) -> Any:
         max_epochs=1,
         train_data_loader=[],
         networks=nets,
-        g_optimizer=torch.optim.Adam(chain(nets.G.parameters(), nets.F.parameters()), lr=1e-4, betas=(0.5, 0.999)),
-        d_optimizer=torch.optim.Adam(chain(nets.D_X.parameters(), nets.D_Y.parameters()), lr=1e-4, betas=(0.5, 0.999)),
-        x_history=ImageHistory(),
-        y_history=ImageHistory(),
-        weights=LossWeights(),
+        optimizers=Optimizers(generators=_adam(nets.G, nets.F), discriminators=_adam(nets.D_X, nets.D_Y)),
+        histories=Histories(x=ImageHistory(), y=ImageHistory()),
+        loss=GeneratorLoss(),
         inferer=SimpleInferer(),
         amp=fast,
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lungsynth.categories import CategoryRule
 from lungsynth.errors import InputError
-from lungsynth.weights import WeightsInfo, check_categories, check_fit, read_weights_file
+from lungsynth.weights import WeightsInfo, check_categories, check_fit, read_state, read_weights_file
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
@@ -114,11 +114,12 @@ def open_bundle(
         )
     try:
         check_categories(read, parser.get())
+        state = read_state(read.path)
         if "network_def" in parser:
-            check_fit(read.path, parser.get_parsed_content("network_def").state_dict())
+            check_fit(read.path, state, parser.get_parsed_content("network_def").state_dict())
         return parser.get_parsed_content(component)
     except Exception as error:  # MONAI wraps whatever the bundle raised in a RuntimeError; the cause tells which
-        raise _mendable(error, read.path) or error from error
+        raise _input_error(error, root) or error from error
 
 
 def train_bundle(
@@ -150,7 +151,7 @@ def train_bundle(
         for step in (workflow.initialize, workflow.run, workflow.finalize):
             step()
     except Exception as error:  # as above
-        raise _mendable(error, root / "configs" / configs[-1]) or error from error
+        raise _input_error(error, root) or error from error
 
 
 def _parser(root: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> "ConfigParser":
@@ -194,18 +195,17 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _mendable(error: Exception, weights: Path) -> InputError | None:
+def _input_error(error: Exception, bundle: Path) -> InputError | None:
+    """What a user can mend of what went wrong in a bundle; None where it is not the user's."""
     causes = list(_causes(error))
-    if found := next((cause for cause in causes if isinstance(cause, InputError)), None):
-        return found
-    text = " ".join(str(cause) for cause in causes)
-    if any(
-        sign in text
-        for sign in ("state_dict", "size mismatch", "Missing key(s)", "UnpicklingError", "PytorchStreamReader")
-    ):
-        return InputError(
-            f"{weights}: weights for another network, or a damaged file ({str(causes[-1]).splitlines()[0]}). "
-            "Use weights trained with this bundle's configs."
-        )
-    told = next((cause for cause in causes if isinstance(cause, ValueError | FileNotFoundError)), None)
-    return InputError(f"{weights.parents[1]}: the bundle refuses: {told}") if told else None
+    if known := next((cause for cause in causes if isinstance(cause, InputError)), None):
+        return known
+    if misfit := next((cause for cause in causes if _is_weights_mismatch(cause)), None):
+        return InputError(str(misfit))
+    refusal = next((cause for cause in causes if isinstance(cause, ValueError | FileNotFoundError)), None)
+    return InputError(f"{bundle}: the bundle refuses: {refusal}") if refusal else None
+
+
+def _is_weights_mismatch(error: BaseException) -> bool:
+    """Whether a bundle refused weights. Each bundle has a copy of the class (bundles/common), so its name tells."""
+    return any(cls.__name__ == "WeightsMismatch" for cls in type(error).__mro__)

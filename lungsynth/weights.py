@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from lungsynth.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["WeightsInfo", "check_categories", "check_fit", "read_weights_file"]
+__all__ = ["WeightsInfo", "check_categories", "check_fit", "read_state", "read_weights_file"]
 
 _MEANING = ("categories", "category_key", "category_edges")
 
@@ -68,23 +69,42 @@ def check_categories(weights: WeightsInfo, config: Mapping[str, Any]) -> None:
             )
 
 
-def check_fit(path: Path, needed: Mapping[str, "torch.Tensor"]) -> None:
+def read_state(path: Path) -> dict[str, "torch.Tensor"]:
+    """Reads a plain state dict onto the CPU.
+
+    Raises:
+        InputError: when the file is damaged or holds something else.
+    """
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path}: not a file of weights, or a damaged one ({error}). Copy it again.") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{path}: expected a plain state dict, got a {type(state).__name__}. Give a model.pt.")
+    return state
+
+
+def check_fit(path: Path, state: Mapping[str, "torch.Tensor"], network: Mapping[str, "torch.Tensor"]) -> None:
     """Compares names and shapes with a network's, since a loader may skip what does not match without a word.
+
+    Args:
+        path: of the weights, for the message.
+        state: content of that file.
+        network: state dict of the network that is to get them.
 
     Raises:
         InputError: naming the first that does not fit.
     """
-    import torch
-
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    found = {key: tuple(value.shape) for key, value in state.items()}
-    shapes = {key: tuple(value.shape) for key, value in needed.items()}
-    if odd := sorted(set(found.items()) ^ set(shapes.items())):
+    in_file = {key: tuple(value.shape) for key, value in state.items()}
+    in_network = {key: tuple(value.shape) for key, value in network.items()}
+    if odd := sorted(set(in_file.items()) ^ set(in_network.items())):
         key = odd[0][0]
         raise InputError(
-            f"{path}: weights for another network: `{key}` has shape {shapes.get(key, 'none')} in network_def and "
-            f"{found.get(key, 'none')} in the file. Use weights trained with this bundle's configs, or export those of "
-            "a training with `lungsynth package --weights`."
+            f"{path}: weights for another network: `{key}` has shape {in_network.get(key, 'none')} in network_def and "
+            f"{in_file.get(key, 'none')} in the file. Use weights trained with this bundle's configs, or export those "
+            "of a training with `lungsynth package --weights`."
         )
 
 

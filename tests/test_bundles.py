@@ -12,6 +12,8 @@ from fake_bundles import linear_state, write_fake_bundles, write_weights
 from lungsynth.bundles import open_bundle, read_weights, resolved_config
 from lungsynth.errors import InputError
 
+BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
+
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -74,12 +76,21 @@ def test_weights_of_another_network_are_refused(tmp_path):
         open_bundle(bundles, "wcapsgan")
 
 
+def test_a_bundles_refusal_of_weights_is_passed_on() -> None:
+    other = {"_target_": "cyclegan.network.ResidualEnhancer", "channels": 8}
+    overrides = {"network#network": other}
+    with pytest.raises(
+        InputError, match=r"model\.pt: expected the weights of this ResidualEnhancer.*in the network and"
+    ):
+        open_bundle(BUNDLES, "cyclegan", component="enhancer", overrides=overrides)
+
+
 def test_damaged_weights_are_refused(tmp_path):
     bundles = write_fake_bundles(tmp_path, "damaged")
     path = tmp_path / "cyclegan_bundle" / "models" / "model.pt"
     path.write_bytes(path.read_bytes()[:200])
     path.with_suffix(".json").unlink()
-    with pytest.raises(InputError, match=r"model\.pt: weights for another network, or a damaged file"):
+    with pytest.raises(InputError, match=r"model\.pt: not a file of weights, or a damaged one"):
         open_bundle(bundles, "cyclegan", component="enhancer")
 
 

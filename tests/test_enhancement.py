@@ -81,12 +81,12 @@ class Bright:
 # ---------------------------------------------------------------- regions
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("amp", [False, True])
 @pytest.mark.parametrize("places", [PLACES[:1], PLACES, [(0.2, 0.3), (0.2, 0.65)]])
-def test_local_enhancement_is_that_of_the_whole_slice(tmp_path, places, precision) -> None:
+def test_local_enhancement_is_that_of_the_whole_slice(tmp_path, places, amp) -> None:
     library = AssetLibrary(tmp_path)
     recipe, renderer = recipe_on(library, *places), Renderer(library)
-    sample, enhance = renderer.render(recipe), trained_like(precision=precision)
+    sample, enhance = renderer.render(recipe), trained_like(amp=amp)
     image, outcome = EnhancementStage(enhance)(sample, recipe.lung, renderer.background(recipe))
     whole = enhance(sample.image, sample.label == Label.NODULE)
     off = np.abs(image.astype(int) - whole)
@@ -145,7 +145,10 @@ def bundles(tmp_path) -> Path:
 
 def edit(bundles: Path, name: str, **settings: object) -> None:
     path = bundles / f"{name}_bundle" / "configs" / "inference.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    config = json.loads(path.read_text())
+    for key, value in settings.items():
+        config[key] = {**config[key], **value} if isinstance(value, dict) else value
+    path.write_text(json.dumps(config))
 
 
 def test_the_key_of_an_enhanced_lung_knows_no_place_and_no_device(bundles) -> None:
@@ -160,8 +163,8 @@ def test_the_key_of_an_enhanced_lung_knows_no_place_and_no_device(bundles) -> No
     ("name", "settings"),
     [
         ("cyclegan", {"nodule_max_residual_hu": 20.0}),
-        ("cyclegan", {"max_residual_hu": 50.0}),
-        ("cyclegan", {"precision": "float32"}),
+        ("cyclegan", {"network_def": {"max_residual_hu": 50.0}}),
+        ("cyclegan", {"amp": False}),
         ("lung_seg", {"operating_point": 0.9}),
         ("lung_seg", {"core_mm": 4.0}),
         ("gate", {"margin": 2.0}),
