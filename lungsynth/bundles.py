@@ -84,7 +84,7 @@ def open_bundle(
     weights: str | Path = "model.pt",
     overrides: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Builds one component of a bundle (contract C6.5).
+    """Builds one component of a bundle ("Calls" in docs/reference/bundle_interface.md).
 
     Args:
         bundles_dir: folder of the bundles.

@@ -1,4 +1,4 @@
-"""Weight files and their sidecars (contract C6.1): read, and held against what they are about to be used as."""
+"""Weight files and their sidecars: read, and held against what they are about to be used as."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ class WeightsInfo:
     Args:
         path: `models/<file>` of the bundle, or a file elsewhere.
         sha256: hex digest of the file, equal to the sidecar's.
-        sidecar: content of `<stem>.json` (contract C6.1); empty where there is none.
+        sidecar: content of `<stem>.json` ("Weights and sidecars" in docs/reference/bundle_interface.md); empty where there is none.
     """
 
     path: Path
