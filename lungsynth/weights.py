@@ -25,7 +25,8 @@ class WeightsInfo:
     Args:
         path: `models/<file>` of the bundle, or a file elsewhere.
         sha256: hex digest of the file, equal to the sidecar's.
-        sidecar: content of `<stem>.json` ("Weights and sidecars" in docs/reference/bundle_interface.md); empty where there is none.
+        sidecar: content of `<stem>.json` ("Weights and sidecars" in docs/reference/bundle_interface.md); empty where
+            there is none.
     """
 
     path: Path
