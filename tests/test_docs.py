@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import json
 import re
 from fnmatch import fnmatch
 from pathlib import Path
@@ -16,6 +17,8 @@ PAGES = [path.relative_to(ROOT) for path in reference.pages()] + [Path("CHANGELO
 CARDS = sorted(path.relative_to(ROOT) for path in ROOT.glob("bundles/*/docs/README.md"))
 CODE = ("lungsynth", "evaluation", "bundles", "scripts", "benchmarks")
 SOURCES = [path for folder in CODE for path in (ROOT / folder).rglob("*.py")]
+# of MONAI, torchrun and tables, not keys of a config
+TOOL_OPTIONS = {"config_file", "bundle_root", "tracking", "run_name", "tracking_uri", "key", "group"}
 ZOO_HEADINGS = [
     "Authors",
     "Tags",
@@ -112,6 +115,19 @@ def test_cards_follow_the_model_zoo(card) -> None:
 def test_keys_of_training_and_inference_are_described(card) -> None:
     blocks = {block["name"] for block in reference._BLOCK.finditer((ROOT / card.with_name("keys.md")).read_text())}
     assert {"keys train.json", "keys inference.json"} <= blocks
+
+
+@pytest.mark.parametrize("card", CARDS, ids=str)
+def test_options_of_trainings_are_keys_of_a_config(card) -> None:
+    """MONAI takes unknown keys without a word, so that a renamed one would do nothing."""
+    keys, commands = set(), set()
+    for config in (ROOT / card).parents[1].glob("configs/*.json"):
+        keys |= set(json.loads(config.read_text()))
+    for page in (ROOT / card).parent.glob("*.md"):
+        for command in re.findall(r"(?:^|(?<=`))[^`\n]*--[^`\n]*", page.read_text(), re.MULTILINE):
+            if not re.search(r"scripts/|lungsynth |ckpt_export|onnx_export", command):
+                commands |= set(re.findall(r"--([a-z_]+)(?= [^-])", command))
+    assert commands <= keys | TOOL_OPTIONS
 
 
 def test_pages_are_short() -> None:
