@@ -62,7 +62,7 @@ def measure_inference(bundles: Path, *, repeats: int, samples: int) -> dict[str,
         catalogue = layers_render.make_catalogue(Path(name), keep=20 * samples)
         recipes = list(read_catalogue(catalogue))[::20][:samples]
         renderer = Renderer(AssetLibrary(catalogue.parent))
-        plain, gated = (open_stage(bundles, gate=gate) for gate in (False, True))
+        plain, gated = (open_stage(bundles, label_check=gate) for gate in (False, True))
         for recipe in recipes:  # the lungs, and the resampled nodules
             enhance(recipe, renderer, plain)
             gated.lung(recipe.lung, renderer.background(recipe))

@@ -98,14 +98,14 @@ def share_with_interval(events: int, n: int) -> dict[str, float | int | None]:
 
 
 def _identity(settings: EnhancementSettings, part: str) -> dict[str, Any]:
-    last = enhancement_identity(settings.bundles, gate=True)
+    last = enhancement_identity(settings.bundles, label_check=True)
     return {
         "part": settings.part,
         "cohort": part,
         "seed": settings.seed,
         "wanted": settings.composites,
-        "weights": {"cyclegan": last["enhancer"], "lung_seg": last["gate"]},
-        "settings": {"enhancer": last["enhancer_settings"], "gate": last["gate_settings"]},
+        "weights": {"cyclegan": last["enhancer"], "lung_seg": last["label_check"]},
+        "settings": {"enhancer": last["enhancer_settings"], "gate": last["label_check_settings"]},
         "gate": {"margin": LABEL_CHECK_MARGIN, "tolerance": LABEL_CHECK_TOLERANCE},
     }
 
@@ -140,8 +140,8 @@ def _records(settings: EnhancementSettings, composites: Composites) -> list[dict
 
 def _open(bundles: Path, composites: Composites) -> _Tools:
     return _Tools(
-        plain=open_stage(bundles, gate=False),
-        gated=open_stage(bundles, gate=True),
+        plain=open_stage(bundles, label_check=False),
+        gated=open_stage(bundles, label_check=True),
         gate=LabelCheck(open_bundle(bundles, "lung_seg", component="detector")),
         renderer=Renderer(composites.library),
     )
@@ -159,7 +159,7 @@ def _judge(recipe: Recipe, nodule: Any, patient: str, tools: _Tools) -> tuple[di
         "diameter_mm": nodule.diameter_mm,
         "category": nodule.category,
         "verdict": outcome.verdict,
-        "found": ungated.found,
+        "found": ungated.n_found,
         "ungated": _counts(ungated),
         "gated": _counts(ungated if same else _compared(tools.gate, sample, gated, background)),
     }
@@ -167,7 +167,7 @@ def _judge(recipe: Recipe, nodule: Any, patient: str, tools: _Tools) -> tuple[di
 
 
 def _compared(gate: LabelCheck, sample: Rendered, image: HuPlane, background: LungBackground) -> LabelComparison:
-    before, after = (gate.look(plane, background.spacing_mm) for plane in (sample.image, image))
+    before, after = (gate.detect(plane, background.spacing_mm) for plane in (sample.image, image))
     return gate.compare(before, after, sample, background.spacing_mm)
 
 

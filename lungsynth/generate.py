@@ -226,7 +226,7 @@ class Pipeline:
             cohort=cohort,
             weights=weights,
             samplers=None if finished else open_samplers(bundles, rule=_category_rule(config), **used),
-            enhancer=open_stage(bundles, gate=enhancement.label_check, folder=config.out / ENHANCED_LUNGS)
+            enhancer=open_stage(bundles, label_check=enhancement.label_check, folder=config.out / ENHANCED_LUNGS)
             if enhancement.enabled
             else None,
             segmenter=open_bundle(bundles, "lung_seg", component="segmenter"),
@@ -395,7 +395,7 @@ def _read_all_weights(config: GenerateConfig) -> dict[str, WeightsInfo]:
 def _identity(config: GenerateConfig, cohort: CohortSplit | None, weights: Mapping[str, WeightsInfo]) -> dict[str, Any]:
     names = ("lung_seg", "wcapsgan", "wcapsgan_lung", "cyclegan")
     enhancement = config.enhancement
-    last = enhancement_identity(config.bundles if enhancement.enabled else None, gate=enhancement.label_check)
+    last = enhancement_identity(config.bundles if enhancement.enabled else None, label_check=enhancement.label_check)
     return {
         "format": FORMAT,
         "lungsynth": version("lungsynth"),
@@ -403,7 +403,7 @@ def _identity(config: GenerateConfig, cohort: CohortSplit | None, weights: Mappi
         **selection_identity(config.chosen),
         **{f"cohort_{key}": cohort.cohort.identity[key] if cohort else None for key in ("split_hash", "datalists")},
         **{f"weights_{name}": weights[name].sha256 if name in weights else None for name in names},
-        **{key: last[key] for key in ("enhancer_settings", "gate_settings")},
+        **{key: last[key] for key in ("enhancer_settings", "label_check_settings")},
         "library": _assets_digest(AssetLibrary(config.library)) if config.library else None,
     }
 

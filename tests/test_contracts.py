@@ -773,7 +773,9 @@ def test_c13_3_an_enhanced_export_says_what_became_of_labels_and_hu(enhanced):
         assert (told["samples"], told[verdict]) == (6, 6)
         assert (told["lung_mean_hu"], told["nodule_p95_hu"]) == (1, 0)
         assert not (enhanced / kind / ".enhanced").exists()
-    weights = [json.loads((enhanced / kind / "export.json").read_text())["gate"] for kind in ("gated", "ungated")]
+    weights = [
+        json.loads((enhanced / kind / "export.json").read_text())["label_check"] for kind in ("gated", "ungated")
+    ]
     assert (bool(weights[0]), weights[1]) == (True, None)
     before = {path.name: path.read_bytes() for path in (enhanced / "out" / "masks").iterdir()}
     assert before == {path.name: path.read_bytes() for path in (enhanced / "gated" / "masks").iterdir()}

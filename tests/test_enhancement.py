@@ -1,4 +1,4 @@
-"""Laws of the last stage: a region is the whole slice's, a lung is enhanced once, the gate gives back what was lost."""
+"""Laws of the last stage: a region is the whole slice's, a lung is enhanced once, what was lost is blended back."""
 
 import json
 import shutil
@@ -152,11 +152,11 @@ def edit(bundles: Path, name: str, **settings: object) -> None:
 
 
 def test_the_key_of_an_enhanced_lung_knows_no_place_and_no_device(bundles) -> None:
-    shipped = enhancement_identity(BUNDLES, gate=True)
+    shipped = enhancement_identity(BUNDLES, label_check=True)
     edit(bundles, "cyclegan", device="cpu", bundle_root=str(bundles), dataset_dir="elsewhere", handlers=[])
     edit(bundles, "lung_seg", device="cpu", batch_size=7, output_dir="elsewhere", min_probability=0.2)
-    assert enhancement_identity(bundles, gate=True) == shipped
-    assert enhancement_key(enhancement_identity(bundles, gate=True)) == enhancement_key(shipped)
+    assert enhancement_identity(bundles, label_check=True) == shipped
+    assert enhancement_key(enhancement_identity(bundles, label_check=True)) == enhancement_key(shipped)
 
 
 @pytest.mark.parametrize(
@@ -167,21 +167,21 @@ def test_the_key_of_an_enhanced_lung_knows_no_place_and_no_device(bundles) -> No
         ("cyclegan", {"amp": False}),
         ("lung_seg", {"operating_point": 0.9}),
         ("lung_seg", {"core_mm": 4.0}),
-        ("gate", {"margin": 2.0}),
-        ("gate", {"tolerance": 0.1}),
+        ("label_check", {"margin": 2.0}),
+        ("label_check", {"tolerance": 0.1}),
     ],
 )
 def test_a_setting_that_changes_results_changes_the_key(bundles, monkeypatch, name, settings) -> None:
     ways = (True, False)
-    before = [enhancement_identity(bundles, gate=gate) for gate in ways]
-    if name == "gate":
+    before = [enhancement_identity(bundles, label_check=check) for check in ways]
+    if name == "label_check":
         monkeypatch.setattr("lungsynth.enhancement.identity.LABEL_CHECK_RULES", dict(LABEL_CHECK_RULES) | settings)
     else:
         edit(bundles, name, **settings)
-    after = [enhancement_identity(bundles, gate=gate) for gate in ways]
-    part = "enhancer_settings" if name == "cyclegan" else "gate_settings"
+    after = [enhancement_identity(bundles, label_check=check) for check in ways]
+    part = "enhancer_settings" if name == "cyclegan" else "label_check_settings"
     assert [key for key in before[0] if before[0][key] != after[0][key]] == [part]
-    assert (before[1] == after[1]) == (name != "cyclegan"), "without a gate, its settings decide nothing"
+    assert (before[1] == after[1]) == (name != "cyclegan"), "without a label check, its settings decide nothing"
     assert enhancement_key(before[0]) != enhancement_key(after[0])
 
 
@@ -208,7 +208,7 @@ def test_an_enhancer_without_a_receptive_field_sees_whole_slices(tmp_path) -> No
     np.testing.assert_array_equal(image, np.where(sample.label == 2, sample.image, sample.image + sample.image.max()))
 
 
-# ---------------------------------------------------------------- gate
+# ---------------------------------------------------------------- check
 
 
 def vanishing(hu: np.ndarray, nodule: np.ndarray) -> np.ndarray:
@@ -223,32 +223,32 @@ def inventive(hu: np.ndarray, nodule: np.ndarray) -> np.ndarray:
     return drawn
 
 
-def run_gate(tmp_path: Path, enhance, detector=None):
+def run_check(tmp_path: Path, enhance, detector=None):
     library = AssetLibrary(tmp_path)
     recipe, renderer = recipe_on(library, *PLACES), Renderer(library)
     sample = renderer.render(recipe)
-    stage = EnhancementStage(enhance, gate=LabelCheck(detector or Bright()))
+    stage = EnhancementStage(enhance, label_check=LabelCheck(detector or Bright()))
     return sample, *stage(sample, recipe.lung, renderer.background(recipe))
 
 
 def test_a_nodule_that_vanished_is_blended_back(tmp_path) -> None:
-    sample, image, outcome = run_gate(tmp_path, vanishing)
+    sample, image, outcome = run_check(tmp_path, vanishing)
     assert (outcome.verdict, outcome.found, outcome.lost) == ("blended", 2, 2)
     np.testing.assert_array_equal(image, sample.image)
     assert outcome.changes.figures()["nodule_mean_hu"] == 0
 
 
 def test_a_finding_that_is_new_is_blended_back_on_its_lung_already(tmp_path) -> None:
-    sample, image, outcome = run_gate(tmp_path, inventive)
+    sample, image, outcome = run_check(tmp_path, inventive)
     assert (outcome.verdict, outcome.found, outcome.lost, outcome.invented) == ("kept", 2, 0, 0)
     np.testing.assert_array_equal(image, sample.image)
 
 
-def test_what_the_gate_does_not_mind_stays_enhanced(tmp_path) -> None:
+def test_what_the_label_check_does_not_mind_stays_enhanced(tmp_path) -> None:
     def grain(hu: np.ndarray, nodule: np.ndarray) -> np.ndarray:
         return (hu + hu % 7 - 3).astype(np.int16)
 
-    sample, image, outcome = run_gate(tmp_path, grain)
+    sample, image, outcome = run_check(tmp_path, grain)
     assert (outcome.verdict, outcome.found, outcome.lost, outcome.invented) == ("kept", 2, 0, 0)
     np.testing.assert_array_equal(image, grain(sample.image, sample.label == Label.NODULE))
 
@@ -264,7 +264,7 @@ def test_a_sample_that_cannot_be_mended_is_left_as_it_was_composed(tmp_path) -> 
     library = AssetLibrary(tmp_path)
     recipe, renderer = recipe_on(library, PLACES[0]), Renderer(library)
     sample, corner = renderer.render(recipe), int(renderer.render(recipe).image[0, 0])
-    stage = EnhancementStage(lambda hu, nodule: (hu + 1).astype(np.int16), gate=LabelCheck(Touchy()))
+    stage = EnhancementStage(lambda hu, nodule: (hu + 1).astype(np.int16), label_check=LabelCheck(Touchy()))
     image, outcome = stage(sample, recipe.lung, renderer.background(recipe))
     assert (outcome.verdict, outcome.lost) == ("refused", 1)
     np.testing.assert_array_equal(image, sample.image)
@@ -273,14 +273,14 @@ def test_a_sample_that_cannot_be_mended_is_left_as_it_was_composed(tmp_path) -> 
 def test_a_nodule_never_found_is_not_lost_and_findings_of_the_lung_are_not_new(tmp_path) -> None:
     library, _, _ = library_in(tmp_path)
     recipe, renderer = recipe_on(library, PLACES[0]), Renderer(library)
-    sample, gate = renderer.render(recipe), LabelCheck(Bright())
+    sample, check = renderer.render(recipe), LabelCheck(Bright())
     row, column = (sample.boxes[0].row_from + 3.0, sample.boxes[0].column_from + 3.0)
     on, far = [0, row, column, 5, 0.9], [0, 20.0, 20.0, 5, 0.9]
     nothing = np.empty((0, 5))
 
     def compare(before, after):
-        result = gate.compare(np.array(before).reshape(-1, 5), np.array(after).reshape(-1, 5), sample, (0.7, 0.7))
-        return result.found, len(result.lost), len(result.invented)
+        result = check.compare(np.array(before).reshape(-1, 5), np.array(after).reshape(-1, 5), sample, (0.7, 0.7))
+        return result.n_found, len(result.lost), len(result.invented)
 
     assert compare(nothing, nothing) == (0, 0, 0)
     assert compare(nothing, [on]) == (0, 0, 0), "a nodule of the label is no invention"
@@ -294,12 +294,12 @@ def test_a_nodule_never_found_is_not_lost_and_findings_of_the_lung_are_not_new(t
 def test_within_the_margin_nothing_may_get_worse(tmp_path) -> None:
     library, _, _ = library_in(tmp_path)
     recipe, renderer = recipe_on(library, PLACES[0]), Renderer(library)
-    sample, gate = renderer.render(recipe), LabelCheck(Bright(), margin=0.85, tolerance=0.1)
+    sample, check = renderer.render(recipe), LabelCheck(Bright(), margin=0.85, tolerance=0.1)
     centre = sample.boxes[0].row_from + 3.0, sample.boxes[0].column_from + 3.0
 
     def worse(place, before: float, after: float) -> tuple[int, int, int, int]:
         found = [np.array([[0, *place, 5, probability]]) for probability in (before, after)]
-        result = gate.compare(*found, sample, (0.7, 0.7))
+        result = check.compare(*found, sample, (0.7, 0.7))
         return len(result.lost), result.n_lost, len(result.invented), result.n_invented
 
     assert worse(centre, 0.65, 0.60) == (1, 0, 0, 0), "still found, but less probable"
@@ -310,7 +310,7 @@ def test_within_the_margin_nothing_may_get_worse(tmp_path) -> None:
     assert worse((20, 20), 0.75, 0.95) == worse((20, 20), 0.45, 0.35) == (0, 0, 0, 0)
 
 
-def test_passage_is_smooth_and_leaves_nothing_of_the_change_on_the_spot() -> None:
+def test_a_transition_is_smooth_and_leaves_nothing_of_the_change_on_the_spot() -> None:
     from lungsynth.enhancement.label_check import Spot
 
     share = transition_mask([Spot(20.0, 20.0, 3.0)], (60, 60))

@@ -125,7 +125,7 @@ def test_workers_change_no_byte(catalogue, tmp_path):
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory) -> Path:
-    """An enhancer that draws a bright spot on each lung, and a gate that minds."""
+    """An enhancer that draws a bright spot on each lung, and a label check that minds."""
     folder = write_fake_bundles(tmp_path_factory.mktemp("bundles"), "exporting")
     edit_config(folder, "cyclegan", "enhancer", spot_hu=300)
     edit_config(folder, "lung_seg", "detector", above_hu=200)
@@ -152,7 +152,7 @@ def test_a_stop_and_workers_change_no_byte_of_an_enhanced_export(catalogue, tmp_
     ("name", "component", "settings", "part"),
     [
         ("cyclegan", "enhancer", {"spot_hu": 250}, "enhancer_settings"),
-        ("lung_seg", "detector", {"operating_point": 0.4}, "gate_settings"),
+        ("lung_seg", "detector", {"operating_point": 0.4}, "label_check_settings"),
     ],
 )
 def test_an_enhanced_export_does_not_go_on_with_other_settings(

@@ -120,7 +120,7 @@ def _stage(name: str, part: Subset, bundles: Path, folder: Path, *, seed: int) -
         name=name,
         title=STAGES[name],
         open=partial(_open, plan, enhanced=bool(last)),
-        identity=_digest([*known, *(enhancement_identity(bundles, gate=True).items() if last else ())]),
+        identity=_digest([*known, *(enhancement_identity(bundles, label_check=True).items() if last else ())]),
         parameters=sum(count_parameters(read.path) for read in made_by),
         train_minutes=float(sum(minutes)) if len(minutes) == len(made_by) else None,
         relation=_relation(part, [*made_by, *last.values()]),
@@ -138,7 +138,7 @@ def _digest(known: object) -> str:
 
 def _open(plan: _Plan, *, enhanced: bool) -> "_Taking":
     library, catalogue = _planned(plan)
-    stage = open_stage(plan.bundles, gate=True, folder=plan.folder / "enhanced") if enhanced else None
+    stage = open_stage(plan.bundles, label_check=True, folder=plan.folder / "enhanced") if enhanced else None
     return _Taking(library, catalogue, stage, seed=plan.seed)
 
 

@@ -5,20 +5,18 @@ millimetre more or less says nothing of a nodule of 3 mm. Further candidates on 
 findings that do not count, are neither hits nor false alarms.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-__all__ = ["CandidateDetector", "Case", "FalsePositive", "Lesion", "Point", "ReferenceNodule", "match"]
+from lungsynth.detector import MIN_HIT_RADIUS_MM, CandidateDetector
 
-_LEAST_RADIUS_MM = 2.0
+__all__ = ["CandidateDetector", "Case", "FalsePositive", "Lesion", "Point", "ReferenceNodule", "match"]
 
 Candidates = Float[np.ndarray, "candidates 5"]
 Point = tuple[float, float, float]
-CandidateDetector = Callable[[np.ndarray, Point], dict[str, Any]]  # contract C6.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +133,7 @@ def _distance_mm(candidates: Candidates, lesion: Lesion, spacing_mm: Point) -> n
 
 
 def _hits(candidates: Candidates, lesion: Lesion, spacing_mm: Point) -> np.ndarray:
-    radius_mm = max(lesion.diameter_mm / 2, _LEAST_RADIUS_MM)
+    radius_mm = max(lesion.diameter_mm / 2, MIN_HIT_RADIUS_MM)
     offsets = _offsets_mm(candidates, lesion, spacing_mm)
     if lesion.slices is None:
         return np.linalg.norm(offsets, axis=1) <= radius_mm

@@ -1,6 +1,7 @@
 """One call of a detector (contract C6.5): timed, checked, and turned into what the judges compare."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +88,7 @@ def labels_at(candidates: Float64[np.ndarray, "candidates 5"], label: LabelVolum
     return np.asarray(label[slices, rows, columns])
 
 
-def _candidates(result: dict[str, Any], *, name: str) -> np.ndarray:
+def _candidates(result: Mapping[str, Any], *, name: str) -> np.ndarray:
     candidates = np.asarray(result.get("candidates", ()), dtype=np.float64)
     if candidates.ndim != 2 or candidates.shape[1] != 5 or not np.isfinite(candidates).all():
         raise InputError(
@@ -104,7 +105,7 @@ def _candidates(result: dict[str, Any], *, name: str) -> np.ndarray:
 
 
 def _mask(
-    result: dict[str, Any], key: str, threshold: float, shape: tuple[int, ...], *, name: str
+    result: Mapping[str, Any], key: str, threshold: float, shape: tuple[int, ...], *, name: str
 ) -> np.ndarray | None:
     if key not in result:
         return None

@@ -137,7 +137,7 @@ def _made_by(settings: UtilitySettings) -> dict[str, Any]:
         "training": resolved_config(settings.bundles, "lung_seg", configs=("train.json",)),
         "nodules": read_weights(settings.bundles, "wcapsgan").sha256,
         "lungs": read_weights(settings.bundles, "wcapsgan", file=LUNG_WEIGHTS).sha256,
-        **enhancement_identity(settings.bundles if settings.enhance else None, gate=True),
+        **enhancement_identity(settings.bundles if settings.enhance else None, label_check=True),
     }
 
 

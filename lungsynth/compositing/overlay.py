@@ -117,7 +117,6 @@ def overlay(
     visible = []
     for index, (placement, nodule) in enumerate(nodules):
         window, part = _window(placement, nodule, image.shape)
-        pixels = slice(window.row_from, window.row_to), slice(window.column_from, window.column_to)
         mask = nodule.nodule[part]
         if not mask.any():
             raise InputError(
@@ -125,8 +124,8 @@ def overlay(
                 "pixels. The catalogue belongs to other lungs: use the folder that it was planned with."
             )
         noise = _window_noise(background.noise, placement, mask.shape, mix_bits(seed * GOLDEN_STEP + index))
-        image[pixels] = _blend(image[pixels], nodule, part, noise)
-        label[pixels][mask] = Label.NODULE
+        image[window.pixels] = _blend(image[window.pixels], nodule, part, noise)
+        label[window.pixels][mask] = Label.NODULE
         visible.append(_visible(mask, window, background.spacing_mm))
     return Overlay(image, label, tuple(visible))
 

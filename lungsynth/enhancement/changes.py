@@ -1,6 +1,6 @@
-"""By how many HU a slice was changed, in the nodules, in the lung and outside: counts, of which sums can be made.
+"""What enhancement did to a set of samples: HU of nodules, lung and the rest, and the fate of labels.
 
-What enhancement did to a set of samples: labels, and HU.
+HU are counted, not averaged, so that sums over samples, and differences of parts of a slice, are exact.
 """
 
 from collections import Counter
@@ -17,7 +17,8 @@ from lungsynth.types import HuPlane, LabelPlane
 __all__ = ["ZONES", "Changes", "change_summary"]
 
 ZONES = ("outside", "lung", "nodule")  # in the order of `Label`
-_BINS = 512  # larger changes count as 511 HU
+_BINS = 512  # of 1 HU; larger changes count as 511 HU, and the enhancer's are bounded by far less
+_VERDICTS = ("unchecked", "kept", "blended", "refused")  # of `stage.EnhancedSlice`
 
 Counts = Int64[np.ndarray, "3 512"]
 
@@ -54,23 +55,20 @@ class Changes:
 
     def figures(self) -> dict[str, float | None]:
         """`<zone>_mean_hu` and `<zone>_p95_hu`; None for a zone without pixels."""
-        found: dict[str, float | None] = {}
+        figures: dict[str, float | None] = {}
         for zone, counts in zip(ZONES, self.counts, strict=True):
             pixels = int(counts.sum())
             mean = float(counts @ np.arange(_BINS)) / pixels if pixels else None
             highest = int(np.searchsorted(np.cumsum(counts), 0.95 * pixels)) if pixels else None
-            found |= {f"{zone}_mean_hu": mean, f"{zone}_p95_hu": highest}
-        return found
-
-
-_VERDICTS = ("unchecked", "kept", "blended", "refused")
+            figures |= {f"{zone}_mean_hu": mean, f"{zone}_p95_hu": highest}
+        return figures
 
 
 def change_summary(facts: Iterable[Mapping[str, Any]], changes: Changes) -> dict[str, float | None]:
     """The figures of a set.
 
     Args:
-        facts: of each sample, as `Outcome.facts` gives them.
+        facts: of each sample, as `stage.EnhancedSlice.facts` gives them.
         changes: of all samples together.
 
     Returns:
@@ -80,13 +78,13 @@ def change_summary(facts: Iterable[Mapping[str, Any]], changes: Changes) -> dict
     """
     rows = list(facts)
     verdicts = Counter(row["verdict"] for row in rows)
-    found, lost, invented = (sum(row[key] for row in rows) for key in ("found", "lost", "invented"))
+    n_found, n_lost, n_invented = (sum(row[key] for row in rows) for key in ("found", "lost", "invented"))
     return {
         "samples": len(rows),
         **{verdict: verdicts[verdict] for verdict in _VERDICTS},
-        "nodules_found": found,
-        "nodules_lost": lost,
-        "nodules_invented": invented,
-        "labels_kept": 1 - lost / found if found else None,
+        "nodules_found": n_found,
+        "nodules_lost": n_lost,
+        "nodules_invented": n_invented,
+        "labels_kept": 1 - n_lost / n_found if n_found else None,
         **changes.figures(),
     }

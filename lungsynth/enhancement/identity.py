@@ -1,4 +1,5 @@
-"""What decides over an enhanced sample beside its composite: weights and settings of the enhancer and of the gate.
+"""What decides over an enhanced sample beside its composite: weights and settings of the enhancer and of the
+label check.
 
 The settings of a bundle's component are its entry in `inference.json` with all that it refers to, as the file has them,
 without what says only where and how fast it is computed. Two folders of bundles with one identity make the same pixels
@@ -19,12 +20,12 @@ _ENHANCER, _DETECTOR = ("cyclegan", "enhancer"), ("lung_seg", "detector")  # bun
 _NO_SETTINGS = {"bundle_root", "device", "batch_size", "sw_batch_size", "_desc_"}  # they change no result
 
 
-def enhancement_identity(bundles: Path | None, *, gate: bool) -> dict[str, str | None]:
-    """SHA-256 of weights (`enhancer`, `gate`) and of settings (`enhancer_settings`, `gate_settings`).
+def enhancement_identity(bundles: Path | None, *, label_check: bool) -> dict[str, str | None]:
+    """SHA-256 of weights (`enhancer`, `label_check`) and of settings (`enhancer_settings`, `label_check_settings`).
 
     Args:
         bundles: folder of the bundles; None where nothing is enhanced.
-        gate: whether labels are looked after.
+        label_check: whether the label check takes part.
 
     Returns:
         None for what takes no part.
@@ -32,14 +33,14 @@ def enhancement_identity(bundles: Path | None, *, gate: bool) -> dict[str, str |
     Raises:
         InputError: when a bundle or its weights cannot be used.
     """
-    used = {"enhancer": _ENHANCER if bundles else None, "gate": _DETECTOR if bundles and gate else None}
+    used = {"enhancer": _ENHANCER if bundles else None, "label_check": _DETECTOR if bundles and label_check else None}
     if bundles is None:
         return {key: None for part in used for key in (part, f"{part}_settings")}
     from lungsynth.bundles import read_weights
 
     identity: dict[str, str | None] = {}
     for part, place in used.items():
-        rules = LABEL_CHECK_RULES if part == "gate" else {}
+        rules = LABEL_CHECK_RULES if part == "label_check" else {}
         identity[part] = read_weights(bundles, place[0]).sha256 if place else None
         identity[f"{part}_settings"] = _digest([_settings(bundles, *place), dict(rules)]) if place else None
     return identity
@@ -50,8 +51,8 @@ def enhancement_key(identity: Mapping[str, str | None]) -> str:
     return _digest(dict(identity))[:16]
 
 
-def _digest(known: Any) -> str:
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _settings(bundles: Path, name: str, component: str) -> dict[str, Any]:

@@ -1,60 +1,61 @@
 """Whether the segmentation bundle still finds what it found before a slice was enhanced, and nothing else.
 
 A candidate counts from the detector's operating point on. It is on a nodule when it lies on the nodule's mask or
-within its radius of its centre (2 mm at least); elsewhere it is known when there was one near it before. What is lost
-or new is blended back: around it the slice becomes again what it was, with a smooth passage.
+within its radius of its centre (2 mm at least); elsewhere it is an old one when there was one near it before. What is
+lost or new is blended back: around it the slice becomes again what it was, with a smooth transition.
 
-It looks at whole slices, as whoever uses the labels will: a part of a slice has a grid and surroundings of its own, and
-a probability near the operating point another value there. Another machine rounds in another way, so that there is a
-margin around the operating point, in which no probability may get worse by more than a tolerance; none may cross it.
+The check looks at whole slices, as whoever uses the labels will: a part of a slice has a grid and surroundings of its
+own, and a probability near the operating point another value there. Another machine rounds in another way, so there is
+a margin around the operating point, in which no probability may get worse by more than a tolerance; none may cross it.
 Both are of log-odds: a network that is sure of itself has its operating point near 1, where probabilities lie close.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 from scipy import special
 
 from lungsynth.compositing.render import Rendered
+from lungsynth.detector import MIN_HIT_RADIUS_MM, CandidateDetector, Candidates
 from lungsynth.placement.lung_shape import Box
 from lungsynth.types import HuPlane, Plane
 
 __all__ = [
+    "LABEL_CHECK_MARGIN",
     "LABEL_CHECK_RULES",
+    "LABEL_CHECK_TOLERANCE",
+    "MAX_ROUNDS",
     "SHARE_STEPS",
-    "CandidateDetector",
     "LabelCheck",
     "LabelComparison",
     "Spot",
     "transition_mask",
 ]
 
-CandidateDetector = Callable[[np.ndarray, tuple[float, float, float]], dict[str, Any]]  # contract C6.5
-Candidates = Float[np.ndarray, "_ 5"]
+# Of the check that `stage.open_stage` makes, in log-odds. A wider margin or a smaller tolerance blends more back, and
+# leaves less to chance on machines that round differently (docs/results/enhancement.md has what these leave).
+LABEL_CHECK_MARGIN, LABEL_CHECK_TOLERANCE = 1.0, 0.2
+MAX_ROUNDS = 3  # of blending back before a slice is refused; each costs one look of the detector
+SHARE_STEPS = 256  # steps of a transition, so that shares are stored exactly
 
-LABEL_CHECK_MARGIN, LABEL_CHECK_TOLERANCE = 1.0, 0.2  # log-odds, of the gate that `open_stage` makes
-ROUNDS = 3  # of blending back before a slice is refused
-_SAME_MM = 5.0
+_SAME_MM = 5.0  # candidates before and after this near are one; a detection's centre moves when a slice changes
 _SLICE_MM = 1.0  # thickness of a lone slice: no distance depends on it
-_LEAST_RADIUS_MM = 2.0
-_CLEAR_PX = 4  # around what is blended back, the slice is wholly what it was
-_PASSAGE_PX = 12  # over which it passes to what was made of it
-SHARE_STEPS = 256
-_LEAST = 1e-4  # no probability counts as nearer to 0 or 1 than this
+_CLEAR_PX = 4  # around what is blended back, the slice is wholly what it was: the detector sees a rim, too
+_TRANSITION_PX = 12  # over which it passes to the enhanced slice; a shorter one would draw an edge
+_MIN_PROBABILITY = 1e-4  # no probability counts as nearer to 0 or 1 than this, where log-odds are rounding errors
 
-# What decides over the gate's results beside its detector; another number here makes another export.
+# What decides over the check's results beside its detector; another number here makes another export.
 LABEL_CHECK_RULES: Mapping[str, float] = {
     "margin": LABEL_CHECK_MARGIN,
     "tolerance": LABEL_CHECK_TOLERANCE,
-    "rounds": ROUNDS,
+    "rounds": MAX_ROUNDS,
     "same_mm": _SAME_MM,
-    "least_radius_mm": _LEAST_RADIUS_MM,
+    "min_radius_mm": MIN_HIT_RADIUS_MM,
     "clear_px": _CLEAR_PX,
-    "passage_px": _PASSAGE_PX,
-    "least": _LEAST,
+    "transition_px": _TRANSITION_PX,
+    "min_probability": _MIN_PROBABILITY,
 }
 
 
@@ -71,14 +72,14 @@ class LabelComparison:
     """What a slice shows after, relative to before.
 
     Args:
-        found: nodules found before.
+        n_found: nodules found before.
         n_lost: those of them that are not found after.
         n_invented: candidates found after, on no nodule and not found before.
         lost: what is to be blended back: those, and nodules that became less probable within the margin.
         invented: likewise, with candidates that became more probable within the margin.
     """
 
-    found: int
+    n_found: int
     n_lost: int
     n_invented: int
     lost: tuple[Spot, ...]
@@ -94,7 +95,8 @@ class LabelCheck:
     """Compares slices by what a detector finds.
 
     Args:
-        detector: of `lung_seg_bundle`; its `operating_point` says from which probability on it found something.
+        detector: of `lung_seg_bundle`; its `operating_point` says from which probability on it found something (0.5
+            where it has none).
         same_mm: candidates before and after this near are one.
         margin: around the operating point, in log-odds; 0 compares what counts as found and nothing else.
         tolerance: of changes within the margin, in log-odds.
@@ -113,12 +115,12 @@ class LabelCheck:
         self.same_mm = same_mm
         self.margin, self.tolerance = margin, tolerance
 
-    def look(self, hu: HuPlane, spacing_mm: tuple[float, float]) -> Candidates:
+    def detect(self, hu: HuPlane, spacing_mm: tuple[float, float]) -> Candidates:
         """The candidates of a slice, in its pixels."""
-        found = np.asarray(self.detector(hu[None], (_SLICE_MM, *spacing_mm))["candidates"], dtype=np.float64)
-        found = found.reshape(-1, 5)
-        counts = _log_odds(found[:, 4]) >= _log_odds(self.operating_point) - self.margin
-        return np.asarray(found[counts])
+        candidates = np.asarray(self.detector(hu[None], (_SLICE_MM, *spacing_mm))["candidates"], dtype=np.float64)
+        candidates = candidates.reshape(-1, 5)
+        counts = _log_odds(candidates[:, 4]) >= _log_odds(self.operating_point) - self.margin
+        return np.asarray(candidates[counts])
 
     def compare(
         self, before: Candidates, after: Candidates, sample: Rendered, spacing_mm: tuple[float, float]
@@ -127,37 +129,43 @@ class LabelCheck:
 
         Args:
             before: candidates of the slice as it was.
-            after: of what was made of it.
+            after: of the enhanced slice.
             sample: its nodules.
             spacing_mm: (row, column).
         """
         point = _log_odds(self.operating_point)
         low, high = point - self.margin, point + self.margin
         was, still = (
-            _log_odds(_highest(found, self._on_nodules(found, sample, spacing_mm))) for found in (before, after)
+            _log_odds(_highest(candidates, self._on_nodules(candidates, sample, spacing_mm)))
+            for candidates in (before, after)
         )
         gone = (was >= point) & (still < point)
         fallen = gone | (was >= low) & (still < np.minimum(was - self.tolerance, high))
         lost = tuple(_spot(sample.boxes[index]) for index in np.flatnonzero(fallen))
-        free = after[~self._on_nodules(after, sample, spacing_mm).any(axis=1)]
-        near = _distances_mm(before, free[:, 1:3], spacing_mm) <= self.same_mm
-        known, seen = _log_odds(_highest(before, near)), _log_odds(free[:, 4])
-        new = (seen >= point) & (known < point)
-        risen = new | (seen >= low) & (known < high) & (seen > known + self.tolerance)
+        elsewhere = after[~self._on_nodules(after, sample, spacing_mm).any(axis=1)]
+        near = _distances_mm(before, elsewhere[:, 1:3], spacing_mm) <= self.same_mm
+        old, present = _log_odds(_highest(before, near)), _log_odds(elsewhere[:, 4])
+        new = (present >= point) & (old < point)
+        risen = new | (present >= low) & (old < high) & (present > old + self.tolerance)
         pixel_mm = min(spacing_mm)
-        invented = tuple(Spot(float(c[1]), float(c[2]), float(c[3]) / 2 / pixel_mm) for c in free[risen])
-        counts = {"found": was >= point, "n_lost": gone, "n_invented": new}
-        return LabelComparison(**{key: int(which.sum()) for key, which in counts.items()}, lost=lost, invented=invented)
+        invented = tuple(Spot(float(c[1]), float(c[2]), float(c[3]) / 2 / pixel_mm) for c in elsewhere[risen])
+        return LabelComparison(
+            n_found=int((was >= point).sum()),
+            n_lost=int(gone.sum()),
+            n_invented=int(new.sum()),
+            lost=lost,
+            invented=invented,
+        )
 
-    def _on_nodules(self, found: Candidates, sample: Rendered, spacing_mm: tuple[float, float]) -> np.ndarray:
+    def _on_nodules(self, candidates: Candidates, sample: Rendered, spacing_mm: tuple[float, float]) -> np.ndarray:
         """Which candidate is on which nodule, (candidates, nodules)."""
         centres = np.array([_spot(box)[:2] for box in sample.boxes]).reshape(-1, 2)
-        radii = [max(nodule.diameter_mm / 2, _LEAST_RADIUS_MM) for nodule in sample.annotations]
-        near = _distances_mm(found, centres, spacing_mm) <= np.array(radii)
+        radii = [max(nodule.diameter_mm / 2, MIN_HIT_RADIUS_MM) for nodule in sample.annotations]
+        near = _distances_mm(candidates, centres, spacing_mm) <= np.array(radii)
         for index, (box, mask) in enumerate(zip(sample.boxes, sample.masks, strict=True)):
             padded = np.pad(mask, 1)
-            rows = np.clip(np.rint(found[:, 1]) - box.row_from + 1, 0, padded.shape[0] - 1).astype(int)
-            columns = np.clip(np.rint(found[:, 2]) - box.column_from + 1, 0, padded.shape[1] - 1).astype(int)
+            rows = np.clip(np.rint(candidates[:, 1]) - box.row_from + 1, 0, padded.shape[0] - 1).astype(int)
+            columns = np.clip(np.rint(candidates[:, 2]) - box.column_from + 1, 0, padded.shape[1] - 1).astype(int)
             near[:, index] |= padded[rows, columns]
         return near
 
@@ -168,18 +176,18 @@ def transition_mask(spots: Sequence[Spot], shape: tuple[int, int]) -> Plane:
     kept = np.ones(shape, np.float32)
     for spot in spots:
         away = np.hypot(rows - spot.row, columns - spot.column) - spot.radius_px - _CLEAR_PX
-        x = np.clip(away / _PASSAGE_PX, 0, 1)
+        x = np.clip(away / _TRANSITION_PX, 0, 1)
         kept = np.minimum(kept, (x * x * (3 - 2 * x)).astype(np.float32))
     return np.rint(kept * SHARE_STEPS) / np.float32(SHARE_STEPS)
 
 
-def _highest(found: Candidates, there: np.ndarray) -> np.ndarray:
-    """Highest probability of the candidates (first axis of `there`) at each place; 0 where there is none."""
-    return np.asarray(np.where(there, found[:, 4:5], 0.0).max(axis=0, initial=0.0))
+def _highest(candidates: Candidates, near: np.ndarray) -> np.ndarray:
+    """Highest probability of the candidates (first axis of `near`) at each place; 0 where there is none."""
+    return np.asarray(np.where(near, candidates[:, 4:5], 0.0).max(axis=0, initial=0.0))
 
 
 def _log_odds(probability: Any) -> Any:
-    return special.logit(np.clip(probability, _LEAST, 1 - _LEAST))
+    return special.logit(np.clip(probability, _MIN_PROBABILITY, 1 - _MIN_PROBABILITY))
 
 
 def _spot(box: Box) -> Spot:
@@ -189,7 +197,7 @@ def _spot(box: Box) -> Spot:
     return Spot(row, column, float(np.hypot(height, width)) / 2)
 
 
-def _distances_mm(found: Candidates, places: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:
+def _distances_mm(candidates: Candidates, places: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:
     """From each candidate to each place (row, column), (candidates, places)."""
-    away = (found[:, None, 1:3] - places[None, :, :2]) * np.asarray(spacing_mm)
+    away = (candidates[:, None, 1:3] - places[None, :, :2]) * np.asarray(spacing_mm)
     return np.asarray(np.hypot(away[..., 0], away[..., 1]))

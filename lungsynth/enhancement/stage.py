@@ -1,6 +1,6 @@
-"""Enhances samples of a catalogue: the lung once, then what depends on the nodules, then a look at the labels.
+"""Enhances samples of a catalogue: the lung once, then what depends on the nodules, then the label check.
 
-The result is that of the enhancer on the whole slice, pixel for pixel, where the gate leaves it alone.
+The result is that of the enhancer on the whole slice, pixel for pixel, where the label check leaves it alone.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from lungsynth.enhancement.identity import enhancement_identity, enhancement_key
 from lungsynth.enhancement.label_check import (
     LABEL_CHECK_MARGIN,
     LABEL_CHECK_TOLERANCE,
-    ROUNDS,
+    MAX_ROUNDS,
     LabelCheck,
     LabelComparison,
     transition_mask,
@@ -38,8 +38,8 @@ class EnhancedSlice:
     """What became of a sample.
 
     Args:
-        verdict: `unchecked` without a gate; `kept`: the gate saw no reason; `blended`: back to the composite near what
-            was lost or new; `refused`: that did not help, and the sample is as it was composed.
+        verdict: `unchecked` without a label check; `kept`: nothing was lost or new; `blended`: back to the composite
+            near what was; `refused`: that did not help, and the sample is the composite.
         found: nodules that the segmentation found in the composite.
         lost: of those, not found in the enhanced slice as it was before blending.
         invented: likewise findings that are new.
@@ -58,21 +58,21 @@ class EnhancedSlice:
 
 
 class EnhancementStage:
-    """`(sample, lung hash, lung) -> image and outcome`.
+    """`(sample, lung hash, lung) -> image and EnhancedSlice`.
 
     Args:
-        enhance: the enhancer (contract C6.5). One that does not state its `receptive_field_px` is applied to whole
+        enhance: the enhancer of cyclegan_bundle. One that does not state its `receptive_field_px` is applied to whole
             slices.
-        gate: looks after the labels; None for none.
+        label_check: blends back what costs or invents a nodule; None for no check.
         key: what decides over its results, for the names of files (`identity.enhancement_key`).
         folder: of enhanced lungs; None keeps them in memory alone.
     """
 
     def __init__(
-        self, enhance: Enhancer, *, gate: LabelCheck | None = None, key: str = "", folder: Path | None = None
+        self, enhance: Enhancer, *, label_check: LabelCheck | None = None, key: str = "", folder: Path | None = None
     ) -> None:
         self._enhance = enhance
-        self._gate = gate
+        self._label_check = label_check
         self._field = getattr(enhance, "receptive_field_px", None)
         self._alignment = getattr(enhance, "alignment_px", 1)
         self._lungs = EnhancedLungs(self._make_lung, key=key, folder=folder)
@@ -85,7 +85,7 @@ class EnhancementStage:
         """Enhances a sample.
 
         Args:
-            sample: as composed; its labels stay as they are.
+            sample: the composite; its labels stay as they are.
             lung_hash: hash of its lung's asset.
             background: that lung.
         """
@@ -96,9 +96,9 @@ class EnhancementStage:
         for region in regions:
             self._fill(image, sample, lung, region)
         changes = self._changes(sample, image, lung, background, [region.changed for region in regions])
-        if self._gate is None or not regions:
+        if self._label_check is None or not regions:
             return image, EnhancedSlice(verdict="unchecked", found=0, lost=0, invented=0, changes=changes)
-        return self._gated(self._gate, sample, image, changes, background)
+        return _checked(self._label_check, sample, image, changes, background)
 
     def _regions(self, windows: Sequence[Box], shape: tuple[int, int]) -> list[Region]:
         if self._field is None:
@@ -107,66 +107,48 @@ class EnhancementStage:
         return regions_of(windows, shape, receptive_field_px=self._field, alignment_px=self._alignment)
 
     def _fill(self, image: HuPlane, sample: Rendered, lung: EnhancedLung, region: Region) -> None:
-        seen, changed = _index(region.seen), _index(region.changed)
+        seen, changed = region.seen.pixels, region.changed.pixels
         nodule = sample.label[seen] == Label.NODULE
         enhanced = self._enhance(np.ascontiguousarray(sample.image[seen]), nodule)[region.inside]
         share = None if lung.share is None else lung.share[changed]
-        image[changed] = _mixed(sample.image[changed], enhanced, share)
+        image[changed] = _with_share(sample.image[changed], enhanced, share)
 
     def _changes(
         self, sample: Rendered, image: HuPlane, lung: EnhancedLung, background: LungBackground, boxes: Sequence[Box]
     ) -> Changes:
         """Those of the lung but for the boxes, which never overlap."""
         total = lung.changes
-        for here in map(_index, boxes):
-            total = total - Changes.of(np.asarray(background.hu[here]), lung.hu[here], background.label[here])
-            total = total + Changes.of(sample.image[here], image[here], sample.label[here])
+        for box in boxes:
+            at = box.pixels
+            total = total - Changes.of(np.asarray(background.hu[at]), lung.hu[at], background.label[at])
+            total = total + Changes.of(sample.image[at], image[at], sample.label[at])
         return total
 
-    def _gated(
-        self, gate: LabelCheck, sample: Rendered, image: HuPlane, changes: Changes, background: LungBackground
-    ) -> tuple[HuPlane, EnhancedSlice]:
-        before = gate.look(sample.image, background.spacing_mm)
-        first = result = gate.compare(before, gate.look(image, background.spacing_mm), sample, background.spacing_mm)
-        facts = {"found": first.found, "lost": first.n_lost, "invented": first.n_invented}
-        if first.kept:
-            return image, EnhancedSlice(verdict="kept", changes=changes, **facts)
-        mended = image
-        for _ in range(ROUNDS):
-            mended = _mended(sample.image, mended, result)
-            result = gate.compare(before, gate.look(mended, background.spacing_mm), sample, background.spacing_mm)
-            if result.kept:
-                break
-        mended = mended if result.kept else np.array(sample.image)
-        changes = Changes.of(sample.image, mended, sample.label)
-        return mended, EnhancedSlice(verdict="blended" if result.kept else "refused", changes=changes, **facts)
-
     def _make_lung(self, background: LungBackground) -> tuple[HuPlane, Plane | None]:
-        """A lung is looked at as a whole, once, so that samples need only be where their nodules are."""
+        """A lung is checked as a whole, once, so that samples need only be where their nodules are."""
         hu = np.array(background.hu)  # of its own: assets are mapped and not to be written to, which torch warns of
         enhanced = self._enhance(hu, np.zeros(hu.shape, np.bool_))
-        if self._gate is None:
+        if (check := self._label_check) is None:
             return enhanced, None
         nothing = _without_nodules(background)
-        before, share, image = self._gate.look(hu, background.spacing_mm), None, enhanced
-        for _ in range(ROUNDS):
-            result = self._gate.compare(
-                before, self._gate.look(image, background.spacing_mm), nothing, background.spacing_mm
-            )
-            if result.kept:
+        before, share, image = check.detect(hu, background.spacing_mm), None, enhanced
+        for _ in range(MAX_ROUNDS):
+            after = check.detect(image, background.spacing_mm)
+            comparison = check.compare(before, after, nothing, background.spacing_mm)
+            if comparison.kept:
                 return image, share
-            passing = transition_mask(result.invented, image.shape)
-            share = passing if share is None else np.minimum(share, passing)
-            image = _mixed(hu, enhanced, share)
+            transition = transition_mask(comparison.invented, image.shape)
+            share = transition if share is None else np.minimum(share, transition)
+            image = _with_share(hu, enhanced, share)
         return hu, np.zeros(hu.shape, np.float32)
 
 
-def open_stage(bundles: Path, *, gate: bool, folder: Path | None = None) -> EnhancementStage:
-    """The stage with the enhancer and, for the gate, the detector of a folder of bundles.
+def open_stage(bundles: Path, *, label_check: bool, folder: Path | None = None) -> EnhancementStage:
+    """The stage with the enhancer and, for the label check, the detector of a folder of bundles.
 
     Args:
         bundles: folder of the bundles.
-        gate: look after the labels.
+        label_check: blend back what costs or invents a nodule.
         folder: of enhanced lungs; None keeps them in memory alone.
 
     Raises:
@@ -174,23 +156,39 @@ def open_stage(bundles: Path, *, gate: bool, folder: Path | None = None) -> Enha
     """
     from lungsynth.bundles import open_bundle
 
-    key = enhancement_key(enhancement_identity(bundles, gate=gate))
+    key = enhancement_key(enhancement_identity(bundles, label_check=label_check))
     enhance: Enhancer = open_bundle(bundles, "cyclegan", component="enhancer")
-    if not gate:
+    if not label_check:
         return EnhancementStage(enhance, key=key, folder=folder)
-    looking = LabelCheck(
+    check = LabelCheck(
         open_bundle(bundles, "lung_seg", component="detector"),
         margin=LABEL_CHECK_MARGIN,
         tolerance=LABEL_CHECK_TOLERANCE,
     )
-    return EnhancementStage(enhance, gate=looking, key=key, folder=folder)
+    return EnhancementStage(enhance, label_check=check, key=key, folder=folder)
 
 
-def _index(box: Box) -> tuple[slice, slice]:
-    return slice(box.row_from, box.row_to), slice(box.column_from, box.column_to)
+def _checked(
+    check: LabelCheck, sample: Rendered, image: HuPlane, changes: Changes, background: LungBackground
+) -> tuple[HuPlane, EnhancedSlice]:
+    """The enhanced image, blended back where that is needed, and what became of it."""
+    spacing_mm = background.spacing_mm
+    before = check.detect(sample.image, spacing_mm)
+    first = comparison = check.compare(before, check.detect(image, spacing_mm), sample, spacing_mm)
+    facts = {"found": first.n_found, "lost": first.n_lost, "invented": first.n_invented}
+    if first.kept:
+        return image, EnhancedSlice(verdict="kept", changes=changes, **facts)
+    for _ in range(MAX_ROUNDS):
+        image = _blended_back(sample.image, image, comparison)
+        comparison = check.compare(before, check.detect(image, spacing_mm), sample, spacing_mm)
+        if comparison.kept:
+            break
+    image = image if comparison.kept else np.array(sample.image)
+    changes = Changes.of(sample.image, image, sample.label)
+    return image, EnhancedSlice(verdict="blended" if comparison.kept else "refused", changes=changes, **facts)
 
 
-def _mixed(before: HuPlane, after: HuPlane, share: Plane | None) -> HuPlane:
+def _with_share(before: HuPlane, after: HuPlane, share: Plane | None) -> HuPlane:
     """`before` with a share of the change."""
     if share is None:
         return after
@@ -199,9 +197,9 @@ def _mixed(before: HuPlane, after: HuPlane, share: Plane | None) -> HuPlane:
     return mixed
 
 
-def _mended(before: HuPlane, image: HuPlane, result: LabelComparison) -> HuPlane:
+def _blended_back(before: HuPlane, image: HuPlane, comparison: LabelComparison) -> HuPlane:
     shape = image.shape[0], image.shape[1]
-    return _mixed(before, image, transition_mask((*result.lost, *result.invented), shape))
+    return _with_share(before, image, transition_mask((*comparison.lost, *comparison.invented), shape))
 
 
 def _without_nodules(background: LungBackground) -> Rendered:

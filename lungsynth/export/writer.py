@@ -133,12 +133,12 @@ class ExportJob:
     def identity(self) -> dict[str, Any]:
         """What makes its bytes: two jobs of one identity may fill one folder."""
         return {
-            "format": 1,
+            "format": 2,
             "catalogue": hashlib.sha256(self.catalogue.read_bytes()).hexdigest(),
             "files": self.format,
             "pairs": self.pairs,
             "growth": None if self.growth is None else asdict(self.growth) | {"days": list(self.growth.days)},
-            **enhancement_identity(self.bundles, gate=self.label_check),
+            **enhancement_identity(self.bundles, label_check=self.label_check),
         }
 
     def shards(self, begin: int, end: int) -> list[Shard]:
@@ -198,7 +198,7 @@ class ShardWriter:
     def _stage(self) -> EnhancementStage | None:
         if self.job.bundles is None or self._open_stage is not None:
             return self._open_stage
-        return open_stage(self.job.bundles, gate=self.job.label_check, folder=self.job.out / ENHANCED_LUNGS)
+        return open_stage(self.job.bundles, label_check=self.job.label_check, folder=self.job.out / ENHANCED_LUNGS)
 
     def write(self, shard: Shard) -> int:
         """Makes a shard unless it is done.

@@ -33,6 +33,11 @@ class Box(NamedTuple):
     row_to: int
     column_to: int
 
+    @property
+    def pixels(self) -> tuple[slice, slice]:
+        """The index of its pixels in a slice."""
+        return slice(self.row_from, self.row_to), slice(self.column_from, self.column_to)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LungShape:

@@ -7,7 +7,7 @@ taken is a repetition and is left out.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,19 +17,16 @@ from scipy import ndimage
 
 from lungsynth.bundles import open_bundle
 from lungsynth.ct.volume import Volume
+from lungsynth.detector import CandidateDetector
 from lungsynth.errors import InputError
-from lungsynth.types import HuVolume
 
 __all__ = [
     "LOWEST_PROBABILITY",
     "Candidate",
-    "CandidateDetector",
     "find_candidates",
     "open_detector",
     "operating_point",
 ]
-
-CandidateDetector = Callable[[HuVolume, tuple[float, float, float]], Mapping[str, np.ndarray]]
 
 LOWEST_PROBABILITY = 0.05  # lowest probability at which candidates are kept, whatever the threshold
 # A candidate's mask ends 1.5 radii plus 2 mm from its centre: irregular nodules fit, attached vessels are cut off.

@@ -15,9 +15,10 @@ from jaxtyping import Bool
 from lungsynth.cohort.records import SeriesRows, SliceRow
 from lungsynth.cohort.slices import far_from
 from lungsynth.ct.write import write_plane
+from lungsynth.detector import CandidateDetector
 from lungsynth.hounsfield import Label
 from lungsynth.io.atomic import link_or_copy, write_text
-from lungsynth.pseudo_labels.candidates import Candidate, CandidateDetector, find_candidates
+from lungsynth.pseudo_labels.candidates import Candidate, find_candidates
 from lungsynth.pseudo_labels.source import part_files
 from lungsynth.pseudo_labels.stacks import SliceStack, read_stacks, slice_index
 from lungsynth.pseudo_labels.triage import AssessedCandidate, CandidateRow, CandidateStatus, TriageRules, assess
