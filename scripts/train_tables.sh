@@ -7,7 +7,7 @@
 # slices_NAME of Table III with NAME one of gan, dcgan, wgan, biggan, w_capsulegan, which make whole diseased slices in one
 # piece. Or the groups table_1, nodules, lungs, slices (the paper's four). Without any, the four groups.
 # Methods of Table I take about 12 minutes each of one processor core with bfloat16 (AMP=False without it: about half as
-# long again). TABLE_1_OPTIONS are further options of these trainings, such as "--balls True" for LUNA16. The others take
+# long again). TABLE_1_OPTIONS are further options of these trainings, such as "--use_spheres True" for LUNA16. The others take
 # NODULE_MINUTES, LUNG_MINUTES or SLICE_MINUTES of one core, validations included, whatever the method. What slices are
 # trained on is composed first, into OUT/slices (scripts/make_slices.py, some minutes).
 set -euo pipefail

@@ -216,11 +216,11 @@ def cohort(tmp_path_factory):
 
 
 def test_missing_cohort_or_part_is_one_sentence(cohort, tmp_path):
-    with pytest.raises(ValueError, match=r"dataset_dir=None\. Give --dataset_dir COHORT"):
+    with pytest.raises(ValueError, match=r"dataset_dir=None\. Give dataset_dir, a folder"):
         read_datalist(None, "training")
     with pytest.raises(ValueError, match=r"needs a COHORT with segmentation\.json"):
         read_datalist(tmp_path, "training")
-    with pytest.raises(ValueError, match="the part 'test' is empty"):
+    with pytest.raises(ValueError, match="the split 'test' is empty"):
         read_datalist(cohort, "test")
 
 
@@ -236,7 +236,7 @@ def test_votes_become_labels(cohort):
 def test_slices_lie_as_the_contract_says_and_nodules_side_by_side(cohort):
     slices = read_datalist(cohort, "training", nodules_per_sample=4)
     assert [sample["kind"] for sample in slices] == ["slice"] * 3 + ["nodule"]
-    load, frame = LoadStacks(), FixedFrame(spacing_mm=1.0, size_px=96, tiles=2)
+    load, frame = LoadStacks(), FixedFrame(spacing_mm=1.0, size_px=96, tiles_per_side=2)
     one = frame(load(slices[0]))
     assert one["image"].shape == (1, 48, 40)
     assert one["image"][0, 20, 15] < -800  # row 20 to posterior, column 15 to the patient's left
@@ -253,18 +253,18 @@ def test_slices_lie_as_the_contract_says_and_nodules_side_by_side(cohort):
 def test_random_frames_repeat_with_their_seed(cohort):
     load = LoadStacks()
     samples = [load(sample) for sample in read_datalist(cohort, "training", nodules_per_sample=4)]
-    rand = RandFrame(spacing_mm=1.0, size_px=32, tiles=2)
+    rand = RandFrame(spacing_mm=1.0, size_px=32, tiles_per_side=2)
     runs = [[rand.set_random_state(seed)(sample)["image"] for sample in samples] for seed in (3, 3, 4)]
     assert all(torch.equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(runs[0], runs[2], strict=True))
 
 
-def shown_nodules(*, scatter: float) -> list[tuple[int, int]]:
+def shown_nodules(*, scatter_prob: float) -> list[tuple[int, int]]:
     """Middles of the nodules in squares of one tile of 96 pixels, or of four of 48."""
     label = torch.zeros(1, 96, 96, dtype=torch.uint8)
     label[0, 46:50, 46:50] = 2
     stack = Stack(torch.full((1, 96, 96), -900, dtype=torch.int16), label, (1.0, 1.0), 0)
-    rand = RandFrame(spacing_mm=1.0, size_px=96, tiles=1, scatter=scatter).set_random_state(0)
+    rand = RandFrame(spacing_mm=1.0, size_px=96, tiles_per_side=1, scatter_prob=scatter_prob).set_random_state(0)
     sample = {"kind": "nodule", "labelled": torch.tensor([0, 1]), "stacks": [stack]}
     middles = []
     for _ in range(40):
@@ -274,10 +274,10 @@ def shown_nodules(*, scatter: float) -> list[tuple[int, int]]:
 
 
 def test_scattered_nodules_lie_anywhere_in_their_tiles():
-    off = np.array(shown_nodules(scatter=0.0)) - 47.5
+    off = np.array(shown_nodules(scatter_prob=0.0)) - 47.5
     assert len(off) == 40
     assert 4 < np.abs(off).max() <= 8
-    off = np.array(shown_nodules(scatter=1.0)) % 48 - 23.5
+    off = np.array(shown_nodules(scatter_prob=1.0)) % 48 - 23.5
     assert len(off) == 4 * 40
     assert 14 < np.abs(off).max() <= 20
     assert np.abs(np.histogram(off, bins=4, range=(-16, 16))[0] / off.size - 0.25).max() < 0.08
@@ -293,7 +293,7 @@ def test_nodules_are_shown_in_proportion_to_their_size(tmp_path):
     (tmp_path / "nodules.json").write_text(json.dumps({"training": sizes}))
     samples = read_datalist(tmp_path, "training", nodules_per_sample=2)
     assert [[path.stem for path in sample["nodules"]] for sample in samples[1:]] == [["n1", "n2"], ["n3", "n0"]]
-    weights = EpochSampler(samples, samples=8, crop_share=0.6).weights
+    weights = EpochSampler(samples, samples=8, nodule_crop_share=0.6).weights
     torch.testing.assert_close(weights.tolist(), [0.4, 0.6 * 5 / 30, 0.6 * 25 / 30])
 
 
@@ -306,10 +306,10 @@ def test_rare_categories_are_shown_more_often_and_stand_together(tmp_path):
     ]
     (tmp_path / "segmentation.json").write_text(json.dumps({"training": entries}))
     (tmp_path / "nodules.json").write_text(json.dumps({"training": facts}))
-    assert nodule_weights(tmp_path, "training", balance=0.0) == [1.0] * 5
-    even = nodule_weights(tmp_path, "training", balance=1.0)
+    assert nodule_weights(tmp_path, "training", category_balance=0.0) == [1.0] * 5
+    even = nodule_weights(tmp_path, "training", category_balance=1.0)
     assert even[2] == pytest.approx(sum(even) / 2)
-    samples = read_datalist(tmp_path, "training", nodules_per_sample=1, balance=0.5)
+    samples = read_datalist(tmp_path, "training", nodules_per_sample=1, category_balance=0.5)
     assert [sample["nodules"][0].stem for sample in samples] == ["n2", "n0", "n1", "n3", "n4"]
     assert samples[0]["weight"] == pytest.approx(2 * samples[1]["weight"])
 
@@ -332,9 +332,11 @@ def test_extra_slices_stand_behind_the_cohort_and_keep_their_share(cohort, tmp_p
     assert [sample["labelled"] for sample in samples[2:]] == [[1.0, 1.0]] * 3
     assert samples[2]["image"].is_file()
     for share in (0.0, 0.3, 1.0):
-        weights = EpochSampler([*plain, *samples[2:]], samples=8, crop_share=0.4, extra_share=share).weights
+        weights = EpochSampler([*plain, *samples[2:]], samples=8, nodule_crop_share=0.4, extra_share=share).weights
         torch.testing.assert_close(weights[len(plain) :].tolist(), [share / 3] * 3)
-        of_all = torch.tensor(EpochSampler(plain, samples=8, crop_share=0.4).weights.tolist(), dtype=torch.float64)
+        of_all = torch.tensor(
+            EpochSampler(plain, samples=8, nodule_crop_share=0.4).weights.tolist(), dtype=torch.float64
+        )
         torch.testing.assert_close(weights[: len(plain)], of_all * (1 - share))
     with pytest.raises(ValueError, match="Shares lie in"):
         EpochSampler(plain, samples=8, extra_share=1.5)
@@ -369,7 +371,7 @@ def train(cohort: Path, output: Path, **settings) -> dict[str, torch.Tensor]:
         epoch_length=2,
         batch_size=2,
         size_px=32,
-        tiles=2,
+        tiles_per_side=2,
         val_interval=1,
         **{**TINY, **settings},
     )

@@ -11,8 +11,8 @@ BUNDLE = Path(__file__).parents[1] / "bundles" / "lung_seg_bundle"
 sys.path.insert(0, str(BUNDLE))
 
 from lung_seg.clock import CpuClock  # noqa: E402
-from lung_seg.composites import Insert, NoduleBank, RandInsertNodules, blend  # noqa: E402
-from lung_seg.contexts import ContextBank, RandInsertContexts  # noqa: E402
+from lung_seg.composites import Insert, NoduleBank, RandOverlayNodules, blend  # noqa: E402
+from lung_seg.contexts import ContextBank, RandOverlayContexts  # noqa: E402
 
 LUNG_HU, NODULE_HU = -850.0, 30.0
 
@@ -98,7 +98,7 @@ def test_the_bank_draws_by_weight(tmp_path):
 
 def test_nodules_are_put_into_lungs_without_drawn_nodules_only(tmp_path):
     bank = NoduleBank([write_nodule(tmp_path / "a.npz", votes=3)])
-    insert = RandInsertNodules(bank, counts=(0, 0, 1)).set_random_state(5)
+    insert = RandOverlayNodules(bank, count_probs=(0, 0, 1)).set_random_state(5)
     square = lung_square()
     before = {key: square[key].clone() for key in ("image", "label")}
     out = insert(square)
@@ -138,7 +138,7 @@ def write_crop(path: Path, *, wall: bool = False) -> Path:
 
 def inserted(tmp_path: Path, *, wall: bool = False) -> list[dict]:
     bank = ContextBank([write_crop(tmp_path / "crop.npz", wall=wall)])
-    insert = RandInsertContexts(bank, counts=[0.0, 1.0], size_px=(24, 40), feather_px=4).set_random_state(0)
+    insert = RandOverlayContexts(bank, count_probs=[0.0, 1.0], size_px=(24, 40), feather_px=4).set_random_state(0)
     return [insert(lung_square()) for _ in range(60)]
 
 
@@ -172,6 +172,6 @@ def test_no_parts_go_where_nodules_are_drawn_or_none_are_wanted(tmp_path):
     bank = ContextBank([write_crop(tmp_path / "crop.npz")])
     drawn = {**lung_square(), "labelled": torch.ones(2)}
     for counts, sample in (([0.0, 1.0], drawn), ([1.0], lung_square())):
-        after = RandInsertContexts(bank, counts=counts).set_random_state(0)(sample)
+        after = RandOverlayContexts(bank, count_probs=counts).set_random_state(0)(sample)
         assert torch.equal(after["image"], sample["image"])
         assert torch.equal(after["label"], sample["label"])

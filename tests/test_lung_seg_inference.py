@@ -17,9 +17,9 @@ sys.path.insert(0, str(BUNDLE))
 
 from lung_seg.candidates import CandidateFinder  # noqa: E402
 from lung_seg.detector import Detector  # noqa: E402
+from lung_seg.fused_inference import fuse, join  # noqa: E402
 from lung_seg.grid import Box, covered, resample, resample_part, source_box  # noqa: E402
 from lung_seg.inferer import Segmenter  # noqa: E402
-from lung_seg.lean import join, lean  # noqa: E402
 from lung_seg.network import DenseUNet  # noqa: E402
 from lung_seg.outputs import table_rows  # noqa: E402
 from lung_seg.pleura import pleural_distances  # noqa: E402
@@ -45,8 +45,8 @@ class Density(torch.nn.Module):
         return torch.cat([40 * (image.abs() < 0.9) - 20.0, 20 * image - 14], dim=1)
 
 
-def ball(shape, centre, diameter_mm, spacing_mm) -> np.ndarray:
-    """Distance-based ball with an edge of one voxel: 1 inside, 0 outside."""
+def sphere(shape, centre, diameter_mm, spacing_mm) -> np.ndarray:
+    """Distance-based sphere with an edge of one voxel: 1 inside, 0 outside."""
     places = np.indices(shape) - np.reshape(centre, (3, 1, 1, 1))
     distance = np.sqrt(np.sum((places * np.reshape(spacing_mm, (3, 1, 1, 1))) ** 2, axis=0))
     return np.clip(0.5 + (diameter_mm / 2 - distance) / spacing_mm[1], 0, 1).astype(np.float32)
@@ -133,12 +133,12 @@ def test_the_lean_network_equals_the_network(shape):
     network.eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     image = torch.randn(2, 1, *shape)
-    torch.testing.assert_close(lean(network, amp=False)(image), network(image), atol=1e-5, rtol=1e-4)
-    rough = lean(network, amp=True)(image).float()
+    torch.testing.assert_close(fuse(network, amp=False)(image), network(image), atol=1e-5, rtol=1e-4)
+    rough = fuse(network, amp=True)(image).float()
     assert (torch.sigmoid(rough) - torch.sigmoid(network(image))).abs().max() < 0.02
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     other = torch.nn.Identity()
-    assert lean(other, amp=False) is other
+    assert fuse(other, amp=False) is other
 
 
 # ---------------------------------------------------------------- segmenter
@@ -213,7 +213,7 @@ def test_windows_equal_the_whole_inside():
 def test_a_ball_comes_back_with_its_place_and_size(spacing_mm, diameter_mm):
     shape = tuple(int(30 / mm) for mm in spacing_mm)
     centre = np.array([size * 0.45 for size in shape])
-    nodule = 0.9 * ball(shape, centre, diameter_mm, spacing_mm)
+    nodule = 0.9 * sphere(shape, centre, diameter_mm, spacing_mm)
     (found,) = CandidateFinder()(nodule, np.ones(shape), spacing_mm)
     assert found[:3] == pytest.approx(centre, abs=0.35)
     assert found[3] == pytest.approx(diameter_mm, rel=0.12)
@@ -221,14 +221,14 @@ def test_a_ball_comes_back_with_its_place_and_size(spacing_mm, diameter_mm):
 
 
 def test_a_faint_nodule_has_the_size_of_a_clear_one():
-    nodule = ball((30, 40, 40), (15, 20, 20), 12.0, (1, 1, 1))
+    nodule = sphere((30, 40, 40), (15, 20, 20), 12.0, (1, 1, 1))
     clear, faint = (CandidateFinder()(height * nodule, nodule, (1, 1, 1))[0] for height in (1.0, 0.3))
     assert faint[3] == pytest.approx(clear[3])
     assert faint[4] == pytest.approx(0.3, abs=1e-3)
 
 
 def test_a_single_slice_has_discs():
-    nodule = ball((1, 40, 40), (0, 20, 15), 10.0, (1, 0.7, 0.7))
+    nodule = sphere((1, 40, 40), (0, 20, 15), 10.0, (1, 0.7, 0.7))
     (found,) = CandidateFinder()(nodule, nodule, (3.0, 0.7, 0.7))
     assert found[:3] == pytest.approx([0, 20, 15], abs=0.1)
     assert found[3] == pytest.approx(10.0, rel=0.08)
@@ -237,7 +237,7 @@ def test_a_single_slice_has_discs():
 def test_two_balls_that_touch_faintly_stay_two():
     shape, spacing = (24, 24, 40), (1.0, 1.0, 1.0)
     centres = [(12, 12, 12), (12, 12, 27)]
-    nodule = np.maximum(*(ball(shape, centre, 10.0, spacing) for centre in centres))
+    nodule = np.maximum(*(sphere(shape, centre, 10.0, spacing) for centre in centres))
     bridge = np.zeros(shape, dtype=np.float32)
     bridge[11:14, 11:14, 12:28] = 0.25
     found = CandidateFinder(threshold=0.1)(np.maximum(0.9 * nodule, bridge), np.ones(shape), spacing)
@@ -246,7 +246,7 @@ def test_two_balls_that_touch_faintly_stay_two():
 
 
 def test_one_ball_with_a_noisy_top_stays_one():
-    nodule = ball((24, 24, 24), (12, 12, 12), 14.0, (1, 1, 1))
+    nodule = sphere((24, 24, 24), (12, 12, 12), 14.0, (1, 1, 1))
     noisy = nodule * np.random.default_rng(0).uniform(0.8, 0.95, nodule.shape)
     assert len(CandidateFinder()(noisy, nodule, (1, 1, 1))) == 1
 
@@ -255,8 +255,8 @@ def test_small_and_outside_candidates_are_left_out_and_the_pleura_is_not():
     shape, spacing = (20, 220, 220), (2.0, 1.0, 1.0)
     lung = np.zeros(shape, dtype=np.float32)
     lung[:, 60:160, 40:120] = 1
-    balls = {"inside": (10, 100, 80), "at the pleura": (10, 100, 122), "outside": (10, 100, 160)}
-    nodule = np.max([ball(shape, centre, 10.0, spacing) for centre in balls.values()], axis=0)
+    spheres = {"inside": (10, 100, 80), "at the pleura": (10, 100, 122), "outside": (10, 100, 160)}
+    nodule = np.max([sphere(shape, centre, 10.0, spacing) for centre in spheres.values()], axis=0)
     nodule[3, 70, 50] = 1  # one voxel
     found = CandidateFinder()(nodule, lung, spacing)
     assert sorted(found[:, 2]) == pytest.approx([80, 122], abs=0.3)
@@ -266,7 +266,7 @@ def test_small_and_outside_candidates_are_left_out_and_the_pleura_is_not():
 
 def test_candidates_come_by_probability_and_none_are_an_empty_table():
     shape = (12, 40, 40)
-    nodule = 0.4 * ball(shape, (6, 10, 10), 8.0, (1, 1, 1)) + 0.9 * ball(shape, (6, 28, 28), 8.0, (1, 1, 1))
+    nodule = 0.4 * sphere(shape, (6, 10, 10), 8.0, (1, 1, 1)) + 0.9 * sphere(shape, (6, 28, 28), 8.0, (1, 1, 1))
     found = CandidateFinder()(nodule, np.ones(shape), (1, 1, 1))
     assert found[:, 4] == pytest.approx([0.9, 0.4], abs=0.02)
     nothing = CandidateFinder()(np.zeros(shape), np.ones(shape), (1, 1, 1))
@@ -302,7 +302,7 @@ def test_pleural_distance_is_to_the_edge_and_not_to_a_vessel():
 # ---------------------------------------------------------------- detector
 def nodule_scan() -> tuple[np.ndarray, tuple[float, float, float]]:
     hu, spacing = chest(), (5.0, 2.5, 2.5)
-    inside = ball(hu.shape, (12, 60, 35), 25.0, spacing) > 0.5
+    inside = sphere(hu.shape, (12, 60, 35), 25.0, spacing) > 0.5
     hu[inside] = 300
     return hu, spacing
 

@@ -26,7 +26,7 @@ from lungsynth.cohort.phantom.files import write_luna16  # noqa: E402
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort  # noqa: E402
 
 TINY = {"channels": [4, 8], "convolutions": 1, "growth_rate": 2, "dense_layers": 2}
-SMALL = {"epoch_length": 2, "batch_size": 4, "size_px": 64, "tiles": 1, "max_epochs": 1, "val_interval": 1}
+SMALL = {"epoch_length": 2, "batch_size": 4, "size_px": 64, "tiles_per_side": 1, "max_epochs": 1, "val_interval": 1}
 
 
 @pytest.fixture(scope="module")
@@ -56,18 +56,18 @@ def workflow(cohort: Path, output: Path, *overlays: str, **settings) -> ConfigWo
     )
 
 
-def test_balls_are_a_kind_of_their_own_that_nobody_drew(luna):
-    balls = [entry for entry in entries(luna, "segmentation") if entry["kind"] == "ball"]
-    assert {entry["image"] for entry in balls} == {entry["nodule"] for entry in entries(luna, "nodules")}
-    assert len(balls) == 12
+def test_spheres_are_a_kind_of_their_own_that_nobody_drew(luna):
+    spheres = [entry for entry in entries(luna, "segmentation") if entry["kind"] == "ball"]
+    assert {entry["image"] for entry in spheres} == {entry["nodule"] for entry in entries(luna, "nodules")}
+    assert len(spheres) == 12
     for part in ("training", "validation"):
         kinds = [sample["kind"] for sample in read_datalist(luna, part)]
         assert set(kinds) == {"slice"}, "unless they are asked for"
         assert not nodule_files(luna, part)
-        with_balls = read_datalist(luna, part, balls=True, nodules_per_sample=1)
-        assert [sample["kind"] for sample in with_balls[: len(kinds)]] == kinds
-        assert len(with_balls) - len(kinds) == len(nodule_files(luna, part, balls=True)) >= 2
-        assert len(nodule_weights(luna, part, balance=0.5, balls=True)) == len(with_balls) - len(kinds)
+        with_spheres = read_datalist(luna, part, use_spheres=True, nodules_per_sample=1)
+        assert [sample["kind"] for sample in with_spheres[: len(kinds)]] == kinds
+        assert len(with_spheres) - len(kinds) == len(nodule_files(luna, part, use_spheres=True)) >= 2
+        assert len(nodule_weights(luna, part, category_balance=0.5, use_spheres=True)) == len(with_spheres) - len(kinds)
     judged = open_subset(luna)
     assert judged.judged_nodules, "scans are judged by centres"
     assert not any(nodule.drawn or nodule.votes for nodule in judged.nodules), "there are no crops to judge"
@@ -82,30 +82,30 @@ def test_what_is_dense_in_a_ball_is_nodule_the_rest_of_it_is_ignored(luna, patie
         rows, columns = np.nonzero(label == 255)
         reach_mm = 0.7 * np.hypot(rows - 31.5, columns - 31.5).max()
         largest_mm = max(nodule.diameter_mm for nodule in patients[entry["patient_id"]].nodules)
-        assert reach_mm < largest_mm / 2 + 2 + 2, "a ball, its margin, and what the mask's centroid is off its centre"
+        assert reach_mm < largest_mm / 2 + 2 + 2, "a sphere, its margin, and what the mask's centroid is off its centre"
         around = 0.7 * np.hypot(*(np.indices((64, 64)) - 31.5)) > largest_mm / 2 + 4
         assert (label[around] == 0).all()
 
 
-def test_balls_fill_the_banks(luna):
-    files = nodule_files(luna, "training", balls=True)
+def test_spheres_fill_the_banks(luna):
+    files = nodule_files(luna, "training", use_spheres=True)
     drawn = NoduleBank(files).draw(np.random.RandomState(0))
     assert drawn is not None
     assert drawn.mask.sum() > 50
-    bank = CubeBank(luna, balls=True)
+    bank = CubeBank(luna, use_spheres=True)
     groups = bank.groups()
     assert len(groups["crops"]) == len(files)
-    assert groups["scans"], "scans with balls show nodules as they continue from slice to slice"
+    assert groups["scans"], "scans with spheres show nodules as they continue from slice to slice"
     assert set(map(id, groups["scans"])) <= set(map(id, groups["lungs"]))
     cubes, is_nodule = bank.draw(6, 6, np.random.default_rng(0))
     middle = cubes[:, 0, 2, 17:23, 17:23].mean(dim=(1, 2))
     assert middle[is_nodule == 1].mean() > middle[is_nodule == 0].mean()
-    few = CubeBank(luna, balls=True, max_slices=1).groups()
+    few = CubeBank(luna, use_spheres=True, max_slices=1).groups()
     assert len(few["lungs"]) == 1 < len(groups["lungs"])
 
 
 def test_the_nodule_channel_has_a_gradient(luna, tmp_path):
-    run = workflow(luna, tmp_path, balls=True, **TINY)
+    run = workflow(luna, tmp_path, use_spheres=True, **TINY)
     run.initialize()
     shown = 0
     for batch in run.parser.get_parsed_content("train#dataloader"):
@@ -121,23 +121,23 @@ def test_the_nodule_channel_has_a_gradient(luna, tmp_path):
 def test_a_training_on_luna16_starts_and_its_weights_say_on_what(luna, tmp_path, overlays, caplog):
     network = {"width": 8, "train#step#drawn_negatives": 8} if overlays else TINY
     with caplog.at_level(logging.INFO, logger="lung_seg.datalist"):
-        run = workflow(luna, tmp_path, *overlays, balls=True, val_slices=2, **network)
+        run = workflow(luna, tmp_path, *overlays, use_spheres=True, val_slices=2, **network)
         run.initialize()
         run.run()
-    assert "have centre and diameter alone and train with what is dense in their balls" in caplog.text
+    assert "have centre and diameter alone and train with what is dense in their spheres" in caplog.text
     sidecar = json.loads((tmp_path / "model.json").read_text())
-    assert sidecar["balls"] is True
+    assert sidecar["use_spheres"] is True
     assert np.isfinite(sidecar["validation"]["froc" if overlays else "dice_nodule"])
 
 
 def test_a_cohort_without_nodules_to_learn_from_is_refused(luna, tmp_path):
-    with pytest.raises(ValueError, match=r"segmentation\.json: .* has none, and \d+ nodules .* Give --balls True"):
+    with pytest.raises(ValueError, match=r"segmentation\.json: .* has none, and \d+ nodules .* Give use_spheres True"):
         read_datalist(luna, "training", needs_nodules=True)
     refused = workflow(luna, tmp_path, **TINY)
     refused.initialize()
     with pytest.raises(RuntimeError) as caught:
         refused.run()
     assert "needs nodules that somebody drew" in repr(caught.value.__cause__)
-    assert read_datalist(luna, "training", needs_nodules=True, balls=True)
-    with pytest.raises(ValueError, match="give --balls True"):
+    assert read_datalist(luna, "training", needs_nodules=True, use_spheres=True)
+    with pytest.raises(ValueError, match="give use_spheres True"):
         CubeBank(luna).draw(1, 1, np.random.default_rng(0))

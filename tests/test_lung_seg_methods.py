@@ -366,7 +366,7 @@ def run_training(name: str, cohort: Path, output: Path, **settings) -> ConfigWor
         epoch_length=2,
         batch_size=2,
         size_px=96,
-        tiles=2,
+        tiles_per_side=2,
         val_interval=1,
         **settings,
     )

@@ -85,16 +85,16 @@ class SegmentationTraining:
             "patience": validations + 1,
             "batch_size": self.batch_size,
             "size_px": self.size_px,
-            "tiles": self.tiles,
+            "tiles_per_side": self.tiles,
             "learning_rate": self.learning_rate,
             "amp": self.amp,
             "train::dataset::progress": False,
             "validate::dataset::progress": False,
-            "crop_share": self.crop_share / (1 - added),
+            "nodule_crop_share": self.crop_share / (1 - added),
             "extra_share": added if arm.real else 1.0,
             "extra_datalist": str(datalist) if datalist else None,
-            "inserted": [*self.own_composites] if arm.plain else [1.0],
-            "contexts": [1.0],
+            "nodules_per_crop_probs": [*self.own_composites] if arm.plain else [1.0],
+            "context_patches_probs": [1.0],
         }
 
 

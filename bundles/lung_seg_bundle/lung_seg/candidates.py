@@ -2,8 +2,8 @@
 """Nodule candidates of a scan: what hangs together above a low probability, taken apart where it has several cores.
 
 A candidate's extent is where the probability is at least half of its height, so that faint and clear nodules are
-measured alike. Its height is the mean of its highest voxels, as many as fill a small ball: one bright voxel is noise.
-Single slices have areas and discs where scans have volumes and balls.
+measured alike. Its height is the mean of its highest voxels, as many as fill a small sphere: one bright voxel is noise.
+Single slices have areas and discs where scans have volumes and spheres.
 """
 
 import math
@@ -32,7 +32,7 @@ class CandidateFinder:
         min_diameter_mm: smaller ones are left out.
         pleura_mm: voxels so far from the lung still count as lung, so that nodules at the pleura are kept.
         inside: share of a candidate's voxels that must lie in the lung, or so close to it.
-        core_mm: diameter of the ball over whose volume a candidate's height is averaged.
+        core_mm: diameter of the sphere over whose volume a candidate's height is averaged.
 
     Raises:
         ValueError: for a threshold or share outside (0, 1), or a negative length.
@@ -135,7 +135,7 @@ def _box_of(mask: np.ndarray) -> tuple[slice, ...] | None:
 
 
 def _height(probability: np.ndarray, spacing_mm: tuple[float, float, float], *, core_mm: float) -> float:
-    """Mean of the highest voxels that fill a ball (in a single slice: a disc) of `core_mm`."""
+    """Mean of the highest voxels that fill a sphere (in a single slice: a disc) of `core_mm`."""
     voxels = probability[probability > 0]
     count = max(1, round(_voxels_of(core_mm, spacing_mm, flat=len(probability) == 1)))
     highest = voxels if len(voxels) <= count else np.partition(voxels, -count)[-count:]
@@ -143,14 +143,14 @@ def _height(probability: np.ndarray, spacing_mm: tuple[float, float, float], *, 
 
 
 def _voxels_of(diameter_mm: float, spacing_mm: tuple[float, float, float], *, flat: bool) -> float:
-    """Voxels that a ball (in a single slice: a disc) fills."""
+    """Voxels that a sphere (in a single slice: a disc) fills."""
     if flat:
         return math.pi * diameter_mm**2 / 4 / math.prod(spacing_mm[1:])
     return math.pi * diameter_mm**3 / 6 / math.prod(spacing_mm)
 
 
 def _diameter(extent: np.ndarray, spacing_mm: tuple[float, float, float], *, flat: bool) -> float:
-    """Of the ball, or in a single slice the disc, of equal size."""
+    """Of the sphere, or in a single slice the disc, of equal size."""
     if flat:
         return 2 * math.sqrt(extent.sum() * math.prod(spacing_mm[1:]) / math.pi)
     return float(6 * extent.sum() * math.prod(spacing_mm) / math.pi) ** (1 / 3)

@@ -21,7 +21,7 @@ from torch.nn import functional
 from .losses import LUNG, NODULE
 from .stacks import mask_votes, open_nodule
 
-__all__ = ["TRIES", "Insert", "NoduleBank", "RandInsert", "RandInsertNodules", "blend", "overlap"]
+__all__ = ["TRIES", "Insert", "NoduleBank", "RandOverlay", "RandOverlayNodules", "blend", "overlap"]
 
 _SMALLEST_PX = 6  # of a slice's mask; less is a nodule's end cap
 TRIES = 8  # places looked at for a nodule before it is given up
@@ -82,8 +82,8 @@ def overlap(
 class NoduleBank:
     """Nodules to insert, read when the first is asked for.
 
-    Only nodules that two readers agree on, or that are known by their ball, are kept, and of them the slices that show
-    more than an end cap.
+    Only nodules that two readers agree on, or that are known by their sphere, are kept, and of them the slices that
+    show more than an end cap.
 
     Args:
         files: npz files of a COHORT's nodules.
@@ -124,25 +124,25 @@ def _read_planes(path: str | Path) -> np.ndarray:
     return np.stack([arrays["hu"][large], arrays["alpha"][large]], axis=1).astype(np.float16)
 
 
-class RandInsert(RandomizableTransform):
+class RandOverlay(RandomizableTransform):
     """Puts something into squares of slices that have lungs but no nodules drawn; what, subclasses say.
 
     Args:
         bank: where it comes from; without any, the data pass as they are.
-        counts: how often 0, 1, 2, ... are put into a square, as shares that sum to 1.
+        count_probs: how often 0, 1, 2, ... are put into a square, as shares that sum to 1.
     """
 
-    def __init__(self, bank: Any, *, counts: Sequence[float]) -> None:
+    def __init__(self, bank: Any, *, count_probs: Sequence[float]) -> None:
         super().__init__(prob=1.0)
         self.bank = bank
-        self.counts = counts
+        self.count_probs = count_probs
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         lung, nodule = data["labelled"].tolist()
         if not lung or nodule or not self.bank.files:
             return dict(data)
         image, label = data["image"].clone(), data["label"].clone()
-        for _ in range(self.R.choice(len(self.counts), p=self.counts)):
+        for _ in range(self.R.choice(len(self.count_probs), p=self.count_probs)):
             self._insert_one(image[0], label[0])
         return {**data, "image": image, "label": label}
 
@@ -151,14 +151,14 @@ class RandInsert(RandomizableTransform):
         raise NotImplementedError
 
 
-class RandInsertNodules(RandInsert):
+class RandOverlayNodules(RandOverlay):
     """Puts nodules into the lungs of squares, and marks these as labelled for both.
 
-    Whatever else the slice shows counts as free of nodules from then on.
+    Whatever else the slice shows count_probs as free of nodules from then on.
 
     Args:
         bank: where the nodules come from; without any, the data pass as they are.
-        counts: how often 0, 1, 2, ... nodules are put into a square, as shares that sum to 1.
+        count_probs: how often 0, 1, 2, ... nodules are put into a square, as shares that sum to 1.
         zoom: nodules are scaled by a factor within [1 / zoom, zoom].
         inside: share of a nodule's pixels that must lie in the lung.
     """
@@ -167,11 +167,11 @@ class RandInsertNodules(RandInsert):
         self,
         bank: NoduleBank,
         *,
-        counts: Sequence[float] = (0.2, 0.4, 0.25, 0.15),
+        count_probs: Sequence[float] = (0.2, 0.4, 0.25, 0.15),
         zoom: float = 1.3,
         inside: float = 0.8,
     ) -> None:
-        super().__init__(bank, counts=counts)
+        super().__init__(bank, count_probs=count_probs)
         self.zoom = zoom
         self.inside = inside
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from . import IGNORED
-from .composites import TRIES, RandInsert, overlap
+from .composites import TRIES, RandOverlay, overlap
 from .losses import LUNG, NODULE
 from .stacks import read_nodule
 
-__all__ = ["ContextBank", "RandInsertContexts"]
+__all__ = ["ContextBank", "RandOverlayContexts"]
 
 _SOFT_HU = -300
 _INSIDE = 0.97  # of a rectangle's pixels lie in the lung, the others stay as they are
@@ -46,7 +46,7 @@ class ContextBank:
         return np.rot90(hu[place], quarters)[:, ::step], np.rot90(label[place], quarters)[:, ::step]
 
 
-class RandInsertContexts(RandInsert):
+class RandOverlayContexts(RandOverlay):
     """Blends rectangles of crops into the lungs of squares on which nobody drew nodules: real nodules, and vessels that
     are none, of many more patients than those who lend whole lungs.
 
@@ -55,7 +55,7 @@ class RandInsertContexts(RandInsert):
 
     Args:
         bank: where the crops come from; without any, the data pass as they are.
-        counts: how often 0, 1, 2, ... rectangles are blended into a square, as shares that sum to 1.
+        count_probs: how often 0, 1, 2, ... rectangles are blended into a square, as shares that sum to 1.
         size_px: smallest and largest side of a rectangle.
         feather_px: width of the seam.
         soft: largest share of soft tissue.
@@ -65,12 +65,12 @@ class RandInsertContexts(RandInsert):
         self,
         bank: ContextBank,
         *,
-        counts: Sequence[float] = (1.0,),
+        count_probs: Sequence[float] = (1.0,),
         size_px: tuple[int, int] = (24, 48),
         feather_px: int = 4,
         soft: float = 0.12,
     ) -> None:
-        super().__init__(bank, counts=counts)
+        super().__init__(bank, count_probs=count_probs)
         self.size_px = size_px
         self.feather_px = feather_px
         self.soft = soft

@@ -2,10 +2,10 @@
 """What to read: the parts of a COHORT's `segmentation.json`, and labelled slices of another list beside them.
 
 An entry of kind `slice` is an axial slice with its label map; entries of kind `nodule` (npz files of 64 x 64 crops) are
-gathered, since a crop is small: one sample shows several nodules side by side (see `transforms.py`). Kind `ball` is
-the same of a nodule whose outline nobody drew (LUNA16): what is dense in the ball of its diameter stands for it, in a
-training that asks for it. Its scan's slices need no kind of their own: composites make them labelled for both channels,
-as they do all slices with lungs, and their label maps know the balls.
+gathered, since a crop is small: one sample shows several nodules side by side (see `transforms.py`). Kind `sphere`
+(`ball` in cohorts of `format: 1`) is the same of a nodule whose outline nobody drew (LUNA16): what is dense in the
+sphere of its diameter stands for it, in a training that asks for it. Its scan's slices need no kind of their own:
+composites make them labelled for both channels, as they do all slices with lungs, and their label maps know spheres.
 """
 
 import hashlib
@@ -30,29 +30,29 @@ NODULES_NAME = "nodules.json"
 
 def read_datalist(
     dataset_dir: str | Path | None,
-    part: str,
+    split: str,
     *,
     nodules_per_sample: int = 9,
     limit: int | None = None,
     extra: str | Path | None = None,
-    balance: float = 0.0,
-    balls: bool = False,
+    category_balance: float = 0.0,
+    use_spheres: bool = False,
     max_slices: int | None = None,
     needs_nodules: bool = False,
 ) -> list[dict[str, Any]]:
-    """Samples of one part of a COHORT.
+    """Samples of one split of a COHORT.
 
     Args:
         dataset_dir: the COHORT.
-        part: `training`, `validation` or `test`.
+        split: `training`, `validation` or `test`.
         nodules_per_sample: how many nodules stand side by side in a sample of kind `nodule`.
-        limit: keep at most so many samples, evenly spread over the part.
+        limit: keep at most so many samples, evenly spread over the split.
         extra: a MONAI data list with slices whose lungs and nodules are all labelled, such as the `datalist.json` of a
             synthetic set; they stand behind the others, and `limit` does not count them.
-        balance: of categories among nodules, see `nodule_weights`.
-        balls: whether entries of kind `ball` count like those of kind `nodule`.
-        max_slices: keep at most so many slices, evenly spread over the part; nodules are all kept.
-        needs_nodules: refuse a part without a nodule to learn from, unless there is `extra`.
+        category_balance: of categories among nodules, see `nodule_weights`.
+        use_spheres: whether entries of kind `sphere` count like those of kind `nodule`.
+        max_slices: keep at most so many slices, evenly spread over the split; nodules are all kept.
+        needs_nodules: refuse a split without a nodule to learn from, unless there is `extra`.
 
     Returns:
         One dict a sample: `kind`, `labelled` (two numbers, lung and nodule: 1 where an expert drew it), `weight` (how
@@ -61,12 +61,12 @@ def read_datalist(
         category, where these are balanced), and are shown in proportion to it: large ones are rare.
 
     Raises:
-        ValueError: when the COHORT, the part, the extra list or nodules are not there, or files of it are missing.
+        ValueError: when the COHORT, the split, the extra list or nodules are not there, or files of it are missing.
     """
-    entries = _read_part(dataset_dir, part)
+    entries = _read_split(dataset_dir, split)
     root = Path(str(dataset_dir))
     if needs_nodules and not extra:
-        _check_nodules(root / FILE_NAME, part, entries, balls=balls)
+        _check_nodules(root / FILE_NAME, split, entries, use_spheres=use_spheres)
     slices = [
         {
             "kind": "slice",
@@ -78,10 +78,10 @@ def read_datalist(
         }
         for entry in _spread([entry for entry in entries if entry["kind"] == "slice"], max_slices)
     ]
-    sizes, categories = _known(root, part, "diameter_mm"), _known(root, part, "category") if balance else {}
-    names = _nodule_names(entries, balls=balls)
+    sizes, categories = _known(root, split, "diameter_mm"), _known(root, split, "category") if category_balance else {}
+    names = _nodule_names(entries, use_spheres=use_spheres)
     names.sort(key=lambda name: (categories.get(name, ""), sizes.get(name, 1.0), name))
-    shares = _balanced([categories.get(name, "") for name in names], balance)
+    shares = _balanced([categories.get(name, "") for name in names], category_balance)
     weights = [sizes.get(name, 1.0) * share for name, share in zip(names, shares, strict=True)]
     nodules = [root / name for name in names]
     _check_files(root / FILE_NAME, [sample[key] for sample in slices for key in ("image", "label")] + nodules)
@@ -111,7 +111,7 @@ def read_extra(path: str | Path) -> list[dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: expected a data list whose `training` names `image` and `label`, got {error!r}. Give "
-            "--extra_datalist the datalist.json of a synthetic set."
+            "extra_datalist the datalist.json of a synthetic set."
         ) from error
     if not pairs:
         raise ValueError(f"{path}: its `training` is empty. Make more samples, or leave out --extra_datalist.")
@@ -134,39 +134,45 @@ def describe_extra(path: str | Path | None) -> dict[str, Any] | None:
     return {"samples": len(read_extra(path)), "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
 
 
-def nodule_files(dataset_dir: str | Path | None, part: str, *, balls: bool = False) -> list[Path]:
-    """Files of the nodules of a part of a COHORT, for `composites.NoduleBank`; arguments as in `read_datalist`."""
+def nodule_files(dataset_dir: str | Path | None, split: str, *, use_spheres: bool = False) -> list[Path]:
+    """Files of the nodules of a split of a COHORT, for `composites.NoduleBank`; arguments as in `read_datalist`."""
     root = Path(str(dataset_dir))
-    files = [root / name for name in _nodule_names(_read_part(dataset_dir, part), balls=balls)]
+    files = [root / name for name in _nodule_names(_read_split(dataset_dir, split), use_spheres=use_spheres)]
     _check_files(root / FILE_NAME, files)
     return files
 
 
-def nodule_weights(dataset_dir: str | Path | None, part: str, *, balance: float, balls: bool = False) -> list[float]:
+def nodule_weights(
+    dataset_dir: str | Path | None, split: str, *, category_balance: float, use_spheres: bool = False
+) -> list[float]:
     """How often each of `nodule_files` is shown, on average 1.
 
     Args:
         dataset_dir: the COHORT.
-        part: as in `read_datalist`.
-        balance: 0 shows all alike, 1 all categories (`nodules.json`) alike; between, a category of n nodules has the
-            weight n to the power of 1 - balance.
-        balls: as in `read_datalist`.
+        split: as in `read_datalist`.
+        category_balance: 0 shows all alike, 1 all categories (`nodules.json`) alike; between, a category of n nodules
+            has the weight n to the power of 1 - category_balance.
+        use_spheres: as in `read_datalist`.
     """
-    categories = _known(Path(str(dataset_dir)), part, "category")
-    names = _nodule_names(_read_part(dataset_dir, part), balls=balls)
-    return _balanced([categories.get(name, "") for name in names], balance)
+    categories = _known(Path(str(dataset_dir)), split, "category")
+    names = _nodule_names(_read_split(dataset_dir, split), use_spheres=use_spheres)
+    return _balanced([categories.get(name, "") for name in names], category_balance)
 
 
-def _balanced(categories: Sequence[str], balance: float) -> list[float]:
+def _balanced(categories: Sequence[str], category_balance: float) -> list[float]:
     counts = Counter(categories)
-    weights = [counts[category] ** -balance for category in categories]
+    weights = [counts[category] ** -category_balance for category in categories]
     mean = statistics.fmean(weights) if weights else 1.0
     return [weight / mean for weight in weights]
 
 
-def _nodule_names(entries: Sequence[dict[str, Any]], *, balls: bool) -> list[str]:
-    kinds = ("nodule", "ball") if balls else ("nodule",)
-    return [entry["image"] for entry in entries if entry["kind"] in kinds]
+def _nodule_names(entries: Sequence[dict[str, Any]], *, use_spheres: bool) -> list[str]:
+    return [entry["image"] for entry in entries if entry["kind"] == "nodule" or (use_spheres and _is_sphere(entry))]
+
+
+def _is_sphere(entry: dict[str, Any]) -> bool:
+    """Whether a nodule is known by centre and diameter alone; cohorts of `format: 1` say `ball`."""
+    return entry["kind"] in ("sphere", "ball")
 
 
 def _spread(items: list[dict[str, Any]], most: int | None) -> list[dict[str, Any]]:
@@ -176,21 +182,21 @@ def _spread(items: list[dict[str, Any]], most: int | None) -> list[dict[str, Any
     return [items[index * len(items) // most] for index in range(most)]
 
 
-def _check_nodules(path: Path, part: str, entries: Sequence[dict[str, Any]], *, balls: bool) -> None:
-    """Refuses a part that would train the nodule channel on nothing; logs what becomes of nodules known by balls."""
-    known = sum(entry["kind"] == "ball" for entry in entries)
+def _check_nodules(path: Path, split: str, entries: Sequence[dict[str, Any]], *, use_spheres: bool) -> None:
+    """Refuses a split that would train the nodule channel on nothing; logs what becomes of nodules known by spheres."""
+    known = sum(map(_is_sphere, entries))
     if known:
-        said = "train with what is dense in their balls" if balls else "do not train; --balls True lets them"
-        logger.info("%s: %d nodules of '%s' have centre and diameter alone and %s.", path, known, part, said)
+        said = "train with what is dense in their spheres" if use_spheres else "do not train without use_spheres"
+        logger.info("%s: %d nodules of '%s' have centre and diameter alone and %s.", path, known, split, said)
     drawn = any(entry["kind"] == "slice" and "nodule" in entry["labelled"] for entry in entries)
-    crops = (path.parent / name for name in _nodule_names(entries, balls=balls))
+    crops = (path.parent / name for name in _nodule_names(entries, use_spheres=use_spheres))
     if drawn or any(_has_mask(crop) for crop in crops):
         return
-    way = "Give --balls True to train with what is dense in balls of that size, or prepare" if known else "Prepare"
+    way = "Give use_spheres True to train with what is dense in these spheres, or prepare" if known else "Prepare"
     raise ValueError(
-        f"{path}: a training needs nodules that somebody drew (slices, or crops of two readers), but the part '{part}' "
-        f"has none, and {known} nodules with centre and diameter alone. {way} a cohort that holds drawn nodules, such "
-        "as those of LIDC-IDRI. For a network of lungs alone give --train#dataset#data#needs_nodules False."
+        f"{path}: a training needs nodules that somebody drew (slices, or crops of two readers), but the split "
+        f"'{split}' has none, and {known} nodules with centre and diameter alone. {way} a cohort that holds drawn "
+        "nodules, such as those of LIDC-IDRI. For a network of lungs alone set needs_nodules to False."
     )
 
 
@@ -199,25 +205,23 @@ def _has_mask(path: Path) -> bool:
     return bool(arrays["votes"].max() >= mask_votes(arrays))
 
 
-def _read_part(dataset_dir: str | Path | None, part: str) -> list[dict[str, Any]]:
+def _read_split(dataset_dir: str | Path | None, split: str) -> list[dict[str, Any]]:
     path = Path(str(dataset_dir)) / FILE_NAME
     if dataset_dir is None or not path.is_file():
         raise ValueError(
-            f"This needs a COHORT with {FILE_NAME}, got dataset_dir={dataset_dir}. Give --dataset_dir COHORT, "
+            f"This needs a COHORT with {FILE_NAME}, got dataset_dir={dataset_dir}. Give dataset_dir, "
             "a folder written by scripts/prepare.py."
         )
-    entries = json.loads(path.read_text()).get(part) or []
+    entries = json.loads(path.read_text()).get(split) or []
     if not entries:
-        raise ValueError(
-            f"{path}: the part '{part}' is empty. Prepare a cohort of more patients, or name another part with --part."
-        )
+        raise ValueError(f"{path}: the split '{split}' is empty. Prepare a cohort of more patients, or another split.")
     return entries
 
 
-def _known(root: Path, part: str, key: str) -> dict[str, Any]:
+def _known(root: Path, split: str, key: str) -> dict[str, Any]:
     """What the COHORT's list of nodules says of each, by file; empty where it has none."""
     path = root / NODULES_NAME
-    entries = json.loads(path.read_text()).get(part, []) if path.is_file() else []
+    entries = json.loads(path.read_text()).get(split, []) if path.is_file() else []
     return {entry["nodule"]: entry[key] for entry in entries if key in entry}
 
 

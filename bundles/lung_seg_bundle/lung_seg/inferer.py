@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import CHANNELS
+from .fused_inference import fuse
 from .grid import Box, covered, resample_part, resampled_shape, source_box
-from .lean import lean
 from .precision import resolve_amp
 from .region import lung_boxes
 
@@ -67,7 +67,7 @@ class Segmenter:
         self.amp = resolve_amp(amp, self.device)
         self.crop = crop
         self.batch_size = batch_size
-        self.runner = lean(self.network, amp=self.amp) if self.device.type == "cpu" else self.network
+        self.runner = fuse(self.network, amp=self.amp) if self.device.type == "cpu" else self.network
 
     def __call__(self, hu: np.ndarray, spacing_mm: tuple[float, float]) -> dict[str, np.ndarray]:
         """Probabilities of one slice.

@@ -6,7 +6,7 @@ from scipy import ndimage
 
 __all__ = ["pleural_distances"]
 
-GRID_MM = 1.5
+DISTANCE_GRID_MM = 1.5  # grid on which distances are measured; they are exact to about one step of it
 CLOSING_MM = 6.0  # vessels and nodules that the lung leaves out are narrower than twice this
 
 
@@ -23,7 +23,7 @@ def pleural_distances(lung: np.ndarray, places: np.ndarray, spacing_mm: tuple[fl
     Returns:
         float64 (n,).
     """
-    steps = tuple(max(1, int(GRID_MM / mm + 0.5)) for mm in spacing_mm)
+    steps = tuple(max(1, int(DISTANCE_GRID_MM / mm + 0.5)) for mm in spacing_mm)
     grid_mm = np.array([mm * step for mm, step in zip(spacing_mm, steps, strict=True)])
     sampled = lung[tuple(slice(step // 2, None, step) for step in steps)]
     if not len(places) or not sampled.size:

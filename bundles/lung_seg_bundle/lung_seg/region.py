@@ -20,7 +20,7 @@ __all__ = ["MARGIN_MM", "lung_boxes"]
 MARGIN_MM = 8.0  # around the air in the slice
 REACH_MM = 10.0  # to the neighbouring slices whose air counts as well
 SMALLEST_CHEST_MM = 200.0  # narrower images are crops of a chest
-GRID_MM = 3.0
+REGION_GRID_MM = 3.0  # grid on which lungs are looked for: coarser is faster and makes the boxes less exact
 TISSUE_FROM_HU = -400.0
 ROOM_BELOW_HU = -940.0  # air around the patient; lungs are denser
 SMALLEST_LUNG_ML = 20.0
@@ -65,7 +65,7 @@ def lung_boxes(
 
 
 def _step(mm: float) -> int:
-    return max(1, int(GRID_MM / mm + 0.5))
+    return max(1, int(REGION_GRID_MM / mm + 0.5))
 
 
 def _coarse(hu: torch.Tensor, steps: tuple[int, int, int]) -> np.ndarray:

@@ -21,7 +21,8 @@ class EpochSampler(DistributedSampler):
     Args:
         data: the samples (`read_datalist`); those of equal `kind` and `labelled` form a group. Groups share alike, but
             for those of kind `nodule` and the extra ones; within a group samples come in proportion to their `weight`.
-        crop_share: share of the groups of kind `nodule` in what is not extra, where there are others beside them.
+        nodule_crop_share: share of the groups of kind `nodule` in what is not extra, where there are others
+            beside them.
         samples: how many an epoch shows in this process, with replacement.
         seed: of the draw.
         extra_share: share of the samples marked `extra` in the whole, where there are any; 1 leaves nothing else.
@@ -35,12 +36,14 @@ class EpochSampler(DistributedSampler):
         data: Sequence[Mapping[str, Any]],
         *,
         samples: int,
-        crop_share: float = 0.45,
+        nodule_crop_share: float = 0.3,
         seed: int = 0,
         extra_share: float = 0.5,
     ) -> None:
-        if not (0 <= crop_share <= 1 and 0 <= extra_share <= 1):
-            raise ValueError(f"Shares lie in [0, 1], got crop_share {crop_share} and extra_share {extra_share}.")
+        if not (0 <= nodule_crop_share <= 1 and 0 <= extra_share <= 1):
+            raise ValueError(
+                f"Shares lie in [0, 1], got nodule_crop_share {nodule_crop_share} and extra_share {extra_share}."
+            )
         ready = distributed.is_available() and distributed.is_initialized()
         replicas, rank = (distributed.get_world_size(), distributed.get_rank()) if ready else (1, 0)
         super().__init__(data, num_replicas=replicas, rank=rank, seed=seed)
@@ -49,7 +52,7 @@ class EpochSampler(DistributedSampler):
         sums: Counter[tuple[Any, ...]] = Counter()
         for group, sample in zip(groups, data, strict=True):
             sums[group] += sample["weight"]
-        shares = _shares(list(sums), crop_share=crop_share, extra_share=extra_share)
+        shares = _shares(list(sums), nodule_crop_share=nodule_crop_share, extra_share=extra_share)
         weights = [shares[group] * sample["weight"] / sums[group] for group, sample in zip(groups, data, strict=True)]
         self.weights = torch.tensor(weights, dtype=torch.float64)
 
@@ -60,11 +63,11 @@ class EpochSampler(DistributedSampler):
 
 
 def _shares(
-    groups: Sequence[tuple[Any, ...]], *, crop_share: float, extra_share: float
+    groups: Sequence[tuple[Any, ...]], *, nodule_crop_share: float, extra_share: float
 ) -> dict[tuple[Any, ...], float]:
     """How often each group comes; the extra ones keep their share whatever else there is."""
     kinds = Counter(kind for kind, *_ in groups)
-    of_kind = {"nodule": crop_share, "slice": 1 - crop_share}
+    of_kind = {"nodule": nodule_crop_share, "slice": 1 - nodule_crop_share}
     known = sum(share for kind, share in of_kind.items() if kinds[kind]) or 1.0
     real = 1 - extra_share if kinds["extra"] else 1.0
     of_kind = {kind: real * share / known for kind, share in of_kind.items()} | {"extra": extra_share}

@@ -50,14 +50,17 @@ class Stack:
 
 
 def open_nodule(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Arrays of a nodule's npz, and `ball` where it has that: where nobody drew the nodule (see `mask_votes`).
+    """Arrays of a nodule's npz, and `sphere` where it has that: where nobody drew the nodule (see `mask_votes`).
 
     Raises:
         ValueError: when the file has them not.
     """
     try:
         with np.load(path) as arrays:
-            return {name: arrays[name] for name in (*names, *({"ball"} & set(arrays.files)))}
+            read = {name: arrays[name] for name in names}
+            for name in {"sphere", "ball"} & set(arrays.files):  # `ball` in cohorts of `format: 1`
+                read["sphere"] = arrays[name]
+            return read
     except (KeyError, OSError, ValueError) as error:
         raise ValueError(
             f"{path}: expected a nodule's npz with {', '.join(names)} ({error}). Prepare the cohort again."
@@ -65,8 +68,8 @@ def open_nodule(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]
 
 
 def mask_votes(arrays: Mapping[str, np.ndarray]) -> int:
-    """Votes that make a pixel nodule: two readers'; one where `votes` says what is dense in an annotated ball."""
-    return 1 if "ball" in arrays else 2
+    """Votes that make a pixel nodule: two readers'; one where `votes` says what is dense in an annotated sphere."""
+    return 1 if "sphere" in arrays else 2
 
 
 def read_nodule(path: str | Path) -> Stack:
@@ -74,7 +77,7 @@ def read_nodule(path: str | Path) -> Stack:
 
     Where a slice shows that, what one reader alone drew is background; on slices without it, and on nodules that only
     one reader saw, it is ignored. So is what the source did not cover.
-    Where only centre and diameter are known, nodule is what is dense in the ball, and the rest of it is ignored.
+    Where only centre and diameter are known, nodule is what is dense in the sphere, and the rest of it is ignored.
 
     Raises:
         ValueError: when the file has not the arrays of a COHORT's nodule.
@@ -82,7 +85,7 @@ def read_nodule(path: str | Path) -> Stack:
     arrays = open_nodule(path, ("context", "votes", "valid", "largest"))
     votes = arrays["votes"]
     mask = votes >= mask_votes(arrays)
-    doubtful = arrays["ball"] if "ball" in arrays else (votes == 1) & ~mask.any(axis=(1, 2), keepdims=True)
+    doubtful = arrays["sphere"] if "sphere" in arrays else (votes == 1) & ~mask.any(axis=(1, 2), keepdims=True)
     label = np.where(mask, NODULE, 0).astype(np.uint8)
     label[(doubtful & ~mask) | ~arrays["valid"]] = IGNORED
     return Stack(

@@ -2,8 +2,9 @@
 """From stacks of slices to what the network is trained and validated on, on the grid of `spacing_mm`.
 
 A slice gives one square (training) or its whole frame (validation). Nodule crops are much smaller than the square, so
-`tiles` x `tiles` of them stand side by side in it, each from another nodule; between them the label is 255. Slices are
-turned and scaled a little but never mirrored, since left and right lung differ; nodules are turned and mirrored freely.
+`tiles_per_side` squared of them stand side by side in it, each from another nodule; between them the label is 255.
+Slices are turned and scaled a little but never mirrored, since left and right lung differ; nodules are turned and
+mirrored freely.
 """
 
 import itertools
@@ -35,13 +36,13 @@ def _whole(stack: Stack, *, spacing_mm: float) -> tuple[Tensor, Tensor]:
     return hu[0, 0], resample(stack.label[:1, None].float(), shape, mode="nearest-exact")[0, 0].to(torch.uint8)
 
 
-def _tile(planes: Sequence[tuple[Stack, int, Frame]], *, tiles: int, size_px: int) -> tuple[Tensor, Tensor]:
-    """Side by side: slice `index` of each stack through its frame, in a square of `tiles` x `tiles`."""
+def _tile(planes: Sequence[tuple[Stack, int, Frame]], *, tiles_per_side: int, size_px: int) -> tuple[Tensor, Tensor]:
+    """Side by side: slice `index` of each stack through its frame, in a square of `tiles_per_side` squared."""
     image = torch.full((size_px, size_px), float(AIR_HU))
     label = torch.full((size_px, size_px), IGNORED, dtype=torch.uint8)
-    side = size_px // tiles
-    for place, (stack, index, frame) in enumerate(planes[: tiles * tiles]):
-        rows, columns = (slice(start * side, (start + 1) * side) for start in divmod(place, tiles))
+    side = size_px // tiles_per_side
+    for place, (stack, index, frame) in enumerate(planes[: tiles_per_side * tiles_per_side]):
+        rows, columns = (slice(start * side, (start + 1) * side) for start in divmod(place, tiles_per_side))
         image[rows, columns], label[rows, columns] = cut(stack.hu[index], stack.label[index], frame, size_px=side)
     return image, label
 
@@ -63,20 +64,20 @@ class FixedFrame(Transform):
     Args:
         spacing_mm: of the network's grid.
         size_px: side of the square with the nodules.
-        tiles: nodules in a row of that square.
+        tiles_per_side: nodules in a row of that square.
     """
 
-    def __init__(self, *, spacing_mm: float, size_px: int, tiles: int) -> None:
+    def __init__(self, *, spacing_mm: float, size_px: int, tiles_per_side: int) -> None:
         self.spacing_mm = spacing_mm
         self.size_px = size_px
-        self.tiles = tiles
+        self.tiles_per_side = tiles_per_side
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         stacks = data["stacks"]
         if data["kind"] == "slice":
             return _sample(data, *_whole(stacks[0], spacing_mm=self.spacing_mm))
         planes = [(stack, stack.main, _centred(stack, spacing_mm=self.spacing_mm)) for stack in stacks]
-        return _sample(data, *_tile(planes, tiles=self.tiles, size_px=self.size_px))
+        return _sample(data, *_tile(planes, tiles_per_side=self.tiles_per_side, size_px=self.size_px))
 
 
 class RandFrame(RandomizableTransform):
@@ -88,12 +89,12 @@ class RandFrame(RandomizableTransform):
     Args:
         spacing_mm: of the network's grid.
         size_px: side of the square.
-        tiles: nodules in a row of the square.
+        tiles_per_side: nodules in a row of the square.
         angle_degrees: slices are turned by at most this.
         zoom: slices and nodules are scaled by a factor within [1 / zoom, zoom].
         shift_px: nodules lie off the middle of their tile by at most this many pixels of the network's grid.
-        scatter: share of the squares of nodules with one more tile in a row, in which they lie anywhere: crops show
-            nodules in their middle, and a network that never sees them elsewhere learns the place, not the nodule.
+        scatter_prob: share of the squares of nodules with one more tile in a row, in which they lie anywhere: crops
+            show nodules in their middle, and a network that never sees them elsewhere learns the place, not the nodule.
     """
 
     def __init__(
@@ -101,33 +102,33 @@ class RandFrame(RandomizableTransform):
         *,
         spacing_mm: float,
         size_px: int,
-        tiles: int,
+        tiles_per_side: int,
         angle_degrees: float = 10.0,
         zoom: float = 1.2,
         shift_px: float = 6.0,
-        scatter: float = 0.0,
+        scatter_prob: float = 0.0,
     ) -> None:
         super().__init__(prob=1.0)
         self.spacing_mm = spacing_mm
         self.size_px = size_px
-        self.tiles = tiles
+        self.tiles_per_side = tiles_per_side
         self.angle_degrees = angle_degrees
         self.zoom = zoom
         self.shift_px = shift_px
-        self.scatter = scatter
+        self.scatter_prob = scatter_prob
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         stacks = data["stacks"]
         if data["kind"] == "slice":
             frame = self.draw_slice_frame(stacks[0])
             return _sample(data, *cut(stacks[0].hu[0], stacks[0].label[0], frame, size_px=self.size_px))
-        tiles, shift_px = self.tiles, self.shift_px
-        if self.R.random() < self.scatter:
-            tiles += 1
-            shift_px = self.size_px / tiles / 3
-        shown = itertools.islice(itertools.cycle(stacks), tiles**2)
+        tiles_per_side, shift_px = self.tiles_per_side, self.shift_px
+        if self.R.random() < self.scatter_prob:
+            tiles_per_side += 1
+            shift_px = self.size_px / tiles_per_side / 3
+        shown = itertools.islice(itertools.cycle(stacks), tiles_per_side**2)
         planes = [(stack, self.draw_index(stack), self.draw_nodule_frame(stack, shift_px)) for stack in shown]
-        return _sample(data, *_tile(planes, tiles=tiles, size_px=self.size_px))
+        return _sample(data, *_tile(planes, tiles_per_side=tiles_per_side, size_px=self.size_px))
 
     def draw_slice_frame(self, stack: Stack) -> Frame:
         """Where on the slice the square lies."""

@@ -100,15 +100,15 @@ def _load(samples: Sequence[dict[str, Any]], load: LoadStacks) -> Stack:
 
 
 class CubeBank:
-    """Draws cubes from a part of a COHORT, which is read when the first are asked for.
+    """Draws cubes from a split of a COHORT, which is read when the first are asked for.
 
     Args:
         dataset_dir: the COHORT.
-        part: `training`, `validation` or `test`.
+        split: `training`, `validation` or `test`.
         spacing_mm: of the network's grid.
         window_hu: mapped to [-1, 1], clipped outside.
         zoom: cubes are scaled by a factor within [1 / zoom, zoom].
-        balls: whether nodules of which only centre and diameter are known count (see `read_datalist`).
+        use_spheres: whether nodules of which only centre and diameter are known count (see `read_datalist`).
         max_slices: of scans, held in memory of either group; where there are more, series are left out.
     """
 
@@ -116,19 +116,19 @@ class CubeBank:
         self,
         dataset_dir: str | Path | None,
         *,
-        part: str = "training",
+        split: str = "training",
         spacing_mm: float = 0.7,
         window_hu: tuple[float, float] = (-1000, 400),
         zoom: float = 1.25,
-        balls: bool = False,
+        use_spheres: bool = False,
         max_slices: int = 4000,
     ) -> None:
         self.dataset_dir = dataset_dir
-        self.part = part
+        self.split = split
         self.spacing_mm = spacing_mm
         self.window_hu = window_hu
         self.zoom = zoom
-        self.balls = balls
+        self.use_spheres = use_spheres
         self.max_slices = max_slices
         self._groups: dict[str, list[CubeSource]] | None = None
         self._inserts: list[np.ndarray] = []
@@ -142,7 +142,7 @@ class CubeBank:
     def _read(self) -> dict[str, list[CubeSource]]:
         rng = np.random.default_rng(0)
         load = LoadStacks()
-        samples = read_datalist(self.dataset_dir, self.part, balls=self.balls)
+        samples = read_datalist(self.dataset_dir, self.split, use_spheres=self.use_spheres)
         paths = [path for sample in samples if sample["kind"] == "nodule" for path in sample["nodules"]]
         slices = [sample for sample in samples if sample["kind"] == "slice"]
         drawn = self._some(_runs(sample for sample in slices if sample["labelled"][1]))
@@ -155,8 +155,8 @@ class CubeBank:
         scans = [_load(run, load) for run in tqdm(drawn + lungs, desc="stacks for cubes", leave=False)]
         sources = [CubeSource.of(stack, rng=rng) for stack in [*crops, *scans]]
         first, second = len(crops), len(crops) + len(drawn)
-        # Scans whose nodules are known by their balls are both: nodules, and lungs to lay others into.
-        known = [source for source in sources[second:] if self.balls and len(source.nodules)]
+        # Scans whose nodules are known by their spheres are both: nodules, and lungs to lay others into.
+        known = [source for source in sources[second:] if self.use_spheres and len(source.nodules)]
         return {"crops": sources[:first], "scans": sources[first:second] + known, "lungs": sources[second:]}
 
     def _some(self, runs: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
@@ -197,8 +197,8 @@ class CubeBank:
                 pools.append((sources, places, share))
         if not pools:
             raise ValueError(
-                f"{self.dataset_dir}: the part '{self.part}' has no {' or '.join(sorted({p for _, p in shares}))} to "
-                "cut cubes around. Prepare a cohort with drawn nodules, or give --balls True where it has LUNA16's."
+                f"{self.dataset_dir}: the split '{self.split}' has no {' or '.join(sorted({p for _, p in shares}))} to "
+                "cut cubes around. Prepare a cohort with drawn nodules, or give use_spheres True where it has LUNA16's."
             )
         weights = np.array([share for _, _, share in pools]) / sum(share for _, _, share in pools)
         chosen = (pools[index] for index in rng.choice(len(pools), size=count, p=weights))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From what is found on single slices to candidates of a volume: one nodule, one candidate.
 
-The most probable find is the seed of a candidate and takes all finds within its ball, the next one left is the next
-seed; the ball moves to the middle of what it holds. Chains of finds along a vessel so fall into balls and never become
-one long candidate.
+The most probable find is the seed of a candidate and takes all finds within its sphere, the next one left is the next
+seed; the sphere moves to the middle of what it holds. So chains of finds along a vessel fall into spheres and never
+become one long candidate.
 """
 
 import numpy as np
@@ -18,15 +18,15 @@ _STRONG = 0.5  # finds of at least this share of the seed's probability say wher
 def merge_finds(finds: np.ndarray, *, spacing_mm: tuple[float, float, float]) -> np.ndarray:
     """Candidates of a volume, the most probable first.
 
-    A ball reaches a slice further than its radius, since slices lie apart.
+    A sphere reaches a slice further than its radius, since slices lie apart.
 
     Args:
         finds: (n, 5): slice, row, column (voxels), diameter in mm, probability.
         spacing_mm: (slice, row, column).
 
     Returns:
-        float32 (m, 5), columns alike: the place is the mean of the ball's strong finds, the diameter their largest, the
-        probability the seed's.
+        float32 (m, 5), columns alike: the place is the mean of the sphere's strong finds, the diameter their largest,
+        the probability the seed's.
     """
     left = finds[np.argsort(-finds[:, 4], kind="stable")]
     merged = []

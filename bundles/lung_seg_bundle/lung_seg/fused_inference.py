@@ -16,12 +16,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .network import DenseUNet
 
-__all__ = ["LeanDenseUNet", "join", "lean"]
+__all__ = ["FusedDenseUNet", "fuse", "join"]
 
 WIDE = (torch.complex128, torch.int64, torch.int32)  # 16, 8 and 4 bytes, only to be moved
 
 
-class LeanDenseUNet(nn.Module):
+class FusedDenseUNet(nn.Module):
     """Computes what a trained 2D `DenseUNet` computes in evaluation: (B, C, H, W) -> logits of equal height and width.
 
     Args:
@@ -35,7 +35,7 @@ class LeanDenseUNet(nn.Module):
     def __init__(self, network: DenseUNet, *, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         if network.head.weight.dim() != 4:
-            raise ValueError("LeanDenseUNet runs networks of 2 spatial dimensions; run others as they are.")
+            raise ValueError("FusedDenseUNet runs networks of 2 spatial dimensions; run others as they are.")
         self.multiple = network.multiple
         self.dtype = dtype
         self.encoder = nn.ModuleList(
@@ -66,7 +66,7 @@ class LeanDenseUNet(nn.Module):
         return self.head(x)[..., :height, :width]
 
 
-def lean(network: nn.Module, *, amp: bool) -> nn.Module:
+def fuse(network: nn.Module, *, amp: bool) -> nn.Module:
     """A faster equal of `network` where this module knows one, else the network itself.
 
     Args:
@@ -76,7 +76,7 @@ def lean(network: nn.Module, *, amp: bool) -> nn.Module:
     # A subclass may compute something else.
     if type(network) is not DenseUNet or network.head.weight.dim() != 4:
         return network
-    return LeanDenseUNet(network, dtype=torch.bfloat16 if amp else torch.float32).to(network.head.weight.device)
+    return FusedDenseUNet(network, dtype=torch.bfloat16 if amp else torch.float32).to(network.head.weight.device)
 
 
 def join(parts: Sequence[Tensor]) -> Tensor:
