@@ -28,7 +28,7 @@ _STATED = (
     "category_edges",
     "spacing_mm",
 )  # by a sidecar, beside the network's `settings`
-_LEFTOVERS = shutil.ignore_patterns("__pycache__", "runs", "eval", "mlruns", "*.part", ".DS_Store")
+_LEFTOVERS = shutil.ignore_patterns("__pycache__", "runs", "eval", "mlruns", "*.part", ".*.part_*", ".DS_Store")
 
 
 def package_bundles(
