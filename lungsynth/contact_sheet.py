@@ -18,10 +18,10 @@ from lungsynth.types import HuPlane, LabelPlane
 
 __all__ = ["MAX_TILES", "Tile", "contact_sheet", "draw_tile", "pick_tiles"]
 
-MAX_TILES = 64
-_TILE_PX = 192
-_COLUMNS = 8
-_LINE_PX = 14
+MAX_TILES = 64  # eight rows of outlined samples
+_TILE_PX = 192  # width of a tile
+_COLUMNS = 8  # a sheet is at most 1,536 pixels wide
+_LINE_PX = 14  # height of a caption
 _COLOURS = ((255, 196, 0), (0, 214, 255), (255, 105, 180), (120, 230, 90), (255, 130, 60), (170, 150, 255))
 
 

@@ -540,10 +540,10 @@ def test_c8_1_the_selection_accounts_for_every_candidate(chains, enhanced):
             for counts in told[kind].values():
                 assert (
                     set(counts)
-                    == {*("generated", "kept", "copies", "unlike", "spare", "unusable", "kept_unlike", "real")}
+                    == {*("generated", "kept", "copies", "unlike", "surplus", "unusable", "kept_unlike", "real")}
                     <= promised
                 )
-                parts = ("kept", "copies", "unlike", "spare", "unusable")
+                parts = ("kept", "copies", "unlike", "surplus", "unusable")
                 assert counts["generated"] == sum(counts[name] for name in parts)
                 assert counts["generated"] >= candidates * counts["kept"]
                 kept[kind] += counts["kept"]

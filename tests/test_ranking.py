@@ -163,7 +163,7 @@ def test_a_planted_copy_is_refused_and_as_many_are_kept(cohort, tmp_path, strate
     assert "1" not in origins
     assert len(origins) == counts.kept == 10
     assert counts.copies >= 1
-    parts = counts.kept + counts.copies + counts.unlike + counts.spare + counts.unusable
+    parts = counts.kept + counts.copies + counts.unlike + counts.surplus + counts.unusable
     assert counts.generated == parts
     assert len(list((tmp_path / "assets").iterdir())) == 10, "nothing is stored but what is kept"
 

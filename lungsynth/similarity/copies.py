@@ -28,13 +28,15 @@ from lungsynth.similarity.samples import Samples
 
 __all__ = ["Copies", "CopyThreshold", "copy_threshold", "find_copies"]
 
-_FINE_PX, _COARSE_PX = 64, 16
-_MOVED_PX = 3
-_NEAREST = 8
-_RIM_MM = 3.0
-_LEAST_CONTRAST_HU = 30.0  # below, noise would be compared with noise
-_CHUNK = 256
-_PERCENTILE = 1.0
+# Another value of any constant but `_CHUNK` gives other distances, and the threshold is measured anew with them.
+_FINE_PX, _COARSE_PX = 64, 16  # widths at which samples are compared: all pairs coarsely, the nearest finely
+_MAX_MOVE_PX = 3  # at the fine width: how far a copy may be shifted after centring
+_NEAREST = 8  # of each sample, compared finely; a copy is the coarsely nearest, or nearly so
+_RIM_MM = 3.0  # around the mask: the neighbourhood that is compared
+_MIN_CONTRAST_HU = 30.0  # below, noise would be compared with noise
+_MIN_DIAMETER_MM = 1.0  # smaller ones count as this, so that logarithms stay finite
+_CHUNK = 256  # samples at a time: memory alone
+_PERCENTILE = 1.0  # of held-out samples count as copies, by construction: the false alarms
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -64,7 +66,7 @@ class CopyThreshold:
 
     def at(self, diameter_mm: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         """The distance below which a sample counts as a copy."""
-        return np.asarray(np.exp(self.intercept + self.slope * np.log(np.maximum(diameter_mm, 1.0))))
+        return np.asarray(np.exp(self.intercept + self.slope * np.log(np.maximum(diameter_mm, _MIN_DIAMETER_MM))))
 
     def copied(self, copies: Copies, samples: Samples) -> Bool[np.ndarray, " n"]:
         """Which samples count as copies."""
@@ -94,11 +96,13 @@ def find_copies(generated: Samples, training: Samples, *, flips: bool = True) ->
             f"Copies are looked for among training samples on the same grid, got {generated.hu.shape} and "
             f"{training.hu.shape}."
         )
-    known, distances, indices = _centred(training), [np.zeros(0)], [np.zeros(0, np.int64)]
+    trained_on, distances, indices = _centred(training), [np.zeros(0)], [np.zeros(0, np.int64)]
     for part in _chunks(len(generated)):
         own = _centred(generated.take(part))
-        nearest = _coarse(own, known, flips=flips)
-        fine = torch.stack([_fine(own.hu[i], own.near[i], known.hu[nearest[i]], flips=flips) for i in range(len(part))])
+        nearest = _coarse(own, trained_on, flips=flips)
+        fine = torch.stack(
+            [_fine(own.hu[i], own.near[i], trained_on.hu[nearest[i]], flips=flips) for i in range(len(part))]
+        )
         best = fine.argmin(dim=1)
         distances.append(fine.gather(1, best[:, None])[:, 0].double().numpy())
         indices.append(nearest.gather(1, best[:, None])[:, 0].numpy())
@@ -117,7 +121,7 @@ def copy_threshold(copies: Copies, held_out: Samples) -> CopyThreshold:
     """
     if not len(held_out):
         raise InputError("A threshold of copies needs held-out samples.")
-    x = np.log(np.maximum(held_out.diameter_mm, 1.0))
+    x = np.log(np.maximum(held_out.diameter_mm, _MIN_DIAMETER_MM))
     y = np.log(np.maximum(copies.distances, 1e-6))
     slope = float(np.polyfit(x, y, 1)[0]) if len(x) > 2 and np.ptp(x) > 1e-3 else 0.0
     return CopyThreshold(intercept=float(np.percentile(y - slope * x, _PERCENTILE)), slope=slope)
@@ -146,10 +150,10 @@ def _centred(samples: Samples) -> _Planes:
     return _Planes(planes, regions)
 
 
-def _coarse(own: _Planes, known: _Planes, *, flips: bool) -> Tensor:
+def _coarse(own: _Planes, trained_on: _Planes, *, flips: bool) -> Tensor:
     """Places (N, 8) of the nearest at 16 pixels a side, in the best of the mirror images."""
     g, m = (_pooled(planes) for planes in own)
-    x = _pooled(known.hu)
+    x = _pooled(trained_on.hu)
     best = torch.full((len(g), len(x)), torch.inf)
     for axes in _mirrors(flips):
         turned = x.flip(axes) if axes else x
@@ -168,7 +172,7 @@ def _difference(g: Tensor, m: Tensor, x: Tensor) -> Tensor:
 def _fine(g: Tensor, m: Tensor, x: Tensor, *, flips: bool) -> Tensor:
     """Relative distances (K,) of one sample (S, S) to K others, the best over mirror images and moves."""
     views = torch.stack([x.flip(axes) if axes else x for axes in _mirrors(flips)])
-    padded = functional.pad(views.flatten(0, 1)[:, None], [_MOVED_PX] * 4, mode="replicate")
+    padded = functional.pad(views.flatten(0, 1)[:, None], [_MAX_MOVE_PX] * 4, mode="replicate")
     area = m.sum()
     over = functional.conv2d(padded, torch.stack([m * g, m])[:, None])
     squares = functional.conv2d(padded**2, m[None, None])[:, 0]
@@ -177,7 +181,7 @@ def _fine(g: Tensor, m: Tensor, x: Tensor, *, flips: bool) -> Tensor:
     nearest = square.flatten(1).amin(1).reshape(len(views), len(x)).amin(0).clamp(min=0).sqrt()
     centre = (m * g).sum() / area
     contrast = ((m * (g - centre) ** 2).sum() / area).sqrt()
-    return nearest / contrast.clamp(min=_LEAST_CONTRAST_HU)
+    return nearest / contrast.clamp(min=_MIN_CONTRAST_HU)
 
 
 def _pooled(planes: Tensor) -> Tensor:

@@ -1,13 +1,12 @@
-"""The domain's feature network: a small CNN that learnt what radiologists say of a nodule, or where a lung slice lies.
+"""Feature networks: images become vectors, whose distances say how similar samples are.
 
-Its features are the layer before the heads, scaled by their mean and spread over the training samples, so that a
-distance has the unit of that spread, and saturating at two spreads. They are few (64), because FID with F features
-needs many more than F samples.
+`domain` is this package's own, a small CNN that learnt what radiologists say of a nodule, or where a lung slice lies
+(scripts/train_features.py). Its features are the activations before the heads, scaled by their mean and spread over the
+training samples, so that a distance has the unit of that spread, and saturating at two spreads. They are few (64),
+because FID with F features needs many more than F samples.
 
-Feature networks: images become vectors, whose distributions are compared.
-
-`domain` is this package's own (scripts/train_features.py), `inception` Inception-v3 with torch-fidelity's weights,
-where the user has both, and a path is any TorchScript file that maps (B, 1, S, S) in [-1, 1] to (B, F).
+`inception` is Inception-v3 with torch-fidelity's weights, where the user has both. A path is any TorchScript file that
+maps (B, 1, S, S) in [-1, 1] to (B, F).
 """
 
 import hashlib
@@ -44,108 +43,10 @@ __all__ = [
 ]
 
 
-class FeatureNetwork(nn.Module):
-    """Images (B, 1, S, S) in [-1, 1] -> features (B, F), class logits (B, K), targets (B, T) in units of their spread.
-
-    Args:
-        size: S, a multiple of 2 to the number of levels.
-        channels: of each level; the first convolution of a level halves the image.
-        features: F.
-        classes: names of the K classes.
-        targets: names of the T numbers that are regressed.
-    """
-
-    feature_mean: Tensor
-    feature_spread: Tensor
-
-    def __init__(
-        self, *, size: int, channels: Sequence[int], features: int, classes: Sequence[str], targets: Sequence[str]
-    ) -> None:
-        super().__init__()
-        self.settings = {
-            "size": size,
-            "channels": list(channels),
-            "features": features,
-            "classes": list(classes),
-            "targets": list(targets),
-        }
-        self.size, self.classes, self.targets = size, tuple(classes), tuple(targets)
-        levels, width = [], 1
-        for count in channels:
-            levels += [_block(width, count, stride=2), _block(count, count, stride=1)]
-            width = count
-        self.levels = nn.Sequential(*levels)
-        self.to_features = nn.Linear(2 * width, features)
-        self.heads = nn.Sequential(nn.SiLU(), nn.Linear(features, len(classes) + len(targets)))
-        self.register_buffer("feature_mean", torch.zeros(features))
-        self.register_buffer("feature_spread", torch.ones(features))
-
-    def raw(self, x: Tensor) -> Tensor:
-        """Features before scaling (B, F), from each channel's mean and spread over the image."""
-        maps = self.levels(x).flatten(2).float()
-        return self.to_features(torch.cat([maps.mean(-1), maps.std(-1)], dim=1))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features, class logits and targets."""
-        raw = self.raw(x)
-        answers = self.heads(raw)
-        count = len(self.classes)
-        # Saturating: a few huge nodules would else decide every distance, and every interval.
-        scaled = 2 * torch.tanh((raw - self.feature_mean) / self.feature_spread / 2)
-        return scaled, answers[:, :count], answers[:, count:]
-
-
-def save_feature_network(path: Path, network: FeatureNetwork, facts: Mapping[str, Any]) -> None:
-    """Writes a state dict of half precision and its sidecar (contract C6.1, with `settings` beside).
-
-    Args:
-        path: `NAME.pt`; the sidecar is `NAME.json`.
-        network: trained.
-        facts: the rest of the sidecar.
-    """
-    state = {key: value.half() if value.is_floating_point() else value for key, value in network.state_dict().items()}
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    sidecar = {
-        "network": f"{FeatureNetwork.__module__}.{FeatureNetwork.__name__}",
-        "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
-        **facts,
-        "settings": network.settings,
-    }
-    write_bytes(path, buffer.getvalue())
-    write_json(path.with_suffix(".json"), sidecar)
-
-
-def load_feature_network(path: Path) -> tuple[FeatureNetwork, Mapping[str, Any]]:
-    """Reads a network and its sidecar.
-
-    Raises:
-        InputError: when a file is missing or damaged, or is of another network.
-    """
-    weights = read_weights_file(path)
-    try:
-        network = FeatureNetwork(**weights.sidecar["settings"])
-        state = torch.load(weights.path, map_location="cpu", weights_only=True)
-        network.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in state.items()})
-    except Exception as error:  # pickle, zip and torch raise what they like on a damaged file
-        raise InputError(
-            f"{path}: expected a feature network with its sidecar ({str(error).splitlines()[0]}). Copy both from "
-            "lungsynth/similarity/weights, or train them with scripts/train_features.py."
-        ) from error
-    return network.eval(), weights.sidecar
-
-
-def _block(inputs: int, outputs: int, *, stride: int) -> nn.Sequential:
-    # Batch norm, not group norm: a sample's own level and contrast are what is to be judged.
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.SiLU()
-    )
-
-
 WEIGHTS = Path(__file__).resolve().parent / "weights"
-_BATCH = 64
-_INCEPTION_PX = 299
-_LOOKED_AT_BY: Mapping[SampleKind, SampleKind] = {"slices": "lungs"}  # by a network that learnt on others
+_BATCH = 64  # images at a time: memory alone
+_INCEPTION_PX = 299  # width of the images that Inception-v3 was trained on
+_NETWORK_OF: Mapping[SampleKind, SampleKind] = {"slices": "lungs"}  # whole slices are seen by the lungs' network
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
@@ -193,11 +94,11 @@ class Features:
             vectors = torch.cat([vectors for vectors, _ in parts]).float().numpy()
         except (RuntimeError, TypeError, ValueError) as error:
             raise InputError(
-                f"--features {self.name}: fails on images {hu.shape} ({str(error).splitlines()[-1]}). It must map "
+                f"`features` {self.name}: fails on images {hu.shape} ({str(error).splitlines()[-1]}). It must map "
                 "(B, 1, S, S) in [-1, 1] to (B, F)."
             ) from error
         if vectors.shape[:1] != hu.shape[:1] or vectors.ndim != 2 or not np.isfinite(vectors).all():
-            raise InputError(f"--features {self.name}: expected finite (N, F) for {hu.shape}, got {vectors.shape}.")
+            raise InputError(f"`features` {self.name}: expected finite (N, F) for {hu.shape}, got {vectors.shape}.")
         logits = [logits for _, logits in parts if logits is not None]
         probabilities = torch.softmax(torch.cat(logits).double(), dim=1).numpy() if logits else None
         return FeatureSet(vectors=vectors.astype(np.float64), probabilities=probabilities)
@@ -208,7 +109,7 @@ def open_features(name: str, kind: SampleKind) -> Features:
 
     Args:
         name: `domain`, `inception`, or a TorchScript file.
-        kind: what it will look at; the domain's network is another for each.
+        kind: of the samples; the domain's network is another for each.
 
     Raises:
         InputError: when the file or the packages for it are missing.
@@ -233,12 +134,103 @@ def pairwise_distance(
     return np.sqrt(np.clip(square, 0, None))
 
 
+class FeatureNetwork(nn.Module):
+    """Images (B, 1, S, S) in [-1, 1] -> features (B, F), class logits (B, K), targets (B, T) in units of their spread.
+
+    Args:
+        size: S, a multiple of 2 to the number of levels.
+        channels: of each level; the first convolution of a level halves the image.
+        features: F.
+        classes: names of the K classes.
+        targets: names of the T numbers that are regressed.
+    """
+
+    feature_mean: Tensor
+    feature_spread: Tensor
+
+    def __init__(
+        self, *, size: int, channels: Sequence[int], features: int, classes: Sequence[str], targets: Sequence[str]
+    ) -> None:
+        super().__init__()
+        self.settings = {
+            "size": size,
+            "channels": list(channels),
+            "features": features,
+            "classes": list(classes),
+            "targets": list(targets),
+        }
+        self.size, self.classes, self.targets = size, tuple(classes), tuple(targets)
+        levels, width = [], 1
+        for count in channels:
+            levels += [_block(width, count, stride=2), _block(count, count, stride=1)]
+            width = count
+        self.levels = nn.Sequential(*levels)
+        self.to_features = nn.Linear(2 * width, features)
+        self.heads = nn.Sequential(nn.SiLU(), nn.Linear(features, len(classes) + len(targets)))
+        self.register_buffer("feature_mean", torch.zeros(features))
+        self.register_buffer("feature_spread", torch.ones(features))
+
+    def raw(self, x: Tensor) -> Tensor:
+        """Features before scaling (B, F), from each channel's mean and spread over the image."""
+        maps = self.levels(x).flatten(2).float()
+        return self.to_features(torch.cat([maps.mean(-1), maps.std(-1)], dim=1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, class logits and targets."""
+        raw = self.raw(x)
+        outputs = self.heads(raw)
+        count = len(self.classes)
+        # Saturating: a few huge nodules would else decide every distance, and every interval.
+        scaled = 2 * torch.tanh((raw - self.feature_mean) / self.feature_spread / 2)
+        return scaled, outputs[:, :count], outputs[:, count:]
+
+
+def save_feature_network(path: Path, network: FeatureNetwork, facts: Mapping[str, Any]) -> None:
+    """Writes a state dict of half precision and its sidecar, with the network's `settings` beside.
+
+    Args:
+        path: `NAME.pt`; the sidecar is `NAME.json`.
+        network: trained.
+        facts: the rest of the sidecar.
+    """
+    state = {key: value.half() if value.is_floating_point() else value for key, value in network.state_dict().items()}
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    sidecar = {
+        "network": f"{FeatureNetwork.__module__}.{FeatureNetwork.__name__}",
+        "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+        **facts,
+        "settings": network.settings,
+    }
+    write_bytes(path, buffer.getvalue())
+    write_json(path.with_suffix(".json"), sidecar)
+
+
+def load_feature_network(path: Path) -> tuple[FeatureNetwork, Mapping[str, Any]]:
+    """Reads a network and its sidecar.
+
+    Raises:
+        InputError: when a file is missing or damaged, or is of another network.
+    """
+    weights = read_weights_file(path)
+    try:
+        network = FeatureNetwork(**weights.sidecar["settings"])
+        state = torch.load(weights.path, map_location="cpu", weights_only=True)
+        network.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in state.items()})
+    except Exception as error:  # pickle, zip and torch raise what they like on a damaged file
+        raise InputError(
+            f"{path}: expected a feature network with its sidecar ({str(error).splitlines()[0]}). Copy both from "
+            "lungsynth/similarity/weights, or train them with scripts/train_features.py."
+        ) from error
+    return network.eval(), weights.sidecar
+
+
 def _batches(hu: HuPlanes) -> list[np.ndarray]:
     return [hu[i : i + _BATCH] for i in range(0, len(hu), _BATCH)]
 
 
 def _domain(kind: SampleKind) -> Features:
-    network, sidecar = load_feature_network(WEIGHTS / f"{_LOOKED_AT_BY.get(kind, kind)}_features.pt")
+    network, sidecar = load_feature_network(WEIGHTS / f"{_NETWORK_OF.get(kind, kind)}_features.pt")
 
     def forward(images: Tensor) -> tuple[Tensor, Tensor | None]:
         if images.shape[-1] != network.size:
@@ -256,7 +248,7 @@ def _torchscript(path: Path) -> Features:
         network = torch.jit.load(str(path), map_location="cpu").eval()
     except (RuntimeError, ValueError, OSError) as error:
         raise InputError(
-            f"--features {path}: expected `domain`, `inception` or a TorchScript file ({str(error).splitlines()[0]})."
+            f"`features` {path}: expected `domain`, `inception` or a TorchScript file ({str(error).splitlines()[0]})."
         ) from error
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Features(name=path.name, forward=lambda images: (network(images), None), identity=digest, sidecar={})
@@ -269,9 +261,9 @@ def _inception() -> Features:
         network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"])
     except Exception as error:  # torchvision's operators, no package, no weights and no network each raise their own
         raise InputError(
-            "--features inception: needs torch-fidelity and its Inception-v3 weights, which lungsynth does not bring "
+            "`features` inception: needs torch-fidelity and its Inception-v3 weights, which lungsynth does not bring "
             f"({type(error).__name__}: {[*str(error).splitlines(), ''][0]}). Install torch-fidelity with a torchvision "
-            "that fits this torch, let it load its weights once, or use --features domain."
+            "that fits this torch, let it load its weights once, or use `domain`."
         ) from error
 
     def forward(images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -281,3 +273,10 @@ def _inception() -> Features:
         return vectors, logits
 
     return Features(name="inception", forward=forward, identity="torch-fidelity", sidecar={})
+
+
+def _block(inputs: int, outputs: int, *, stride: int) -> nn.Sequential:
+    # Batch norm, not group norm: a sample's own level and contrast are what is to be compared.
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.SiLU()
+    )

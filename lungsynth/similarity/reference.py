@@ -27,8 +27,8 @@ from lungsynth.weights import read_weights_file
 
 __all__ = ["ReferenceCategory", "ReferenceSet", "feature_weights", "open_reference_set"]
 
-_FOLDS = 5
-_MEASURED = 600  # samples that the threshold of copies is measured on, of which 1 % are 6
+_FOLDS = 5  # of the training patients; more leave more to compare with, and cost more
+_MEASURED = 600  # samples at most that the threshold of copies is measured on: 1 % of them are 6
 
 _logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class ReferenceCategory:
 
     Args:
         vectors: features, one sample a nodule or slice.
-        radii: of each sample's ball: the distance to its fifth nearest of other patients.
+        radii: of each sample's sphere: the distance to its fifth nearest of other patients.
     """
 
     vectors: Float[np.ndarray, "real features"]
@@ -73,9 +73,9 @@ class ReferenceSet:
         if self.threshold is not None:
             near = find_copies(shown, self.slices, flips=self.kind == "nodules")
             scores = replace(scores, copied=self.threshold.copied(near, shown))
-        if (known := self.categories.get(category)) is not None:
-            distances = pairwise_distance(self.features(shown.hu).vectors, known.vectors)
-            unlike = np.all(distances > known.radii, axis=1)
+        if (real := self.categories.get(category)) is not None:
+            distances = pairwise_distance(self.features(shown.hu).vectors, real.vectors)
+            unlike = np.all(distances > real.radii, axis=1)
             scores = replace(scores, unlike=unlike, distances=distances)
         return scores
 
@@ -94,7 +94,7 @@ def open_reference_set(cohort: Path, kind: SampleKind, *, rule: CategoryRule = A
     """Reads and measures the training part of a cohort; files that cannot be read are reported and left out.
 
     Args:
-        cohort: COHORT folder (contract C5).
+        cohort: folder that `lungsynth prepare` wrote.
         kind: nodules or lungs.
         rule: what the categories of nodules are.
 
@@ -116,8 +116,8 @@ def open_reference_set(cohort: Path, kind: SampleKind, *, rule: CategoryRule = A
     categories = {}
     for name in sorted(set(largest.categories)):
         own = largest.of(name)
-        if (known := _category(vectors[own], [largest.owners[i] for i in own])) is not None:
-            categories[name] = known
+        if (category := _category(vectors[own], [largest.owners[i] for i in own])) is not None:
+            categories[name] = category
     return ReferenceSet(
         kind=kind,
         features=features,
@@ -144,7 +144,7 @@ def _largest(slices: Samples) -> Samples:
 
 
 def _category(vectors: Float[np.ndarray, "real features"], owners: list[str]) -> ReferenceCategory | None:
-    """None where a sample has too few of other patients to have a ball."""
+    """None where a sample has too few of other patients to have a sphere."""
     names = np.array(owners, dtype=object)
     distances = pairwise_distance(vectors, vectors)
     distances[names[:, None] == names[None]] = np.inf
@@ -166,8 +166,7 @@ def _threshold(largest: Samples, slices: Samples, kind: SampleKind) -> CopyThres
     distances = np.zeros(len(measured))
     for fold in np.unique(own_folds):
         own, others = np.flatnonzero(own_folds == fold), np.flatnonzero(folds != fold)
-        found = find_copies(measured.take(own), slices.take(others), flips=kind == "nodules")
-        distances[own] = found.distances
+        distances[own] = find_copies(measured.take(own), slices.take(others), flips=kind == "nodules").distances
     return copy_threshold(Copies(distances=distances, indices=np.zeros(len(distances), np.int64)), measured)
 
 

@@ -1,8 +1,8 @@
 """Samples that are compared: nodule patches, lungs or whole diseased slices, real or generated, as arrays.
 
-A nodule is its patch `hu` with its alpha (contract C2.3), as generators make it; `on_uniform_lung` shows one in an
-image. A lung is a normal slice on the generator's grid (C3.2), a slice one with nodules there, whose mask is the
-lungs', nodules included (C15.1). Each sample has an owner, drawn as a whole by the bootstrap: a patient, or itself.
+A nodule is its patch `hu` with its alpha, as generators make it; `on_uniform_lung` shows one in an image. A lung is a
+normal slice on the generator's grid, a slice one with nodules there, whose mask is the lungs', nodules included. Each
+sample has an owner, drawn as a whole by the bootstrap: a patient, or itself.
 """
 
 import json
@@ -36,7 +36,7 @@ __all__ = [
 
 SampleKind = Literal["nodules", "lungs", "slices"]
 
-_LARGE_ENOUGH = 0.5  # of a nodule's largest area; smaller slices show its poles
+_MIN_AREA_SHARE = 0.5  # of a nodule's largest area: smaller slices show its poles
 _logger = logging.getLogger(__name__)
 
 
@@ -99,7 +99,7 @@ class Samples:
 
 
 def on_uniform_lung(samples: Samples) -> Samples:
-    """Nodules laid by their alpha on a lung of a uniform `LUNG_HU`.
+    """Nodules blended by their alpha onto a lung of a uniform `LUNG_HU`.
 
     A patch's surroundings are levelled for real nodules and never reach an image; compared as they are, they would
     give away each generated nodule by a trace of noise that nobody will see.
@@ -109,7 +109,7 @@ def on_uniform_lung(samples: Samples) -> Samples:
 
 
 def as_shown(samples: Samples, kind: SampleKind) -> Samples:
-    """Nodules pasted on a level lung, others as they are."""
+    """Nodules on a uniform lung, others as they are."""
     return on_uniform_lung(samples) if kind == "nodules" else samples
 
 
@@ -132,97 +132,97 @@ def join(parts: Sequence[Samples]) -> Samples:
 
 
 def read_nodules(
-    cohort: Path, section: str, *, largest_only: bool = True, tolerant: bool = False, rule: CategoryRule = AS_LISTED
+    cohort: Path, split: str, *, largest_only: bool = True, tolerant: bool = False, rule: CategoryRule = AS_LISTED
 ) -> Samples:
-    """The nodules of a section of `nodules.json` that have a category and show: one pixel at alpha >= 0.5 at least.
+    """The nodules of a split of `nodules.json` that have a category and show: one pixel at alpha >= 0.5 at least.
 
     Args:
         cohort: COHORT folder.
-        section: `training`, `validation` or `test`.
+        split: `training`, `validation` or `test`.
         largest_only: one slice a nodule, its largest; else each of at least half the largest area.
         tolerant: leave out files that are damaged, with a warning.
         rule: what a category is.
 
     Raises:
-        InputError: when the section has none, or a file is damaged.
+        InputError: when the split has none, or a file is damaged.
     """
-    listed = rule.relabelled(_entries(cohort, "nodules", section))
+    listed = rule.relabelled(_entries(cohort, "nodules", split))
     rated = [e for e in listed if e.get("category", UNKNOWN) != UNKNOWN]
-    found = []
+    samples = []
     for entry, (hu, alpha, largest) in _read(cohort, rated, "nodule", ("hu", "alpha", "largest"), tolerant=tolerant):
         area = (alpha >= 0.5).sum(axis=(1, 2))
-        chosen = [int(largest)] if largest_only else np.flatnonzero(area >= _LARGE_ENOUGH * area.max())
-        keep = [int(index) for index in chosen if area[index]]
-        found.append((entry, entry["nodule_id"], hu[keep], alpha[keep]))
-    return _samples(found, cohort / "nodules.json", section, PATCH_SPACING_MM)
+        slices = [int(largest)] if largest_only else np.flatnonzero(area >= _MIN_AREA_SHARE * area.max())
+        keep = [int(index) for index in slices if area[index]]
+        samples.append((entry, entry["nodule_id"], hu[keep], alpha[keep]))
+    return _samples(samples, cohort / "nodules.json", split, PATCH_SPACING_MM)
 
 
-def read_lungs(cohort: Path, section: str, *, tolerant: bool = False) -> Samples:
-    """The normal slices of a section of `lungs.json`, on the generator's grid.
+def read_lungs(cohort: Path, split: str, *, tolerant: bool = False) -> Samples:
+    """The normal slices of a split of `lungs.json`, on the generator's grid.
 
     Args:
         cohort: COHORT folder.
-        section: `training`, `validation` or `test`.
+        split: `training`, `validation` or `test`.
         tolerant: leave out files that are damaged, with a warning.
 
     Raises:
-        InputError: when the section has none, or a file is damaged.
+        InputError: when the split has none, or a file is damaged.
     """
-    return _read_planes(cohort, section, "lungs", "lung", tolerant=tolerant)
+    return _read_planes(cohort, split, "lungs", "lung", tolerant=tolerant)
 
 
-def read_slices(folder: Path, section: str, *, whole: bool = False) -> Samples:
-    """The composed slices of a section of `slices.json` (contract C15).
+def read_slices(folder: Path, split: str, *, whole: bool = False) -> Samples:
+    """The composed slices of a split of `slices.json`.
 
     Args:
         folder: what `scripts/make_slices.py` wrote.
-        section: `training`, `validation` or `test`.
+        split: `training`, `validation` or `test`.
         whole: those of `diseased.json` instead, which nobody composed.
 
     Raises:
-        InputError: when the section has none, or a file is damaged.
+        InputError: when the split has none, or a file is damaged.
     """
-    return _read_planes(folder, section, "diseased" if whole else "slices", "slice")
+    return _read_planes(folder, split, "diseased" if whole else "slices", "slice")
 
 
-def _read_planes(folder: Path, section: str, name: str, key: str, *, tolerant: bool = False) -> Samples:
-    found = []
-    for entry, (hu, mask) in _read(folder, _entries(folder, name, section), key, ("hu", "mask"), tolerant=tolerant):
-        found.append((entry, Path(entry[key]).stem, hu[None], mask[None]))
-    spacing_mm = LUNG_FIELD_MM / found[0][2].shape[-1] if found else LUNG_SPACING_MM
-    return _samples(found, folder / f"{name}.json", section, spacing_mm)
+def _read_planes(folder: Path, split: str, name: str, key: str, *, tolerant: bool = False) -> Samples:
+    samples = []
+    for entry, (hu, mask) in _read(folder, _entries(folder, name, split), key, ("hu", "mask"), tolerant=tolerant):
+        samples.append((entry, Path(entry[key]).stem, hu[None], mask[None]))
+    spacing_mm = LUNG_FIELD_MM / samples[0][2].shape[-1] if samples else LUNG_SPACING_MM
+    return _samples(samples, folder / f"{name}.json", split, spacing_mm)
 
 
 def _samples(
-    found: Sequence[tuple[dict[str, Any], str, np.ndarray, np.ndarray]], path: Path, section: str, spacing_mm: float
+    samples: Sequence[tuple[dict[str, Any], str, np.ndarray, np.ndarray]], path: Path, split: str, spacing_mm: float
 ) -> Samples:
-    if not found:
+    if not samples:
         raise NoSamplesError(
-            f"{path}: expected rated samples in `{section}`, got none. Prepare the cohort from more patients, or with "
+            f"{path}: expected rated samples in `{split}`, got none. Prepare the cohort from more patients, or with "
             "ratings (LIDC's XML)."
         )
-    counts = [len(hu) for _, _, hu, _ in found]
+    counts = [len(hu) for _, _, hu, _ in samples]
 
     def spread(values: Sequence[str]) -> tuple[str, ...]:
         return tuple(value for value, count in zip(values, counts, strict=True) for _ in range(count))
 
     return Samples(
-        hu=np.concatenate([hu for _, _, hu, _ in found]).astype(np.int16),
-        mask=np.concatenate([mask for _, _, _, mask in found]).astype(np.float16),
-        categories=spread([str(entry.get("category", "normal")) for entry, *_ in found]),
-        owners=spread([str(entry.get("patient_id", name)) for entry, name, *_ in found]),
-        names=spread([name for _, name, *_ in found]),
+        hu=np.concatenate([hu for _, _, hu, _ in samples]).astype(np.int16),
+        mask=np.concatenate([mask for _, _, _, mask in samples]).astype(np.float16),
+        categories=spread([str(entry.get("category", "normal")) for entry, *_ in samples]),
+        owners=spread([str(entry.get("patient_id", name)) for entry, name, *_ in samples]),
+        names=spread([name for _, name, *_ in samples]),
         spacing_mm=spacing_mm,
     )
 
 
-def _entries(cohort: Path, name: str, section: str) -> list[dict[str, Any]]:
+def _entries(cohort: Path, name: str, split: str) -> list[dict[str, Any]]:
     path = cohort / f"{name}.json"
     try:
-        return list(json.loads(path.read_text()).get(section, []))
+        return list(json.loads(path.read_text()).get(split, []))
     except (OSError, ValueError) as error:
-        told = f"{path}: expected a data list, got {error}. Give --cohort a folder that scripts/prepare.py wrote."
-        raise InputError(told) from error
+        message = f"{path}: expected a data list, got {error}. Give a folder that `lungsynth prepare` wrote."
+        raise InputError(message) from error
 
 
 def _read(

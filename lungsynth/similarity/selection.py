@@ -53,7 +53,7 @@ __all__ = [
     "write_selection",
 ]
 
-NEIGHBOURS = 5
+NEIGHBOURS = 5  # which nearest real sample counts: 5 as in Naeem et al. (2020); fewer follow outliers, more blur
 TRIES = 4  # rounds' worth of candidates, before a sampler is given up
 _FILE = "selection.json"
 _CHUNK = 32  # seeds a call; only a matter of progress
@@ -73,7 +73,7 @@ class CandidateCounts:
         kept: stored as assets.
         copies: dropped as near-copies of training samples.
         unlike: dropped, and unlike real samples.
-        spare: dropped, and like real ones, which were not needed.
+        surplus: dropped, and like real ones: not needed.
         unusable: refused by the library, or equal to another.
         kept_unlike: kept all the same, because there were no others.
         real: samples that ranked them; 0 where nothing did.
@@ -83,10 +83,15 @@ class CandidateCounts:
     kept: int = 0
     copies: int = 0
     unlike: int = 0
-    spare: int = 0
+    surplus: int = 0
     unusable: int = 0
     kept_unlike: int = 0
     real: int = 0
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, int]) -> "CandidateCounts":
+        """The counts of a category in `selection.json`; format 1 called `surplus` `spare`."""
+        return cls(**{"surplus" if name == "spare" else name: count for name, count in values.items()})
 
     def __add__(self, other: "CandidateCounts") -> "CandidateCounts":
         sums = {name: value + getattr(other, name) for name, value in asdict(self).items()}
@@ -204,16 +209,16 @@ def kept_assets(
     Returns:
         The assets, fewer than wanted when the seeds did not suffice, and what became of the candidates.
     """
-    found: dict[str, Asset] = {}
+    assets: dict[str, Asset] = {}
     counts, drawn = CandidateCounts(), 0
-    while len(found) < wanted and drawn < len(seeds):
-        part = seeds[drawn : drawn + source.selection.candidates * (wanted - len(found))]
+    while len(assets) < wanted and drawn < len(seeds):
+        part = seeds[drawn : drawn + source.selection.candidates * (wanted - len(assets))]
         drawn += len(part)
         samples = source.draw(part, category)
         scores = source.score(samples, category)
         order = preference(scores, source.selection.strategy, seed=seeds[0])
-        counts += _take(found, samples, scores, order, wanted=wanted, store=store)
-    return list(found.values()), counts
+        counts += _take(assets, samples, scores, order, wanted=wanted, store=store)
+    return list(assets.values()), counts
 
 
 def selection_identity(selection: Selection) -> dict[str, Any]:
@@ -254,9 +259,10 @@ def selection_figures(out: Path) -> dict[str, float]:
         raise InputError(f"{path}: expected counts of generated samples, got {error}. Use a new `out`.") from error
     figures: dict[str, float] = {}
     for kind in ("nodules", "lungs"):
-        for category, counts in content[kind].items():
-            figures |= {f"{kind}_{category}_{name}": float(value) for name, value in counts.items()}
-        total = sum((CandidateCounts(**counts) for counts in content[kind].values()), CandidateCounts())
+        counts = {name: CandidateCounts.from_json(values) for name, values in content[kind].items()}
+        for category, own in counts.items():
+            figures |= {f"{kind}_{category}_{name}": float(value) for name, value in asdict(own).items()}
+        total = sum(counts.values(), CandidateCounts())
         figures |= {f"{kind}_candidates_{name}": float(v) for name, v in asdict(total).items() if name != "real"}
     return figures
 
@@ -278,30 +284,36 @@ def describe_selection(figures: Mapping[str, float], *, ranked: bool) -> str:
         clauses.append(
             f"of {generated} generated {kind} {kept} were kept, {copies} were near-copies and {unlike} unlike real"
         )
-    return f"By comparison with the cohort's training part, {'; '.join(clauses)}"
+    return f"By comparison with the cohort's training patients, {'; '.join(clauses)}"
 
 
 def _take(
-    found: dict[str, Asset], samples: Samples, scores: SimilarityScores, order: np.ndarray, *, wanted: int, store: Store
+    assets: dict[str, Asset],
+    samples: Samples,
+    scores: SimilarityScores,
+    order: np.ndarray,
+    *,
+    wanted: int,
+    store: Store,
 ) -> CandidateCounts:
     """Stores samples in this order until there are as many as wanted."""
     kept, passed = np.zeros((2, len(samples)), np.bool_)
     for place in order:
-        if len(found) == wanted:
+        if len(assets) == wanted:
             break
         facts = {"category": samples.categories[place], "origin": samples.names[place]}
         asset = store_usable(store, samples.hu[place], samples.mask[place], **facts)
-        fresh = asset is not None and asset.hash not in found
+        fresh = asset is not None and asset.hash not in assets
         (kept if fresh else passed)[place] = True
         if asset is not None:
-            found[asset.hash] = asset
+            assets[asset.hash] = asset
     dropped = ~(kept | passed | scores.copied)
     return CandidateCounts(
         generated=len(samples),
         kept=int(kept.sum()),
         copies=int(scores.copied.sum()),
         unlike=int((dropped & scores.unlike).sum()),
-        spare=int((dropped & ~scores.unlike).sum()),
+        surplus=int((dropped & ~scores.unlike).sum()),
         unusable=int(passed.sum()),
         kept_unlike=int((kept & scores.unlike).sum()),
         real=scores.distances.shape[1],
