@@ -19,11 +19,9 @@ from lungsynth.ct.volume import axial_affine
 from lungsynth.placement.assets import Asset, AssetLibrary
 from lungsynth.placement.catalogue import PlanWeights, TableWriter, write_pairs
 from lungsynth.placement.groups import draw_groups
-from lungsynth.placement.library_lungs import LibraryLungs
-from lungsynth.placement.lidc_presence import lidc_presence
-from lungsynth.placement.lung_shape import LungShape
+from lungsynth.placement.lung_shape import LibraryLungs, LungShape
 from lungsynth.placement.planning import CategoryPlan, plan_categories
-from lungsynth.placement.presence import analytic_presence
+from lungsynth.placement.presence import analytic_presence, lidc_presence
 
 SIZE_PX = 512
 SPACING_MM = (0.7, 0.7)

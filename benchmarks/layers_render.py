@@ -25,7 +25,7 @@ from lungsynth.export.writer import ExportJob, export_catalogue
 from lungsynth.placement.assets import Asset, AssetLibrary
 from lungsynth.placement.catalogue import PlanWeights, TableWriter, read_catalogue, write_pairs
 from lungsynth.placement.groups import draw_groups
-from lungsynth.placement.library_lungs import LibraryLungs
+from lungsynth.placement.lung_shape import LibraryLungs
 from lungsynth.placement.planning import CategoryPlan, plan_categories
 from lungsynth.placement.presence import analytic_presence
 

@@ -16,11 +16,10 @@ from lungsynth.compositing.overlay import LungBackground, overlay
 from lungsynth.grids import PATCH_SPACING_MM, disc_diameter
 from lungsynth.hounsfield import Label
 from lungsynth.placement.assets import ALPHA_SCALE
-from lungsynth.placement.groups import Member, NoduleGroup
+from lungsynth.placement.groups import Member, NoduleGroup, NodulePlacement
 from lungsynth.placement.lung_shape import LungShape
 from lungsynth.placement.presence import analytic_presence
-from lungsynth.placement.resolve import NodulePlacement, resolve
-from lungsynth.placement.rules import PlacementRules
+from lungsynth.placement.rules import PlacementRules, resolve
 from lungsynth.pseudo_labels.stacks import SliceStack
 
 SMALLEST_MM = 3.0  # of a nodule, and of what a slice shows of it

@@ -27,8 +27,7 @@ from lungsynth.placement.catalogue import Recipe, make_recipe
 from lungsynth.placement.groups import GroupSettings, draw_groups
 from lungsynth.placement.lung_shape import LungShape
 from lungsynth.placement.presence import PresencePrior, analytic_presence
-from lungsynth.placement.resolve import resolve
-from lungsynth.placement.rules import PlacementRules, PlacementVerdict
+from lungsynth.placement.rules import PlacementRules, PlacementVerdict, resolve
 from lungsynth.types import HuPlane, LabelPlane
 
 __all__ = ["Composite", "Composites", "evaluate_composites"]

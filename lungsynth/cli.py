@@ -25,11 +25,11 @@ from lungsynth.config import (
     EnhancementConfig,
     GenerateConfig,
     PlacementConfig,
+    Policy,
     SelectionConfig,
     default_bundles,
 )
 from lungsynth.errors import InputError
-from lungsynth.placement.rules import Policy
 
 if TYPE_CHECKING:
     from lungsynth.cohort.prepare import PrepareResult

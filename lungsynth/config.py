@@ -11,12 +11,14 @@ from enum import IntEnum
 from fractions import Fraction
 from math import ceil, sqrt
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from lungsynth.errors import InputError
-from lungsynth.placement.rules import PlacementRules, Policy
+
+if TYPE_CHECKING:
+    from lungsynth.placement.rules import PlacementRules
 
 __all__ = [
     "EXPORT_ENGINES",
@@ -26,6 +28,7 @@ __all__ = [
     "EnhancementConfig",
     "GenerateConfig",
     "PlacementConfig",
+    "Policy",
     "SeedStream",
     "Selection",
     "SelectionConfig",
@@ -36,6 +39,7 @@ __all__ = [
     "seeds",
 ]
 
+Policy = Literal["farthest", "matched", "balanced"]  # which accepted pairs become samples, see `placement.policy`
 SelectionStrategy = Literal["coverage", "nearest", "none"]
 SELECTION_STRATEGIES: tuple[SelectionStrategy, ...] = get_args(SelectionStrategy)
 EXPORT_FORMATS = ("nifti", "dicom", "png", "webdataset", "zarr")
@@ -159,7 +163,7 @@ class PlacementConfig:
     nodules: int | None = None
     per_category: bool = False
     policy: Policy = "farthest"
-    rules: PlacementRules | None = None
+    rules: "PlacementRules | None" = None
     max_reuse: float | None = 2.0
     allow_fewer: bool = False
     keep_real_sizes: bool = False
@@ -186,8 +190,10 @@ class PlacementConfig:
         return cls(**{**usual, "nodules": PAPER["nodules"], **settings})
 
     @property
-    def placement_rules(self) -> PlacementRules:
+    def placement_rules(self) -> "PlacementRules":
         """The rules asked for, else the policy's: the paper's keeps nodules off the edge, others reach the pleura."""
+        from lungsynth.placement.rules import PlacementRules
+
         if self.rules is not None or self.policy == "farthest":
             return self.rules or PlacementRules()
         return PlacementRules(types=("isolated", "juxta_pleural", "juxta_vascular"))

@@ -37,8 +37,7 @@ from lungsynth.hounsfield import DISPLAY_WINDOW
 from lungsynth.io.atomic import remove_temporary, write_json, write_picture
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Catalogue, read_catalogue
-from lungsynth.placement.plan_catalogue import plan_catalogue
-from lungsynth.placement.plan_record import PlanRecord
+from lungsynth.placement.plan_catalogue import PlanRecord, plan_catalogue
 from lungsynth.run_folder import FORMAT, RunFolder
 from lungsynth.similarity.selection import selection_figures, selection_identity
 from lungsynth.tracking import DEFAULT_URI, Run, Tracker, open_tracker
@@ -284,7 +283,8 @@ class Pipeline:
         figures: Figures = {}
         if not self.config.catalogue_path.exists():
             enhancer = self.weights["cyclegan"].sha256 if "cyclegan" in self.weights else None
-            record = plan_catalogue(self.library, self.config, self.cohort, enhancer=enhancer, identity=self.identity)
+            identity = {"settings": self.config.to_json(), "run": dict(self.identity)}
+            record = plan_catalogue(self.library, self.config, self.cohort, enhancer=enhancer, identity=identity)
             figures = {key: float(value) for key, value in record.figures.items() if value is not None}
         distances = self.catalogue.table["min_distance_mm"].to_numpy()
         return {**figures, "samples": float(len(distances)), "mean_distance_mm": float(np.mean(distances))}

@@ -3,6 +3,8 @@
 Rows run anterior to posterior, columns from the patient's right to left, slices inferior to superior.
 """
 
+from typing import Literal
+
 import numpy as np
 from jaxtyping import Bool, Float, Float16, Int16, UInt8
 
@@ -16,6 +18,7 @@ __all__ = [
     "LabelPlane",
     "LabelVolume",
     "MaskPlane",
+    "Origin",
     "Plane",
 ]
 
@@ -33,3 +36,5 @@ Float16Planes = Float16[np.ndarray, "n size size"]
 HuPatches = Int16[np.ndarray, "slices 64 64"]
 
 Affine = Float[np.ndarray, "4 4"]
+
+Origin = Literal["real", "generated"]  # of a nodule or lung: voxels of a patient, or made by a network

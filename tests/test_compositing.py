@@ -13,8 +13,7 @@ from lungsynth.ct.volume import axial_affine, lps_to_voxel
 from lungsynth.errors import InputError
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import make_recipe
-from lungsynth.placement.groups import Member, NoduleGroup
-from lungsynth.placement.resolve import NodulePlacement
+from lungsynth.placement.groups import Member, NoduleGroup, NodulePlacement
 
 
 def patch(hu: np.ndarray, alpha: np.ndarray) -> NodulePatch:

@@ -52,7 +52,7 @@ from lungsynth.hounsfield import CT_RANGE_HU, NETWORK_WINDOW, Label, to_int16
 from lungsynth.placement.assets import ALPHA_SCALE, AssetLibrary, content_hash
 from lungsynth.placement.catalogue import read_catalogue
 from lungsynth.placement.explain import PlanExplainer
-from lungsynth.placement.plan_record import PlanRecord, groups_path
+from lungsynth.placement.plan_catalogue import PlanRecord, groups_path
 from lungsynth.pseudo_labels.run import PseudoLabelConfig, pseudo_label_cohort
 from lungsynth.pseudo_labels.triage import CandidateStatus
 from lungsynth.similarity.features import WEIGHTS, load_feature_network

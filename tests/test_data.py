@@ -11,8 +11,7 @@ from lungsynth.errors import InputError
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import make_recipe, write_catalogue
 from lungsynth.placement.lung_shape import LungShape
-from lungsynth.placement.resolve import resolve
-from lungsynth.placement.rules import PlacementRules
+from lungsynth.placement.rules import PlacementRules, resolve
 
 N = 10
 

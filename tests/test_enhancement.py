@@ -20,8 +20,7 @@ from lungsynth.hounsfield import Label
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Recipe, make_recipe
 from lungsynth.placement.lung_shape import Box, LungShape
-from lungsynth.placement.resolve import resolve
-from lungsynth.placement.rules import PlacementRules
+from lungsynth.placement.rules import PlacementRules, resolve
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "bundles" / "cyclegan_bundle"))
 

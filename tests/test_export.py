@@ -28,8 +28,7 @@ from lungsynth.io.atomic import write_json
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import make_recipe, read_catalogue, write_catalogue
 from lungsynth.placement.lung_shape import LungShape
-from lungsynth.placement.resolve import resolve
-from lungsynth.placement.rules import PlacementRules
+from lungsynth.placement.rules import PlacementRules, resolve
 
 N = 6
 

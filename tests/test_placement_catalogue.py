@@ -13,8 +13,7 @@ from lungsynth.placement.groups import draw_groups
 from lungsynth.placement.lung_shape import LungShape
 from lungsynth.placement.planning import plan_pairs
 from lungsynth.placement.presence import analytic_presence
-from lungsynth.placement.resolve import resolve
-from lungsynth.placement.rules import PlacementRules
+from lungsynth.placement.rules import PlacementRules, resolve
 
 
 def fill(folder):

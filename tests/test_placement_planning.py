@@ -12,6 +12,7 @@ from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import (
     PlanWeights,
     TableWriter,
+    in_turn,
     make_recipe,
     read_catalogue,
     sample_id,
@@ -21,10 +22,8 @@ from lungsynth.placement.catalogue import (
 )
 from lungsynth.placement.explain import PairPlace, explain
 from lungsynth.placement.groups import draw_groups
-from lungsynth.placement.library_lungs import LibraryLungs
-from lungsynth.placement.lidc_presence import expected_distances, lidc_nodules_per_slice, lidc_presence
-from lungsynth.placement.lung_shape import LungShape
-from lungsynth.placement.planning import Pairs, TopK, in_turn, plan_pairs
+from lungsynth.placement.lung_shape import LibraryLungs, LungShape
+from lungsynth.placement.planning import Pairs, TopK, plan_pairs
 from lungsynth.placement.policy import (
     DISTANCE_EDGES_MM,
     SIZE_EDGES_MM,
@@ -33,9 +32,8 @@ from lungsynth.placement.policy import (
     distance_class,
     size_class,
 )
-from lungsynth.placement.presence import analytic_presence
-from lungsynth.placement.resolve import resolve
-from lungsynth.placement.rules import PlacementRules, PlacementVerdict, read_rules
+from lungsynth.placement.presence import analytic_presence, expected_distances, lidc_nodules_per_slice, lidc_presence
+from lungsynth.placement.rules import PlacementRules, PlacementVerdict, read_rules, resolve
 from lungsynth.seeds import HashDomain, hash_arrays, hash_words
 
 ALL_TYPES = PlacementRules(types=("isolated", "juxta_pleural", "juxta_vascular"))

@@ -10,9 +10,7 @@ from lungsynth.placement.groups import PHASES, GroupArrays, GroupSettings, Nodul
 from lungsynth.placement.lung_shape import UNITS_PER_MM, LungShape
 from lungsynth.placement.planning import plan_pairs
 from lungsynth.placement.presence import PresencePrior, analytic_presence, fit_presence
-from lungsynth.placement.resolve import resolve
-from lungsynth.placement.rules import PlacementRules, PlacementVerdict
-from lungsynth.placement.scoring import score
+from lungsynth.placement.rules import PlacementRules, PlacementVerdict, resolve, score
 
 RULES = PlacementRules()
 

@@ -19,11 +19,11 @@ from lungsynth.errors import InputError
 from lungsynth.generate import plan
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import read_catalogue
-from lungsynth.placement.cohort_statistics import measure_nodules
 from lungsynth.placement.explain import PlanExplainer
-from lungsynth.placement.plan_record import PlanRecord, groups_path
+from lungsynth.placement.plan_catalogue import PlanRecord, groups_path
+from lungsynth.placement.policy import shares_of_samples
+from lungsynth.placement.presence import measure_nodules
 from lungsynth.placement.rules import PlacementRules
-from lungsynth.placement.targets import shares_of_samples
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Catalogue, read_catalogue
-from lungsynth.placement.library_lungs import LibraryLungs
-from lungsynth.placement.lidc_presence import expected_distances
-from lungsynth.placement.plan_record import PlanRecord
+from lungsynth.placement.lung_shape import LibraryLungs
+from lungsynth.placement.plan_catalogue import PlanRecord
 from lungsynth.placement.policy import DISTANCE_EDGES_MM, distance_class
+from lungsynth.placement.presence import expected_distances
 
 SAMPLES = 60_000
 CELLS = 64

@@ -17,12 +17,10 @@ from lungsynth.generate_assets import real_lungs, real_nodules
 from lungsynth.placement.assets import Asset, AssetLibrary
 from lungsynth.placement.catalogue import Recipe, make_recipe
 from lungsynth.placement.groups import GroupSettings, draw_groups
-from lungsynth.placement.library_lungs import LibraryLungs
-from lungsynth.placement.lung_shape import LungShape
+from lungsynth.placement.lung_shape import LibraryLungs, LungShape
 from lungsynth.placement.plan_catalogue import measure_occurrence
 from lungsynth.placement.presence import PresencePrior
-from lungsynth.placement.resolve import resolve
-from lungsynth.placement.rules import PlacementRules, PlacementVerdict
+from lungsynth.placement.rules import PlacementRules, PlacementVerdict, resolve
 
 __all__ = ["UNRATED", "PlannedSlice", "categories_of", "plan_slices"]
 

@@ -22,7 +22,7 @@ from lungsynth.errors import InputError
 from lungsynth.grids import PATCH_PX, PATCH_SPACING_MM
 from lungsynth.hounsfield import to_int16
 from lungsynth.placement.assets import ALPHA_SCALE
-from lungsynth.placement.resolve import NodulePlacement
+from lungsynth.placement.groups import NodulePlacement
 
 __all__ = ["Examples", "Held", "copied", "generated", "held_out", "joined", "read_examples"]
 

@@ -29,7 +29,7 @@ from lungsynth.compositing.noise import MEDIAN_OF_NORMAL, LungNoise, fourth_diff
 from lungsynth.grids import PATCH_SPACING_MM
 from lungsynth.hounsfield import LUNG_HU
 from lungsynth.placement.assets import ALPHA_SCALE, AssetArray
-from lungsynth.placement.resolve import NodulePlacement
+from lungsynth.placement.groups import NodulePlacement
 
 __all__ = ["NoduleMatch", "NodulePatch", "Planes", "ResampledNodule", "match_noise_and_edge", "resample_nodule"]
 

@@ -24,8 +24,8 @@ from lungsynth.compositing.noise import TILE_PX, TILE_UNIT, LungNoise, measure_n
 from lungsynth.errors import InputError
 from lungsynth.grids import disc_diameter
 from lungsynth.hounsfield import CT_RANGE_HU, Label
+from lungsynth.placement.groups import NodulePlacement
 from lungsynth.placement.lung_shape import Box
-from lungsynth.placement.resolve import NodulePlacement
 from lungsynth.seeds import GOLDEN_STEP, mix_bits
 from lungsynth.types import HuPlane, LabelPlane, MaskPlane
 

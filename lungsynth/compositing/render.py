@@ -17,8 +17,8 @@ from lungsynth.compositing.overlay import LungBackground, NoduleMask, overlay
 from lungsynth.errors import InputError
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Recipe
+from lungsynth.placement.groups import NodulePlacement
 from lungsynth.placement.lung_shape import Box
-from lungsynth.placement.resolve import NodulePlacement
 from lungsynth.types import Affine, HuPlane, LabelPlane
 
 __all__ = ["Annotation", "Enhancer", "Rendered", "Renderer", "render"]

@@ -21,11 +21,10 @@ from lungsynth.compositing.overlay import LungBackground, Overlay, overlay
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label, check_hu, to_int16
 from lungsynth.placement.assets import AssetLibrary
-from lungsynth.placement.groups import GroupSettings, draw_groups
+from lungsynth.placement.groups import GroupSettings, NodulePlacement, draw_groups
 from lungsynth.placement.lung_shape import LungShape
 from lungsynth.placement.presence import PresencePrior, analytic_presence
-from lungsynth.placement.resolve import NodulePlacement, resolve
-from lungsynth.placement.rules import PlacementRules
+from lungsynth.placement.rules import PlacementRules, resolve
 
 __all__ = ["InsertionSettings", "RandInsertNodulesd"]
 

@@ -17,8 +17,8 @@ from lungsynth.enhancement.stage import EnhancedSlice, EnhancementStage
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label
 from lungsynth.placement.catalogue import Recipe
+from lungsynth.placement.groups import NodulePlacement
 from lungsynth.placement.lung_shape import Box
-from lungsynth.placement.resolve import NodulePlacement
 from lungsynth.types import Affine, HuPlane, LabelPlane, MaskPlane
 
 __all__ = ["ExportedSample", "Growth", "Variant", "export_variant", "variants"]

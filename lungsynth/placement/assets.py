@@ -26,7 +26,7 @@ from jaxtyping import Float, Int16
 from lungsynth.errors import InputError
 from lungsynth.grids import PATCH_SPACING_MM, disc_diameter
 from lungsynth.io.atomic import replacing
-from lungsynth.types import Affine, HuPlane, LabelPlane, MaskPlane
+from lungsynth.types import Affine, HuPlane, LabelPlane, MaskPlane, Origin
 
 __all__ = [
     "ALPHA_SCALE",
@@ -34,7 +34,6 @@ __all__ = [
     "AssetArray",
     "AssetKind",
     "AssetLibrary",
-    "Origin",
     "content_hash",
     "load_asset",
     "open_asset",
@@ -43,7 +42,6 @@ __all__ = [
 ALPHA_SCALE = 16384  # alpha 1.0 as int16
 
 AssetKind = Literal["nodule", "lung"]
-Origin = Literal["real", "generated"]
 AssetArray = Int16[np.ndarray, "2 height width"]
 
 

@@ -16,11 +16,11 @@ adds the places of the group's members on its lung, in the group's order. `catal
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -29,11 +29,13 @@ import pyarrow.parquet as pq
 
 from lungsynth.errors import InputError
 from lungsynth.io.atomic import replacing
-from lungsynth.placement.assets import Asset, Origin
-from lungsynth.placement.groups import PHASES, NoduleGroup
+from lungsynth.placement.groups import PHASES, NoduleGroup, NodulePlacement, place
 from lungsynth.placement.lung_shape import UNITS_PER_MM
-from lungsynth.placement.planning import Pairs, in_turn
-from lungsynth.placement.resolve import NodulePlacement, place
+from lungsynth.types import Origin
+
+if TYPE_CHECKING:
+    from lungsynth.placement.assets import Asset
+    from lungsynth.placement.planning import Pairs
 from lungsynth.seeds import HashDomain, hash_arrays, hash_words
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "PlanWeights",
     "Recipe",
     "TableWriter",
+    "in_turn",
     "make_recipe",
     "read_catalogue",
     "sample_id",
@@ -189,7 +192,7 @@ class Recipe:
 
 
 def make_recipe(
-    lung: Asset,
+    lung: "Asset",
     group: NoduleGroup,
     placements: tuple[NodulePlacement, ...],
     *,
@@ -202,7 +205,7 @@ def make_recipe(
     Args:
         lung: the lung's asset.
         group: what was resolved.
-        placements: what `placement.resolve` gave.
+        placements: what `rules.resolve` gave.
         seed: of the sample.
         weights_nodule: SHA-256 of the nodule generator's weights; noted only where a generated nodule is used.
         weights_enhancer: SHA-256 of the enhancer's weights; None without one.
@@ -235,8 +238,8 @@ class PlanWeights:
 
 def write_pairs(
     writer: TableWriter,
-    lungs: Sequence[Asset],
-    parts: Sequence[tuple[Pairs, Sequence[NoduleGroup]]],
+    lungs: Sequence["Asset"],
+    parts: Sequence[tuple["Pairs", Sequence[NoduleGroup]]],
     *,
     seed: int,
     weights: PlanWeights,
@@ -253,17 +256,24 @@ def write_pairs(
     groups: list[NoduleGroup] = []
     shifted = []
     for pairs, own in parts:
-        shifted.append(Pairs(**{**vars(pairs), "group": pairs.group + np.int32(len(groups))}))
+        shifted.append(replace(pairs, group=pairs.group + np.int32(len(groups))))
         groups += own
     rows = _Rows(lungs=lungs, groups=groups, seed=seed, weights=weights)
-    joined, order = Pairs.joined(shifted), in_turn([len(pairs) for pairs in shifted])
+    joined, order = shifted[0].joined(shifted), in_turn([len(pairs) for pairs in shifted])
     for begin in range(0, len(order), ROW_GROUP):
         writer.write(rows.table(joined.take(order[begin : begin + ROW_GROUP])))
 
 
+def in_turn(sizes: Sequence[int]) -> np.ndarray:
+    """Indices into lists that lie one after the other: the first of each, the second of each, and so on."""
+    place = np.concatenate([np.arange(size) for size in sizes])
+    which = np.repeat(np.arange(len(sizes)), sizes)
+    return np.lexsort((which, place))
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Rows:
-    lungs: Sequence[Asset]
+    lungs: Sequence["Asset"]
     groups: Sequence[NoduleGroup]
     seed: int
     weights: PlanWeights
@@ -272,7 +282,7 @@ class _Rows:
     def facts(self) -> "_Facts":
         return _Facts.of(self.lungs, self.groups)
 
-    def table(self, pairs: Pairs) -> pa.Table:
+    def table(self, pairs: "Pairs") -> pa.Table:
         facts = self.facts
         lung_hash, group_hash = facts.lung_hash[pairs.lung], facts.group_hash[pairs.group]
         seeds = sample_seeds(self.seed, lung_hash, group_hash)
@@ -310,7 +320,7 @@ class _Facts:
     group_generated: np.ndarray
 
     @classmethod
-    def of(cls, lungs: Sequence[Asset], groups: Sequence[NoduleGroup]) -> "_Facts":
+    def of(cls, lungs: Sequence["Asset"], groups: Sequence[NoduleGroup]) -> "_Facts":
         sources = [{member.source for member in group.members} for group in groups]
         return cls(
             lung_hash=np.array([int(lung.hash, 16) for lung in lungs], dtype=np.uint64),

@@ -16,14 +16,12 @@ from lungsynth.errors import InputError
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import read_catalogue, sample_id, sample_seeds
 from lungsynth.placement.groups import PHASES, GroupArrays, NoduleGroup
-from lungsynth.placement.library_lungs import LibraryLungs
-from lungsynth.placement.lung_shape import UNITS_PER_MM, LungShape
-from lungsynth.placement.plan_record import PlanRecord, read_groups
-from lungsynth.placement.planning import PairOrder
-from lungsynth.placement.policy import classes_of, farthest_rank, order_rank, shuffled
+from lungsynth.placement.lung_shape import UNITS_PER_MM, LibraryLungs, LungShape
+from lungsynth.placement.plan_catalogue import PlanRecord, read_groups
+from lungsynth.placement.planning import PairOrder, farthest_rank
+from lungsynth.placement.policy import classes_of, order_rank, shuffled
 from lungsynth.placement.presence import PresencePrior
-from lungsynth.placement.rules import PlacementRules, PlacementVerdict
-from lungsynth.placement.scoring import PairScores, score
+from lungsynth.placement.rules import PairScores, PlacementRules, PlacementVerdict, score
 from lungsynth.seeds import HashDomain, hash_arrays
 
 __all__ = ["Explanation", "MemberFacts", "PairPlace", "PlanExplainer", "explain"]
@@ -136,6 +134,7 @@ def explain(
     ranking: PairOrder,
     threshold: int,
     prior: PresencePrior | None = None,
+    kept: bool | None = None,
 ) -> Explanation:
     """Scores one pair again and says what came of it.
 
@@ -147,12 +146,14 @@ def explain(
         ranking: of the plan's part.
         threshold: likewise.
         prior: to say how probable nodules are at each place.
+        kept: whether the catalogue has it; by its rank and the threshold when None.
     """
     arrays = GroupArrays.of([group])
     scores = score(shape, arrays, rules)
     verdict = PlacementVerdict(int(scores.verdict[0]))
     rank = _rank(scores, arrays, group, place, ranking) if verdict is PlacementVerdict.KEPT else None
-    kept = rank is not None and rank <= threshold
+    if kept is None:
+        kept = rank is not None and rank <= threshold
     reason = _REASONS[verdict]
     if rank is not None and not kept:
         reason += ", but the policy keeps others first"
@@ -262,6 +263,9 @@ class PlanExplainer:
         lung_hash = self.lungs.hashes[pair.lung]
         first = next(index for index, (name, _, _) in enumerate(self._groups) if name == category)
         place = PairPlace(lung=pair.lung, lung_hash=lung_hash, group=pair.group - first, groups=part.groups)
+        hashes = (np.array([number], dtype=np.uint64) for number in (lung_hash, int(group_id, 16)))
+        seed = int(sample_seeds(self.record.sample_seed, *hashes)[0])
+        sample = sample_id(lung_hash, int(group_id, 16), seed)
         found = explain(
             self.lungs[pair.lung],
             NoduleGroup.from_json(text),
@@ -270,10 +274,9 @@ class PlanExplainer:
             ranking=part.ranking,
             threshold=part.threshold,
             prior=self.record.prior,
+            kept=self.catalogue.find(sample) is not None,
         )
-        hashes = (np.array([number], dtype=np.uint64) for number in (lung_hash, int(group_id, 16)))
-        seed = int(sample_seeds(self.record.sample_seed, *hashes)[0])
-        return sample_id(lung_hash, int(group_id, 16), seed), found
+        return sample, found
 
     @cached_property
     def _group_hashes(self) -> np.ndarray:

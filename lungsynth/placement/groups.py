@@ -1,9 +1,8 @@
-"""Nodule groups: nodules that appear together on one slice, with their transforms, not yet on any lung.
+"""Nodule groups: nodules that appear together on one slice, with their transforms; drawn first, then placed on lungs.
 
-A group knows positions in the frame of `presence` (u, v) and how each patch is turned, mirrored and scaled. It is
-resolved on a lung by `placement`. Its canonical JSON is its identity: equal groups have equal text and an equal id.
-
-Nodule groups as flat arrays: a line a member, those of a group next to each other.
+A group knows positions in the frame of `presence` (u, v) and how each patch is turned, mirrored and scaled. `rules`
+resolves it on a lung; a `NodulePlacement` is one of its nodules there. Its canonical JSON is its identity: equal groups
+have equal text and an equal id. `GroupArrays` holds many groups as flat arrays, a line a member.
 """
 
 import hashlib
@@ -12,15 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from lungsynth.errors import InputError
-from lungsynth.placement.assets import Asset, Origin
-from lungsynth.placement.presence import PresencePrior
+from lungsynth.types import Origin
 
-__all__ = ["PHASES", "GroupArrays", "GroupSettings", "Member", "NoduleGroup", "draw_groups"]
+if TYPE_CHECKING:
+    from lungsynth.placement.assets import Asset
+    from lungsynth.placement.presence import PresencePrior
+
+__all__ = ["PHASES", "GroupArrays", "GroupSettings", "Member", "NoduleGroup", "NodulePlacement", "draw_groups", "place"]
 
 PHASES = 4  # a centre lies on a quarter of a pixel
 _NUMBERS = 9  # uniform numbers a member takes: nodule, cell, u, v, scale, rotation, flip, two phases
@@ -160,7 +163,7 @@ class GroupSettings:
 
 
 def draw_groups(
-    nodules: Sequence[Asset], n: int, *, seed: int, prior: PresencePrior, settings: GroupSettings | None = None
+    nodules: Sequence["Asset"], n: int, *, seed: int, prior: "PresencePrior", settings: GroupSettings | None = None
 ) -> list[NoduleGroup]:
     """Draws n groups; group i depends on the seed and i alone, so a longer list begins with the shorter one.
 
@@ -190,7 +193,7 @@ def draw_groups(
 
 
 def _members(
-    nodules: Sequence[Asset], draws: np.ndarray, places: np.ndarray, count: int, settings: GroupSettings
+    nodules: Sequence["Asset"], draws: np.ndarray, places: np.ndarray, count: int, settings: GroupSettings
 ) -> tuple[Member, ...]:
     members = []
     chosen = _choose(draws[:count, 0].tolist(), len(nodules))
@@ -232,6 +235,64 @@ def _choose(numbers: list[float], n: int) -> list[int]:
             index = (index + 1) % n
         chosen.append(index)
     return chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodulePlacement:
+    """A nodule on a lung.
+
+    Args:
+        asset: hash of the nodule.
+        category: its class.
+        source: real or generated.
+        row_px: of its centre (the centroid of alpha >= 0.5), on the lung's grid, a multiple of 1/4.
+        col_px: likewise.
+        diameter_mm: after scaling.
+        distance_mm: from its centre to the edge of the lung, a multiple of 1/64.
+        rotation_deg: see `groups.Member`.
+        flip: likewise.
+        scale: likewise.
+
+    Raises:
+        InputError: when diameter, scale or distance are not positive.
+    """
+
+    asset: str
+    category: str
+    source: Origin
+    row_px: float
+    col_px: float
+    diameter_mm: float
+    distance_mm: float
+    rotation_deg: float = 0.0
+    flip: bool = False
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.diameter_mm > 0 and self.scale > 0 and self.distance_mm > 0):
+            raise InputError(
+                f"A placed nodule needs a positive diameter_mm, scale and distance_mm, got {self.diameter_mm:g}, "
+                f"{self.scale:g} and {self.distance_mm:g}."
+            )
+
+
+def place(group: NoduleGroup, positions: Sequence[tuple[float, float, float]]) -> tuple[NodulePlacement, ...]:
+    """The members of a group at (row_px, col_px, distance_mm)."""
+    return tuple(
+        NodulePlacement(
+            asset=member.asset,
+            category=member.category,
+            source=member.source,
+            row_px=row_px,
+            col_px=col_px,
+            diameter_mm=member.diameter_mm,
+            distance_mm=distance_mm,
+            rotation_deg=member.rotation_deg,
+            flip=member.flip,
+            scale=member.scale,
+        )
+        for member, (row_px, col_px, distance_mm) in zip(group.members, positions, strict=True)
+    )
 
 
 @dataclass(frozen=True, eq=False)

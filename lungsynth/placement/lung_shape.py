@@ -1,13 +1,17 @@
-"""The shape of the lungs on one slice: their bounding box, the distance to the edge of the parenchyma, their vessels.
+"""The lungs of a slice as a plan sees them: their bounding box, distances to the edge of the parenchyma, vessels.
 
 Pixels are (row, column), with the centre of the first pixel at (0, 0). Distances are positive in the lung and negative
 outside; the edge lies half a pixel from the centres of its pixels. Holes no larger than a vessel are no edge.
 Distances are kept as integers, multiples of 1/64 mm, and shares as sums over rectangles, so that all that is derived
 from them is the same on every machine.
+
+`LibraryLungs` are those of a library, measured one at a time and forgotten again.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int16, Int32
@@ -17,7 +21,10 @@ from lungsynth.errors import InputError
 from lungsynth.hounsfield import DENSE_HU
 from lungsynth.types import HuPlane, MaskPlane
 
-__all__ = ["AIRWAY_HU", "MARGIN_PX", "UNITS_PER_MM", "Box", "LungShape"]
+if TYPE_CHECKING:
+    from lungsynth.placement.assets import Asset, AssetLibrary
+
+__all__ = ["AIRWAY_HU", "MARGIN_PX", "UNITS_PER_MM", "Box", "LibraryLungs", "LungShape"]
 
 AIRWAY_HU = -960  # lumen of the airways, and emphysema
 UNITS_PER_MM = 64
@@ -154,3 +161,71 @@ def _sums(pixels: np.ndarray) -> np.ndarray:
     sums = np.zeros((pixels.shape[0] + 1, pixels.shape[1] + 1), dtype=np.int32)
     np.cumsum(np.cumsum(pixels, axis=0, dtype=np.int32), axis=1, out=sums[1:, 1:])
     return sums
+
+
+_SAMPLE = 48  # lungs that say enough of a mean shape
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LibraryLungs(Sequence[LungShape]):
+    """Lungs in the order of their hashes; asking for one reads and measures it.
+
+    Args:
+        library: holds their arrays.
+        assets: of the lungs.
+        vessel_masks: folder with `<slice id>.nii.gz` of vessels and airways (not 0), on the grid of real lungs; where
+            there is none, the HU tell.
+    """
+
+    library: "AssetLibrary"
+    assets: Sequence["Asset"]
+    vessel_masks: Path | None = None
+
+    @classmethod
+    def of(
+        cls, library: "AssetLibrary", *, real_voxels: bool = True, vessel_masks: Path | None = None
+    ) -> "LibraryLungs":
+        """The lungs of a library, or those without a patient's voxels.
+
+        Raises:
+            InputError: when there is none.
+        """
+        assets = [asset for asset in library if asset.kind == "lung" and (real_voxels or asset.source != "real")]
+        if not assets:
+            raise InputError(f"{library.folder}: a plan needs lungs, the library has none that may be used.")
+        return cls(library=library, assets=assets, vessel_masks=vessel_masks)
+
+    @property
+    def hashes(self) -> list[int]:
+        """Hashes of the lungs as numbers."""
+        return [int(asset.hash, 16) for asset in self.assets]
+
+    def __len__(self) -> int:
+        return len(self.assets)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        asset = self.assets[index]
+        hu, mask = self.library.load(asset.hash, keep=False)
+        return LungShape.from_mask(mask > 0, spacing_mm=asset.spacing_mm, hu=hu, vessels=self._vessels(asset))
+
+    def __iter__(self) -> Iterator[LungShape]:
+        return (self[index] for index in range(len(self)))
+
+    def first(self, count: int) -> "LibraryLungs":
+        """The first so many."""
+        return replace(self, assets=self.assets[:count])
+
+    def sample(self) -> list[LungShape]:
+        """Some of the lungs, evenly spread."""
+        places = np.unique(np.linspace(0, len(self) - 1, min(_SAMPLE, len(self))).astype(int))
+        return [self[int(place)] for place in places]
+
+    def _vessels(self, asset: "Asset") -> MaskPlane | None:
+        path = None if self.vessel_masks is None else self.vessel_masks / f"{asset.origin}.nii.gz"
+        if path is None or asset.source != "real" or not path.is_file():
+            return None
+        from lungsynth.ct.write import read_plane
+
+        return read_plane(path)[0] != 0

@@ -4,32 +4,53 @@ Each category gets groups of its own. Of the pairs that the rules accept, the po
 `max_reuse`, no lung and no group gets more than so many times its even share while there are others, so that a short
 catalogue is not the widest lung and the most central group alone. At the paper's size that hardly binds. Where the
 number of groups is not fixed, more are drawn while too few pairs are accepted.
+
+The catalogue remembers its plan: a `PlanRecord` stands in its file and all groups in one beside it, enough to explain
+any pair (`placement.explain`).
 """
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from lungsynth.cohort.reader import CohortSplit
 from lungsynth.config import GenerateConfig, PlacementConfig, SeedStream, even_shares, seeds
 from lungsynth.errors import InputError
+from lungsynth.io.atomic import replacing
 from lungsynth.placement.assets import Asset, AssetLibrary
-from lungsynth.placement.catalogue import PlanWeights, TableWriter, write_pairs
-from lungsynth.placement.cohort_statistics import NoduleStatistics, measure_nodules
+from lungsynth.placement.catalogue import Catalogue, PlanWeights, TableWriter, write_pairs
 from lungsynth.placement.groups import GroupSettings, NoduleGroup, draw_groups
-from lungsynth.placement.library_lungs import LibraryLungs
-from lungsynth.placement.lung_shape import LungShape
-from lungsynth.placement.plan_record import METADATA_KEY, PartRecord, PlanRecord, write_groups
-from lungsynth.placement.planning import CategoryPlan, PlacementPlan, plan_categories
-from lungsynth.placement.presence import PresencePrior
-from lungsynth.placement.targets import shares_of_samples, target_of
+from lungsynth.placement.lung_shape import LibraryLungs, LungShape
+from lungsynth.placement.planning import CategoryPlan, PairOrder, PlacementPlan, plan_categories
+from lungsynth.placement.policy import PolicyWeights, shares_of_samples, target_of
+from lungsynth.placement.presence import NoduleStatistics, PresencePrior, measure_nodules
+from lungsynth.placement.rules import PlacementRules
 
-__all__ = ["Occurrence", "measure_occurrence", "plan_catalogue", "sample_seed", "spread_pairs"]
+if TYPE_CHECKING:
+    from lungsynth.cohort.reader import CohortSplit
 
+__all__ = [
+    "METADATA_KEY",
+    "Occurrence",
+    "PartRecord",
+    "PlanRecord",
+    "groups_path",
+    "measure_occurrence",
+    "plan_catalogue",
+    "read_groups",
+    "sample_seed",
+    "spread_pairs",
+    "write_groups",
+]
+
+METADATA_KEY = "plan"
 _GROWTH = 1.5
 _MAX_GROWTH = 10
 
@@ -54,7 +75,121 @@ class Occurrence:
         return GroupSettings(count_probabilities=self.real.counts(), diameter_range_mm=limits)
 
 
-def measure_occurrence(lungs: LibraryLungs, cohort: CohortSplit | None) -> Occurrence:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PartRecord:
+    """One category of a plan.
+
+    Args:
+        groups: all that were tried.
+        kept: samples.
+        candidates: pairs.
+        verdicts: pairs by name of the verdict.
+        threshold: the highest rank kept.
+        ranking: what pairs were ranked by.
+        gaps: see `placement.planning.Plan`.
+    """
+
+    groups: int
+    kept: int
+    candidates: int
+    verdicts: Mapping[str, int]
+    threshold: int
+    ranking: PairOrder
+    gaps: tuple[float, float] | None
+
+    @classmethod
+    def of(cls, plan: PlacementPlan, groups: int) -> "PartRecord":
+        """The record of a plan."""
+        return cls(
+            groups=groups,
+            kept=len(plan),
+            candidates=plan.candidates,
+            verdicts={verdict.name: count for verdict, count in plan.verdicts.items()},
+            threshold=plan.threshold,
+            ranking=plan.ranking,
+            gaps=plan.gaps,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        weights = self.ranking.weights
+        return {
+            **{name: getattr(self, name) for name in ("groups", "kept", "candidates", "threshold")},
+            "verdicts": dict(self.verdicts),
+            "weights": None
+            if weights is None
+            else {"distance": weights.distance.tolist(), "size": weights.size.tolist()},
+            "seed": self.ranking.seed,
+            "gaps": self.gaps,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "PartRecord":
+        """The record of which these are the values."""
+        found = values["weights"]
+        weights = None if found is None else PolicyWeights(**{key: np.array(factors) for key, factors in found.items()})
+        names = ("groups", "kept", "candidates", "threshold", "verdicts")
+        ranking = PairOrder(weights=weights, seed=values["seed"])
+        gaps = values["gaps"]
+        return cls(
+            **{name: values[name] for name in names}, ranking=ranking, gaps=None if gaps is None else (gaps[0], gaps[1])
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PlanRecord:
+    """A plan as its catalogue remembers it.
+
+    Args:
+        identity: settings, cohort and assets; equal for equal plans.
+        sample_seed: what the samples' seeds are mixed with.
+        parts: by category.
+        figures: what was reported.
+        prior: presence of nodules.
+    """
+
+    identity: Mapping[str, Any]
+    sample_seed: int
+    parts: Mapping[str, PartRecord]
+    figures: Mapping[str, Any]
+    prior: PresencePrior
+
+    @property
+    def rules(self) -> PlacementRules:
+        """Of placement."""
+        return PlacementRules.from_json(self.identity["settings"]["rules"])
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "identity": dict(self.identity),
+            "sample_seed": self.sample_seed,
+            "parts": {name: part.to_json() for name, part in self.parts.items()},
+            "figures": dict(self.figures),
+            "prior": np.round(self.prior.grid, 4).tolist(),
+        }
+
+    @classmethod
+    def read(cls, catalogue: Catalogue) -> "PlanRecord":
+        """The record in a catalogue's file.
+
+        Raises:
+            InputError: when there is none.
+        """
+        text = (catalogue.table.schema.metadata or {}).get(f"lungsynth.{METADATA_KEY}".encode())
+        if text is None:
+            raise InputError(f"{catalogue.path}: no plan is noted in it; catalogues of scripts/plan.py have one.")
+        values = json.loads(text)
+        return cls(
+            identity=values["identity"],
+            sample_seed=values["sample_seed"],
+            parts={name: PartRecord.from_json(part) for name, part in values["parts"].items()},
+            figures=values["figures"],
+            prior=PresencePrior(np.array(values["prior"])),
+        )
+
+
+def measure_occurrence(lungs: LibraryLungs, cohort: "CohortSplit | None") -> Occurrence:
     """Measures a cohort; without one, LIDC-IDRI's figures stand alone."""
     real, sample = measure_nodules(cohort), lungs.sample()
     return Occurrence(prior=real.presence(sample), real=real, sample=sample)
@@ -63,15 +198,12 @@ def measure_occurrence(lungs: LibraryLungs, cohort: CohortSplit | None) -> Occur
 def plan_catalogue(
     library: AssetLibrary,
     config: GenerateConfig,
-    cohort: CohortSplit | None,
+    cohort: "CohortSplit | None",
     *,
     enhancer: str | None = None,
     identity: Mapping[str, Any] | None = None,
 ) -> PlanRecord:
     """Plans the samples of a run and writes its catalogue, one sample of each category in turn.
-
-    A plan without `max_reuse` can be explained pair by pair (`placement.explain`): its record stands in the
-    catalogue's file, and its groups beside it.
 
     Args:
         library: the nodules and lungs.
@@ -96,10 +228,8 @@ def plan_catalogue(
         figures=_figures(lungs, nodules, plans),
         prior=occurrence.prior,
     )
-    explained = placement.max_reuse is None
-    if explained:
-        write_groups({category: groups for category, (_, groups) in plans.items()}, config.catalogue_path)
-    with TableWriter(config.catalogue_path, {METADATA_KEY: record.to_json()} if explained else None) as writer:
+    write_groups({category: groups for category, (_, groups) in plans.items()}, config.catalogue_path)
+    with TableWriter(config.catalogue_path, {METADATA_KEY: record.to_json()}) as writer:
         write_pairs(
             writer,
             lungs.assets,
@@ -144,6 +274,35 @@ def spread_pairs(
         if len(chosen) == keep:
             break
     return chosen + postponed[: keep - len(chosen)]
+
+
+def groups_path(catalogue: Path) -> Path:
+    """Where the groups of a catalogue are, those included of which no pair was kept."""
+    return catalogue.with_name(f"{catalogue.stem}.groups.parquet")
+
+
+def write_groups(groups: Mapping[str, Sequence[NoduleGroup]], catalogue: Path) -> Path:
+    """Writes the groups of each category."""
+    rows = [(category, group.id, group.json) for category, own in groups.items() for group in own]
+    names = ("category", "id", "group")
+    columns = zip(*rows, strict=True)
+    table = pa.table({name: list(column) for name, column in zip(names, columns, strict=True)})
+    with replacing(groups_path(catalogue)) as part:
+        pq.write_table(table, part, compression="zstd", use_dictionary=["category"])
+    return groups_path(catalogue)
+
+
+def read_groups(catalogue: Path) -> Iterator[tuple[str, str, str]]:
+    """(category, id, canonical JSON) of each group, in the order of the plan.
+
+    Raises:
+        InputError: when the file is missing.
+    """
+    path = groups_path(catalogue)
+    if not path.is_file():
+        raise InputError(f"{path}: expected the groups of {catalogue.name}, found no such file. Plan it again.")
+    table = pq.read_table(path)
+    return zip(*(table[name].to_pylist() for name in ("category", "id", "group")), strict=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,14 +359,10 @@ class _Planner:
     def _part(self, category: str, groups: Sequence[NoduleGroup], wanted: int) -> CategoryPlan:
         placement, occurrence = self.config.placement, self.occurrence
         per_group = sum(len(group.members) for group in groups) / len(groups)
-        target = target_of(
-            placement.policy,
-            category,
-            occurrence.real,
-            occurrence.prior,
-            occurrence.sample,
-            nodules=wanted * per_group,
-        )
+        target = None
+        if placement.policy != "farthest":
+            measured = (occurrence.real, occurrence.prior, occurrence.sample)
+            target = target_of(placement.policy, category, *measured, nodules=wanted * per_group)
         keep = wanted if placement.max_reuse is None else len(self.lungs) * len(groups)
         return CategoryPlan(groups=groups, keep=keep, policy=placement.policy, target=target)
 

@@ -18,26 +18,34 @@ import numpy as np
 from jaxtyping import Int16, Int32, UInt64
 from tqdm import tqdm
 
+from lungsynth.config import Policy
 from lungsynth.errors import InputError
 from lungsynth.placement.groups import PHASES, GroupArrays, NoduleGroup
 from lungsynth.placement.lung_shape import UNITS_PER_MM, LungShape
 from lungsynth.placement.policy import (
     Classes,
-    Policy,
     PolicyWeights,
     TargetDistribution,
     classes_of,
-    farthest_rank,
     fit_weights,
     order_rank,
     shuffled,
-    usable_pairs,
 )
-from lungsynth.placement.rules import PlacementRules, PlacementVerdict
-from lungsynth.placement.scoring import PairScores, score
+from lungsynth.placement.rules import PairScores, PlacementRules, PlacementVerdict, score
 
-__all__ = ["CategoryPlan", "PairOrder", "Pairs", "PlacementPlan", "TopK", "in_turn", "plan_categories", "plan_pairs"]
+__all__ = [
+    "CategoryPlan",
+    "PairOrder",
+    "Pairs",
+    "PlacementPlan",
+    "TopK",
+    "farthest_rank",
+    "plan_categories",
+    "plan_pairs",
+    "usable_pairs",
+]
 
+_PAIR_BITS = np.uint64(48)  # of a rank, for the number of the pair; the distance stands above
 _PART = 1000  # so that few pairs are not sorted out again and again
 
 
@@ -143,16 +151,26 @@ class TopK:
         self._parts = [pairs]
 
 
-def in_turn(sizes: Sequence[int]) -> np.ndarray:
-    """Indices into lists that lie one after the other: the first of each, the second of each, and so on."""
-    place = np.concatenate([np.arange(size) for size in sizes])
-    which = np.repeat(np.arange(len(sizes)), sizes)
-    return np.lexsort((which, place))
-
-
 def _widened(values: np.ndarray, widest: int) -> np.ndarray:
     missing = widest - values.shape[1] if values.ndim == 2 else 0
     return np.pad(values, ((0, 0), (0, missing))) if missing else values
+
+
+def farthest_rank(scores: PairScores, usable: np.ndarray, first_pair: int) -> UInt64[np.ndarray, " pairs"]:
+    """Ranks of `farthest`: farther first, then the earlier pair.
+
+    Raises:
+        InputError: beyond 2**48 pairs.
+    """
+    if first_pair + len(scores.verdict) > 1 << int(_PAIR_BITS):
+        raise InputError("A plan holds at most 2**48 pairs of a lung and a group; plan fewer at a time.")
+    nearer = (np.iinfo(np.int16).max - scores.min_distance[usable]).astype(np.uint64)
+    return (nearer << _PAIR_BITS) | (usable + first_pair).astype(np.uint64)
+
+
+def usable_pairs(scores: PairScores) -> np.ndarray:
+    """Indices of the groups that the rules accept."""
+    return np.flatnonzero(scores.verdict == PlacementVerdict.KEPT)
 
 
 _FITTED_LUNGS = 64  # on which the weights of a policy are found

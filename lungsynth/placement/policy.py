@@ -15,31 +15,34 @@ size. The factors are found by trying on some of the lungs: a class that comes o
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt64
 
+from lungsynth.config import Policy
 from lungsynth.errors import InputError
 from lungsynth.placement.groups import GroupArrays
-from lungsynth.placement.lung_shape import UNITS_PER_MM
-from lungsynth.placement.rules import PlacementVerdict, Policy
-from lungsynth.placement.scoring import PairScores
+from lungsynth.placement.lung_shape import UNITS_PER_MM, LungShape
+
+if TYPE_CHECKING:
+    from lungsynth.placement.presence import NoduleStatistics, PresencePrior
 from lungsynth.seeds import HashDomain, hash_arrays
 
 __all__ = [
     "DISTANCE_EDGES_MM",
     "SIZE_EDGES_MM",
     "Classes",
-    "Policy",
     "PolicyWeights",
     "TargetDistribution",
     "balanced_target",
     "classes_of",
     "distance_class",
-    "farthest_rank",
     "fit_weights",
     "order_rank",
+    "shares_of_samples",
     "size_class",
+    "target_of",
 ]
 
 DISTANCE_EDGES_MM = (2.5, 5.0, 7.5, 10.0, 12.5, 15.0, 20.0, 25.0, 30.0)
@@ -47,7 +50,6 @@ SIZE_EDGES_MM = (4.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0)
 _ROUNDS = 40
 _FITTED_PAIRS = 100_000
 _FACTORS = (1e-6, 1e6)
-_PAIR_BITS = np.uint64(48)
 
 DistanceShares = Float64[np.ndarray, " distance_classes"]
 SizeShares = Float64[np.ndarray, " size_classes"]
@@ -167,18 +169,6 @@ def classes_of(groups: GroupArrays, distance: np.ndarray, index: np.ndarray) -> 
     )
 
 
-def farthest_rank(scores: PairScores, usable: np.ndarray, first_pair: int) -> UInt64[np.ndarray, " pairs"]:
-    """Ranks of `farthest`: farther first, then the earlier pair.
-
-    Raises:
-        InputError: beyond 2**48 pairs.
-    """
-    if first_pair + len(scores.verdict) > 1 << int(_PAIR_BITS):
-        raise InputError("A plan holds at most 2**48 pairs of a lung and a group; plan fewer at a time.")
-    nearer = (np.iinfo(np.int16).max - scores.min_distance[usable]).astype(np.uint64)
-    return (nearer << _PAIR_BITS) | (usable + first_pair).astype(np.uint64)
-
-
 def order_rank(numbers: UInt64[np.ndarray, " pairs"], weights: np.ndarray) -> UInt64[np.ndarray, " pairs"]:
     """Ranks U / w, as the bits of a positive float64, which sort as the number does."""
     uniform = ((numbers >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
@@ -219,9 +209,62 @@ def fit_weights(classes: Classes, numbers: np.ndarray, *, keep: int, target: Tar
     return PolicyWeights(distance=factors[0], size=factors[1])
 
 
-def usable_pairs(scores: PairScores) -> np.ndarray:
-    """Indices of the groups that the rules accept."""
-    return np.flatnonzero(scores.verdict == PlacementVerdict.KEPT)
+def shares_of_samples(policy: Policy, keep: int, real: "NoduleStatistics", categories: Sequence[str]) -> dict[str, int]:
+    """Samples of each category.
+
+    `farthest`: `keep` of each. `matched`: in the proportions of the real nodules, the most frequent category gets
+    `keep`. `balanced`: so many that with the real ones all categories are equally frequent, the rarest gets `keep`.
+
+    Args:
+        policy: of the plan.
+        keep: see above.
+        real: nodules of the cohort.
+        categories: that the library has.
+
+    Raises:
+        InputError: when `matched` finds no real nodule of these categories.
+    """
+    counts = {category: len(real.diameters_mm.get(category, ())) for category in categories}
+    if policy == "farthest":
+        return dict.fromkeys(categories, keep)
+    if policy == "balanced":
+        level = keep + min(counts.values())
+        return {category: level - count for category, count in counts.items() if level > count}
+    most = max(counts.values())
+    if not most:
+        raise InputError(
+            f"The policy matched needs real nodules: the cohort's training part has none of {list(categories)}."
+        )
+    return {category: max(1, round(keep * count / most)) for category, count in counts.items() if count}
+
+
+def target_of(
+    policy: Policy,
+    category: str,
+    real: "NoduleStatistics",
+    prior: "PresencePrior",
+    lungs: Sequence[LungShape],
+    *,
+    nodules: float,
+) -> TargetDistribution | None:
+    """What a category's nodules should be distributed like; None for `farthest`.
+
+    Args:
+        policy: of the plan.
+        category: of nodules.
+        real: nodules of the cohort.
+        prior: where nodules are found.
+        lungs: some of the plan's.
+        nodules: how many will be added.
+    """
+    if policy == "farthest":
+        return None
+    target = real.target(category, prior, lungs)
+    if policy == "matched":
+        return target
+    if target is None:
+        return TargetDistribution(distance=np.ones(len(DISTANCE_EDGES_MM) + 1), size=np.ones(len(SIZE_EDGES_MM) + 1))
+    return balanced_target(target, real_nodules=float(len(real.diameters_mm[category])), nodules=nodules)
 
 
 def _gap(counts: np.ndarray, wanted: np.ndarray) -> float:
