@@ -71,7 +71,7 @@ def test_a_run_ends_with_the_files_of_contract_c8(finished):
     recipes = read_catalogue(out / "catalogue.parquet")
     ids = {recipe.id for recipe in recipes}
     names = {"images", "masks", "assets", "annotations.csv", "catalogue.parquet", "datalist.json", "assets.parquet"}
-    names |= {"coco.json", "detection.json", "checksums.sha256", "enhanced.json", ".parts"}
+    names |= {"catalogue.groups.parquet", "coco.json", "detection.json", "checksums.sha256", "enhanced.json", ".parts"}
     assert {path.name for path in out.iterdir()} == names | {"contact_sheet.png", "run.json", "selection.json"}
     for folder in ("images", "masks"):
         assert {path.name.removesuffix(".nii.gz") for path in (out / folder).iterdir()} == ids
