@@ -18,7 +18,7 @@ CARDS = sorted(path.relative_to(ROOT) for path in ROOT.glob("bundles/*/docs/READ
 CODE = ("lungsynth", "evaluation", "bundles", "scripts", "benchmarks")
 SOURCES = [path for folder in CODE for path in (ROOT / folder).rglob("*.py")]
 # of MONAI, torchrun and tables, not keys of a config
-TOOL_OPTIONS = {"config_file", "bundle_root", "tracking", "run_name", "tracking_uri", "key", "group"}
+TOOL_OPTIONS = {"config_file", "bundle_root", "tracking", "run_name", "tracking_uri", "key", "group#key"}
 ZOO_HEADINGS = [
     "Authors",
     "Tags",
@@ -120,14 +120,24 @@ def test_keys_of_training_and_inference_are_described(card) -> None:
 @pytest.mark.parametrize("card", CARDS, ids=str)
 def test_options_of_trainings_are_keys_of_a_config(card) -> None:
     """MONAI takes unknown keys without a word, so that a renamed one would do nothing."""
-    keys, commands = set(), set()
-    for config in (ROOT / card).parents[1].glob("configs/*.json"):
-        keys |= set(json.loads(config.read_text()))
+    configs = [json.loads(path.read_text()) for path in (ROOT / card).parents[1].glob("configs/*.json")]
+    options = set()
     for page in (ROOT / card).parent.glob("*.md"):
         for command in re.findall(r"(?:^|(?<=`))[^`\n]*--[^`\n]*", page.read_text(), re.MULTILINE):
             if not re.search(r"scripts/|lungsynth |ckpt_export|onnx_export", command):
-                commands |= set(re.findall(r"--([a-z_]+)(?= [^-])", command))
-    assert commands <= keys | TOOL_OPTIONS
+                options |= set(re.findall(r"--([a-z][\w#]+)(?= [^-])", command))
+    assert [name for name in options - TOOL_OPTIONS if not any(_has(config, name) for config in configs)] == []
+
+
+def _has(config, name: str) -> bool:
+    """Whether a config has the item of an id such as `train#handlers#0`."""
+    for part in name.split("#"):
+        config = dict(enumerate(config)) if isinstance(config, list) else config
+        key = int(part) if part.isdigit() else part
+        if not isinstance(config, dict) or key not in config:
+            return False
+        config = config[key]
+    return True
 
 
 def test_pages_are_short() -> None:
