@@ -1,11 +1,13 @@
 """Nodules and lungs small enough to see, for the tests of `lungsynth.placement`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lungsynth.ct.volume import axial_affine
 from lungsynth.placement.assets import Asset, AssetLibrary
+from lungsynth.placement.catalogue import SCHEMA, Recipe, TableWriter
 from lungsynth.placement.groups import Member, NoduleGroup
 
 LUNG_HU, NODULE_HU = -850, 40
@@ -66,3 +68,16 @@ def library_in(folder: Path) -> tuple[AssetLibrary, Asset, Asset]:
     """A library with one lung and one nodule."""
     library = AssetLibrary(folder)
     return library, add_lung(library), add_nodule(library)
+
+
+def write_catalogue(recipes: Sequence[Recipe], path: Path) -> Path:
+    """A catalogue of these recipes, in their order."""
+    places = ("row_px", "col_px", "distance_mm")
+
+    def row(recipe: Recipe) -> dict[str, object]:
+        of_nodules = {name: [getattr(nodule, name) for nodule in recipe.nodules] for name in places}
+        return {name: getattr(recipe, name) for name in SCHEMA.names if name not in places} | of_nodules
+
+    with TableWriter(path) as writer:
+        writer.write([row(recipe) for recipe in recipes])
+    return path

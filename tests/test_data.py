@@ -3,13 +3,13 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureTyped
-from placement_toys import add_lung, add_nodule, group_at, lung_hu, lung_mask
+from placement_toys import add_lung, add_nodule, group_at, lung_hu, lung_mask, write_catalogue
 
 from lungsynth.data.dataset import LayeredLungDataset, LayeredLungLoader, collate_samples
 from lungsynth.data.insert import RandInsertNodulesd
 from lungsynth.errors import InputError
 from lungsynth.placement.assets import AssetLibrary
-from lungsynth.placement.catalogue import make_recipe, write_catalogue
+from lungsynth.placement.catalogue import make_recipe
 from lungsynth.placement.lung_shape import LungShape
 from lungsynth.placement.rules import PlacementRules, resolve
 

@@ -14,7 +14,7 @@ import pytest
 import SimpleITK
 from fake_bundles import edit_config, write_fake_bundles
 from PIL import Image
-from placement_toys import add_lung, add_nodule, group_at
+from placement_toys import add_lung, add_nodule, group_at, write_catalogue
 from pydicom.pixels import apply_modality_lut
 
 from lungsynth.compositing.render import Renderer
@@ -26,7 +26,7 @@ from lungsynth.export.writer import ExportJob, Shard, ShardWriter, export_catalo
 from lungsynth.hounsfield import DISPLAY_WINDOW
 from lungsynth.io.atomic import write_json
 from lungsynth.placement.assets import AssetLibrary
-from lungsynth.placement.catalogue import make_recipe, read_catalogue, write_catalogue
+from lungsynth.placement.catalogue import make_recipe, read_catalogue
 from lungsynth.placement.lung_shape import LungShape
 from lungsynth.placement.rules import PlacementRules, resolve
 

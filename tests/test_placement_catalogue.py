@@ -2,13 +2,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from placement_toys import add_lung, add_nodule, group_at, library_in
+from placement_toys import add_lung, add_nodule, group_at, library_in, write_catalogue
 
 from lungsynth.compositing.render import render
 from lungsynth.data.dataset import LayeredLungDataset
 from lungsynth.errors import InputError
 from lungsynth.placement.assets import AssetLibrary
-from lungsynth.placement.catalogue import make_recipe, read_catalogue, write_catalogue
+from lungsynth.placement.catalogue import make_recipe, read_catalogue
 from lungsynth.placement.groups import draw_groups
 from lungsynth.placement.lung_shape import LungShape
 from lungsynth.placement.planning import plan_pairs
@@ -84,13 +84,6 @@ def test_a_changed_row_is_refused(tmp_path):
     pq.write_table(table.set_column(seeds, "seed", [[seed.as_py() + 1 for seed in table["seed"]]]), path)
     with pytest.raises(InputError, match=f"sample {recipes[3].id} .* was changed"):
         read_catalogue(path)[3]
-
-
-def test_twice_the_same_sample_is_refused_and_leaves_nothing(tmp_path):
-    _, recipes = fill(tmp_path)
-    with pytest.raises(InputError, match="got some twice"):
-        write_catalogue([recipes[0], recipes[0]], tmp_path / "twice.parquet")
-    assert not (tmp_path / "twice.parquet").exists()
 
 
 def test_a_file_that_is_no_catalogue_is_refused(tmp_path):

@@ -159,11 +159,6 @@ def test_the_plan_keeps_the_farthest_as_brute_force_does(groups, keep):
     assert found.verdicts[PlacementVerdict.KEPT] == len(ranked)
 
 
-def test_a_plan_may_limit_what_one_lung_gives(groups):
-    found = plan_pairs(shapes(), groups, keep=30, max_per_lung=10)
-    assert np.bincount(found.pairs.lung).tolist() == [10, 10, 10]
-
-
 def test_a_plan_refuses_an_unknown_policy(groups):
     with pytest.raises(InputError, match="keep >= 1"):
         plan_pairs(shapes(), groups, keep=0)

@@ -33,11 +33,11 @@ def main() -> None:
     parser.add_argument("--bundles", type=Path, default=BUNDLES)
     parser.add_argument("--slices", type=int, default=3)
     args = parser.parse_args()
-    recipes = read_catalogue(args.catalogue).without_real_voxels()
+    recipes = [recipe for recipe in read_catalogue(args.catalogue) if not recipe.has_real_voxels]
     renderer, stage = Renderer(AssetLibrary(args.catalogue.parent)), open_stage(args.bundles, label_check=True)
     figure = Figure(figsize=(12, 2.05 * args.slices), layout="constrained")
     axes = figure.subplots(args.slices, 6)
-    for row, recipe in zip(axes, list(recipes)[: args.slices], strict=True):
+    for row, recipe in zip(axes, recipes[: args.slices], strict=True):
         sample = renderer.render(recipe)
         image, outcome = stage(sample, recipe.lung, renderer.background(recipe))
         box = sample.boxes[0]

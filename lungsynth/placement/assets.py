@@ -1,14 +1,9 @@
-"""Assets: the nodules and lungs from which samples are made, each known by the hash of its content.
+"""Assets: the nodules and lungs from which samples are made, each stored once, under the hash of its content.
 
-A nodule is int16 (2, 64, 64): HU and alpha * 16384, at 0.7 mm. A lung is int16 (2, H, W): HU and lung mask (1 in
-lung), on its own grid. `library` keeps them on disk.
-
-Reading assets: the array of a file `<hash>.npy`, mapped, and its bytes checked against its name.
-
-The library: a folder in which each asset is stored once, under the hash of its content.
-
-`<folder>/assets/<hash>.npy` holds the array (see `assets`), `<folder>/assets.parquet` has a row an asset. What is
-added twice is stored once, with the row of the first time.
+A nodule is int16 (2, 64, 64): HU and alpha * 16384, at 0.7 mm. A lung is int16 (2, H, W): HU and lung mask (1 in lung),
+on its own grid. In the folder of an `AssetLibrary`, `assets/<hash>.npy` holds the array and `assets.parquet` has a row
+for each asset. What is added twice is stored once, with the row of the first time. Arrays are mapped, and their bytes
+checked against their names.
 """
 
 import hashlib
@@ -39,17 +34,25 @@ __all__ = [
     "open_asset",
 ]
 
-ALPHA_SCALE = 16384  # alpha 1.0 as int16
+ALPHA_SCALE = 16384  # alpha 1.0 as int16: 2**14, so that float32 holds every step exactly
 
 AssetKind = Literal["nodule", "lung"]
 AssetArray = Int16[np.ndarray, "2 height width"]
 
-
-def content_hash(array: np.ndarray) -> str:
-    """First 16 hex digits of the SHA-256 of the dtype, the shape and the bytes of an array."""
-    digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()[:16]
+_REMEDY = "Restore the file, or delete it and run the same command again."
+_SCHEMA = pa.schema(
+    [
+        ("hash", pa.string()),
+        ("kind", pa.string()),
+        ("source", pa.string()),
+        ("category", pa.string()),
+        ("diameter_mm", pa.float64()),
+        ("affine", pa.list_(pa.float64())),
+        ("origin", pa.string()),
+        ("weights", pa.string()),
+    ]
+)
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,52 +107,6 @@ class Asset:
             return PATCH_SPACING_MM, PATCH_SPACING_MM
         columns, rows = np.linalg.norm(self.affine_matrix[:3, :2], axis=0)
         return float(rows), float(columns)
-
-
-_REMEDY = "Restore the file, or delete it and run the same command again."
-
-
-def open_asset(path: Path) -> AssetArray:
-    """Maps an asset without reading it.
-
-    Raises:
-        InputError: when the file is missing, is no array, or one of another kind.
-    """
-    try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: expected an array, got what cannot be read: {error}. {_REMEDY}") from error
-    if array.ndim != 3 or array.dtype != np.int16:
-        raise InputError(f"{path}: expected int16 (2, H, W), got {array.dtype} {array.shape}. {_REMEDY}")
-    return array
-
-
-def load_asset(path: Path) -> AssetArray:
-    """Maps an asset and checks its bytes against its name.
-
-    Raises:
-        InputError: likewise, or when the bytes were changed.
-    """
-    array = open_asset(path)
-    found = content_hash(array)
-    if found != path.stem:
-        raise InputError(f"{path}: expected bytes with the hash {path.stem}, got {found}; it was changed. {_REMEDY}")
-    return array
-
-
-_SCHEMA = pa.schema(
-    [
-        ("hash", pa.string()),
-        ("kind", pa.string()),
-        ("source", pa.string()),
-        ("category", pa.string()),
-        ("diameter_mm", pa.float64()),
-        ("affine", pa.list_(pa.float64())),
-        ("origin", pa.string()),
-        ("weights", pa.string()),
-    ]
-)
-_logger = logging.getLogger(__name__)
 
 
 class AssetLibrary:
@@ -303,14 +260,49 @@ class AssetLibrary:
         return self.folder / "assets" / f"{asset_hash}.npy"
 
     def _store(self, asset: Asset, array: np.ndarray) -> Asset:
-        known = self._assets.setdefault(asset.hash, asset)
-        if known != asset:
-            _logger.debug("Asset %s of %s is stored already, from %s.", asset.hash, asset.origin, known.origin)
+        stored = self._assets.setdefault(asset.hash, asset)
+        if stored != asset:
+            _logger.debug("Asset %s of %s is stored already, from %s.", asset.hash, asset.origin, stored.origin)
         path = self._path(asset.hash)
         if not path.exists():
             with replacing(path) as part, part.open("wb") as file:
                 np.save(file, array)
-        return known
+        return stored
+
+
+def open_asset(path: Path) -> AssetArray:
+    """Maps an asset without reading it.
+
+    Raises:
+        InputError: when the file is missing, is no array, or one of another kind.
+    """
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: expected an array, got what cannot be read: {error}. {_REMEDY}") from error
+    if array.ndim != 3 or array.dtype != np.int16:
+        raise InputError(f"{path}: expected int16 (2, H, W), got {array.dtype} {array.shape}. {_REMEDY}")
+    return array
+
+
+def load_asset(path: Path) -> AssetArray:
+    """Maps an asset and checks its bytes against its name.
+
+    Raises:
+        InputError: likewise, or when the bytes were changed.
+    """
+    array = open_asset(path)
+    actual = content_hash(array)
+    if actual != path.stem:
+        raise InputError(f"{path}: expected bytes with the hash {path.stem}, got {actual}; it was changed. {_REMEDY}")
+    return array
+
+
+def content_hash(array: np.ndarray) -> str:
+    """First 16 hex digits of the SHA-256 of the dtype, the shape and the bytes of an array."""
+    digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
 
 
 def _check_alpha(alpha: np.ndarray, origin: str) -> None:

@@ -1,21 +1,17 @@
-"""The file of a catalogue: its columns, how it is written, and the ids and seeds of samples.
+"""The catalogue: a row for each sample, from which its image, label map and annotations are made again, bit for bit.
 
-Numbers in `row_px`, `col_px` (quarters of a pixel) and `distance_mm` (1/64 mm) are exact in float32.
+A `Recipe` says what one sample is made of: it names a lung and nodules by the hashes of their assets, and says where
+the nodules lie. `catalogue.parquet` holds recipes: the group (its nodules, their transforms, categories and diameters)
+stands once in a dictionary, a row adds the places of the group's members on its lung, in the group's order. Numbers in
+`row_px`, `col_px` (quarters of a pixel) and `distance_mm` (1/64 mm) are exact in float32.
 
-A recipe: what one sample is made of. It names a lung and nodules by the hashes of their assets.
-
-Rows of planned pairs, made by the million: whole columns at once, a part of the catalogue at a time.
-
-The catalogue: a row a sample, from which its image, label map and annotations are made again, bit for bit.
-
-A `Recipe` names a lung and nodules by the hashes of their assets and says where the nodules lie. `catalogue.parquet`
-holds recipes: the group (its nodules, their transforms, categories and diameters) stands once in a dictionary, a row
-adds the places of the group's members on its lung, in the group's order. `catalogue_table` says how rows are written.
+`read_catalogue` opens a file as a `Catalogue`. `write_pairs` writes planned pairs by the million, whole columns at
+once.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -51,11 +47,10 @@ __all__ = [
     "read_catalogue",
     "sample_id",
     "sample_seeds",
-    "write_catalogue",
     "write_pairs",
 ]
 
-ROW_GROUP = 262_144
+ROW_GROUP = 262_144  # rows written together: memory while writing, and the size that readers load at once
 _DICTIONARY_BYTES = 1 << 28  # a group's text is long; the default would give up the dictionary
 ID_PREFIX = "synth-"
 _TEXT = pa.dictionary(pa.int32(), pa.string())
@@ -172,8 +167,8 @@ class Recipe:
     @property
     def category(self) -> str:
         """The nodules' category, or `mixed`."""
-        found = {nodule.category for nodule in self.nodules}
-        return found.pop() if len(found) == 1 else "mixed"
+        categories = {nodule.category for nodule in self.nodules}
+        return categories.pop() if len(categories) == 1 else "mixed"
 
     @property
     def n_nodules(self) -> int:
@@ -228,6 +223,105 @@ def _group_id(group: str) -> str:
     return hashlib.sha256(group.encode()).hexdigest()[:16]
 
 
+_DICTIONARIES = ("lung", "lung_source", "group", "weights_nodule", "weights_lung", "weights_enhancer")
+_PLACES = ("row_px", "col_px", "distance_mm")
+
+
+class Catalogue:
+    """Recipes of a table, read one at a time.
+
+    Args:
+        table: with the columns of `SCHEMA`.
+        path: the file, for messages.
+    """
+
+    def __init__(self, table: pa.Table, path: Path) -> None:
+        self.table = table
+        self.path = path
+        columns = {name: table[name].combine_chunks() for name in (*_DICTIONARIES, *_PLACES)}
+        self._values = {name: [*columns[name].dictionary.to_pylist(), None] for name in _DICTIONARIES}
+        self._codes = {name: columns[name].indices.fill_null(-1).to_numpy() for name in _DICTIONARIES}
+        self._ends = columns["row_px"].offsets.to_numpy()
+        self._places = {name: columns[name].values.to_numpy() for name in _PLACES}
+        self._seeds = table["seed"].to_numpy()
+        self._ids = table["id"].combine_chunks()
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __iter__(self) -> Iterator[Recipe]:
+        return (self._recipe(index) for index in range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> Recipe: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Catalogue": ...
+
+    def __getitem__(self, index: int | slice) -> "Recipe | Catalogue":
+        """A recipe, or the catalogue of some.
+
+        Raises:
+            IndexError: beyond the end.
+            InputError: when the row was changed, so that its id does not fit any more.
+        """
+        if isinstance(index, slice):
+            return self.take(np.arange(*index.indices(len(self))))
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.path} has {len(self)} samples, asked for {index}.")
+        return self._recipe(index % len(self))
+
+    def __getstate__(self) -> tuple[pa.Table, Path]:
+        return self.table, self.path
+
+    def __setstate__(self, state: tuple[pa.Table, Path]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
+
+    def take(self, rows: np.ndarray) -> "Catalogue":
+        """The catalogue of some rows."""
+        return Catalogue(self.table.take(pa.array(rows)).combine_chunks(), self.path)
+
+    def find(self, sample: str) -> int | None:
+        """The row of a sample's id, or None."""
+        index = pc.index(self._ids, sample).as_py()
+        return None if index < 0 else int(index)
+
+    def categories(self) -> tuple[str, ...]:
+        """The nodules' categories, sorted."""
+        groups = [self._values["group"][code] for code in np.unique(self._codes["group"])]
+        return tuple(sorted({member.category for text in groups for member in _parsed(text).members}))
+
+    def _recipe(self, index: int) -> Recipe:
+        row = {name: self._values[name][self._codes[name][index]] for name in _DICTIONARIES}
+        places = [self._places[name][self._ends[index] : self._ends[index + 1]].tolist() for name in _PLACES]
+        nodules = place(_parsed(row["group"]), list(zip(*places, strict=True)))
+        recipe = Recipe(**row, nodules=nodules, seed=int(self._seeds[index]))
+        if recipe.id != (stored_id := self._ids[index].as_py()):
+            raise InputError(
+                f"{self.path}: sample {stored_id} (row {index}) was changed, its content has the id {recipe.id}. "
+                f"Restore the file or plan it again."
+            )
+        return recipe
+
+
+def read_catalogue(path: Path) -> Catalogue:
+    """Opens a catalogue.
+
+    Raises:
+        InputError: when the file is missing, is no parquet file, or lacks columns.
+    """
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: expected a catalogue, got what cannot be read: {error}.") from error
+    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise InputError(f"{path}: expected the columns of a catalogue, {missing} are missing. Plan it again.")
+    metadata = table.schema.metadata
+    table = table.select(SCHEMA.names).cast(SCHEMA).unify_dictionaries().combine_chunks()
+    return Catalogue(table.replace_schema_metadata(metadata), path)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanWeights:
     """SHA-256 of the weights that recipes name; None where nothing is generated, or samples are not enhanced."""
@@ -250,7 +344,7 @@ def write_pairs(
         writer: open.
         lungs: that the pairs mean.
         parts: pairs and the groups they mean, as a rule of a category.
-        seed: the samples' seeds follow from it, see `catalogue_table.sample_seeds`.
+        seed: the samples' seeds follow from it, see `sample_seeds`.
         weights: for the recipes.
     """
     groups: list[NoduleGroup] = []
@@ -327,8 +421,8 @@ class _Facts:
             lung_real=np.array([lung.source == "real" for lung in lungs], dtype=bool),
             group_hash=np.array([int(group.id, 16) for group in groups], dtype=np.uint64),
             group_size=np.array([len(group.members) for group in groups]),
-            group_real=np.array(["real" in found for found in sources], dtype=bool),
-            group_generated=np.array(["generated" in found for found in sources], dtype=bool),
+            group_real=np.array(["real" in group for group in sources], dtype=bool),
+            group_generated=np.array(["generated" in group for group in sources], dtype=bool),
         )
 
 
@@ -345,13 +439,13 @@ def _ids(numbers: np.ndarray) -> pa.Array:
 
 def _coded(index: np.ndarray, texts: Sequence[str | None]) -> pa.DictionaryArray:
     """Texts by index, as a dictionary of those that occur, in the order of first mention in `texts`."""
-    known = list(dict.fromkeys(text for text in texts if text is not None))
-    code = {text: place for place, text in enumerate(known)}
+    distinct = list(dict.fromkeys(text for text in texts if text is not None))
+    code = {text: place for place, text in enumerate(distinct)}
     codes = np.array([-1 if text is None else code[text] for text in texts], dtype=np.int32)[index]
     used, codes_used = np.unique(codes, return_inverse=True)
     shift = int(len(used) > 0 and used[0] < 0)
     indices = pa.array(codes_used.astype(np.int32) - shift, mask=codes < 0)
-    return pa.DictionaryArray.from_arrays(indices, pa.array([known[place] for place in used[shift:]], pa.string()))
+    return pa.DictionaryArray.from_arrays(indices, pa.array([distinct[place] for place in used[shift:]], pa.string()))
 
 
 def _lists(values: np.ndarray, sizes: np.ndarray, units: int) -> pa.ListArray:
@@ -359,133 +453,6 @@ def _lists(values: np.ndarray, sizes: np.ndarray, units: int) -> pa.ListArray:
     offsets = np.zeros(len(sizes) + 1, dtype=np.int32)
     np.cumsum(sizes, out=offsets[1:])
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array((flat / np.float32(units)).astype(np.float32)))
-
-
-_DICTIONARIES = ("lung", "lung_source", "group", "weights_nodule", "weights_lung", "weights_enhancer")
-_PLACES = ("row_px", "col_px", "distance_mm")
-
-
-class Catalogue:
-    """Recipes of a table, read one at a time.
-
-    Args:
-        table: with the columns of `SCHEMA`.
-        path: the file, for messages.
-    """
-
-    def __init__(self, table: pa.Table, path: Path) -> None:
-        self.table = table
-        self.path = path
-        columns = {name: table[name].combine_chunks() for name in (*_DICTIONARIES, *_PLACES)}
-        self._values = {name: [*columns[name].dictionary.to_pylist(), None] for name in _DICTIONARIES}
-        self._codes = {name: columns[name].indices.fill_null(-1).to_numpy() for name in _DICTIONARIES}
-        self._ends = columns["row_px"].offsets.to_numpy()
-        self._places = {name: columns[name].values.to_numpy() for name in _PLACES}
-        self._seeds = table["seed"].to_numpy()
-        self._ids = table["id"].combine_chunks()
-
-    def __len__(self) -> int:
-        return int(self.table.num_rows)
-
-    def __iter__(self) -> Iterator[Recipe]:
-        return (self._recipe(index) for index in range(len(self)))
-
-    @overload
-    def __getitem__(self, index: int) -> Recipe: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> "Catalogue": ...
-
-    def __getitem__(self, index: int | slice) -> "Recipe | Catalogue":
-        """A recipe, or the catalogue of some.
-
-        Raises:
-            IndexError: beyond the end.
-            InputError: when the row was changed, so that its id does not fit any more.
-        """
-        if isinstance(index, slice):
-            return self.take(np.arange(*index.indices(len(self))))
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.path} has {len(self)} samples, asked for {index}.")
-        return self._recipe(index % len(self))
-
-    def __getstate__(self) -> tuple[pa.Table, Path]:
-        return self.table, self.path
-
-    def __setstate__(self, state: tuple[pa.Table, Path]) -> None:
-        self.__init__(*state)  # type: ignore[misc]
-
-    def take(self, rows: np.ndarray) -> "Catalogue":
-        """The catalogue of some rows."""
-        return Catalogue(self.table.take(pa.array(rows)).combine_chunks(), self.path)
-
-    def without_real_voxels(self) -> "Catalogue":
-        """The samples in which no voxel is a patient's."""
-        return self.take(np.flatnonzero(~self.table["has_real_voxels"].to_numpy()))
-
-    def find(self, sample: str) -> int | None:
-        """The row of a sample's id, or None."""
-        index = pc.index(self._ids, sample).as_py()
-        return None if index < 0 else int(index)
-
-    def categories(self) -> tuple[str, ...]:
-        """The nodules' categories, sorted."""
-        groups = [self._values["group"][code] for code in np.unique(self._codes["group"])]
-        return tuple(sorted({member.category for text in groups for member in _parsed(text).members}))
-
-    def _recipe(self, index: int) -> Recipe:
-        row = {name: self._values[name][self._codes[name][index]] for name in _DICTIONARIES}
-        places = [self._places[name][self._ends[index] : self._ends[index + 1]].tolist() for name in _PLACES]
-        nodules = place(_parsed(row["group"]), list(zip(*places, strict=True)))
-        recipe = Recipe(**row, nodules=nodules, seed=int(self._seeds[index]))
-        if recipe.id != (found := self._ids[index].as_py()):
-            raise InputError(
-                f"{self.path}: sample {found} (row {index}) was changed, its content has the id {recipe.id}. "
-                f"Restore the file or plan it again."
-            )
-        return recipe
-
-
-def write_catalogue(recipes: Iterable[Recipe], path: Path) -> Path:
-    """Writes recipes in their order; the same recipes give the same bytes.
-
-    Args:
-        recipes: all with different ids.
-        path: `catalogue.parquet`.
-
-    Raises:
-        InputError: when two recipes have one id.
-    """
-    found = list(recipes)
-    if len({recipe.id for recipe in found}) < len(found):
-        raise InputError(f"{path}: expected samples that differ, got some twice. Give each sample a seed of its own.")
-    with TableWriter(path) as writer:
-        writer.write([_row(recipe) for recipe in found])
-    return path
-
-
-def read_catalogue(path: Path) -> Catalogue:
-    """Opens a catalogue.
-
-    Raises:
-        InputError: when the file is missing, is no parquet file, or lacks columns.
-    """
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: expected a catalogue, got what cannot be read: {error}.") from error
-    missing = [name for name in SCHEMA.names if name not in table.column_names]
-    if missing:
-        raise InputError(f"{path}: expected the columns of a catalogue, {missing} are missing. Plan it again.")
-    kept = table.schema.metadata
-    table = table.select(SCHEMA.names).cast(SCHEMA).unify_dictionaries().combine_chunks()
-    return Catalogue(table.replace_schema_metadata(kept), path)
-
-
-def _row(recipe: Recipe) -> dict[str, object]:
-    places = {name: [getattr(nodule, name) for nodule in recipe.nodules] for name in _PLACES}
-    derived = {name: getattr(recipe, name) for name in SCHEMA.names if name not in places}
-    return {**derived, **places}
 
 
 @lru_cache(maxsize=1 << 16)

@@ -1,8 +1,7 @@
 """Why a pair of a lung and a group is a sample of a plan, or is none, with its numbers.
 
-The pair is scored again by the functions that planned it, so what is said is what happened.
-
-Finds the pair that a user names, by sample id or as LUNG:GROUP, and has it explained.
+The pair is scored again by the functions that planned it, so what is said is what happened. `PlanExplainer` finds the
+pair that a user names, by sample id or as LUNG:GROUP, in a finished catalogue.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 
 from lungsynth.errors import InputError
 from lungsynth.placement.assets import AssetLibrary
-from lungsynth.placement.catalogue import read_catalogue, sample_id, sample_seeds
+from lungsynth.placement.catalogue import ID_PREFIX, read_catalogue, sample_id, sample_seeds
 from lungsynth.placement.groups import PHASES, GroupArrays, NoduleGroup
 from lungsynth.placement.lung_shape import UNITS_PER_MM, LibraryLungs, LungShape
 from lungsynth.placement.plan_catalogue import PlanRecord, read_groups
@@ -26,6 +25,7 @@ from lungsynth.seeds import HashDomain, hash_arrays
 
 __all__ = ["Explanation", "MemberFacts", "PairPlace", "PlanExplainer", "explain"]
 
+_HASH_DIGITS = 16  # of assets, groups and samples
 _REASONS = {
     PlacementVerdict.KEPT: "the rules accept it",
     PlacementVerdict.OUTSIDE_LUNG: "a nodule was drawn outside the lungs and no permitted shift brings it in",
@@ -47,8 +47,8 @@ class PairPlace:
     Args:
         lung: index of the lung.
         lung_hash: its number in random orders.
-        group: index of the group in its part.
-        groups: groups of the part.
+        group: index of the group in its category.
+        groups: groups of the category.
     """
 
     lung: int
@@ -131,7 +131,7 @@ def explain(
     place: PairPlace,
     *,
     rules: PlacementRules,
-    ranking: PairOrder,
+    order: PairOrder,
     threshold: int,
     prior: PresencePrior | None = None,
     kept: bool | None = None,
@@ -143,7 +143,7 @@ def explain(
         group: of nodules.
         place: of the pair in its plan.
         rules: of the plan.
-        ranking: of the plan's part.
+        order: of the pairs of the plan's category.
         threshold: likewise.
         prior: to say how probable nodules are at each place.
         kept: whether the catalogue has it; by its rank and the threshold when None.
@@ -151,7 +151,7 @@ def explain(
     arrays = GroupArrays.of([group])
     scores = score(shape, arrays, rules)
     verdict = PlacementVerdict(int(scores.verdict[0]))
-    rank = _rank(scores, arrays, group, place, ranking) if verdict is PlacementVerdict.KEPT else None
+    rank = _rank(scores, arrays, group, place, order) if verdict is PlacementVerdict.KEPT else None
     if kept is None:
         kept = rank is not None and rank <= threshold
     reason = _REASONS[verdict]
@@ -170,12 +170,12 @@ def explain(
     )
 
 
-def _rank(scores: PairScores, arrays: GroupArrays, group: NoduleGroup, place: PairPlace, ranking: PairOrder) -> int:
+def _rank(scores: PairScores, arrays: GroupArrays, group: NoduleGroup, place: PairPlace, order: PairOrder) -> int:
     only = np.zeros(1, dtype=np.int64)
-    if ranking.weights is None:
+    if order.weights is None:
         return int(farthest_rank(scores, only, place.lung * place.groups + place.group)[0])
-    numbers = shuffled(ranking.seed, place.lung_hash, np.array([int(group.id, 16)], dtype=np.uint64))
-    return int(order_rank(numbers, ranking.weights.of(classes_of(arrays, scores.distance[arrays.places], only)))[0])
+    numbers = shuffled(order.seed, place.lung_hash, np.array([int(group.id, 16)], dtype=np.uint64))
+    return int(order_rank(numbers, order.weights.of(classes_of(arrays, scores.distance[arrays.places], only)))[0])
 
 
 def _facts(
@@ -216,9 +216,6 @@ def _smallest_gap_mm(shape: LungShape, arrays: GroupArrays, scores: PairScores) 
     row, col = scores.row * (shape.spacing_mm[0] / PHASES), scores.col * (shape.spacing_mm[1] / PHASES)
     apart = np.sqrt((row[first] - row[second]) ** 2 + (col[first] - col[second]) ** 2)
     return float((apart - (arrays.diameter_mm[first] + arrays.diameter_mm[second]) / 2).min())
-
-
-_HASH_DIGITS = 16
 
 
 @dataclass(frozen=True)
@@ -266,30 +263,31 @@ class PlanExplainer:
         hashes = (np.array([number], dtype=np.uint64) for number in (lung_hash, int(group_id, 16)))
         seed = int(sample_seeds(self.record.sample_seed, *hashes)[0])
         sample = sample_id(lung_hash, int(group_id, 16), seed)
-        found = explain(
+        explanation = explain(
             self.lungs[pair.lung],
             NoduleGroup.from_json(text),
             place,
             rules=self.record.rules,
-            ranking=part.ranking,
+            order=part.order,
             threshold=part.threshold,
             prior=self.record.prior,
             kept=self.catalogue.find(sample) is not None,
         )
-        return sample, found
+        return sample, explanation
 
     @cached_property
     def _group_hashes(self) -> np.ndarray:
         return np.array([int(group_id, 16) for _, group_id, _ in self._groups], dtype=np.uint64)
 
     def _by_id(self, sample: str) -> _Pair:
-        wanted = _number(sample.removeprefix("synth-"), sample)
+        wanted = _number(sample.removeprefix(ID_PREFIX), sample)
         for index, lung in enumerate(self.lungs.hashes):
             lungs = np.uint64(lung)
             seeds = sample_seeds(self.record.sample_seed, lungs, self._group_hashes)
-            found = np.flatnonzero(hash_arrays(HashDomain.ID, lungs, self._group_hashes, seeds) == np.uint64(wanted))
-            if len(found):
-                return _Pair(index, int(found[0]))
+            ids = hash_arrays(HashDomain.ID, lungs, self._group_hashes, seeds)
+            groups = np.flatnonzero(ids == np.uint64(wanted))
+            if len(groups):
+                return _Pair(index, int(groups[0]))
         raise InputError(
             f"{sample}: no pair of {len(self.lungs)} lungs and {len(self._groups)} groups of {self.catalogue.path} has "
             "this id. Look it up in the catalogue that it comes from."

@@ -8,7 +8,7 @@ have equal text and an equal id. `GroupArrays` holds many groups as flat arrays,
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PHASES", "GroupArrays", "GroupSettings", "Member", "NoduleGroup", "NodulePlacement", "draw_groups", "place"]
 
-PHASES = 4  # a centre lies on a quarter of a pixel
+PHASES = 4  # a centre lies on a quarter of a pixel: 0.2 mm, and few resampled nodules to keep
 _NUMBERS = 9  # uniform numbers a member takes: nodule, cell, u, v, scale, rotation, flip, two phases
 
 
@@ -100,8 +100,8 @@ class NoduleGroup:
     @property
     def category(self) -> str:
         """The category of all members, or `mixed`."""
-        found = {member.category for member in self.members}
-        return found.pop() if len(found) == 1 else "mixed"
+        categories = {member.category for member in self.members}
+        return categories.pop() if len(categories) == 1 else "mixed"
 
     @classmethod
     def from_json(cls, text: str) -> "NoduleGroup":
@@ -122,7 +122,7 @@ class GroupSettings:
 
     Args:
         count_probabilities: nodules a slice -> probability; scaled to a sum of 1.
-        scale_range: of the patches.
+        scale_range: of the patches; their noise and edges are scaled with them, so it is narrow.
         diameter_range_mm: no nodule of this range is scaled out of it; None for any.
         rotate: by any angle; else not at all.
         flip: mirror every second nodule on average.
@@ -144,9 +144,9 @@ class GroupSettings:
                 f"count_probabilities needs counts >= 1 with probabilities, got {dict(self.count_probabilities)}."
             )
         for name in ("scale_range", "diameter_range_mm"):
-            found = getattr(self, name)
-            if found is not None and not 0 < found[0] <= found[1]:
-                raise InputError(f"{name} needs 0 < low <= high, got {found}.")
+            limits = getattr(self, name)
+            if limits is not None and not 0 < limits[0] <= limits[1]:
+                raise InputError(f"{name} needs 0 < low <= high, got {limits}.")
 
     def scaled(self, diameter_mm: float, share: float) -> float:
         """The scale at a share of the range, 3 digits."""
@@ -156,10 +156,6 @@ class GroupSettings:
         if narrow <= diameter_mm <= wide:
             scale = min(max(scale, narrow / diameter_mm), wide / diameter_mm)
         return round(scale, 3)
-
-    def to_json(self) -> dict[str, object]:
-        """All values, for the record of a plan."""
-        return {**asdict(self), "count_probabilities": {str(n): p for n, p in self.count_probabilities.items()}}
 
 
 def draw_groups(
@@ -179,16 +175,17 @@ def draw_groups(
     """
     if not nodules:
         raise InputError("Drawing groups needs at least one nodule, got none. Ask for another category or add nodules.")
-    chosen = settings or GroupSettings()
-    counts = sorted(chosen.count_probabilities)
-    edges = np.cumsum([chosen.count_probabilities[count] for count in counts])
+    settings = settings or GroupSettings()
+    counts = sorted(settings.count_probabilities)
+    edges = np.cumsum([settings.count_probabilities[count] for count in counts])
     width = 1 + counts[-1] * _NUMBERS
     numbers = np.array([np.random.default_rng([seed, index]).random(width) for index in range(n)]).reshape(n, width)
     sizes = np.searchsorted(edges[:-1], numbers[:, 0] * edges[-1], side="right")
     draws = numbers[:, 1:].reshape(n, counts[-1], _NUMBERS)
     places = prior.positions(draws[:, :, 1:4].reshape(-1, 3)).reshape(n, counts[-1], 2)
     return [
-        NoduleGroup(_members(nodules, draws[index], places[index], counts[sizes[index]], chosen)) for index in range(n)
+        NoduleGroup(_members(nodules, draws[index], places[index], counts[sizes[index]], settings))
+        for index in range(n)
     ]
 
 
@@ -196,9 +193,9 @@ def _members(
     nodules: Sequence["Asset"], draws: np.ndarray, places: np.ndarray, count: int, settings: GroupSettings
 ) -> tuple[Member, ...]:
     members = []
-    chosen = _choose(draws[:count, 0].tolist(), len(nodules))
+    indices = _choose(draws[:count, 0].tolist(), len(nodules))
     numbers, positions = draws[:count].tolist(), places[:count].tolist()
-    for index, (_, _, _, _, scale, rotation, flip, row, col), (u, v) in zip(chosen, numbers, positions, strict=True):
+    for index, (_, _, _, _, scale, rotation, flip, row, col), (u, v) in zip(indices, numbers, positions, strict=True):
         nodule = nodules[index]
         diameter_mm = nodule.diameter_mm or 0.0
         scaled = settings.scaled(diameter_mm, scale)
@@ -224,17 +221,17 @@ def _members(
 def _choose(numbers: list[float], n: int) -> list[int]:
     """Indices below n, one for each uniform number, none twice while there are enough."""
     free = list(range(n)) if n < 2 * len(numbers) else None
-    chosen: list[int] = []
+    indices: list[int] = []
     for number in numbers:
         if free is not None:
             free = free or list(range(n))
-            chosen.append(free.pop(int(number * len(free))))
+            indices.append(free.pop(int(number * len(free))))
             continue
         index = int(number * n)
-        while index in chosen:
+        while index in indices:
             index = (index + 1) % n
-        chosen.append(index)
-    return chosen
+        indices.append(index)
+    return indices
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["AIRWAY_HU", "MARGIN_PX", "UNITS_PER_MM", "Box", "LibraryLungs", "LungShape"]
 
-AIRWAY_HU = -960  # lumen of the airways, and emphysema
-UNITS_PER_MM = 64
+AIRWAY_HU = -960  # what is darker is the lumen of airways, or emphysema, and no place for a nodule
+UNITS_PER_MM = 64  # of distances: steps of 0.016 mm, and up to 512 mm in int16
 MARGIN_PX = 2  # background around the bounding box, so that the neighbours of each of its pixels exist
-_LARGEST_HOLE_MM2 = 80.0  # a vessel of 10 mm
+_MAX_HOLE_MM2 = 80.0  # in the lung mask, that counts as lung: the cross-section of a vessel of 10 mm
 
 
 class Box(NamedTuple):
@@ -141,7 +141,7 @@ def _crop(plane: np.ndarray, box: Box) -> np.ndarray:
 
 def _fill_small_holes(lung: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:
     holes, _ = ndimage.label(~lung)
-    small = np.bincount(holes.ravel()) * spacing_mm[0] * spacing_mm[1] <= _LARGEST_HOLE_MM2
+    small = np.bincount(holes.ravel()) * spacing_mm[0] * spacing_mm[1] <= _MAX_HOLE_MM2
     # Label 0 is lung; the label of the margin is what surrounds the lungs, however small.
     small[[0, holes[0, 0]]] = False
     return lung | small[holes]
@@ -163,7 +163,7 @@ def _sums(pixels: np.ndarray) -> np.ndarray:
     return sums
 
 
-_SAMPLE = 48  # lungs that say enough of a mean shape
+_SAMPLE = 48  # lungs at most that a mean shape is taken of; more cost time and change little
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -51,8 +51,8 @@ __all__ = [
 ]
 
 METADATA_KEY = "plan"
-_GROWTH = 1.5
-_MAX_GROWTH = 10
+_GROWTH = 1.5  # by which the groups grow while too few pairs are accepted
+_MAX_GROWTH = 10  # times the groups of the beginning; then the lungs are too narrow, and the user is told
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -85,7 +85,7 @@ class PartRecord:
         candidates: pairs.
         verdicts: pairs by name of the verdict.
         threshold: the highest rank kept.
-        ranking: what pairs were ranked by.
+        order: what pairs were ranked by.
         gaps: see `placement.planning.Plan`.
     """
 
@@ -94,7 +94,7 @@ class PartRecord:
     candidates: int
     verdicts: Mapping[str, int]
     threshold: int
-    ranking: PairOrder
+    order: PairOrder
     gaps: tuple[float, float] | None
 
     @classmethod
@@ -106,33 +106,33 @@ class PartRecord:
             candidates=plan.candidates,
             verdicts={verdict.name: count for verdict, count in plan.verdicts.items()},
             threshold=plan.threshold,
-            ranking=plan.ranking,
+            order=plan.order,
             gaps=plan.gaps,
         )
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
-        weights = self.ranking.weights
+        weights = self.order.weights
         return {
             **{name: getattr(self, name) for name in ("groups", "kept", "candidates", "threshold")},
             "verdicts": dict(self.verdicts),
             "weights": None
             if weights is None
             else {"distance": weights.distance.tolist(), "size": weights.size.tolist()},
-            "seed": self.ranking.seed,
+            "seed": self.order.seed,
             "gaps": self.gaps,
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "PartRecord":
         """The record of which these are the values."""
-        found = values["weights"]
-        weights = None if found is None else PolicyWeights(**{key: np.array(factors) for key, factors in found.items()})
+        stored = values["weights"]
+        weights = None if stored is None else PolicyWeights(**{key: np.array(v) for key, v in stored.items()})
         names = ("groups", "kept", "candidates", "threshold", "verdicts")
-        ranking = PairOrder(weights=weights, seed=values["seed"])
+        order = PairOrder(weights=weights, seed=values["seed"])
         gaps = values["gaps"]
         return cls(
-            **{name: values[name] for name in names}, ranking=ranking, gaps=None if gaps is None else (gaps[0], gaps[1])
+            **{name: values[name] for name in names}, order=order, gaps=None if gaps is None else (gaps[0], gaps[1])
         )
 
 
@@ -260,20 +260,20 @@ def spread_pairs(
     Returns:
         Places in `pairs`.
     """
-    chosen: list[int] = []
+    taken: list[int] = []
     postponed: list[int] = []
     per_lung, per_group = ceil(max_reuse * keep / lungs), ceil(max_reuse * keep / groups)
     lung_uses, group_uses = [0] * lungs, [0] * groups
     for place, (lung, group) in enumerate(pairs):
         if lung_uses[lung] < per_lung and group_uses[group] < per_group:
-            chosen.append(place)
+            taken.append(place)
             lung_uses[lung] += 1
             group_uses[group] += 1
         else:
             postponed.append(place)
-        if len(chosen) == keep:
+        if len(taken) == keep:
             break
-    return chosen + postponed[: keep - len(chosen)]
+    return taken + postponed[: keep - len(taken)]
 
 
 def groups_path(catalogue: Path) -> Path:
@@ -316,10 +316,10 @@ class _Planner:
 
     def plan(self) -> dict[str, tuple[PlacementPlan, list[NoduleGroup]]]:
         wanted, counts = self._wanted(), self._group_counts()
-        found: dict[str, tuple[PlacementPlan, list[NoduleGroup]]] = {}
+        complete: dict[str, tuple[PlacementPlan, list[NoduleGroup]]] = {}
         # Measured once where they may be planned with again; streamed where there may be thousands.
         shapes: Sequence[LungShape] = self.lungs if self.config.placement.allow_fewer else list(self.lungs)
-        while missing := [category for category in wanted if category not in found]:
+        while missing := [category for category in wanted if category not in complete]:
             groups = {category: self._draw(category, counts[category]) for category in missing}
             parts = {category: self._part(category, groups[category], wanted[category]) for category in missing}
             plans = plan_categories(
@@ -331,9 +331,9 @@ class _Planner:
             )
             for category, plan in plans.items():
                 if self._suffices(plan, wanted[category], counts[category], begin=self._group_counts()[category]):
-                    found[category] = self._spread(plan, wanted[category], counts[category]), groups[category]
+                    complete[category] = self._spread(plan, wanted[category], counts[category]), groups[category]
                 counts[category] = ceil(counts[category] * _GROWTH)
-        return {category: found[category] for category in wanted}
+        return {category: complete[category] for category in wanted}
 
     def _wanted(self) -> dict[str, int]:
         """Samples of each category that gets any."""
@@ -380,8 +380,8 @@ class _Planner:
     def _spread(self, plan: PlacementPlan, wanted: int, groups: int) -> PlacementPlan:
         if (max_reuse := self.config.placement.max_reuse) is None:
             return plan
-        chosen = spread_pairs(plan, wanted, lungs=len(self.lungs), groups=groups, max_reuse=max_reuse)
-        return replace(plan, pairs=plan.pairs.take(np.array(chosen)))
+        places = spread_pairs(plan, wanted, lungs=len(self.lungs), groups=groups, max_reuse=max_reuse)
+        return replace(plan, pairs=plan.pairs.take(np.array(places)))
 
 
 def _usable_nodules(library: AssetLibrary, placement: PlacementConfig) -> dict[str, list[Asset]]:

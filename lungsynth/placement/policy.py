@@ -45,11 +45,15 @@ __all__ = [
     "target_of",
 ]
 
+# Limits of the classes whose shares `matched` and `balanced` aim at, finer where nodules are many. Sizes follow the
+# thresholds of nodule management (4, 6, 8 mm) and of masses (30 mm). Other edges give other catalogues.
 DISTANCE_EDGES_MM = (2.5, 5.0, 7.5, 10.0, 12.5, 15.0, 20.0, 25.0, 30.0)
 SIZE_EDGES_MM = (4.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0)
-_ROUNDS = 40
-_FITTED_PAIRS = 100_000
-_FACTORS = (1e-6, 1e6)
+_ROUNDS = 40  # of raking; fewer leave a larger gap to the target, more change little
+_FITTED_PAIRS = 100_000  # on which it is done at most: time, against noise of the shares
+_FACTORS = (1e-6, 1e6)  # range of a class's factor: a class that cannot be reached must not run away
+_WEIGHTS = (1e-150, 1e150)  # range of a pair's weight, so that U / w stays a finite, positive float64
+_MIN_COUNT = 0.5  # an empty class counts as half a nodule, so that its factor rises by a finite step
 
 DistanceShares = Float64[np.ndarray, " distance_classes"]
 SizeShares = Float64[np.ndarray, " size_classes"]
@@ -150,7 +154,7 @@ class PolicyWeights:
         weights = each[:, 0].copy()
         for place in range(1, each.shape[1]):
             weights *= each[:, place]
-        return np.clip(weights, 1e-150, 1e150)
+        return np.clip(weights, *_WEIGHTS)
 
 
 def classes_of(groups: GroupArrays, distance: np.ndarray, index: np.ndarray) -> Classes:
@@ -199,12 +203,12 @@ def fit_weights(classes: Classes, numbers: np.ndarray, *, keep: int, target: Tar
         classes, numbers = Classes(distance=classes.distance[part], size=classes.size[part]), numbers[part]
     for _ in range(_ROUNDS):
         ranks = order_rank(numbers, PolicyWeights(distance=factors[0], size=factors[1]).of(classes))
-        chosen = np.argpartition(ranks, keep - 1)[:keep]
+        best = np.argpartition(ranks, keep - 1)[:keep]
         for place, (counts, wanted) in enumerate(
-            zip(classes.counts(chosen), (target.distance, target.size), strict=True)
+            zip(classes.counts(best), (target.distance, target.size), strict=True)
         ):
             # The square root damps: the two factors of a nodule, and those of a pair's nodules, act together.
-            step = np.sqrt(wanted * int(counts.sum()) / np.maximum(counts, 0.5))
+            step = np.sqrt(wanted * int(counts.sum()) / np.maximum(counts, _MIN_COUNT))
             factors[place] = np.clip(factors[place] * step, *_FACTORS)
     return PolicyWeights(distance=factors[0], size=factors[1])
 
@@ -233,7 +237,7 @@ def shares_of_samples(policy: Policy, keep: int, real: "NoduleStatistics", categ
     most = max(counts.values())
     if not most:
         raise InputError(
-            f"The policy matched needs real nodules: the cohort's training part has none of {list(categories)}."
+            f"The policy matched needs real nodules: the cohort's training patients have none of {list(categories)}."
         )
     return {category: max(1, round(keep * count / most)) for category, count in counts.items() if count}
 

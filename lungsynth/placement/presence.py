@@ -44,6 +44,20 @@ __all__ = [
 
 Positions = Float[np.ndarray, "points 2"]
 
+# Of `analytic_presence`, shares of the bounding box; a plan uses LIDC-IDRI's density instead.
+_HALF_WIDTH = 0.22  # of a lung's ellipse, so that a gap of 0.12 is left for the mediastinum
+_RIM = 1.1  # radii of an ellipse at which the density has fallen to 0: outlines differ from ellipses
+_RAMP = 0.2  # radii over which it falls
+# Of `lidc_presence`.
+_CELLS = 64  # of the density along u and v, 5 mm each on a chest; finer ones would be noise of 2,118 nodules
+_SHIFTS_MM = np.arange(-42.0, 43.0, 6.0)  # tried: how far lungs may lie from the centre of their images, at its cells
+# Of `measure_nodules`.
+_SLICES_PER_SERIES = 4  # at most; neighbours show the same nodule, so more tell little
+_MEASURED_SLICES = 200  # in all: some seconds of reading; more narrow the estimate
+_PRIOR_NODULES = 50  # LIDC-IDRI's figures count as so many nodules (or slices) of the cohort's; more trust them longer
+
+_logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, eq=False)
 class PresencePrior:
@@ -95,8 +109,8 @@ def analytic_presence(*, cells: int = 64, posterior: float = 2.0, peripheral: fl
     middle = (np.arange(cells) + 0.5) / cells
     v, u = np.meshgrid(middle, middle, indexing="ij")
     side = np.minimum(u, 1 - u)  # 0 at the lateral wall, 0.5 in the midline
-    radius = np.hypot((side - 0.22) / 0.22, (v - 0.5) / 0.5)
-    inside = np.clip((1.1 - radius) / 0.2, 0, 1)
+    radius = np.hypot((side - _HALF_WIDTH) / _HALF_WIDTH, (v - 0.5) / 0.5)
+    inside = np.clip((_RIM - radius) / _RAMP, 0, 1)
     return PresencePrior(inside * (1 + (posterior - 1) * v) * (1 + (peripheral - 1) * np.minimum(radius, 1)))
 
 
@@ -126,10 +140,6 @@ def fit_presence(
     return PresencePrior(smooth + prior_points * (prior or analytic_presence(cells=cells)).density(u, v))
 
 
-_CELLS = 64
-_SHIFTS_MM = np.arange(-42.0, 43.0, 6.0)
-
-
 @cache
 def _table() -> dict[str, Any]:
     return dict(json.loads(resources.files("lungsynth.placement").joinpath("data/lidc_presence.json").read_text()))
@@ -148,13 +158,13 @@ def lidc_presence(shapes: Sequence[LungShape]) -> PresencePrior:
     """
     inside = sum(_inside(shape) for shape in shapes)
     height_mm, width_mm = (sum(shape.size_mm[axis] for shape in shapes) / len(shapes) for axis in (0, 1))
-    placed = [
+    candidates = [
         (int((density * inside).sum()), density)
         for down in _SHIFTS_MM
         for left in _SHIFTS_MM
         for density in [_density(height_mm, width_mm, down, left)]
     ]
-    _, density = max(placed, key=lambda entry: entry[0])
+    _, density = max(candidates, key=lambda candidate: candidate[0])
     return PresencePrior((density * inside).astype(np.float64))
 
 
@@ -198,16 +208,9 @@ def _cells(at_mm: np.ndarray, cell_mm: float, cells: int) -> tuple[np.ndarray, n
     return np.clip(index, 0, cells - 1), (index >= 0) & (index < cells)
 
 
-_SLICES_PER_SERIES = 4
-_MEASURED_SLICES = 200
-_PRIOR_NODULES = 50  # what is known of other nodules counts as so many of the cohort's
-
-_logger = logging.getLogger(__name__)
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class NoduleStatistics:
-    """Nodules of a cohort's training part.
+    """Nodules of a cohort's training patients.
 
     Args:
         points: (u, v) of nodules on slices whose lungs are outlined; each nodule is seen on a few slices.
@@ -230,14 +233,14 @@ class NoduleStatistics:
 
     def counts(self) -> dict[int, float]:
         """Share of slices with 1, 2, 3 nodules: LIDC-IDRI's, worth `_PRIOR_NODULES` slices, and the cohort's."""
-        known = lidc_nodules_per_slice()
-        sums = {count: _PRIOR_NODULES * known.get(count, 0.0) + self.per_slice[count] for count in (1, 2, 3)}
+        lidc = lidc_nodules_per_slice()
+        sums = {count: _PRIOR_NODULES * lidc.get(count, 0.0) + self.per_slice[count] for count in (1, 2, 3)}
         return {count: round(value / sum(sums.values()), 4) for count, value in sums.items()}
 
     def diameter_range_mm(self, category: str) -> tuple[float, float] | None:
         """The measured range of a category's diameters; None when nothing is known."""
-        found = self.diameters_mm.get(category)
-        return (min(found), max(found)) if found else None
+        diameters_mm = self.diameters_mm.get(category)
+        return (min(diameters_mm), max(diameters_mm)) if diameters_mm else None
 
     def target(self, category: str, prior: PresencePrior, lungs: Sequence[LungShape]) -> TargetDistribution | None:
         """Distribution of a category's real nodules; None when the cohort has none of them.
@@ -265,11 +268,11 @@ def measure_nodules(cohort: "CohortSplit | None") -> NoduleStatistics:
         if not np.isnan(nodule.diameter_mm):
             diameters[nodule.category].append(nodule.diameter_mm)
     for entries in _some_slices(cohort.diseased() if cohort else ()):
-        found = [nodules for entry in entries if cohort and (nodules := list(_points(cohort, entry)))]
-        per_slice.update(len(nodules) for nodules in found)
-        seen = sum(len(nodules) for nodules in found)
-        most = max((len(nodules) for nodules in found), default=0)
-        points += [(u, v, distance, most / seen) for nodules in found for u, v, distance in nodules]
+        slices = [nodules for entry in entries if cohort and (nodules := list(_points(cohort, entry)))]
+        per_slice.update(len(nodules) for nodules in slices)
+        seen = sum(len(nodules) for nodules in slices)
+        most = max((len(nodules) for nodules in slices), default=0)
+        points += [(u, v, distance, most / seen) for nodules in slices for u, v, distance in nodules]
     table = np.array(points, dtype=np.float64).reshape(-1, 4)
     return NoduleStatistics(
         points=table[:, :2],

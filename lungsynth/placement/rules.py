@@ -1,9 +1,9 @@
 """Which nodules may lie where: the rules of placement, and the verdicts they give on all groups and a lung at once.
 
-Rules are a JSON file or a dataclass. Distances are in mm from a nodule"s centre to the edge of the lung (the pleura, in
+Rules are a JSON file or a dataclass. Distances are in mm from a nodule's centre to the edge of the lung (the pleura, in
 a slice). Shares are of the pixels of a square as wide as the nodule around its centre.
 
-A member"s (u, v) gives a pixel in the bounding box of the lungs; its centre lies on a quarter of a pixel there. Its
+A member's (u, v) gives a pixel in the bounding box of the lungs; its centre lies on a quarter of a pixel there. Its
 disc needs `clearance * diameter / 2` to the edge of the lung. Where it has less, it is moved straight away from the
 nearest edge, in at most `_STEPS` steps and by at most `max_shift_mm` in all; if that does not clear it, the pair is
 rejected. Positions and distances are integers (quarters of a pixel, 1/64 mm), and only correctly rounded arithmetic
@@ -145,9 +145,9 @@ class PlacementRules:
         Raises:
             InputError: when a name is unknown or a value is of another kind.
         """
-        known = [field.name for field in fields(cls)]
-        if unknown := sorted(set(values) - set(known)):
-            raise InputError(f"Unknown placement rules {unknown}; there are {known}.")
+        names = [field.name for field in fields(cls)]
+        if unknown := sorted(set(values) - set(names)):
+            raise InputError(f"Unknown placement rules {unknown}; there are {names}.")
         numbers = {key: float(value) for key, value in values.items() if type(value) is int}
         tuples = {key: tuple(_hashable(v) for v in values[key]) for key in ("types", "regions") if key in values}
         try:
@@ -186,7 +186,7 @@ def _hashable(value: Any) -> Any:
     return tuple(float(number) for number in value) if isinstance(value, list) else value
 
 
-_STEPS = 3
+_STEPS = 3  # of a nodule away from the edge; a concave edge may need a second, more than three hardly ever help
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,8 +313,8 @@ def _share(
     left, right = np.clip(col - half_col, 0, columns - 2), np.clip(col + half_col + 1, 1, columns - 1)
     flat = sums.ravel()
     top, bottom = top * columns, bottom * columns
-    found = flat[bottom + right] - flat[top + right] - flat[bottom + left] + flat[top + left]
-    return found / ((2 * half_row + 1) * (2 * half_col + 1))
+    pixels = flat[bottom + right] - flat[top + right] - flat[bottom + left] + flat[top + left]
+    return pixels / ((2 * half_row + 1) * (2 * half_col + 1))
 
 
 def _wrong_type(
