@@ -25,13 +25,14 @@ from separation_composites import CompositeSettings, HeldOutNodules, insert_nodu
 from tqdm import tqdm
 
 from lungsynth.bundles import read_weights
-from lungsynth.cohort.records import SeriesRow, SeriesRows, SliceRow
+from lungsynth.cohort.reader import Cohort
+from lungsynth.cohort.scans import SliceStack, read_stacks
+from lungsynth.cohort.schema import SeriesRow, SliceRow
+from lungsynth.cohort.series_rows import SeriesRows
 from lungsynth.errors import InputError
 from lungsynth.io.atomic import write_json
 from lungsynth.pseudo_labels.candidates import CandidateDetector, find_candidates, open_detector, operating_point
 from lungsynth.pseudo_labels.series import still_normal
-from lungsynth.pseudo_labels.source import SourceCohort, read_source
-from lungsynth.pseudo_labels.stacks import SliceStack, read_stacks
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 HELD_OUT = ("validation", "test")
@@ -69,18 +70,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def held_out(source: SourceCohort) -> Iterator[tuple[SeriesRows, SeriesRow]]:
-    for part in source.parts:
-        if part.slices and source.splits[part.series[0].series_id] in HELD_OUT:
-            yield part, part.series[0]
+def held_out(source: Cohort) -> Iterator[tuple[SeriesRows, SeriesRow]]:
+    splits = source.splits
+    for rows in source.pieces:
+        if rows.slices and splits[rows.series[0].series_id] in HELD_OUT:
+            yield rows, rows.series[0]
+
+
+def stacks_of(source: Cohort, series: SeriesRow, rows: SeriesRows) -> Iterator[tuple[SliceStack, list[SliceRow]]]:
+    """The stacks of a series, with the rows of their slices."""
+    by_index = {row.index: row for row in rows.slices}
+    for stack in read_stacks(source.folder, series, list(by_index)):
+        yield stack, [by_index[stack.first + place] for place in range(len(stack))]
 
 
 def taken_out_at(
-    detector: CandidateDetector, stack: SliceStack, *, min_diameter_mm: float, gap_mm: float
+    detector: CandidateDetector, stack: SliceStack, slices: Sequence[SliceRow], *, min_diameter_mm: float, gap_mm: float
 ) -> np.ndarray:
     """For each slice of a stack the highest threshold that still takes it out; 0 when none does."""
     slice_mm = stack.volume.spacing_mm[0]
-    rows = [replace(row, normal=True) for row in stack.rows]
+    rows = [replace(row, normal=True) for row in slices]
     highest = np.zeros(len(rows))
     for candidate in find_candidates(detector, stack.volume):
         if candidate.diameter_mm >= min_diameter_mm:
@@ -91,12 +100,12 @@ def taken_out_at(
     return highest
 
 
-def look_at_scans(source: SourceCohort, look: Any) -> Iterator[Seen]:
+def look_at_scans(source: Cohort, look: Any) -> Iterator[Seen]:
     """The scans as they are: slices of experts' masks, and normal slices."""
-    for part, series in tqdm(list(held_out(source)), desc="scans", unit="series"):
+    for rows, series in tqdm(list(held_out(source)), desc="scans", unit="series"):
         looked = "expert" if series.nodule_mask == "data" else "unseen"
-        for stack in read_stacks(source.folder, series, part.slices):
-            for row, at in zip(stack.rows, look(stack), strict=True):
+        for stack, slices in stacks_of(source, series, rows):
+            for row, at in zip(slices, look(stack, slices), strict=True):
                 group = _group(row, looked)
                 if group is not None:
                     yield Seen(group, series.patient_id, "", np.nan, at)
@@ -108,17 +117,18 @@ def _group(row: SliceRow, looked: str) -> str | None:
     return "impurity_expert" if row.shows_nodule and looked == "expert" else None
 
 
-def look_at_composites(source: SourceCohort, look: Any, settings: CompositeSettings) -> Iterator[Seen]:
+def look_at_composites(source: Cohort, look: Any, settings: CompositeSettings) -> Iterator[Seen]:
     """Nodules of held-out patients on normal slices of held-out patients."""
-    nodules = HeldOutNodules(source.folder, HELD_OUT, seed=settings.seed)
-    hosts = [(part, series) for part, series in held_out(source) if any(row.normal for row in part.slices)]
+    nodules = HeldOutNodules(source, HELD_OUT, seed=settings.seed)
+    hosts = [(rows, series) for rows, series in held_out(source) if any(row.normal for row in rows.slices)]
     jobs = [(number, *host) for number in range(settings.rounds) for host in hosts]
-    for number, part, series in tqdm(jobs, desc="composites", unit="series"):
-        for stack in read_stacks(source.folder, series, part.slices):
-            rng = np.random.default_rng([settings.seed, number, stack.first, len(stack.rows)])
-            composite, inserted = insert_nodules(stack, nodules, rng, settings)
+    for number, rows, series in tqdm(jobs, desc="composites", unit="series"):
+        for stack, slices in stacks_of(source, series, rows):
+            rng = np.random.default_rng([settings.seed, number, stack.first, len(stack)])
+            normal = np.array([row.normal for row in slices])
+            composite, inserted = insert_nodules(stack, normal, nodules, rng, settings)
             if inserted:
-                at = look(composite)
+                at = look(composite, slices)
                 for k, nodule in inserted.items():
                     yield Seen("impurity_composites", nodule.patient_id, nodule.nodule_id, nodule.diameter_mm, at[k])
 
@@ -189,20 +199,20 @@ def print_table(result: dict[str, Any]) -> None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    source = read_source(args.cohort)
+    source = Cohort.open(args.cohort)
     weights = read_weights(args.bundles, "lung_seg")
-    gap_mm = float(source.described["settings"]["nodule_gap_mm"])
+    gap_mm = float(source.settings["nodule_gap_mm"])
     detector = open_detector(args.bundles)
     point = operating_point(detector)
 
-    def look(stack: SliceStack) -> np.ndarray:
-        return taken_out_at(detector, stack, min_diameter_mm=args.min_diameter_mm, gap_mm=gap_mm)
+    def look(stack: SliceStack, slices: Sequence[SliceRow]) -> np.ndarray:
+        return taken_out_at(detector, stack, slices, min_diameter_mm=args.min_diameter_mm, gap_mm=gap_mm)
 
     settings = CompositeSettings(rounds=args.rounds, seed=args.seed, apart_mm=gap_mm + 5)
     seen = [*look_at_scans(source, look), *look_at_composites(source, look, settings)]
     return {
         "weights": weights.sha256,
-        "same_split": weights.sidecar.get("split_hash") == source.described["split_hash"],
+        "same_split": weights.sidecar.get("split_hash") == source.split_hash,
         "min_diameter_mm": args.min_diameter_mm,
         "gap_mm": gap_mm,
         "rounds": args.rounds,

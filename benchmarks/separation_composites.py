@@ -4,13 +4,13 @@ A nodule's largest slice is laid on one slice of the scan; on the slices above a
 diameter would be. Nodules of one scan lie so far apart that none can hide behind the candidate of another.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
+from lungsynth.cohort.reader import Cohort, read_arrays
+from lungsynth.cohort.scans import SliceStack
 from lungsynth.compositing.nodule import NodulePatch, resample_nodule
 from lungsynth.compositing.overlay import LungBackground, overlay
 from lungsynth.grids import PATCH_SPACING_MM, disc_diameter
@@ -20,7 +20,6 @@ from lungsynth.placement.groups import Member, NoduleGroup, NodulePlacement
 from lungsynth.placement.lung_shape import LungShape
 from lungsynth.placement.presence import analytic_presence
 from lungsynth.placement.rules import PlacementRules, resolve
-from lungsynth.pseudo_labels.stacks import SliceStack
 
 SMALLEST_MM = 3.0  # of a nodule, and of what a slice shows of it
 TRIES = 20
@@ -48,15 +47,14 @@ class HeldOutNodule:
 class HeldOutNodules:
     """Nodules that experts drew, of some parts of a cohort, in an order that the seed gives, over and over."""
 
-    def __init__(self, cohort: Path, splits: Sequence[str], *, seed: int) -> None:
-        self.cohort = cohort
-        lists = [json.loads((cohort / name).read_text()) for name in ("nodules.json", "segmentation.json")]
-        drawn = {entry["image"] for split in splits for entry in lists[1][split]}
+    def __init__(self, cohort: Cohort, splits: Sequence[str], *, seed: int) -> None:
+        self.folder = cohort.folder
+        drawn = {row.patch for row in cohort.nodules if row.expert_mask or row.sphere}
         self.entries = [
             entry
             for split in splits
-            for entry in lists[0][split]
-            if entry["nodule"] in drawn and entry["diameter_mm"] >= SMALLEST_MM
+            for entry in cohort.split(split).nodules()
+            if entry.nodule in drawn and entry.diameter_mm >= SMALLEST_MM
         ]
         self.order = np.random.default_rng(seed).permutation(len(self.entries))
         self.next = 0
@@ -65,21 +63,23 @@ class HeldOutNodules:
         """The next nodule; its diameter is that of the disc of its largest slice."""
         entry = self.entries[self.order[self.next % len(self.order)]]
         self.next += 1
-        with np.load(self.cohort / entry["nodule"]) as arrays:
-            largest = int(arrays["largest"])
-            hu, alpha = arrays["hu"][largest], arrays["alpha"][largest]
+        patches, alphas, largest = read_arrays(self.folder / entry.nodule, "hu", "alpha", "largest")
+        hu, alpha = patches[int(largest)], alphas[int(largest)]
         diameter_mm = float(disc_diameter(int((alpha >= 0.5).sum()) * PATCH_SPACING_MM**2))
         stored = np.stack([hu, np.rint(alpha.astype(np.float32) * ALPHA_SCALE).astype(np.int16)])
-        return HeldOutNodule(entry["nodule_id"], entry["patient_id"], diameter_mm, NodulePatch.from_asset(stored))
+        return HeldOutNodule(entry.nodule_id, entry.patient_id, diameter_mm, NodulePatch.from_asset(stored))
 
 
 def insert_nodules(
-    stack: SliceStack, nodules: HeldOutNodules, rng: np.random.Generator, settings: CompositeSettings
+    stack: SliceStack,
+    normal: np.ndarray,
+    nodules: HeldOutNodules,
+    rng: np.random.Generator,
+    settings: CompositeSettings,
 ) -> tuple[SliceStack, dict[int, HeldOutNodule]]:
-    """A copy of a stack with nodules on its normal slices, and which slice shows which nodule."""
+    """A copy of a stack with nodules on its slices that are `normal`, and which slice shows which nodule."""
     slice_mm = stack.volume.spacing_mm[0]
     hu = stack.volume.hu.copy()
-    normal = np.array([row.normal for row in stack.rows])
     shown: dict[int, HeldOutNodule] = {}
     free_from = float(rng.uniform(0, settings.apart_mm))  # in mm from the first slice
     while nodules.entries and free_from / slice_mm < len(hu):

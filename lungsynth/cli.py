@@ -442,7 +442,7 @@ def _pseudo_label(options: argparse.Namespace) -> None:
         min_diameter_mm=options.min_diameter_mm,
     )
     result = pseudo_label_cohort(config, tracking_uri=tracking_uri(options))
-    facts = result.cohort["separation"]
+    facts = result.cohort["pseudo_labels"]
     if not facts["series"]:
         print("No series needed the network: experts have looked at all of them.")
     for split, after in facts["after"].items():
@@ -453,7 +453,7 @@ def _pseudo_label(options: argparse.Namespace) -> None:
             f"nodules {nodules[0]:5} -> {nodules[1]:5}"
         )
     out = options.out
-    print(f"Pseudo-labelled cohort: {out}. Look at {out / 'montage_separation.png'} and {out / 'report.md'}.")
+    print(f"Pseudo-labelled cohort: {out}. Look at {out / 'montage_pseudo_labels.png'} and {out / 'report.md'}.")
     _print_problems([problem.message for problem in result.problems], "series could not be looked at")
 
 

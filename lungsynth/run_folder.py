@@ -2,6 +2,7 @@
 
 A run writes its identity (everything that decides its bytes) into a JSON file of its folder before anything else. A
 folder is free when it is absent or empty, is continued when it holds the same identity, and is refused otherwise.
+Identities of `format: 1` are compared in the words of today.
 """
 
 import json
@@ -17,6 +18,18 @@ __all__ = ["FORMAT", "RunFolder"]
 
 FORMAT = 2
 _SHORT = 24  # characters of a value that an error shows whole
+# Format 1: where identities stood that are in run.json today, and what keys and values are called today.
+_OLD_FILES = {"run.json": (".parts/identity.json", ".parts/settings.json")}
+_OLD_KEYS: Mapping[str, str] = {
+    "gate": "label_check",
+    "gate_settings": "label_check_settings",
+    "places": "source_locations",
+    "ranking": "selection",
+    "separation_min_diameter_mm": "min_diameter_mm",
+    "separation_threshold": "threshold",
+    "spare_diseased": "exclude_enhancer_patients",
+}
+_OLD_VALUES: Mapping[str, Mapping[str, str]] = {"selection": {"similar": "nearest", "spread": "coverage"}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +38,7 @@ class RunFolder:
 
     Args:
         path: the folder.
-        identity: what decides the bytes of the run; anything that JSON can hold.
+        identity: what decides the bytes of the run, without `format`; anything that JSON can hold.
         file: name of the file that holds the identity, where several kinds of runs may share a folder.
     """
 
@@ -46,13 +59,14 @@ class RunFolder:
             return False
         if not self.path.is_dir():
             raise InputError(f"{self.path}: expected a folder for `out`, got a file. Name another one.")
-        if not self._identity_path.is_file():
+        stored = next((path for path in self._identity_paths if path.is_file()), None)
+        if stored is None:
             if any(not path.name.startswith(".") for path in self.path.iterdir()):
                 raise InputError(
                     f"{self.path}: the folder holds other files and no {self.file}. Give an empty folder as `out`."
                 )
             return False
-        if differences := self._differences(_read_identity(self._identity_path)):
+        if differences := self._differences(_read_identity(stored)):
             raise InputError(
                 f"{self.path}: holds another run ({'; '.join(differences)}). Repeat its settings to go on with it, or "
                 "give another `out`."
@@ -70,15 +84,19 @@ class RunFolder:
         """
         continued = self.check()
         remove_temporary(self.path)
-        write_json(self._identity_path, self.identity, indent=2, sort_keys=True)
+        write_json(self.path / self.file, self._content, indent=2, sort_keys=True)
         return continued
 
     @property
-    def _identity_path(self) -> Path:
-        return self.path / self.file
+    def _identity_paths(self) -> list[Path]:
+        return [self.path / name for name in (self.file, *_OLD_FILES.get(self.file, ()))]
+
+    @property
+    def _content(self) -> dict[str, Any]:
+        return {**self.identity, "format": FORMAT}
 
     def _differences(self, stored: Mapping[str, Any]) -> list[str]:
-        wanted = json.loads(json.dumps(self.identity))
+        wanted = json.loads(json.dumps(self._content))
         return [
             f"{key} is {_short(stored.get(key))} there and {_short(wanted.get(key))} here"
             for key in sorted({*stored, *wanted})
@@ -93,7 +111,19 @@ def _read_identity(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: expected the settings of a run, got {error}. Give another `out`.") from error
     if not isinstance(stored, dict):
         raise InputError(f"{path}: expected a JSON object, got {type(stored).__name__}. Give another `out`.")
-    return stored
+    return _translated(stored) if stored.get("format", 1) == 1 else stored
+
+
+def _translated(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity of format 1 in the words of today."""
+    flat = dict(identity)
+    if "places" in flat:  # a cohort's settings stood one level deeper
+        flat |= flat.pop("settings")
+    renamed = {_OLD_KEYS.get(key, key): value for key, value in flat.items()}
+    for key, values in _OLD_VALUES.items():
+        if isinstance(value := renamed.get(key), str):
+            renamed[key] = values.get(value, value)
+    return {**renamed, "format": FORMAT}
 
 
 def _short(value: Any) -> str:

@@ -55,14 +55,14 @@ def test_spheres_are_no_experts_masks():
     assert findings.diseased[8]
     row = nodule_row(volume, findings.nodules[0], nodule_id="n", source="s", expert=findings.expert)
     assert row.votes == 0
-    assert row.attributes["reader_diameter_mm"] == 24.0
+    assert row.reader_diameter_mm == 24.0
     assert row.mean_hu == pytest.approx(20, abs=5)
 
 
 def test_a_patch_is_centred_and_a_tumour_too_large_for_it_has_none():
     volume = make_chest_volume(nodule=(*CENTRE, 12.0))
     nodule, _ = sphere_nodule(volume, sphere_at(volume, CENTRE, 24.0))
-    patches = cut_nodule(volume, nodule, nodule_id="n", source="s")
+    patches = cut_nodule(volume, nodule)
     assert patches is not None
     rows, columns = np.nonzero(patches.alpha[patches.largest] >= 0.5)
     assert rows.mean() == pytest.approx(31.5, abs=1)
@@ -70,4 +70,4 @@ def test_a_patch_is_centred_and_a_tumour_too_large_for_it_has_none():
     assert patches.context[patches.largest, 32, 32] > -100
     large = make_chest_volume(nodule=(*CENTRE, 30.0))
     tumour, _ = sphere_nodule(large, sphere_at(large, CENTRE, 60.0))
-    assert cut_nodule(large, tumour, nodule_id="n", source="s") is None
+    assert cut_nodule(large, tumour) is None

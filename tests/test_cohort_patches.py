@@ -6,11 +6,9 @@ import pytest
 from lungsynth.cohort.calibration import Calibration, estimate_calibration
 from lungsynth.cohort.cubes import cut_cube
 from lungsynth.cohort.lidc_nodules import read_crops, read_cubes
-from lungsynth.cohort.patches import patches_from_planes, sphere_diameter_mm, texture_class
+from lungsynth.cohort.patches import NodulePlanes, cut_patches, sphere_diameter_mm, texture_class
 from lungsynth.errors import InputError
 from lungsynth.grids import disc_diameter
-
-WHO = {"nodule_id": "p_n00", "patient_id": "p", "series_id": "s", "source": "test"}
 
 
 def disc(size: int, radius_px: float, centre: tuple[float, float]) -> np.ndarray:
@@ -27,21 +25,25 @@ def nodule_plane(*, spacing_mm: float, diameter_mm: float = 14, size: int = 128)
     return plane[None], 2 * mask[None].astype(np.uint8)
 
 
+def cut(planes, votes, spacing_mm):
+    return cut_patches(NodulePlanes(hu=planes, votes=votes, spacing_mm=spacing_mm))
+
+
 @pytest.mark.parametrize("spacing_mm", [0.5, 0.7, 0.98])
 def test_patch_is_centred_and_keeps_its_size_in_mm(spacing_mm):
     planes, votes = nodule_plane(spacing_mm=spacing_mm)
-    nodule = patches_from_planes(planes, votes, spacing_mm=(spacing_mm, spacing_mm), **WHO)
+    nodule = cut(planes, votes, (spacing_mm, spacing_mm))
     inside = nodule.alpha[0] >= 0.5
     assert np.argwhere(inside).mean(axis=0) == pytest.approx([31.5, 31.5], abs=0.6)
     assert disc_diameter(int(inside.sum()) * 0.49) == pytest.approx(14, abs=0.5)
-    assert nodule.diameter_mm == pytest.approx(14, abs=0.3)
+    assert nodule.disc_diameter_mm == pytest.approx(14, abs=0.3)
     assert nodule.mean_hu == 40
     assert nodule.solid_fraction == 1
 
 
 def test_isolated_patch_shows_no_rim_and_no_wall():
     planes, votes = nodule_plane(spacing_mm=0.7, size=96)
-    nodule = patches_from_planes(planes, votes, spacing_mm=(0.7, 0.7), **WHO)
+    nodule = cut(planes, votes, (0.7, 0.7))
     far = nodule.alpha[0] == 0
     assert (nodule.context[0][far] > 0).any()  # the wall is in the context
     assert np.abs(nodule.hu[0][far].astype(int) + 850).max() <= 1
@@ -51,7 +53,7 @@ def test_isolated_patch_shows_no_rim_and_no_wall():
 
 def test_what_the_source_did_not_cover_is_marked():
     planes, votes = nodule_plane(spacing_mm=0.5, size=64)  # 32 mm wide, narrower than a patch
-    nodule = patches_from_planes(planes, votes, spacing_mm=(0.5, 0.5), **WHO)
+    nodule = cut(planes, votes, (0.5, 0.5))
     assert 0.4 < nodule.valid.mean() < 0.6
     assert not nodule.alpha[~nodule.valid].any()
     assert (nodule.context[~nodule.valid] == -850).all()
@@ -59,10 +61,10 @@ def test_what_the_source_did_not_cover_is_marked():
 
 def test_single_reader_is_no_consensus():
     planes, votes = nodule_plane(spacing_mm=0.7)
-    assert patches_from_planes(planes, votes, spacing_mm=(0.7, 0.7), **WHO).mask_votes == 2
-    assert patches_from_planes(planes, votes // 2, spacing_mm=(0.7, 0.7), **WHO).mask_votes == 1
+    assert cut(planes, votes, (0.7, 0.7)).mask_votes == 2
+    assert cut(planes, votes // 2, (0.7, 0.7)).mask_votes == 1
     with pytest.raises(ValueError, match="no slice shows the nodule"):
-        patches_from_planes(planes, votes * 0, spacing_mm=(0.7, 0.7), **WHO)
+        cut(planes, votes * 0, (0.7, 0.7))
 
 
 @pytest.mark.parametrize(
@@ -108,11 +110,10 @@ def write_crops(folder, **changes):
 def test_crops_come_in_with_their_ratings(tmp_path):
     write_crops(tmp_path)
     (nodule,) = read_crops(tmp_path)
-    assert nodule.texture_class == "solid"
-    assert nodule.attributes["reader_diameter_mm"] == 11.5
-    assert nodule.diameter_mm == pytest.approx(10, abs=0.4)
-    (tmp_path / "nodules").mkdir()
-    assert np.load(nodule.save(tmp_path))["hu"].dtype == np.int16
+    assert nodule.row.texture_class == "solid"
+    assert (nodule.row.texture, nodule.row.reader_diameter_mm) == (5.0, 11.5)
+    assert nodule.row.diameter_mm == pytest.approx(10, abs=0.4)
+    assert np.load(nodule.patches.save(tmp_path, nodule.row.nodule_id))["hu"].dtype == np.int16
 
 
 def test_crops_without_spacing_are_left_out(tmp_path):
@@ -138,10 +139,10 @@ def test_cube_without_patient_is_marked(tmp_path):
     (tmp_path / "index.csv").write_text("row,name,texture,lidc_patient\n0,a,1.0,LIDC-IDRI-0003\n1,b,5.0,\n")
     known, unknown = read_cubes(tmp_path)
     assert (known.patient_known, unknown.patient_known) == (True, False)
-    assert known.diameter_mm == pytest.approx(sphere_diameter_mm(11**3, voxel_volume_mm3=1))
-    assert known.texture_class == "ground_glass"
-    assert known.cube is not None
-    assert known.cube.alpha[32, 32, 32] > 0.9
+    assert known.row.diameter_mm == pytest.approx(sphere_diameter_mm(11**3, voxel_volume_mm3=1))
+    assert known.row.texture_class == "ground_glass"
+    assert known.patches.cube is not None
+    assert known.patches.cube.alpha[32, 32, 32] > 0.9
 
 
 def leaning_rod(spacing_mm: tuple[float, float, float], shape: tuple[int, int, int]) -> np.ndarray:

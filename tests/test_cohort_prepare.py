@@ -10,8 +10,9 @@ from cohort_toys import SHAPE, write_chest
 from lungsynth.cohort.collections import recognise
 from lungsynth.cohort.patient_table import read_patient_map
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
-from lungsynth.cohort.records import SeriesRows
-from lungsynth.cohort.tables import NODULE_COLUMNS, SERIES_COLUMNS
+from lungsynth.cohort.reader import Cohort
+from lungsynth.cohort.schema import NoduleRow, SeriesRow, columns
+from lungsynth.cohort.series_rows import SeriesRows
 from lungsynth.ct.write import read_plane, write_nifti
 from lungsynth.errors import InputError
 
@@ -55,8 +56,8 @@ def cohort(sources, tmp_path_factory):
 def test_a_cohort_has_its_files_tables_and_counts(cohort):
     out, outcome = cohort
     series, nodules = pd.read_csv(out / "series.csv"), pd.read_csv(out / "nodules.csv")
-    assert tuple(series.columns) == SERIES_COLUMNS
-    assert tuple(nodules.columns) == NODULE_COLUMNS
+    assert list(series.columns) == [column.name for column in columns(SeriesRow)]
+    assert list(nodules.columns) == [column.name for column in columns(NoduleRow)]
     assert not outcome.problems
     assert series["lung_mask"].tolist() == ["data"] * 4 + ["threshold"] * 2
     assert series["nodule_mask"].tolist() == ["none"] * 4 + ["data"] * 2
@@ -99,6 +100,29 @@ def test_lists_say_who_drew_what_and_normal_slices_keep_their_distance(cohort):
         assert {"patient_id", "series_id", "source"} <= set(e)
 
 
+def test_a_cohort_gives_back_the_rows_that_it_was_made_of(cohort):
+    out, outcome = cohort
+    read = Cohort.open(out)
+    assert read.split_hash == outcome.cohort["split_hash"]
+    written = {row.nodule_id: row for piece in read.pieces for row in piece.nodules}
+    assert set(written) == {row.nodule_id for row in read.nodules} == {"T-001_n00", "T-002_n00"}
+    for row in read.nodules:
+        known = written[row.nodule_id]
+        assert row.diameter_mm == pytest.approx(known.diameter_mm, abs=1e-4)
+        assert (row.votes, row.has_patch, row.expert_mask, row.sphere) == (
+            known.votes,
+            known.has_patch,
+            known.expert_mask,
+            known.sphere,
+        )
+    for split in ("training", "validation", "test"):
+        assert {row.split for row in read.split(split).series()} == {split}
+    (series,) = (row for row in read.series if row.series_id == "T-001")
+    scan = read.read_scan(series)
+    assert len(scan) == series.slices
+    assert scan.volume.spacing_mm == pytest.approx(series.spacing_mm)
+
+
 def test_no_patient_stands_in_two_splits(cohort):
     out, _ = cohort
     series = pd.read_csv(out / "series.csv")
@@ -119,17 +143,17 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(cohort, sources, tmp_path
     calls = []
     original = SeriesRows.save
 
-    def stop_after_three(part, folder):
+    def stop_after_three(rows, folder):
         if len(calls) == 3:
             raise KeyboardInterrupt
-        calls.append(part.part_id)
-        return original(part, folder)
+        calls.append(rows.task_id)
+        return original(rows, folder)
 
     monkeypatch.setattr(SeriesRows, "save", stop_after_three)
     with pytest.raises(KeyboardInterrupt):
         prepare(sources, tmp_path / "C")
     assert not (tmp_path / "C" / "cohort.json").exists()
-    monkeypatch.setattr(SeriesRows, "save", lambda part, folder: (calls.append(part.part_id), original(part, folder)))
+    monkeypatch.setattr(SeriesRows, "save", lambda rows, folder: (calls.append(rows.task_id), original(rows, folder)))
     prepare(sources, tmp_path / "C")
     assert len(calls) == len(set(calls)) == 6, "finished series are not prepared again"
     assert contents(tmp_path / "C") == contents(out)
@@ -181,14 +205,14 @@ def test_nothing_usable_is_one_sentence_status_2_and_no_folder(case, tmp_path, c
 
 def test_the_output_of_another_run_is_refused(cohort, sources, tmp_path):
     out, _ = cohort
-    with pytest.raises(InputError, match="seed differ"):
+    with pytest.raises(InputError, match="seed is 0 there and 1 here"):
         prepare(sources, out, seed=1)
-    with pytest.raises(InputError, match="sources differ"):
+    with pytest.raises(InputError, match=r"sources is .* there and .* here"):
         prepare(sources[:1], out)
     (tmp_path / "photo.jpg").touch()
-    with pytest.raises(InputError, match="not a cohort"):
+    with pytest.raises(InputError, match="holds other files"):
         prepare(sources, tmp_path)
-    with pytest.raises(InputError, match="inside a source"):
+    with pytest.raises(InputError, match="inside its source"):
         prepare(sources, sources[0] / "C")
 
 

@@ -38,7 +38,7 @@ from lungsynth.cli import COMMANDS
 from lungsynth.cohort.patches import sphere_diameter_mm, texture_class
 from lungsynth.cohort.phantom.files import make_phantom_cohort
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
-from lungsynth.cohort.records import RATINGS
+from lungsynth.cohort.schema import RATINGS
 from lungsynth.cohort.split import assign_splits
 from lungsynth.compositing.render import render
 from lungsynth.config import EnhancementConfig, GenerateConfig, PlacementConfig
@@ -360,15 +360,15 @@ def test_c5_2_datalists(cohort):
             files = [entry[key] for key in ("image", "label", "nodule", "cube", "lung") if key in entry]
             assert all((cohort / path).is_file() for path in files)
     nodules = pd.read_csv(cohort / "nodules.csv", index_col="nodule_id")
-    balls = [entry for entry in datalist(cohort, "segmentation") if entry["kind"] == "ball"]
-    assert balls
+    spheres = [entry for entry in datalist(cohort, "segmentation") if entry["kind"] == "sphere"]
+    assert spheres
     for entry in datalist(cohort, "segmentation"):
         if entry["kind"] != "slice":
-            is_ball = entry in balls
+            is_sphere = entry in spheres
             with np.load(cohort / entry["image"]) as patch:
-                assert ("ball" in patch.files, entry["labelled"]) == (is_ball, [] if is_ball else ["nodule"])
-                assert not is_ball or patch["ball"].shape == patch["votes"].shape
-            assert (nodules["votes"][Path(entry["image"]).stem] == 0) == is_ball
+                assert ("sphere" in patch.files, entry["labelled"]) == (is_sphere, [] if is_sphere else ["nodule"])
+                assert not is_sphere or patch["sphere"].shape == patch["votes"].shape
+            assert (nodules["votes"][Path(entry["image"]).stem] == 0) == is_sphere
     assert measured <= set(nodules.columns)
     for entry in datalist(cohort, "nodules"):
         found = [np.nan if entry[name] is None else entry[name] for name in sorted(measured)]
@@ -579,7 +579,7 @@ def test_c9_1_a_separated_cohort_is_a_cohort_of_the_same_split(separated):
     described = [json.loads((cohort / "cohort.json").read_text()) for cohort in separated]
     assert described[0]["split_hash"] == described[1]["split_hash"]
     promised = {"threshold", "min_diameter_mm", "weights_lung_seg", "series", "candidates", "before", "after"}
-    assert set(described[1]["separation"]) == promised
+    assert set(described[1]["pseudo_labels"]) == promised
     assert all(path.samefile(before / "slices" / path.name) for path in (after / "slices").iterdir())
 
 
@@ -587,7 +587,7 @@ def test_c9_2_normal_slices_keep_their_distance_from_candidates_that_count(separ
     before, after = separated
     masks = [pd.read_csv(cohort / "series.csv")["nodule_mask"].tolist() for cohort in separated]
     assert masks[1] == [{"none": "network", "data": "data"}[mask] for mask in masks[0]]
-    table = pd.read_csv(after / "separation.csv")
+    table = pd.read_csv(after / "candidates.csv")
     counted = table[table["outcome"].isin(["known", "too_large", "nodule"])]
     assert len(counted)
     normal = {(e["series_id"], int(Path(e["image"]).name[-11:-7])) for e in datalist(after, "lungs")}
@@ -599,7 +599,7 @@ def test_c9_2_normal_slices_keep_their_distance_from_candidates_that_count(separ
 
 def test_c9_3_what_the_network_found_is_nobodys(separated):
     _, after = separated
-    table = pd.read_csv(after / "separation.csv")
+    table = pd.read_csv(after / "candidates.csv")
     new = set(table.loc[table["outcome"].isin(["too_large", "nodule"]), "candidate_id"])
     nodules = pd.read_csv(after / "nodules.csv").set_index("nodule_id")
     assert (nodules.loc[sorted(new), "votes"] == 0).all()
@@ -614,7 +614,7 @@ def test_c9_3_what_the_network_found_is_nobodys(separated):
 def test_c9_4_a_row_for_each_candidate(separated):
     _, after = separated
     promised = documented("formats.md", "Pseudo-labelled cohort")
-    table = pd.read_csv(after / "separation.csv")
+    table = pd.read_csv(after / "candidates.csv")
     assert set(table["outcome"]) == {outcome.value for outcome in CandidateStatus}
     assert {*table.columns, *table["outcome"]} <= promised
 

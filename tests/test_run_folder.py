@@ -63,7 +63,11 @@ def test_a_free_folder_is_claimed_once_and_then_continued(tmp_path):
     assert not folder.check()
     assert not (tmp_path / "run").exists(), "a look writes nothing"
     assert not folder.claim()
-    assert json.loads((tmp_path / "run" / "run.json").read_text()) == {"seed": 1, "sizes": [1, 2]}
+    assert json.loads((tmp_path / "run" / "run.json").read_text()) == {
+        "format": 2,
+        "seed": 1,
+        "sizes": [1, 2],
+    }
     assert folder.claim()
 
 
@@ -102,3 +106,19 @@ def test_files_and_foreign_folders_are_refused(tmp_path):
 def test_a_hidden_file_does_not_make_a_folder_foreign(tmp_path):
     (tmp_path / ".DS_Store").touch()
     assert not RunFolder(path=tmp_path, identity={}).claim()
+
+
+def test_a_cohort_of_format_1_is_continued_in_the_words_of_today(tmp_path):
+    old = {"format": 1, "settings": {"ranking": "spread", "gate": True, "sources": ["a"]}, "places": "ab"}
+    write_json(tmp_path / ".parts" / "identity.json", old)
+    (tmp_path / "series.csv").touch()
+    now = {"selection": "coverage", "label_check": True, "sources": ["a"], "source_locations": "ab"}
+    assert RunFolder(path=tmp_path, identity=now).claim()
+    assert json.loads((tmp_path / "run.json").read_text()) == {"format": 2, **now}
+    with pytest.raises(InputError, match=r"selection is \"coverage\" there and \"nearest\" here"):
+        RunFolder(path=tmp_path, identity={**now, "selection": "nearest"}).claim()
+
+
+def test_a_run_of_format_1_is_continued(tmp_path):
+    write_json(tmp_path / "run.json", {"format": 1, "spare_diseased": False, "settings": {"a": 1}})
+    assert RunFolder(path=tmp_path, identity={"exclude_enhancer_patients": False, "settings": {"a": 1}}).check()

@@ -12,7 +12,7 @@ from separation_toys import GRID, MIN_DIAMETER_MM, boxes, write_rigged_bundles, 
 
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 from lungsynth.cohort.reader import Cohort
-from lungsynth.cohort.records import SeriesRows
+from lungsynth.cohort.series_rows import SeriesRows
 from lungsynth.ct.write import read_plane
 from lungsynth.errors import InputError
 from lungsynth.io import atomic
@@ -99,7 +99,7 @@ def test_nodules_found_have_patches_and_rows_but_no_expert(made, separated):
 
 def test_every_candidate_has_a_row_that_says_what_became_of_it(separated):
     out, result = separated
-    with (out / "separation.csv").open() as file:
+    with (out / "candidates.csv").open() as file:
         rows = {row["candidate_id"]: row for row in csv.DictReader(file)}
     outcomes = {name: row["outcome"] for name, row in rows.items() if name.startswith("PHANTOM")}
     assert outcomes == {
@@ -110,7 +110,7 @@ def test_every_candidate_has_a_row_that_says_what_became_of_it(separated):
     }
     (known,) = (row for name, row in rows.items() if not name.startswith("PHANTOM"))
     assert (known["outcome"], known["patient_id"]) == ("known", "PHANTOM-0007"), "LUNA16 gives its centre"
-    facts = result.cohort["separation"]
+    facts = result.cohort["pseudo_labels"]
     assert facts["candidates"] == {"below_threshold": 1, "too_small": 1, "known": 1, "too_large": 1, "nodule": 1}
     assert int(rows["PHANTOM-0001_c000"]["normal_slices_removed"]) > 0
     assert int(rows["PHANTOM-0001_c001"]["normal_slices_removed"]) == 0
@@ -158,13 +158,13 @@ def test_it_is_a_cohort_for_the_chain_and_says_what_it_did(made, separated):
     folder, _ = made
     out, result = separated
     assert Cohort.open(out).identity["split_hash"] == result.cohort["split_hash"]
-    facts = result.cohort["separation"]
+    facts = result.cohort["pseudo_labels"]
     for when, cohort in (("before", folder / "cohort"), ("after", out)):
         assert sum(counts["normal_slices"] for counts in facts[when].values()) == len(entries(cohort, "lungs"))
     report = (out / "report.md").read_text()
-    assert "## Separation by the network" in report
+    assert "## Pseudo-labels" in report
     assert "5 series" in report
-    assert (out / "montage_separation.png").stat().st_size > 10_000
+    assert (out / "montage_pseudo_labels.png").stat().st_size > 10_000
 
 
 def test_a_lower_threshold_gives_a_purer_and_smaller_normal_set(made, separated, tmp_path):
@@ -175,7 +175,7 @@ def test_a_lower_threshold_gives_a_purer_and_smaller_normal_set(made, separated,
     first, last = boxes(patients[0].nodules[1].mask)
     assert few < many
     assert not few & set(range(first, last + 1))
-    assert low.cohort["separation"]["candidates"]["nodule"] == 2
+    assert low.cohort["pseudo_labels"]["candidates"]["nodule"] == 2
 
 
 def test_a_run_that_was_stopped_ends_in_the_same_bytes(made, separated, tmp_path, monkeypatch):
@@ -187,7 +187,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(made, separated, tmp_path
     def save(self, where):
         if len(saved) == 4:
             raise KeyboardInterrupt
-        saved.append(self.part_id)
+        saved.append(self.task_id)
         return original(self, where)
 
     monkeypatch.setattr(SeriesRows, "save", save)
@@ -240,11 +240,11 @@ def test_what_cannot_be_separated_is_refused_with_the_way_out(made, separated, t
     out, _ = separated
     with pytest.raises(InputError, match="pseudo-labelled already"):
         separate(folder, tmp_path / "x", cohort=out)
-    with pytest.raises(InputError, match=r"made otherwise \(separation_threshold differ"):
+    with pytest.raises(InputError, match=r"\(threshold is 0.5 there and 0.7 here\)"):
         separate(folder, out, threshold=0.7)
-    with pytest.raises(InputError, match="must not lie inside a source"):
+    with pytest.raises(InputError, match="must not lie inside its source"):
         separate(folder, folder / "cohort" / "x")
-    with pytest.raises(InputError, match=r"`prepare` wrote"):
+    with pytest.raises(InputError, match="`lungsynth prepare` wrote"):
         separate(folder, tmp_path / "x", cohort=tmp_path)
     with pytest.raises(InputError, match=r"lies in \[0.05, 1\]"):
         separate(folder, tmp_path / "x", threshold=0)
@@ -268,7 +268,7 @@ def test_the_command_prints_counts_and_answers_bad_input_with_one_sentence(made,
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
-def test_rooms_that_come_before_know_neither_bundles_nor_separation():
-    for room in ("ct", "cohort", "layers"):
-        for path in (ROOT / "lungsynth" / room).rglob("*.py"):
-            assert not re.search(r"lungsynth\.(bundles|separation)", path.read_text()), path
+def test_packages_that_come_before_do_not_know_the_bundles():
+    for package in ("ct", "cohort"):
+        for path in (ROOT / "lungsynth" / package).rglob("*.py"):
+            assert not re.search(r"lungsynth\.bundles", path.read_text()), path

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 from separation_toys import write_rigged_bundles
 
-from lungsynth.cohort.records import SeriesRow, SliceRow
+from lungsynth.cohort.scans import read_stacks
+from lungsynth.cohort.schema import SeriesRow, SliceRow
 from lungsynth.ct.volume import Volume, axial_affine
 from lungsynth.ct.write import write_plane
 from lungsynth.errors import InputError
 from lungsynth.pseudo_labels.candidates import find_candidates, open_detector, operating_point
 from lungsynth.pseudo_labels.series import still_normal
-from lungsynth.pseudo_labels.stacks import read_stacks
 
 SPACING_MM = (2.0, 1.0, 1.0)
 SHAPE = (12, 48, 48)
@@ -118,7 +118,7 @@ def test_scans_come_back_from_slices_in_runs(tmp_path):
     for row, index in zip(rows, [0, 1, 2, 3, 5, 6, 7, 8], strict=True):
         for folder, plane in (("slices", scan.hu[index]), ("labels", np.zeros((6, 7), np.uint8))):
             write_plane(tmp_path / folder / f"{row.slice_id}.nii.gz", plane, scan.plane_affine(index))
-    low, high = read_stacks(tmp_path, series, rows[::-1])
+    low, high = read_stacks(tmp_path, series, [row.index for row in rows[::-1]])
     assert (low.first, high.first) == (0, 5)
     assert np.array_equal(high.volume.hu, scan.hu[5:])
     assert np.allclose(high.volume.affine, scan.affine @ [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 5], [0, 0, 0, 1]])

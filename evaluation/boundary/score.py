@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int16
 from scipy import ndimage
 
-from lungsynth.cohort.patches import patches_from_planes
+from lungsynth.cohort.patches import NodulePlanes, cut_patches
 from lungsynth.compositing.render import Rendered
 from lungsynth.errors import InputError
 from lungsynth.grids import PATCH_SPACING_MM
@@ -115,15 +115,8 @@ def composed_patch(sample: Rendered, box: Box, spacing_mm: tuple[float, float]) 
     nodule = np.zeros(sample.label.shape, dtype=bool)
     own = slice(box.row_from, box.row_to), slice(box.column_from, box.column_to)
     nodule[own] = sample.label[own] == Label.NODULE
-    patch = patches_from_planes(
-        sample.image[here][None],
-        nodule[here][None].astype(np.uint8) * np.uint8(2),
-        spacing_mm=spacing_mm,
-        nodule_id="composed",
-        patient_id="none",
-        series_id="none",
-        source="lungsynth",
-    )
+    votes = nodule[here][None].astype(np.uint8) * np.uint8(2)
+    patch = cut_patches(NodulePlanes(hu=sample.image[here][None], votes=votes, spacing_mm=spacing_mm))
     return patch.context[0], patch.alpha[0] >= 0.5
 
 

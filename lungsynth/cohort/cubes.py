@@ -1,7 +1,7 @@
-"""A nodule in three dimensions: 64 x 64 x 64 voxels of 0.7 mm with HU and soft mask (contract C2.5).
+"""A nodule in three dimensions: 64 x 64 x 64 voxels of 0.7 mm with HU and soft mask.
 
 The patches of a nodule cannot be stacked to it: each is centred on the mask of its own slice, which straightens a
-nodule that runs askew (in 134 LIDC nodules those centres lie 2.3 mm apart in the median, 20 mm at most).
+nodule that runs obliquely (in 134 LIDC nodules those centres lie 2.3 mm apart in the median, 20 mm at most).
 """
 
 from collections.abc import Sequence

@@ -11,75 +11,58 @@ from lungsynth.cohort.calibration_check import compare_with_cubes
 from lungsynth.cohort.collections import recognise
 from lungsynth.cohort.layout import FolderTask
 from lungsynth.cohort.lidc_nodules import read_crops, read_cubes
-from lungsynth.cohort.patches import NodulePatches
-from lungsynth.cohort.records import NoduleRow, SeriesRow, SeriesRows
+from lungsynth.cohort.schema import NoduleRow, SeriesRow
+from lungsynth.cohort.series_rows import SeriesRows
+from lungsynth.io.tables import markdown_table
 
-__all__ = ["calibration_part", "prepare_folder"]
+__all__ = ["calibration_rows", "prepare_folder"]
 
 _READERS = {"crops": read_crops, "cubes": read_cubes}
 
 
 def prepare_folder(task: FolderTask, out: Path) -> SeriesRows:
-    """Saves the nodules of a folder; its part is written last.
+    """Saves the nodules of a folder; its rows are written last.
 
     Raises:
         InputError: when the folder's files are damaged or lack columns.
     """
     nodules = []
     total = _nodules_listed(task)
-    for patches in tqdm(_READERS[task.kind](task.path), desc=task.part_id, total=total, unit="nodule"):
-        patches.save(out)
-        nodules.append((_row(patches), len(patches.hu), patches.patient_known))
-    part = SeriesRows(
-        part_id=task.part_id,
+    for nodule in tqdm(_READERS[task.kind](task.path), desc=task.task_id, total=total, unit="nodule"):
+        nodule.patches.save(out, nodule.row.nodule_id)
+        nodules.append((nodule.row, nodule.patient_known))
+    rows = SeriesRows(
+        task_id=task.task_id,
         fingerprint=task.fingerprint,
         series=tuple(_series_rows(nodules, task)),
-        nodules=tuple(row for row, _, _ in nodules),
+        nodules=tuple(row for row, _ in nodules),
         notes=tuple(_left_out(task, total, len(nodules))),
     )
-    part.save(out / ".parts")
-    return part
+    rows.save(out)
+    return rows
 
 
-def calibration_part(folders: Iterable[FolderTask], out: Path) -> SeriesRows | None:
+def calibration_rows(folders: Iterable[FolderTask], out: Path) -> SeriesRows | None:
     """How far the HU of crops are off against the cubes of the same nodules; None unless both are there."""
     by_kind = {task.kind: task for task in folders}
     if set(by_kind) != {"crops", "cubes"}:
         return None
     fingerprint = by_kind["crops"].fingerprint + by_kind["cubes"].fingerprint
-    finished = SeriesRows.load(out / ".parts", "calibration", fingerprint=fingerprint)
+    finished = SeriesRows.load(out, "calibration", fingerprint=fingerprint)
     if finished is not None:
         return finished
     table = compare_with_cubes(by_kind["crops"].path, by_kind["cubes"].path)
-    part = SeriesRows(part_id="calibration", fingerprint=fingerprint, figures=_markdown(table))
-    part.save(out / ".parts")
-    return part
+    rows = SeriesRows(task_id="calibration", fingerprint=fingerprint, figures=_markdown(table))
+    rows.save(out)
+    return rows
 
 
-def _row(patches: NodulePatches) -> NoduleRow:
-    return NoduleRow(
-        nodule_id=patches.nodule_id,
-        patient_id=patches.patient_id,
-        series_id=patches.series_id,
-        source=patches.source,
-        texture_class=patches.texture_class,
-        diameter_mm=patches.diameter_mm,
-        votes=patches.mask_votes,
-        mean_hu=patches.mean_hu,
-        solid_fraction=patches.solid_fraction,
-        attributes=dict(patches.attributes),
-        centre_lps_mm=patches.centre_lps_mm,
-        has_cube=patches.cube is not None,
-    )
-
-
-def _series_rows(nodules: list[tuple[NoduleRow, int, bool]], task: FolderTask) -> list[SeriesRow]:
+def _series_rows(nodules: list[tuple[NoduleRow, bool]], task: FolderTask) -> list[SeriesRow]:
     """One row for each series that the nodules name; the scans themselves are not there."""
     rows = []
     ordered = sorted(nodules, key=lambda item: item[0].series_id)
     for series_id, group in groupby(ordered, key=lambda item: item[0].series_id):
-        members = list(group)
-        first, _, known = members[0]
+        first, known = next(group)
         rows.append(
             SeriesRow(
                 series_id=series_id,
@@ -105,10 +88,9 @@ def _nodules_listed(task: FolderTask) -> int:
 
 def _left_out(task: FolderTask, listed: int, used: int) -> list[str]:
     reason = "cut by their crop, drawn by nobody, or of unknown pixel size"
-    return [f"{task.part_id}: {listed - used} of {listed} nodules left out ({reason})"] if listed > used else []
+    return [f"{task.task_id}: {listed - used} of {listed} nodules left out ({reason})"] if listed > used else []
 
 
 def _markdown(table: pd.DataFrame) -> str:
     rounded = table.round(1).astype(str)
-    lines = [list(rounded.columns), ["---"] * rounded.shape[1], *rounded.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return "\n".join(markdown_table(list(rounded.columns), rounded.to_numpy().tolist())) + "\n"

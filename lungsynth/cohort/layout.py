@@ -1,4 +1,4 @@
-"""What there is to prepare: series, and folders of nodule crops and cubes, found by looking into the sources."""
+"""What there is to prepare: series, and folders of nodule crops and cubes, detected in the sources."""
 
 import hashlib
 import re
@@ -14,7 +14,7 @@ from lungsynth.ct.discover import Discovery, find_series
 from lungsynth.ct.series import Problem, SeriesFiles
 from lungsynth.errors import InputError
 
-__all__ = ["CohortLayout", "FolderTask", "file_fingerprint", "make_plan"]
+__all__ = ["CohortLayout", "FolderTask", "file_fingerprint", "find_layout"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +24,13 @@ class FolderTask:
     kind: str
     path: Path
     folder: str
-    part_id: str
+    task_id: str
     fingerprint: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class CohortLayout:
-    """Everything found, in the order of the part ids, and what could not be used.
+    """Everything found, in the order of the task ids, and what could not be used.
 
     What was unpacked from zips stays until `close`.
     """
@@ -46,8 +46,8 @@ class CohortLayout:
             discovery.close()
 
 
-def make_plan(sources: Sequence[Path], *, subset: bool = False) -> CohortLayout:
-    """Looks into the sources.
+def find_layout(sources: Sequence[Path], *, subset: bool = False) -> CohortLayout:
+    """Looks into the sources for what can be prepared.
 
     Args:
         sources: folders, zips or files, in any mix of layouts.
@@ -65,22 +65,22 @@ def make_plan(sources: Sequence[Path], *, subset: bool = False) -> CohortLayout:
     problems: list[Problem] = []
     discoveries = []
     for source in sources:
-        found = _nodule_folders(source)
-        folders += found
+        own = _nodule_folders(source)
+        folders += own
         try:
             discovery = find_series(source, subset=subset)
         except InputError as error:
-            if not found:
+            if not own:
                 problems.append(Problem(source, str(error)))
             continue
         discoveries.append(discovery)
-        inside = [task.path for task in found]
+        inside = [task.path for task in own]
         problems += [p for p in discovery.problems if not any(p.path.is_relative_to(path) for path in inside)]
         tasks += [_task(files, source, patients) for files in discovery.series]
     unique, twice = _unique(tasks)
     return CohortLayout(
-        series=tuple(sorted(unique, key=lambda task: task.part_id)),
-        folders=tuple(sorted(folders, key=lambda task: task.part_id)),
+        series=tuple(sorted(unique, key=lambda task: task.task_id)),
+        folders=tuple(sorted(folders, key=lambda task: task.task_id)),
         problems=(*problems, *unread, *twice),
         discoveries=tuple(discoveries),
     )
@@ -103,7 +103,7 @@ def _task(files: SeriesFiles, source: Path, patients: Mapping[str, str]) -> Seri
         files=files,
         collection=recognise(_telling_ids(files), folder=folder),
         folder=folder,
-        part_id=files.series_id,
+        task_id=files.series_id,
         fingerprint=file_fingerprint([*files.files, *masks, *notes.voc_xml], files.patient_id, repr(notes.spheres)),
     )
 
@@ -119,13 +119,13 @@ def _unique(tasks: Iterable[SeriesTask]) -> tuple[list[SeriesTask], list[Problem
     first: dict[str, SeriesTask] = {}
     problems = []
     for task in tasks:
-        kept = first.setdefault(task.part_id, task)
+        kept = first.setdefault(task.task_id, task)
         if kept is not task:
             path = task.files.files[0]
             problems.append(
                 Problem(
                     path,
-                    f"{path}: series {task.part_id} was found before, in {kept.files.files[0]}, and is prepared "
+                    f"{path}: series {task.task_id} was found before, in {kept.files.files[0]}, and is prepared "
                     "once; if this is another scan, rename its file.",
                 )
             )
@@ -147,7 +147,7 @@ def _nodule_folders(source: Path) -> list[FolderTask]:
                     kind=kind,
                     path=path,
                     folder=source.resolve().stem,
-                    part_id=f"{kind}_{name}",
+                    task_id=f"{kind}_{name}",
                     fingerprint=file_fingerprint(files),
                 )
             )

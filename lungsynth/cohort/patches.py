@@ -1,10 +1,10 @@
-"""A nodule as the layers see it: 64 x 64 patches at 0.7 mm with HU, soft mask and measured attributes (contract C2).
+"""A nodule on the grid of generators and augmentations: 64 x 64 patches at 0.7 mm with HU, soft mask and measurements.
 
 `votes` counts the readers that drew a pixel. The consensus mask is where two readers agree; where no two do, it is the
-single reader's mask, and `mask_votes` says 1.
+single reader's mask, and `mask_votes` says 1. See docs/reference/conventions.md, "Nodules".
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ from lungsynth.hounsfield import SOLID_HU
 from lungsynth.io.atomic import write_arrays
 from lungsynth.types import HuPatches
 
-__all__ = [
-    "NodulePatches",
-    "patches_from_planes",
-    "sphere_diameter_mm",
-    "texture_class",
-]
+__all__ = ["NodulePatches", "NodulePlanes", "cut_patches", "sphere_diameter_mm", "texture_class"]
+
+# LIDC's readers rate texture from 1 (ground glass) over 3 (part solid) to 5 (solid); their mean decides.
+_GROUND_GLASS_TO = 2
+_SOLID_FROM = 4
+_COVERED = 0.999  # share of a pixel that must be measured; 1 but for the rounding of the resampling
 
 AlphaPatches = Float16[np.ndarray, "slices 64 64"]
 BoolPatches = Bool[np.ndarray, "slices 64 64"]
@@ -32,12 +32,12 @@ VotePatches = UInt8[np.ndarray, "slices 64 64"]
 
 
 def texture_class(rating: float | None) -> str:
-    """Class of a mean LIDC texture rating: 1 is ground glass, 5 is solid (contract C2.2)."""
+    """Class of a mean LIDC texture rating: `ground_glass`, `part_solid`, `solid`, or `unknown` without one."""
     if rating is None or not np.isfinite(rating):
         return "unknown"
-    if rating <= 2:
+    if rating <= _GROUND_GLASS_TO:
         return "ground_glass"
-    return "solid" if rating >= 4 else "part_solid"
+    return "solid" if rating >= _SOLID_FROM else "part_solid"
 
 
 def sphere_diameter_mm(voxels: float, *, voxel_volume_mm3: float) -> float:
@@ -45,149 +45,109 @@ def sphere_diameter_mm(voxels: float, *, voxel_volume_mm3: float) -> float:
     return float(np.cbrt(6 * voxels * voxel_volume_mm3 / np.pi))
 
 
-@dataclass(frozen=True, kw_only=True)
-class NodulePatches:
-    """One nodule: its n axial slices as patches, and what was measured on it.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class NodulePlanes:
+    """The axial slices that show a nodule, or crops of them, on the grid of their scan.
 
     Args:
-        nodule_id, patient_id, series_id, source: who it is; `source` names the collection.
-        patient_known: False when `patient_id` is only a stand-in (contract C5.3).
+        hu: the slices.
+        votes: readers that drew the pixel; slices without the mask may be among them.
+        spacing_mm: (row, column).
+        covered: pixels that the scanner measured; None: all.
+    """
+
+    hu: Int16[np.ndarray, "slices height width"]
+    votes: UInt8[np.ndarray, "slices height width"]
+    spacing_mm: tuple[float, float]
+    covered: Bool[np.ndarray, "slices height width"] | None = None
+
+    @property
+    def mask_votes(self) -> int:
+        """Votes that make the mask: 2 where two readers agree anywhere, else 1."""
+        return 2 if (self.votes >= 2).any() else 1
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class NodulePatches:
+    """The n axial slices of a nodule as patches, and what was measured on it.
+
+    Args:
         hu, context: int16 (n, 64, 64); `hu` is isolated (the lung level outside), `context` as measured.
         alpha: float16 (n, 64, 64) in [0, 1].
         valid: bool (n, 64, 64), what the source covered.
         votes: uint8 (n, 64, 64), readers that drew the pixel.
         mask_votes: 2 for a consensus, 1 for a single reader's mask.
-        diameter_mm: of the disc or sphere of equal size (contract C2.1).
-        mean_hu, solid_fraction: over the mask.
-        attributes: mean ratings of the readers and `reader_diameter_mm`.
-        centre_lps_mm: (x, y, z), None where the source does not tell.
+        disc_diameter_mm: of the disc as large as the largest slice's mask.
+        mean_hu, solid_fraction: over the mask, on the scan's own grid.
         cube: the nodule in three dimensions; None where the source has no volume, or one that a cube does not fit in.
-        ball: bool (n, 64, 64), the balls around annotated centres with a margin, where the mask is what is dense in
+        sphere: bool (n, 64, 64), the spheres around annotated centres with a margin, where the mask is what is dense in
             one; None where somebody drew the mask.
     """
 
-    nodule_id: str
-    patient_id: str
-    series_id: str
-    source: str
-    patient_known: bool = True
     hu: HuPatches
     context: HuPatches
     alpha: AlphaPatches
     valid: BoolPatches
     votes: VotePatches
     mask_votes: int
-    diameter_mm: float
+    disc_diameter_mm: float
     mean_hu: float
     solid_fraction: float
-    attributes: dict[str, float] = field(default_factory=dict)
-    centre_lps_mm: tuple[float, float, float] | None = None
     cube: NoduleCube | None = None
-    ball: BoolPatches | None = None
-
-    def __post_init__(self) -> None:
-        if not self.diameter_mm > 0 or len(self.hu) == 0:
-            raise ValueError(f"{self.nodule_id}: a nodule needs a slice and a positive diameter")
-
-    @property
-    def texture_class(self) -> str:
-        """`ground_glass`, `part_solid`, `solid` or `unknown`."""
-        return texture_class(self.attributes.get("texture"))
+    sphere: BoolPatches | None = None
 
     @property
     def largest(self) -> int:
         """Index of the slice with the largest mask."""
         return int((self.alpha >= 0.5).sum(axis=(1, 2)).argmax())
 
-    def save(self, cohort: Path) -> Path:
+    def save(self, cohort: Path, nodule_id: str) -> Path:
         """Writes `nodules/<nodule_id>.npz` and, for a cube, `cubes/<nodule_id>.npz`; returns the first."""
         if self.cube is not None:
-            self.cube.save(cohort / "cubes" / f"{self.nodule_id}.npz")
-        path = cohort / "nodules" / f"{self.nodule_id}.npz"
-        ball: dict[str, Any] = {} if self.ball is None else {"ball": self.ball}
-        write_arrays(
-            path,
-            hu=self.hu,
-            context=self.context,
-            alpha=self.alpha,
-            valid=self.valid,
-            votes=self.votes,
-            largest=np.int64(self.largest),
-            **ball,
-        )
+            self.cube.save(cohort / "cubes" / f"{nodule_id}.npz")
+        path = cohort / "nodules" / f"{nodule_id}.npz"
+        names = ("hu", "context", "alpha", "valid", "votes")
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in names} | {"largest": np.int64(self.largest)}
+        write_arrays(path, **arrays, **({} if self.sphere is None else {"sphere": self.sphere}))
         return path
 
 
-def patches_from_planes(
-    planes: Int16[np.ndarray, "slices height width"],
-    votes: UInt8[np.ndarray, "slices height width"],
-    *,
-    spacing_mm: tuple[float, float],
-    nodule_id: str,
-    patient_id: str,
-    series_id: str,
-    source: str,
-    diameter_mm: float | None = None,
-    covered: Bool[np.ndarray, "slices height width"] | None = None,
-    patient_known: bool = True,
-    attributes: dict[str, float] | None = None,
-    centre_lps_mm: tuple[float, float, float] | None = None,
-) -> NodulePatches:
+def cut_patches(planes: NodulePlanes) -> NodulePatches:
     """Cuts a nodule's patches out of the axial slices that show it, each centred on its mask in that slice.
-
-    Args:
-        planes: HU of the slices (or of crops of them).
-        votes: readers that drew the pixel; slices without the mask are left out.
-        spacing_mm: (row, column).
-        diameter_mm: of the sphere of equal volume, for volumes; None: of the largest slice's disc.
-        covered: pixels that the scanner measured; None: all.
 
     Raises:
         ValueError: when no slice shows the nodule.
     """
-    mask_votes = 2 if (votes >= 2).any() else 1
-    masks = votes >= mask_votes
-    shown = np.flatnonzero(masks.any(axis=(1, 2)))
-    if len(shown) == 0:
-        raise ValueError(f"{nodule_id}: no slice shows the nodule")
-    inside = np.concatenate([planes[k][masks[k]] for k in shown]).astype(np.float32)
-    cuts = [_cut(planes[k], votes[k], masks[k], None if covered is None else covered[k], spacing_mm) for k in shown]
-    context, patch_votes, valid = (np.stack(part) for part in zip(*cuts, strict=True))
-    patch_masks = (patch_votes >= mask_votes) & valid
-    areas = masks[shown].sum(axis=(1, 2))
+    masks = planes.votes >= planes.mask_votes
+    shown = np.flatnonzero(masks.any(axis=(1, 2))).tolist()
+    if not shown:
+        raise ValueError("no slice shows the nodule")
+    inside = np.concatenate([planes.hu[k][masks[k]] for k in shown]).astype(np.float32)
+    context, votes, valid = (np.stack(arrays) for arrays in zip(*(_cut(planes, k) for k in shown), strict=True))
+    patch_masks = (votes >= planes.mask_votes) & valid
     isolated = [isolate(c, m, valid=v) for c, m, v in zip(context, patch_masks, valid, strict=True)]
     for k, (_, level) in enumerate(isolated):
         context[k][~valid[k]] = round(level)
+    largest_mm2 = int(masks.sum(axis=(1, 2)).max()) * (planes.spacing_mm[0] * planes.spacing_mm[1])
     return NodulePatches(
-        nodule_id=nodule_id,
-        patient_id=patient_id,
-        series_id=series_id,
-        source=source,
-        patient_known=patient_known,
         hu=np.stack([hu for hu, _ in isolated]),
         context=context,
         alpha=np.stack([soft_mask(m, valid=v) for m, v in zip(patch_masks, valid, strict=True)]),
         valid=valid,
-        votes=patch_votes,
-        mask_votes=mask_votes,
-        diameter_mm=diameter_mm or float(disc_diameter(int(areas.max()) * (spacing_mm[0] * spacing_mm[1]))),
+        votes=votes,
+        mask_votes=planes.mask_votes,
+        disc_diameter_mm=float(disc_diameter(largest_mm2)),
         mean_hu=float(inside.mean()),
         solid_fraction=float((inside > SOLID_HU).mean()),
-        attributes=attributes or {},
-        centre_lps_mm=centre_lps_mm,
     )
 
 
-def _cut(
-    plane: np.ndarray,
-    votes: np.ndarray,
-    mask: np.ndarray,
-    covered: np.ndarray | None,
-    spacing_mm: tuple[float, float],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One slice on the patch grid, centred on `mask`: HU int16, votes uint8, valid bool."""
-    grid = CentredGrid(mask, spacing_mm)
-    valid = grid.share(np.ones(plane.shape, bool) if covered is None else covered) > 0.999
+def _cut(planes: NodulePlanes, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Slice k on the patch grid, centred on its mask: HU int16, votes uint8, valid bool."""
+    hu, votes = planes.hu[k], planes.votes[k]
+    grid = CentredGrid(votes >= planes.mask_votes, planes.spacing_mm)
+    covered = np.ones(hu.shape, bool) if planes.covered is None else planes.covered[k]
+    valid = grid.share(covered) > _COVERED
     # Each vote level is resampled as a soft mask: nearest neighbour would make ragged outlines.
     levels = [grid.share(votes >= v) >= 0.5 for v in range(1, votes.max() + 1)]
-    return grid.hu(plane), np.sum(levels, axis=0).astype(np.uint8), valid
+    return grid.hu(hu), np.sum(levels, axis=0).astype(np.uint8), valid

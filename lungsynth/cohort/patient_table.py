@@ -1,4 +1,4 @@
-"""Tables that name the patient of a series, such as LIDC's for LUNA16 (contract C5.4); known by their columns."""
+"""Tables that name the patient of a series, such as LIDC's for LUNA16; recognised by their columns."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,30 +1,30 @@
-"""Sources in, COHORT out (contract C5): find, prepare each piece, split by patient, list, describe.
+"""Sources in, cohort out: find series and folders of nodules, prepare each, split by patient, list, describe.
 
-Each series is a piece of its own: a bad one becomes a problem and the others go on, and a run that was stopped goes on
-from the pieces that are finished (`.parts/`). `cohort.json` is written last.
+Each is prepared on its own: a bad one becomes a problem and the others go on, and a run that was stopped goes on from
+those that are finished (`series_rows.FINISHED`). `cohort.json` is written last.
 """
 
 import logging
 import multiprocessing
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from lungsynth.cohort.cohort_folder import claim_cohort_folder, cohort_folder, forget_others
 from lungsynth.cohort.datalists import build_datalists
-from lungsynth.cohort.folders import calibration_part, prepare_folder
-from lungsynth.cohort.layout import CohortLayout, FolderTask, make_plan
-from lungsynth.cohort.output import check_output, cohort_identity, forget_others, open_output
-from lungsynth.cohort.records import SeriesRows
-from lungsynth.cohort.report import Contents, markdown_report, summarise, write_contents
+from lungsynth.cohort.folders import calibration_rows, prepare_folder
+from lungsynth.cohort.layout import CohortLayout, FolderTask, find_layout
+from lungsynth.cohort.report import markdown_report, summarise, write_rows
 from lungsynth.cohort.series import SeriesTask, SliceExtraction, prepare_series
+from lungsynth.cohort.series_rows import CohortRows, SeriesRows
 from lungsynth.cohort.slices import LUNG_SIZES_PX
 from lungsynth.cohort.split import FOLDS, assign_splits
 from lungsynth.ct.series import Problem
@@ -34,6 +34,8 @@ from lungsynth.io.atomic import write_json, write_text
 __all__ = ["PrepareResult", "PrepareSettings", "prepare_cohort"]
 
 _logger = logging.getLogger(__name__)
+
+Task = TypeVar("Task", SeriesTask, FolderTask)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ class PrepareSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareResult:
-    """What came of it: the content of `cohort.json`, and the problems."""
+    """The content of `cohort.json`, and the problems met on the way."""
 
     cohort: dict[str, Any]
     problems: tuple[Problem, ...]
@@ -87,20 +89,23 @@ def prepare_cohort(sources: Sequence[Path], out: Path, *, settings: PrepareSetti
         InputError: when nothing can be used, or `out` holds something else.
     """
     division = {"split": settings.split, "seed": settings.seed, "fold": settings.fold}
-    identity = cohort_identity(sources, {**division, **asdict(settings.slices)})
-    is_new = check_output(out, sources, identity)
-    with closing(make_plan(sources, subset=settings.subset)) as plan:
-        if not plan.series and not plan.folders:
-            raise InputError(_nothing(sources, plan.problems))
-        open_output(out, identity)
-        parts, failures = _prepare_parts(plan, out, settings.slices, workers)
-    problems = (*plan.problems, *failures)
-    if not parts:
+    facts = {**division, **asdict(settings.slices)}
+    folder = cohort_folder(out, sources, facts)
+    is_new = not folder.check()
+    with closing(find_layout(sources, subset=settings.subset)) as layout:
+        if not layout.series and not layout.folders:
+            raise InputError(_nothing(sources, layout.problems))
+        claim_cohort_folder(folder)
+        pieces = _Pieces(out)
+        pieces.prepare(layout, settings.slices, workers)
+    problems = (*layout.problems, *sorted(pieces.problems, key=lambda problem: str(problem.path)))
+    if not pieces.rows:
         if is_new:
             shutil.rmtree(out)
         raise InputError(_nothing(sources, problems))
-    forget_others(out, {part.part_id for part in parts})
-    return PrepareResult(cohort=_finish(parts, problems, out, identity["settings"]), problems=problems)
+    forget_others(out, set(pieces.rows))
+    facts |= {"sources": folder.identity["sources"]}
+    return PrepareResult(cohort=_write_cohort(pieces.rows, problems, out, facts), problems=problems)
 
 
 def _nothing(sources: Sequence[Path], problems: Sequence[Problem]) -> str:
@@ -112,35 +117,63 @@ def _nothing(sources: Sequence[Path], problems: Sequence[Problem]) -> str:
     return problems[0].message + more
 
 
-def _prepare_parts(
-    plan: CohortLayout, out: Path, settings: SliceExtraction, workers: int
-) -> tuple[list[SeriesRows], list[Problem]]:
-    """Prepares what is not finished yet; parts in the order of their ids."""
-    tasks: list[SeriesTask | FolderTask] = [*plan.series, *plan.folders]
-    loaded = {
-        task.part_id: SeriesRows.load(out / ".parts", task.part_id, fingerprint=task.fingerprint) for task in tasks
-    }
-    parts = {part_id: part for part_id, part in loaded.items() if part is not None}
-    waiting = [task for task in tasks if task.part_id not in parts]
-    series = [task for task in waiting if isinstance(task, SeriesTask)]
-    problems: list[Problem] = []
-    run = partial(prepare_series, out=out, settings=settings)
-    for task, call in tqdm(_run_all(run, series, workers), total=len(series), desc="series", unit="series"):
-        _collect(task, call, parts, problems)
-    for folder in (task for task in waiting if isinstance(task, FolderTask)):
-        _collect(folder, partial(prepare_folder, folder, out), parts, problems)
-    try:
-        check = calibration_part([task for task in plan.folders if task.part_id in parts], out)
-        parts.update({} if check is None else {check.part_id: check})
-    except (InputError, ValueError, KeyError, OSError) as error:
-        problems.append(Problem(out, f"The HU of the crops could not be compared with the cubes ({error})."))
-    return [parts[key] for key in sorted(parts)], sorted(problems, key=lambda problem: str(problem.path))
+class _Pieces:
+    """The rows of what is finished, by task id, and the problems of what failed."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.rows: dict[str, SeriesRows] = {}
+        self.problems: list[Problem] = []
+
+    def prepare(self, layout: CohortLayout, settings: SliceExtraction, workers: int) -> None:
+        """Prepares what is not finished yet: series in parallel, then folders, then what compares two folders."""
+        run = partial(prepare_series, out=self.out, settings=settings)
+        series = list(self._waiting(layout.series))
+        for task, call in tqdm(_run_all(run, series, workers), total=len(series), desc="series", unit="series"):
+            self._take(task.task_id, task.files.files[0], call)
+        for folder in self._waiting(layout.folders):
+            self._take(folder.task_id, folder.path, partial(prepare_folder, folder, self.out))
+        self._calibrate(layout.folders)
+
+    def _waiting(self, tasks: Iterable[Task]) -> Iterator[Task]:
+        """The tasks that have no finished rows."""
+        for task in tasks:
+            rows = SeriesRows.load(self.out, task.task_id, fingerprint=task.fingerprint)
+            if rows is None:
+                yield task
+            else:
+                self.rows[task.task_id] = rows
+
+    def _take(self, task_id: str, path: Path, call: Callable[[], SeriesRows]) -> None:
+        """Rows, or a problem: one bad piece does not stop the others."""
+        try:
+            self.rows[task_id] = call()
+        except InputError as error:
+            self.problems.append(Problem(path, str(error)))
+        except BrokenProcessPool as error:
+            raise InputError(
+                "A worker was ended, most likely for want of memory; run again with `workers` 1."
+            ) from error
+        except Exception as error:  # a defect met by one series must not cost the others
+            _logger.debug("%s", path, exc_info=True)
+            told = f"{path}: could not be prepared ({type(error).__name__}: {error}); remove it or report it."
+            self.problems.append(Problem(path, told))
+
+    def _calibrate(self, folders: Iterable[FolderTask]) -> None:
+        try:
+            rows = calibration_rows([task for task in folders if task.task_id in self.rows], self.out)
+        except (InputError, ValueError, KeyError, OSError) as error:
+            told = f"The HU of the crops could not be compared with the cubes ({error})."
+            self.problems.append(Problem(self.out, told))
+            return
+        if rows is not None:
+            self.rows[rows.task_id] = rows
 
 
 def _run_all(
     run: Callable[[SeriesTask], SeriesRows], tasks: list[SeriesTask], workers: int
 ) -> Iterator[tuple[SeriesTask, Callable[[], SeriesRows]]]:
-    """Yields each task with a call that gives its part or raises what went wrong."""
+    """Yields each task with a call that gives its rows or raises what went wrong."""
     if workers <= 1 or len(tasks) <= 1:
         for task in tasks:
             yield task, partial(run, task)
@@ -155,33 +188,16 @@ def _run_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _collect(
-    task: SeriesTask | FolderTask, call: Callable[[], SeriesRows], parts: dict[str, SeriesRows], problems: list[Problem]
-) -> None:
-    """A part, or a problem: one bad piece does not stop the others."""
-    path = task.path if isinstance(task, FolderTask) else task.files.files[0]
-    try:
-        parts[task.part_id] = call()
-    except InputError as error:
-        problems.append(Problem(path, str(error)))
-    except BrokenProcessPool as error:
-        raise InputError("A worker was ended, most likely for want of memory; run again with --workers 1.") from error
-    except Exception as error:  # a defect met by one series must not cost the others
-        _logger.debug("%s", path, exc_info=True)
-        problems.append(
-            Problem(path, f"{path}: could not be prepared ({type(error).__name__}: {error}); remove it or report it.")
-        )
-
-
-def _finish(
-    parts: Sequence[SeriesRows], problems: Sequence[Problem], out: Path, settings: dict[str, Any]
+def _write_cohort(
+    pieces: Mapping[str, SeriesRows], problems: Sequence[Problem], out: Path, settings: dict[str, Any]
 ) -> dict[str, Any]:
     """Splits, tables, lists, pictures, report; `cohort.json` last."""
-    series = [row for part in parts for row in part.series]
+    ordered = tuple(pieces[key] for key in sorted(pieces))
+    series = [row for piece in ordered for row in piece.series]
     splits = assign_splits(series, mode=settings["split"], seed=settings["seed"], fold=settings["fold"])
-    contents = Contents(parts=tuple(parts), splits=splits)
-    write_contents(contents, out, build_datalists(series, contents.slices, contents.nodules, splits))
-    cohort = summarise(contents, settings=settings, problems=problems)
-    write_text(out / "report.md", markdown_report(cohort, contents))
+    rows = CohortRows(pieces=ordered, splits=splits)
+    write_rows(rows, out, build_datalists(rows))
+    cohort = summarise(rows, settings=settings, problems=problems)
+    write_text(out / "report.md", markdown_report(cohort, rows))
     write_json(out / "cohort.json", cohort)
     return cohort

@@ -35,6 +35,7 @@ from lungsynth.cohort.schema import (
     from_format_1,
     from_mapping,
 )
+from lungsynth.cohort.series_rows import FINISHED, SeriesRows
 from lungsynth.ct.write import read_plane
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label
@@ -45,6 +46,7 @@ __all__ = ["Cohort", "CohortSplit", "RealLung", "RealNodule", "Split", "read_arr
 _logger = logging.getLogger(__name__)
 _REMEDY = "Give `cohort` a folder that `lungsynth prepare` wrote."
 _DAMAGED = (OSError, KeyError, ValueError, IndexError, EOFError, zipfile.BadZipFile, zlib.error)
+_IDENTIFYING = ("series.csv", "nodules.csv", "segmentation.json", "nodules.json", "lungs.json", "enhancement.json")
 _OLD_NAMES = {new: old for old, new in FORMAT_1_NAMES.items()}
 
 Split = Literal["training", "validation", "test"]
@@ -93,7 +95,7 @@ class Cohort:
         Raises:
             InputError: when the folder is no cohort, is not finished, or is of a newer format.
         """
-        if not (folder / "cohort.json").is_file() and (folder / ".parts").is_dir():
+        if not (folder / "cohort.json").is_file() and (folder / FINISHED).is_dir():
             raise InputError(
                 f"{folder}: this cohort is not finished: cohort.json is missing, which is written last. Repeat the "
                 "command that began it."
@@ -184,6 +186,43 @@ class Cohort:
             )
             for row in _read_table(self.folder / "nodules.csv", NoduleRow)
         )
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """Split of each series id, `excluded` among them."""
+        return {row.series_id: row.split for row in self.series}
+
+    @cached_property
+    def pieces(self) -> tuple[SeriesRows, ...]:
+        """The rows that preparing left behind, in the order of their ids; only the hidden folder `.parts` has them.
+
+        Raises:
+            InputError: when they are not there, damaged, or not those of `series.csv`.
+        """
+        names = sorted(path for path in (self.folder / FINISHED).glob("*.json") if path.stem != "identity")
+        try:
+            pieces = tuple(SeriesRows.read(path) for path in names)
+        except _DAMAGED as error:
+            raise _damaged(self.folder / FINISHED, error) from error
+        if {row.series_id for piece in pieces for row in piece.series} != set(self.splits):
+            raise InputError(
+                f"{self.folder}: its hidden folder {FINISHED} is missing, or not that of its series.csv. Copy the "
+                "cohort whole, or prepare it again."
+            )
+        return pieces
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its tables and lists.
+
+        Raises:
+            InputError: when one is missing.
+        """
+        try:
+            content = b"".join((self.folder / name).read_bytes() for name in _IDENTIFYING)
+        except OSError as error:
+            raise _damaged(self.folder, error) from error
+        return hashlib.sha256(content).hexdigest()
 
     @cached_property
     def slice_indices(self) -> Mapping[str, tuple[int, ...]]:

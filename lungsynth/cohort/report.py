@@ -1,71 +1,69 @@
-"""`cohort.json`, `report.md` and the montages: what is in a cohort, what was left out and why.
-
-The last step of a cohort: its tables, lists and montages, and what `cohort.json` says of it.
-"""
+"""The last step of a cohort: its tables, lists and montages, and what `cohort.json` and `report.md` say of it."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import pandas as pd
 
 from lungsynth.cohort.collections import recognise
 from lungsynth.cohort.datalists import Datalist
 from lungsynth.cohort.montage import lung_montage, nodule_montage
-from lungsynth.cohort.output import COHORT_FORMAT
-from lungsynth.cohort.records import NoduleRow, SeriesRow, SeriesRows, SliceRow
+from lungsynth.cohort.schema import COHORT_FORMAT, NoduleRow, SeriesRow, columns
+from lungsynth.cohort.series_rows import CohortRows
 from lungsynth.cohort.split import EXCLUDED, SPLITS, split_hash
-from lungsynth.cohort.tables import nodule_table, series_table, to_csv
 from lungsynth.ct.series import Problem
 from lungsynth.io.atomic import write_json, write_picture, write_text
+from lungsynth.io.tables import csv_text, markdown_table
 
-__all__ = [
-    "CLASSES",
-    "Contents",
-    "count_splits",
-    "describe_sources",
-    "markdown_report",
-    "markdown_table",
-    "summarise",
-    "write_contents",
-    "write_montages",
-]
+__all__ = ["CLASSES", "count_splits", "describe_sources", "markdown_report", "rows_text", "summarise", "write_rows"]
 
 CLASSES = ("solid", "part_solid", "ground_glass", "unknown")
+_COUNTS = ("patients", "series", "slices", "normal_slices")
+
+Row = TypeVar("Row")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Contents:
-    """All rows of a cohort and the split of each series id."""
-
-    parts: tuple[SeriesRows, ...]
-    splits: dict[str, str]
-
-    @property
-    def series(self) -> list[SeriesRow]:
-        return [row for part in self.parts for row in part.series]
-
-    @property
-    def slices(self) -> list[SliceRow]:
-        return [row for part in self.parts for row in part.slices]
-
-    @property
-    def nodules(self) -> list[NoduleRow]:
-        return [row for part in self.parts for row in part.nodules]
+def write_rows(rows: CohortRows, out: Path, datalists: Mapping[str, Datalist]) -> None:
+    """Writes `series.csv`, `nodules.csv`, the data lists by name, and the montages."""
+    write_text(out / "series.csv", rows_text(rows.series, SeriesRow))
+    write_text(out / "nodules.csv", rows_text(rows.nodules, NoduleRow))
+    for name, datalist in datalists.items():
+        write_json(out / f"{name}.json", datalist)
+    _write_montages(rows, out)
 
 
-def describe_sources(contents: Contents) -> list[dict[str, Any]]:
+def rows_text(rows: Sequence[Row], row_type: type[Row]) -> str:
+    """Rows of a table (`lungsynth.cohort.schema`) as CSV."""
+    names = [column.name for column in columns(row_type)]
+    return csv_text(pd.DataFrame([{name: getattr(row, name) for name in names} for row in rows], columns=names))
+
+
+def summarise(rows: CohortRows, *, settings: Mapping[str, Any], problems: Iterable[Problem]) -> dict[str, Any]:
+    """The content of `cohort.json`."""
+    return {
+        "format": COHORT_FORMAT,
+        "settings": dict(settings),
+        "sources": describe_sources(rows),
+        "split_hash": split_hash((row.patient_id, row.split) for row in rows.series),
+        "counts": count_splits(rows),
+        "problems": [{"file": problem.path.name, "message": problem.message} for problem in problems],
+    }
+
+
+def describe_sources(rows: CohortRows) -> list[dict[str, Any]]:
     """Name, licence, citation and counts of each source."""
     described = []
-    for name in sorted({row.source for row in contents.series}):
-        series = [row for row in contents.series if row.source == name]
+    for name in sorted({row.source for row in rows.series}):
+        series = [row for row in rows.series if row.source == name]
         ids = {row.series_id for row in series}
         collection = recognise([name], folder=name)
         counts = {
             "patients": len({row.patient_id for row in series}),
             "series": len(series),
             "slices": sum(row.slices for row in series),
-            "nodules": sum(row.series_id in ids for row in contents.nodules),
+            "nodules": sum(row.series_id in ids for row in rows.nodules),
         }
         described.append(
             {"name": name, "licence": collection.licence, "citation": collection.citation, "counts": counts}
@@ -73,84 +71,91 @@ def describe_sources(contents: Contents) -> list[dict[str, Any]]:
     return described
 
 
-def count_splits(contents: Contents) -> dict[str, dict[str, Any]]:
+def count_splits(rows: CohortRows) -> dict[str, dict[str, Any]]:
     """Patients, series, slices, normal slices and nodules by category in each split."""
-    counts = {}
-    for split in (*SPLITS, EXCLUDED):
-        series = [row for row in contents.series if contents.splits[row.series_id] == split]
-        ids = {row.series_id for row in series}
-        slices = [row for row in contents.slices if row.series_id in ids]
-        classes = Counter(row.texture_class for row in contents.nodules if row.series_id in ids)
-        counts[split] = {
-            "patients": len({row.patient_id for row in series}),
-            "series": len(series),
-            "slices": len(slices),
-            "normal_slices": sum(row.normal for row in slices),
-            "nodules": {name: classes[name] for name in CLASSES if classes[name]},
-        }
-    return counts
+    return {split: _count_split(rows, split) for split in (*SPLITS, EXCLUDED)}
 
 
-def markdown_report(cohort: dict[str, Any], contents: Contents) -> str:
+def _count_split(rows: CohortRows, split: str) -> dict[str, Any]:
+    series = [row for row in rows.series if row.split == split]
+    slices = [row for row in rows.slices if rows.splits[row.series_id] == split]
+    classes = Counter(row.texture_class for row in rows.nodules if row.split == split)
+    return {
+        "patients": len({row.patient_id for row in series}),
+        "series": len(series),
+        "slices": len(slices),
+        "normal_slices": sum(row.normal for row in slices),
+        "nodules": {name: classes[name] for name in CLASSES if classes[name]},
+    }
+
+
+def markdown_report(cohort: Mapping[str, Any], rows: CohortRows) -> str:
     """The text of `report.md`; `cohort` is what `cohort.json` holds."""
-    lines = ["# Cohort", "", "## Split", ""]
-    names = ("patients", "series", "slices", "normal_slices")
-    rows = [
-        (split, *(n[name] for name in names), *(n["nodules"].get(name, 0) for name in CLASSES))
-        for split, n in cohort["counts"].items()
-    ]
-    lines += markdown_table(("split", *names, *CLASSES), rows)
-    lines += ["", f"Hash of the split: `{cohort['split_hash']}`", "", "## Sources", ""]
-    lines += markdown_table(
-        ("source", "licence", "citation", "patients", "series", "slices", "nodules"),
-        ((s["name"], s["licence"], s["citation"], *s["counts"].values()) for s in cohort["sources"]),
+    return "\n".join(
+        [
+            "# Cohort",
+            "",
+            "## Split",
+            "",
+            *_split_lines(cohort),
+            "",
+            "## Sources",
+            "",
+            *_source_lines(cohort),
+            "",
+            "## Masks",
+            "",
+            *_mask_lines(rows),
+            *_figure_lines(rows),
+            "",
+            "## Left out",
+            "",
+            *_bullets([note for piece in rows.pieces for note in piece.notes], otherwise="nothing"),
+            "",
+            "## Problems",
+            "",
+            *_bullets([problem["message"] for problem in cohort["problems"]], otherwise="none"),
+            "",
+        ]
     )
-    masks = Counter((row.lung_mask, row.nodule_mask) for row in contents.series)
-    lines += ["", "## Masks", ""]
-    lines += markdown_table(("lung mask", "nodule mask", "series"), ((*key, n) for key, n in sorted(masks.items())))
-    figures = [part.figures for part in contents.parts if part.figures]
-    if figures:
-        lines += ["", "## HU of the 8-bit crops against the HU cubes of the same nodules", "", *figures]
-    notes = [note for part in contents.parts for note in part.notes]
-    lines += ["", "## Left out", "", *(f"- {note}" for note in notes or ["nothing"])]
-    problems = [problem["message"] for problem in cohort["problems"]]
-    lines += ["", "## Problems", "", *(f"- {message}" for message in problems or ["none"])]
-    return "\n".join(lines) + "\n"
 
 
-def write_montages(contents: Contents, out: Path) -> None:
+def _split_lines(cohort: Mapping[str, Any]) -> Iterator[str]:
+    table = [
+        (split, *(counts[name] for name in _COUNTS), *(counts["nodules"].get(name, 0) for name in CLASSES))
+        for split, counts in cohort["counts"].items()
+    ]
+    yield from markdown_table(("split", *_COUNTS, *CLASSES), table)
+    yield from ("", f"Hash of the split: `{cohort['split_hash']}`")
+
+
+def _source_lines(cohort: Mapping[str, Any]) -> list[str]:
+    head = ("source", "licence", "citation", "patients", "series", "slices", "nodules")
+    sources = cohort["sources"]
+    return markdown_table(head, ((s["name"], s["licence"], s["citation"], *s["counts"].values()) for s in sources))
+
+
+def _mask_lines(rows: CohortRows) -> list[str]:
+    masks = Counter((row.lung_mask, row.nodule_mask) for row in rows.series)
+    return markdown_table(("lung mask", "nodule mask", "series"), ((*key, n) for key, n in sorted(masks.items())))
+
+
+def _figure_lines(rows: CohortRows) -> list[str]:
+    figures = [piece.figures for piece in rows.pieces if piece.figures]
+    head = ["", "## HU of the 8-bit crops against the HU cubes of the same nodules", ""]
+    return [*head, *figures] if figures else []
+
+
+def _bullets(lines: Sequence[str], *, otherwise: str) -> list[str]:
+    return [f"- {line}" for line in lines or [otherwise]]
+
+
+def _write_montages(rows: CohortRows, out: Path) -> None:
     """Writes `montage_nodules.png` and `montage_lungs.png`."""
     by_class: dict[str, list[Path]] = {name: [] for name in CLASSES}
-    for nodule in sorted(contents.nodules, key=lambda row: row.nodule_id):
+    for nodule in rows.nodules:
         if nodule.has_patch:
-            by_class[nodule.texture_class].append(out / "nodules" / f"{nodule.nodule_id}.npz")
-    lungs = sorted(out / "lungs" / f"{row.slice_id}.npz" for row in contents.slices if row.normal)
+            by_class[nodule.texture_class].append(out / nodule.patch)
     write_picture(out / "montage_nodules.png", nodule_montage(by_class))
+    lungs = sorted(out / row.lung for row in rows.slices if row.normal)
     write_picture(out / "montage_lungs.png", lung_montage(lungs))
-
-
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
-    """Lines of a Markdown table."""
-    cells = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(str(cell) for cell in line) + " |" for line in cells]
-
-
-def write_contents(contents: Contents, out: Path, datalists: Mapping[str, Datalist]) -> None:
-    """Writes `series.csv`, `nodules.csv`, the datalists by name, and the montages."""
-    write_text(out / "series.csv", to_csv(series_table(contents.series, contents.splits)))
-    write_text(out / "nodules.csv", to_csv(nodule_table(contents.nodules, contents.splits)))
-    for name, datalist in datalists.items():
-        write_json(out / f"{name}.json", datalist)
-    write_montages(contents, out)
-
-
-def summarise(contents: Contents, *, settings: Mapping[str, Any], problems: Iterable[Problem]) -> dict[str, Any]:
-    """The content of `cohort.json` (contract C5.1)."""
-    return {
-        "format": COHORT_FORMAT,
-        "settings": dict(settings),
-        "sources": describe_sources(contents),
-        "split_hash": split_hash(contents.series, contents.splits),
-        "counts": count_splits(contents),
-        "problems": [{"file": problem.path.name, "message": problem.message} for problem in problems],
-    }

@@ -14,14 +14,15 @@ Nodules of a scan as patches and rows: each is cut out of the slices on the scan
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
 from lungsynth.cohort.cubes import NoduleCube, cut_cube
-from lungsynth.cohort.patches import NodulePatches, patches_from_planes, sphere_diameter_mm, texture_class
-from lungsynth.cohort.records import NoduleRow
+from lungsynth.cohort.patches import NodulePatches, NodulePlanes, cut_patches, sphere_diameter_mm, texture_class
 from lungsynth.cohort.resampling import CentredGrid
+from lungsynth.cohort.schema import RATINGS, NoduleRow
 from lungsynth.ct.annotations import read_boxes, read_nodules
 from lungsynth.ct.nodule import ReadNodule, mask_centre_lps
 from lungsynth.ct.series import NoduleSphere, SeriesFiles
@@ -151,7 +152,7 @@ _MARGIN_MM = 40.0  # more than a patch or a cube reaches beyond its nodule
 _REACH_MM = (PATCH_PX / 2 - 1) * PATCH_SPACING_MM  # the patch's border stays free
 
 
-def cut_nodule(volume: Volume, nodule: ReadNodule, *, nodule_id: str, source: str) -> NodulePatches | None:
+def cut_nodule(volume: Volume, nodule: ReadNodule) -> NodulePatches | None:
     """Cuts the patches of a nodule.
 
     Returns:
@@ -165,23 +166,11 @@ def cut_nodule(volume: Volume, nodule: ReadNodule, *, nodule_id: str, source: st
     margins = [math.ceil(_MARGIN_MM / mm) for mm in volume.spacing_mm[1:]]
     rows = slice(max(y - margins[0], 0), y + height + margins[0])
     columns = slice(max(x - margins[1], 0), x + width + margins[1])
-    planes = volume.hu[z : z + depth, rows, columns]
-    votes = np.zeros(planes.shape, np.uint8)
+    hu = volume.hu[z : z + depth, rows, columns]
+    votes = np.zeros(hu.shape, np.uint8)
     top, left = y - rows.start, x - columns.start
     votes[:, top : top + height, left : left + width] = nodule.votes
-    return patches_from_planes(
-        planes,
-        votes,
-        spacing_mm=volume.spacing_mm[1:],
-        nodule_id=nodule_id,
-        patient_id=volume.patient_id,
-        patient_known=volume.patient_known,
-        series_id=volume.series_id,
-        source=source,
-        diameter_mm=_diameter_mm(mask, volume),
-        attributes=_attributes(nodule),
-        centre_lps_mm=nodule.centre_lps_mm,
-    )
+    return cut_patches(NodulePlanes(hu=hu, votes=votes, spacing_mm=volume.spacing_mm[1:]))
 
 
 def with_cube(patches: NodulePatches, volume: Volume, nodule: ReadNodule) -> NodulePatches:
@@ -197,19 +186,19 @@ def with_sphere(
     Args:
         patches: cut from `nodule`.
         volume: likewise.
-        nodule: what is dense in its ball.
-        around: on the volume's grid, the balls with their margin.
+        nodule: what is dense in its sphere.
+        around: on the volume's grid, the spheres with their margin.
     """
     z, y, x = nodule.offset
     depth, height, width = nodule.votes.shape
     mask = np.zeros((depth, *volume.hu.shape[1:]), bool)
     mask[:, y : y + height, x : x + width] = nodule.votes >= nodule.consensus_votes
-    balls = [
+    spheres = [
         CentredGrid(plane, volume.spacing_mm[1:]).share(there) >= 0.5
         for plane, there in zip(mask, around[z : z + depth], strict=True)
         if plane.any()
     ]
-    return replace(patches, ball=np.stack(balls))
+    return replace(patches, sphere=np.stack(spheres))
 
 
 def nodule_row(volume: Volume, nodule: ReadNodule, *, nodule_id: str, source: str, expert: bool) -> NoduleRow:
@@ -218,6 +207,8 @@ def nodule_row(volume: Volume, nodule: ReadNodule, *, nodule_id: str, source: st
     z, y, x = nodule.offset
     depth, height, width = mask.shape
     inside = volume.hu[z : z + depth, y : y + height, x : x + width][mask]
+    x_mm, y_mm, z_mm = nodule.centre_lps_mm
+    ratings: dict[str, Any] = {name: nodule.attributes.get(name) for name in RATINGS}
     return NoduleRow(
         nodule_id=nodule_id,
         patient_id=volume.patient_id,
@@ -228,8 +219,11 @@ def nodule_row(volume: Volume, nodule: ReadNodule, *, nodule_id: str, source: st
         votes=nodule.consensus_votes if expert else 0,
         mean_hu=float(inside.mean()),
         solid_fraction=float((inside > SOLID_HU).mean()),
-        attributes=_attributes(nodule),
-        centre_lps_mm=nodule.centre_lps_mm,
+        reader_diameter_mm=nodule.reader_diameter_mm,
+        **ratings,
+        x_mm=x_mm,
+        y_mm=y_mm,
+        z_mm=z_mm,
         expert_mask=expert,
     )
 
@@ -257,8 +251,3 @@ def _fits(mask: np.ndarray, spacing_mm: tuple[float, ...]) -> bool:
 
 def _diameter_mm(mask: np.ndarray, volume: Volume) -> float:
     return sphere_diameter_mm(int(mask.sum()), voxel_volume_mm3=math.prod(volume.spacing_mm))
-
-
-def _attributes(nodule: ReadNodule) -> dict[str, float]:
-    known = {} if nodule.reader_diameter_mm is None else {"reader_diameter_mm": nodule.reader_diameter_mm}
-    return {**nodule.attributes, **known}

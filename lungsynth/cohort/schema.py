@@ -25,6 +25,7 @@ __all__ = [
     "SegmentationEntry",
     "SeriesRow",
     "SliceRow",
+    "about",
     "columns",
     "from_format_1",
     "from_mapping",

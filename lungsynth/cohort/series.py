@@ -8,8 +8,9 @@ from jaxtyping import Bool
 
 from lungsynth.cohort.collections import Collection
 from lungsynth.cohort.lung_mask import threshold_lung_mask
-from lungsynth.cohort.records import NoduleRow, SeriesRow, SeriesRows, SliceRow
 from lungsynth.cohort.scan_nodules import ScanNodules, cut_nodule, nodule_row, read_scan_nodules, with_cube, with_sphere
+from lungsynth.cohort.schema import NoduleRow, SeriesRow, SliceRow, slice_id
+from lungsynth.cohort.series_rows import SeriesRows
 from lungsynth.cohort.slices import label_volume, lung_area_cm2, lung_on_grid, normal_slices
 from lungsynth.ct.read import read_lung_mask, read_volume
 from lungsynth.ct.series import SeriesFiles
@@ -46,12 +47,12 @@ class SeriesTask:
     files: SeriesFiles
     collection: Collection
     folder: str
-    part_id: str
+    task_id: str
     fingerprint: str
 
 
 def prepare_series(task: SeriesTask, out: Path, settings: SliceExtraction) -> SeriesRows:
-    """Prepares one series; its part is written last.
+    """Prepares one series; its rows are written last.
 
     Args:
         task: the series.
@@ -67,16 +68,16 @@ def prepare_series(task: SeriesTask, out: Path, settings: SliceExtraction) -> Se
     labels = label_volume(lung=lung, nodule=findings.nodule, unlabelled=findings.unlabelled)
     slices = _write_slices(volume, labels, lung, findings, out, settings)
     nodules, notes = _write_nodules(volume, findings, task.collection.name, out)
-    part = SeriesRows(
-        part_id=task.part_id,
+    rows = SeriesRows(
+        task_id=task.task_id,
         fingerprint=task.fingerprint,
         series=(_series_row(task, volume, len(slices), expert=findings.expert),),
         slices=tuple(slices),
         nodules=tuple(nodules),
         notes=(*findings.notes, *notes),
     )
-    part.save(out / ".parts")
-    return part
+    rows.save(out)
+    return rows
 
 
 def _series_row(task: SeriesTask, volume: Volume, slices: int, *, expert: bool) -> SeriesRow:
@@ -128,15 +129,18 @@ def _write_slices(
     )
     rows = []
     for index in np.flatnonzero(area >= settings.min_slice_cm2).tolist():
-        slice_id, affine = f"{volume.series_id}_{index:04d}", volume.plane_affine(index)
-        write_plane(out / "slices" / f"{slice_id}.nii.gz", volume.plane(index), affine)
-        write_plane(out / "labels" / f"{slice_id}.nii.gz", labels[index], affine)
-        if normal[index]:
-            _write_lung(out / "lungs" / f"{slice_id}.npz", volume, lung, index, settings.lung_size_px)
-        shows = bool(findings.nodule[index].any())
-        rows.append(
-            SliceRow(slice_id=slice_id, series_id=volume.series_id, shows_nodule=shows, normal=bool(normal[index]))
+        row = SliceRow(
+            slice_id=slice_id(volume.series_id, index),
+            series_id=volume.series_id,
+            shows_nodule=bool(findings.nodule[index].any()),
+            normal=bool(normal[index]),
         )
+        affine = volume.plane_affine(index)
+        write_plane(out / row.image, volume.plane(index), affine)
+        write_plane(out / row.label, labels[index], affine)
+        if row.normal:
+            _write_lung(out / row.lung, volume, lung, index, settings.lung_size_px)
+        rows.append(row)
     return rows
 
 
@@ -150,7 +154,7 @@ def _write_nodules(volume: Volume, findings: ScanNodules, source: str, out: Path
     for number, nodule in enumerate(findings.nodules):
         nodule_id = f"{volume.series_id}_n{number:02d}"
         row = nodule_row(volume, nodule, nodule_id=nodule_id, source=source, expert=bool(findings.expert))
-        patches = cut_nodule(volume, nodule, nodule_id=nodule_id, source=source)
+        patches = cut_nodule(volume, nodule)
         if patches is None:
             notes.append(
                 f"{nodule_id} ({row.diameter_mm:.1f} mm, sphere of equal volume) reaches beyond a patch of 44.8 mm: "
@@ -161,7 +165,7 @@ def _write_nodules(volume: Volume, findings: ScanNodules, source: str, out: Path
                 patches = with_cube(patches, volume, nodule)
             else:
                 patches = with_sphere(patches, volume, nodule, findings.nodule | findings.unlabelled)
-            patches.save(out)
+            patches.save(out, nodule_id)
         has_cube = patches is not None and patches.cube is not None
-        rows.append(replace(row, has_patch=patches is not None, has_cube=has_cube, ball=not findings.expert))
+        rows.append(replace(row, has_patch=patches is not None, has_cube=has_cube, sphere=not findings.expert))
     return rows, notes

@@ -1,6 +1,6 @@
 """Axial slices of a scan: their label maps, which of them are normal, and lungs on the generator's grid.
 
-The generator's grid (contract C3) covers 358.4 mm, centred on the lungs: 256 pixels of 1.4 mm or 512 of 0.7 mm.
+The generator's grid covers 358.4 mm, centred on the lungs: 256 pixels of 1.4 mm or 512 of 0.7 mm.
 """
 
 import numpy as np
@@ -30,7 +30,7 @@ _BySlice = Bool[np.ndarray, " depth"]
 
 
 def label_volume(*, lung: _MaskVolume, nodule: _MaskVolume, unlabelled: _MaskVolume) -> LabelVolume:
-    """Label map (contract C4.1): a nodule is nodule wherever it lies, and what nobody agreed on is unlabelled."""
+    """Label map: a nodule is nodule wherever it lies, and what nobody agreed on is unlabelled."""
     labels = np.where(lung, np.uint8(Label.LUNG), np.uint8(Label.BACKGROUND))
     labels[unlabelled] = Label.UNLABELLED
     labels[nodule] = Label.NODULE
@@ -83,7 +83,7 @@ def slice_on_grid(
 
     Args:
         hu: the slice.
-        label: its label map (contract C4.1), in which there is lung.
+        label: its label map, in which there is lung.
         spacing_mm: (row, column) of the slice.
         size_px: of the grid, which always covers `LUNG_FIELD_MM`.
 

@@ -1,10 +1,10 @@
-"""Patient-level split into training, validation and test (contract C5.3).
+"""Patient-level split into training, validation and test (docs/reference/conventions.md, "Patients").
 
 Patients that occur in the same sources form a group, and each group is divided on its own, so that a collection with
-lung masks and one with nodules both stand in each part. Within a group the order of the patients is that of a hash of
+lung masks and one with nodules both stand in each split. Within a group the order of the patients is that of a hash of
 seed and patient id: stable, and independent of how the files were found.
 
-For cross-validation the part that tests moves along that order: in `FOLDS` folds every patient tests once. Fold 0 is
+For cross-validation the patients that test move along that order: in `FOLDS` folds every patient tests once. Fold 0 is
 the split that everything else uses.
 """
 
@@ -12,7 +12,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Set
 
-from lungsynth.cohort.records import SeriesRow
+from lungsynth.cohort.schema import SeriesRow
 
 __all__ = ["EXCLUDED", "FOLDS", "SPLITS", "assign_splits", "split_hash", "split_patients"]
 
@@ -30,7 +30,7 @@ def split_patients(sources_of: Mapping[str, Set[str]], *, seed: int, fold: int =
     Args:
         sources_of: for each patient id, the sources that hold the patient.
         seed: another seed, another order.
-        fold: below `FOLDS`; which part of the order tests.
+        fold: below `FOLDS`; which fifth of the order tests.
 
     Returns:
         `training`, `validation` or `test` for each patient id.
@@ -56,30 +56,28 @@ def assign_splits(series: Iterable[SeriesRow], *, mode: str, seed: int, fold: in
     series is its own patient.
 
     Args:
+        series: all rows of the cohort.
         mode: `auto`, or `test` for a cohort that only tests.
         seed: see `split_patients`.
         fold: see `split_patients`.
     """
     rows = list(series)
-    families_known = {row.family for row in rows if row.patient_known}
-    twins = {row.series_id for row in rows if not row.patient_known and row.family in families_known}
+    families = {row.family for row in rows if row.patient_known}
+    twins = [row for row in rows if not row.patient_known and row.family in families]
+    others = [row for row in rows if row.patient_known or row.family not in families]
     sources_of: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        if row.series_id not in twins:
-            sources_of[row.patient_id].add(row.folder)
+    for row in others:
+        sources_of[row.patient_id].add(row.folder)
     patients = split_patients(sources_of, seed=seed, fold=fold) if mode == "auto" else dict.fromkeys(sources_of, "test")
-    held_out = {row.family for row in rows if row.patient_known and patients[row.patient_id] != "training"}
-    return {
-        row.series_id: (EXCLUDED if row.family in held_out else "training")
-        if row.series_id in twins
-        else patients[row.patient_id]
-        for row in rows
+    held_out = {row.family for row in others if patients[row.patient_id] != "training"}
+    return {row.series_id: patients[row.patient_id] for row in others} | {
+        row.series_id: EXCLUDED if row.family in held_out else "training" for row in twins
     }
 
 
-def split_hash(series: Iterable[SeriesRow], splits: Mapping[str, str]) -> str:
-    """SHA-256 of the sorted `patient_id,split` lines."""
-    lines = sorted({f"{row.patient_id},{splits[row.series_id]}\n" for row in series})
+def split_hash(patients: Iterable[tuple[str, str]]) -> str:
+    """SHA-256 of the sorted `patient_id,split` lines, each once."""
+    lines = sorted({f"{patient},{split}\n" for patient, split in patients})
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

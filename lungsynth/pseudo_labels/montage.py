@@ -8,7 +8,7 @@ from einops import rearrange
 from PIL import Image, ImageDraw
 
 from lungsynth.cohort.montage import Tile, lung_tile, nodule_tile, outlined, spread, stack_blocks, tile_block
-from lungsynth.cohort.records import SliceRow
+from lungsynth.cohort.schema import SliceRow, slice_id
 from lungsynth.ct.write import read_plane
 from lungsynth.grids import PATCH_PX, PATCH_SPACING_MM
 from lungsynth.hounsfield import AIR_HU, Label
@@ -27,17 +27,17 @@ _FRAME = (90, 170, 255)
 
 
 def pseudo_label_montage(rows: Sequence[CandidateRow], kept: Sequence[SliceRow], out: Path) -> Image.Image:
-    """Draws the montage of a separated cohort from its files.
+    """Draws the montage of a pseudo-labelled cohort from its files.
 
     Args:
         rows: all candidates.
-        kept: slices of the series looked at that stayed normal.
-        out: the separated cohort.
+        kept: slices that stayed normal, of the series that the detector ran on.
+        out: the pseudo-labelled cohort.
     """
     new = [row for row in rows if row.outcome in (CandidateStatus.NODULE, CandidateStatus.TOO_LARGE)]
     removing = sorted((row for row in new if row.normal_slices_removed), key=lambda row: -row.probability)
     nodules = [out / "nodules" / f"{row.candidate_id}.npz" for row in new if row.outcome is CandidateStatus.NODULE]
-    lungs = [out / "lungs" / f"{row.slice_id}.npz" for row in kept]
+    lungs = [out / row.lung for row in kept]
     groups = (
         (
             "slices near these are normal no longer",
@@ -59,7 +59,7 @@ def pseudo_label_montage(rows: Sequence[CandidateRow], kept: Sequence[SliceRow],
 
 def _pair(row: CandidateRow, out: Path) -> Tile:
     """The slice that shows a candidate largest, and 44.8 mm of it enlarged, network's nodules outlined."""
-    name = f"{row.series_id}_{row.slice_index:04d}.nii.gz"
+    name = f"{slice_id(row.series_id, row.slice_index)}.nii.gz"
     hu, affine = read_plane(out / "slices" / name)
     mask = _square(read_plane(out / NETWORK / name)[0] == Label.NODULE, False)
     hu = _square(hu, AIR_HU)

@@ -1,54 +1,16 @@
-"""What a separation did: `separation.csv`, counts before and after, and its part of `report.md`."""
+"""What pseudo-labelling did: the facts of `cohort.json`, counts before and after, and its section of `report.md`."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
-import pandas as pd
-
 from lungsynth.cohort.datalists import Datalist
-from lungsynth.cohort.records import SeriesRow
-from lungsynth.cohort.report import CLASSES, Contents, markdown_table
-from lungsynth.cohort.tables import to_csv
+from lungsynth.cohort.report import CLASSES
+from lungsynth.io.tables import markdown_table
 from lungsynth.pseudo_labels.series import NETWORK
 from lungsynth.pseudo_labels.triage import CandidateRow, CandidateStatus
 
-__all__ = ["CANDIDATE_COLUMNS", "candidate_table", "pseudo_label_facts", "pseudo_label_section", "relabel"]
-
-CANDIDATE_COLUMNS = (
-    "candidate_id",
-    "patient_id",
-    "series_id",
-    "source",
-    "split",
-    "slice_index",
-    "row_px",
-    "column_px",
-    "x_mm",
-    "y_mm",
-    "z_mm",
-    "diameter_mm",
-    "probability",
-    "outcome",
-    "normal_slices_removed",
-)
-
-
-def candidate_table(rows: Sequence[CandidateRow], contents: Contents) -> str:
-    """The text of `separation.csv`: a line a candidate, in the order of their ids."""
-    by_id: dict[str, SeriesRow] = {row.series_id: row for row in contents.series}
-    lines = [
-        {
-            **asdict(row),
-            "outcome": row.outcome.value,
-            "patient_id": by_id[row.series_id].patient_id,
-            "source": by_id[row.series_id].source,
-            "split": contents.splits[row.series_id],
-        }
-        for row in sorted(rows, key=lambda row: row.candidate_id)
-    ]
-    return to_csv(pd.DataFrame(lines, columns=list(CANDIDATE_COLUMNS)))
+__all__ = ["pseudo_label_facts", "pseudo_label_section", "relabel"]
 
 
 def relabel(enhancement: Datalist, drawn: set[str]) -> Datalist:
@@ -71,13 +33,13 @@ def pseudo_label_facts(
     before: Mapping[str, Mapping[str, Any]],
     after: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """What `cohort.json` says of a separation.
+    """What `cohort.json` says of pseudo-labelling.
 
     Args:
-        settings: threshold, smallest diameter, hash of the weights, number of series looked at.
+        settings: threshold, smallest diameter, hash of the weights, number of series that the detector ran on.
         rows: all candidates.
-        before: `counts` of the COHORT.
-        after: of the separated one.
+        before: `counts` of the source.
+        after: of the pseudo-labelled cohort.
     """
     outcomes = Counter(row.outcome.value for row in rows)
     names = ("normal_slices", "nodules")
@@ -90,7 +52,7 @@ def pseudo_label_facts(
 
 
 def pseudo_label_section(facts: Mapping[str, Any]) -> str:
-    """The section of `report.md` on a separation; `facts` are those of `pseudo_label_facts`."""
+    """The section of `report.md` on pseudo-labels; `facts` are those of `pseudo_label_facts`."""
     rows = []
     for split, after in facts["after"].items():
         before = facts["before"][split]
@@ -98,9 +60,9 @@ def pseudo_label_section(facts: Mapping[str, Any]) -> str:
         rows.append((split, f"{before['normal_slices']} -> {after['normal_slices']}", *counts))
     lines = [
         "",
-        "## Separation by the network",
+        "## Pseudo-labels",
         "",
-        f"{facts['series']} series that no expert had looked at; candidates count from a probability of "
+        f"{facts['series']} series without expert marks; candidates count from a probability of "
         f"{facts['threshold']:g} and a diameter of {facts['min_diameter_mm']:g} mm on. "
         f"Weights of lung_seg_bundle: `{facts['weights_lung_seg'][:16]}`.",
         "",

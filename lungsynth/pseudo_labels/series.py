@@ -1,7 +1,7 @@
 """One series that no expert has looked at: what the network finds in it, and what is left of its normal slices.
 
-Nothing is written before the whole series has been looked at, and its part comes last. Slices, label maps and lungs
-stay those of the COHORT; new are nodules, and label maps of the slices that show them (`network/`).
+Nothing is written before the whole series has been analysed, and its rows come last. Slices, label maps and lungs stay
+those of the cohort; new are nodules, and label maps of the slices that show them (`network/`).
 """
 
 import json
@@ -12,33 +12,42 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
-from lungsynth.cohort.records import SeriesRows, SliceRow
+from lungsynth.cohort.scans import SliceStack, read_stacks
+from lungsynth.cohort.schema import SeriesRow, SliceRow, from_mapping
+from lungsynth.cohort.series_rows import SeriesRows
 from lungsynth.cohort.slices import far_from
+from lungsynth.ct.series import Problem
 from lungsynth.ct.write import write_plane
 from lungsynth.detector import CandidateDetector
 from lungsynth.hounsfield import Label
-from lungsynth.io.atomic import link_or_copy, write_text
+from lungsynth.io.atomic import link_or_copy, write_json
 from lungsynth.pseudo_labels.candidates import Candidate, find_candidates
-from lungsynth.pseudo_labels.source import part_files
-from lungsynth.pseudo_labels.stacks import SliceStack, read_stacks, slice_index
 from lungsynth.pseudo_labels.triage import AssessedCandidate, CandidateRow, CandidateStatus, TriageRules, assess
 from lungsynth.types import Affine, LabelPlane
 
-__all__ = ["CANDIDATES", "NETWORK", "SeriesJob", "pseudo_label_series", "read_candidates", "still_normal"]
+__all__ = [
+    "CANDIDATES",
+    "NETWORK",
+    "SeriesJob",
+    "drop_missing",
+    "pseudo_label_series",
+    "read_candidates",
+    "still_normal",
+]
 
 NETWORK = "network"  # `nodule_mask` of a series that the network has looked at; folder of its label maps
-CANDIDATES = ".candidates"  # folder of the rows of `separation.csv`, a file a series
+CANDIDATES = ".candidates"  # folder of the rows of `candidates.csv`, a file a series
 
 _Drawn = dict[str, tuple[LabelPlane, Affine]]  # label maps by slice id
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesJob:
-    """How a series is separated.
+    """How a series is pseudo-labelled.
 
     Args:
         cohort: folder that holds it.
-        out: folder of the separated cohort.
+        out: folder of the pseudo-labelled cohort.
         detector: of `lung_seg_bundle`.
         rules: which candidates count.
         gap_mm: a normal slice is farther than this from each candidate that counts.
@@ -51,23 +60,23 @@ class SeriesJob:
     gap_mm: float
 
 
-def pseudo_label_series(part: SeriesRows, job: SeriesJob) -> SeriesRows:
-    """Looks at the series of a part and writes what came of it.
+def pseudo_label_series(rows: SeriesRows, job: SeriesJob) -> SeriesRows:
+    """Runs the detector on a series, and writes its nodules and what is left of its normal slices.
 
     Args:
-        part: of one series whose nodules no expert drew.
+        rows: of one series whose nodules no expert drew.
         job: see `SeriesJob`.
 
     Returns:
-        The new part.
+        The new rows.
 
     Raises:
         InputError: when a file of the series cannot be used, or the detector does not keep its contract.
     """
-    (series,) = part.series
+    (series,) = rows.series
     findings: list[AssessedCandidate] = []
     drawn: _Drawn = {}
-    for stack in read_stacks(job.cohort, series, part.slices):
+    for stack in read_stacks(job.cohort, series, [row.index for row in rows.slices]):
         candidates = find_candidates(job.detector, stack.volume)
         for number, candidate in enumerate(candidates, start=len(findings)):
             candidate_id = f"{series.series_id}_c{number:03d}"
@@ -76,20 +85,44 @@ def pseudo_label_series(part: SeriesRows, job: SeriesJob) -> SeriesRows:
             if finding.nodule is not None:
                 _draw(candidate, stack, drawn)
     spacing_mm = series.spacing_slice_mm or 0.0
-    kept = still_normal(part.slices, [f.reach for f in findings if f.counts], slice_mm=spacing_mm, gap_mm=job.gap_mm)
+    kept = still_normal(rows.slices, [f.reach for f in findings if f.counts], slice_mm=spacing_mm, gap_mm=job.gap_mm)
     new = replace(
-        part,
+        rows,
         series=(replace(series, nodule_mask=NETWORK),),
         slices=tuple(
             replace(row, normal=bool(normal), shows_nodule=row.shows_nodule or row.slice_id in drawn)
-            for row, normal in zip(part.slices, kept, strict=True)
+            for row, normal in zip(rows.slices, kept, strict=True)
         ),
-        nodules=(*part.nodules, *(f.nodule for f in findings if f.nodule is not None)),
-        notes=(*part.notes, *_notes(findings)),
+        nodules=(*rows.nodules, *(f.nodule for f in findings if f.nodule is not None)),
+        notes=(*rows.notes, *_notes(findings)),
     )
-    counted = [_count_removed(finding, part.slices, spacing_mm, job.gap_mm) for finding in findings]
-    _write(part, new, counted, drawn, job)
+    counted = [_count_removed(finding, rows.slices, spacing_mm, job.gap_mm) for finding in findings]
+    _write(rows, new, counted, drawn, job)
     return new
+
+
+def drop_missing(rows: SeriesRows, folder: Path) -> tuple[SeriesRows, list[Problem]]:
+    """Rows without the slices and patches whose files are not in their cohort, and a problem for each such file."""
+    missing = {name for name in rows.files() if not (folder / name).is_file()}
+    if not missing:
+        return rows, []
+    slices = tuple(
+        row for row in rows.slices if not missing & {row.image, row.label, *([row.lung] if row.normal else [])}
+    )
+    nodules = tuple(
+        replace(
+            row,
+            has_patch=row.has_patch and row.patch not in missing,
+            has_cube=row.has_cube and row.cube not in missing,
+        )
+        for row in rows.nodules
+    )
+    series = tuple(replace(row, slices=len(slices)) if rows.slices else row for row in rows.series)
+    problems = [
+        Problem(folder / name, f"{folder / name}: is missing, so it is left out; prepare the cohort again.")
+        for name in sorted(missing)
+    ]
+    return replace(rows, series=series, slices=slices, nodules=nodules), problems
 
 
 def still_normal(
@@ -103,7 +136,7 @@ def still_normal(
         slice_mm: from slice to slice.
         gap_mm: a normal slice is farther than this from each of them.
     """
-    indices = np.array([slice_index(row) for row in rows], dtype=int)
+    indices = np.array([row.index for row in rows], dtype=int)
     length = max([*indices.tolist(), *(reach.stop - 1 for reach in reaches)], default=-1) + 1
     diseased = np.zeros(length, bool)
     for reach in reaches:
@@ -112,17 +145,18 @@ def still_normal(
     return far[indices] & np.array([row.normal for row in rows], dtype=bool)
 
 
-def read_candidates(out: Path, series_id: str) -> list[CandidateRow]:
+def read_candidates(out: Path, series: SeriesRow) -> list[CandidateRow]:
     """The candidates of a finished series."""
-    stored = json.loads((out / CANDIDATES / f"{series_id}.json").read_text())
-    return [CandidateRow(**{**row, "outcome": CandidateStatus(row["outcome"])}) for row in stored]
+    stored = json.loads((out / CANDIDATES / f"{series.series_id}.json").read_text())
+    owner = {"patient_id": series.patient_id, "source": series.source, "split": series.split}
+    return [from_mapping(CandidateRow, {**row, **owner, "outcome": CandidateStatus(row["outcome"])}) for row in stored]
 
 
 def _draw(candidate: Candidate, stack: SliceStack, drawn: _Drawn) -> None:
     """Adds a new nodule to the label maps of the slices that show it."""
     for k in np.flatnonzero(candidate.mask.any(axis=(1, 2))).tolist():
         place = candidate.offset[0] + k
-        slice_id = stack.rows[place].slice_id
+        slice_id = stack.slice_id(place)
         label, _ = drawn.setdefault(slice_id, (stack.labels[place].copy(), stack.volume.plane_affine(place)))
         label[candidate.box[1:]][candidate.mask[k]] = Label.NODULE
 
@@ -150,13 +184,12 @@ def _notes(findings: Sequence[AssessedCandidate]) -> list[str]:
 def _write(
     old: SeriesRows, new: SeriesRows, findings: Sequence[AssessedCandidate], drawn: _Drawn, job: SeriesJob
 ) -> None:
-    for name in part_files(replace(new, nodules=old.nodules)):
+    for name in replace(new, nodules=old.nodules).files():
         link_or_copy(job.cohort / name, job.out / name)
     for finding in findings:
         if finding.patches is not None:
-            finding.patches.save(job.out)
+            finding.patches.save(job.out, finding.row.candidate_id)
     for slice_id, (label, affine) in drawn.items():
         write_plane(job.out / NETWORK / f"{slice_id}.nii.gz", label, affine)
-    rows = [asdict(finding.row) for finding in findings]
-    write_text(job.out / CANDIDATES / f"{new.part_id}.json", json.dumps(rows, indent=1))
-    new.save(job.out / ".parts")
+    write_json(job.out / CANDIDATES / f"{new.task_id}.json", [asdict(finding.row) for finding in findings])
+    new.save(job.out)

@@ -1,19 +1,19 @@
 """What a candidate of the network means for a cohort: nothing, a place that is marked already, or a new nodule."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
 
 from lungsynth.cohort.patches import NodulePatches
-from lungsynth.cohort.records import NoduleRow
 from lungsynth.cohort.scan_nodules import cut_nodule, nodule_row
+from lungsynth.cohort.scans import SliceStack
+from lungsynth.cohort.schema import NoduleRow, about
 from lungsynth.ct.nodule import ReadNodule, mask_centre_lps
 from lungsynth.ct.volume import voxel_to_lps
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label
 from lungsynth.pseudo_labels.candidates import LOWEST_PROBABILITY, Candidate
-from lungsynth.pseudo_labels.stacks import SliceStack
 
 __all__ = ["AssessedCandidate", "CandidateRow", "CandidateStatus", "TriageRules", "assess"]
 
@@ -57,31 +57,30 @@ class TriageRules:
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateRow:
-    """One row of `separation.csv`.
+    """A row of `candidates.csv`: a candidate of any probability."""
 
-    Args:
-        candidate_id: also the id of the nodule that it became.
-        series_id: whose.
-        slice_index: of the slice that shows it largest.
-        row_px, column_px: its centre.
-        x_mm, y_mm, z_mm: likewise (LPS).
-        diameter_mm, probability: as the detector gave them.
-        outcome: see `CandidateStatus`.
-        normal_slices_removed: slices that were normal and lie within the gap of it; candidates can share them.
-    """
-
-    candidate_id: str
-    series_id: str
-    slice_index: int
-    row_px: float
-    column_px: float
-    x_mm: float
-    y_mm: float
-    z_mm: float
-    diameter_mm: float
-    probability: float
-    outcome: CandidateStatus
-    normal_slices_removed: int = 0
+    candidate_id: str = field(metadata=about("also the id of the nodule that it became"))
+    patient_id: str = field(metadata=about("of the series"))
+    series_id: str = field(metadata=about("where it is"))
+    source: str = field(metadata=about("name of the collection"))
+    split: str = field(default="", metadata=about("of its patient"))
+    slice_index: int = field(metadata=about("index in the series of the slice that shows it largest"))
+    row_px: float = field(metadata=about("centre on the slice", unit="px"))
+    column_px: float = field(metadata=about("centre on the slice", unit="px"))
+    x_mm: float = field(metadata=about("centre, LPS", unit="mm"))
+    y_mm: float = field(metadata=about("centre, LPS", unit="mm"))
+    z_mm: float = field(metadata=about("centre, LPS", unit="mm"))
+    diameter_mm: float = field(metadata=about("as the detector gave it", unit="mm"))
+    probability: float = field(metadata=about("as the detector gave it"))
+    outcome: CandidateStatus = field(
+        metadata=about(
+            "`below_threshold`, `too_small`, `known` (marked by the data), `too_large` (for a patch) or `nodule`; the "
+            "last two are in `nodules.csv` under `candidate_id`"
+        )
+    )
+    normal_slices_removed: int = field(
+        default=0, metadata=about("normal slices within the gap of it, which candidates can share")
+    )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -119,23 +118,23 @@ def assess(
         rules: which candidates count.
     """
     volume = stack.volume
-    near = candidate.slices(slice_mm=volume.spacing_mm[0], depth=len(stack.rows))
+    near = candidate.slices(slice_mm=volume.spacing_mm[0], depth=len(stack))
     reach = range(stack.first + near.start, stack.first + near.stop)
     outcome = _outcome(candidate, stack, rules)
     if outcome is not CandidateStatus.NODULE:
-        return AssessedCandidate(row=_row(candidate, stack, candidate_id, outcome), reach=reach)
+        return AssessedCandidate(row=_row(candidate, stack, candidate_id, source, outcome), reach=reach)
     nodule = ReadNodule(
         votes=candidate.mask.astype(np.uint8),
         offset=candidate.offset,
         readers=1,
         centre_lps_mm=mask_centre_lps(candidate.mask, candidate.offset, volume.affine),
     )
-    patches = cut_nodule(volume, nodule, nodule_id=candidate_id, source=source)
+    patches = cut_nodule(volume, nodule)
     measured = nodule_row(volume, nodule, nodule_id=candidate_id, source=source, expert=False)
     measured = replace(measured, has_patch=patches is not None)
     outcome = CandidateStatus.TOO_LARGE if patches is None else CandidateStatus.NODULE
     return AssessedCandidate(
-        row=_row(candidate, stack, candidate_id, outcome), reach=reach, nodule=measured, patches=patches
+        row=_row(candidate, stack, candidate_id, source, outcome), reach=reach, nodule=measured, patches=patches
     )
 
 
@@ -148,11 +147,15 @@ def _outcome(candidate: Candidate, stack: SliceStack, rules: TriageRules) -> Can
     return CandidateStatus.KNOWN if marked.any() else CandidateStatus.NODULE
 
 
-def _row(candidate: Candidate, stack: SliceStack, candidate_id: str, outcome: CandidateStatus) -> CandidateRow:
+def _row(
+    candidate: Candidate, stack: SliceStack, candidate_id: str, source: str, outcome: CandidateStatus
+) -> CandidateRow:
     x, y, z = voxel_to_lps(stack.volume.affine, np.asarray(candidate.centre)).tolist()
     return CandidateRow(
         candidate_id=candidate_id,
+        patient_id=stack.volume.patient_id,
         series_id=stack.volume.series_id,
+        source=source,
         slice_index=stack.first + candidate.largest_slice,
         row_px=candidate.centre[1],
         column_px=candidate.centre[2],
