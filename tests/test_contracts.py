@@ -337,7 +337,7 @@ def test_c5_1_files(cohort):
     for table, path in ((series, "series.csv"), (nodules, "nodules.csv")):
         assert set(table.columns) <= documented("formats.md", path)
     described = json.loads((cohort / "cohort.json").read_text())
-    assert described["format"] == 1
+    assert described["format"] == 2
     assert {"settings", "sources", "split_hash", "counts", "problems"} <= set(described)
     for name in ("montage_nodules.png", "montage_lungs.png", "report.md"):
         assert (cohort / name).is_file()
