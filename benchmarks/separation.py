@@ -29,9 +29,10 @@ from lungsynth.cohort.reader import Cohort
 from lungsynth.cohort.scans import SliceStack, read_stacks
 from lungsynth.cohort.schema import SeriesRow, SliceRow
 from lungsynth.cohort.series_rows import SeriesRows
+from lungsynth.detector import CandidateDetector
 from lungsynth.errors import InputError
 from lungsynth.io.atomic import write_json
-from lungsynth.pseudo_labels.candidates import CandidateDetector, find_candidates, open_detector, operating_point
+from lungsynth.pseudo_labels.candidates import find_candidates, open_detector, operating_point
 from lungsynth.pseudo_labels.series import still_normal
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"

@@ -66,7 +66,7 @@ class RunFolder:
                     f"{self.path}: the folder holds other files and no {self.file}. Give an empty folder as `out`."
                 )
             return False
-        if differences := self._differences(_read_identity(stored)):
+        if differences := self._differences(_read_identity(stored, self._content)):
             raise InputError(
                 f"{self.path}: holds another run ({'; '.join(differences)}). Repeat its settings to go on with it, or "
                 "give another `out`."
@@ -104,22 +104,22 @@ class RunFolder:
         ]
 
 
-def _read_identity(path: Path) -> dict[str, Any]:
+def _read_identity(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     try:
         stored = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected the settings of a run, got {error}. Give another `out`.") from error
     if not isinstance(stored, dict):
         raise InputError(f"{path}: expected a JSON object, got {type(stored).__name__}. Give another `out`.")
-    return _translated(stored) if stored.get("format", 1) == 1 else stored
+    return _translated(stored, wanted) if stored.get("format", 1) == 1 else stored
 
 
-def _translated(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity of format 1 in the words of today."""
+def _translated(identity: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity of format 1 in the words of today, as far as the wanted one uses them."""
     flat = dict(identity)
     if "places" in flat:  # a cohort's settings stood one level deeper
         flat |= flat.pop("settings")
-    renamed = {_OLD_KEYS.get(key, key): value for key, value in flat.items()}
+    renamed = {key if key in wanted else _OLD_KEYS.get(key, key): value for key, value in flat.items()}
     for key, values in _OLD_VALUES.items():
         if isinstance(value := renamed.get(key), str):
             renamed[key] = values.get(value, value)

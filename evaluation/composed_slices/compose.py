@@ -26,13 +26,12 @@ from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label
 from lungsynth.io.atomic import replacing, write_json
 from lungsynth.placement.assets import AssetLibrary
-from lungsynth.run_folder import RunFolder
+from lungsynth.run_folder import FORMAT, RunFolder
 from lungsynth.types import Affine, HuPlane, LabelPlane
 
 __all__ = ["PARTS", "ComposedSliceConfig", "compose_slices"]
 
 PARTS = ("training", "validation", "test")
-_FORMAT = 1
 _SHOWN = 16  # of each category, in the picture
 _COLUMNS, _TILE_PX = 8, 192
 
@@ -80,7 +79,7 @@ def compose_slices(settings: ComposedSliceConfig) -> dict[str, dict[str, int]]:
     cohort = Cohort.open(settings.cohort)
     training = cohort.split("training").nonempty()
     known = {"count": settings.count, "held_out": settings.held_out, "seed": settings.seed}
-    identity = {"format": _FORMAT, "lungsynth": version("lungsynth"), **known, **cohort.identity}
+    identity = {"format": FORMAT, "lungsynth": version("lungsynth"), **known, **cohort.identity}
     run_folder = RunFolder(path=settings.out, identity=identity)
     run_folder.check()
     if (settings.out / "cohort.json").exists():  # written last

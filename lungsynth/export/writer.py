@@ -34,7 +34,7 @@ from lungsynth.export.sample import Growth, export_variant, variants
 from lungsynth.io.atomic import remove_temporary, write_json, write_text
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Catalogue, read_catalogue
-from lungsynth.run_folder import RunFolder
+from lungsynth.run_folder import FORMAT, RunFolder
 
 __all__ = [
     "ENHANCED_LUNGS",
@@ -133,7 +133,7 @@ class ExportJob:
     def identity(self) -> dict[str, Any]:
         """What makes its bytes: two jobs of one identity may fill one folder."""
         return {
-            "format": 2,
+            "format": FORMAT,
             "catalogue": hashlib.sha256(self.catalogue.read_bytes()).hexdigest(),
             "files": self.format,
             "pairs": self.pairs,
