@@ -57,7 +57,7 @@ def workflow(cohort: Path, output: Path, *overlays: str, **settings) -> ConfigWo
 
 
 def test_spheres_are_a_kind_of_their_own_that_nobody_drew(luna):
-    spheres = [entry for entry in entries(luna, "segmentation") if entry["kind"] == "ball"]
+    spheres = [entry for entry in entries(luna, "segmentation") if entry["kind"] == "sphere"]
     assert {entry["image"] for entry in spheres} == {entry["nodule"] for entry in entries(luna, "nodules")}
     assert len(spheres) == 12
     for part in ("training", "validation"):
