@@ -1,19 +1,14 @@
-"""What a run is: its settings, and the sizes and seeds that follow from them.
+"""What a run is: its settings, and the sizes that follow from them.
 
 A configuration checks itself when it is made; its messages name its fields (`count`), which the command line turns
-into flags (`--count`). Every random number follows from the run's seed S: seed i of a stream is word i of
-`numpy.random.SeedSequence(S, spawn_key=(stream, *keys))`, shortened to 63 bits. Asking for more seeds never changes the
-first ones.
+into flags (`--count`).
 """
 
 from dataclasses import dataclass, field
-from enum import IntEnum
 from fractions import Fraction
 from math import ceil, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
-
-import numpy as np
 
 from lungsynth.errors import InputError
 
@@ -29,14 +24,12 @@ __all__ = [
     "GenerateConfig",
     "PlacementConfig",
     "Policy",
-    "SeedStream",
     "Selection",
     "SelectionConfig",
     "SelectionStrategy",
     "Sizes",
     "default_bundles",
     "even_shares",
-    "seeds",
 ]
 
 Policy = Literal["farthest", "matched", "balanced"]  # which accepted pairs become samples, see `placement.policy`
@@ -322,24 +315,6 @@ class GenerateConfig:
             real_lungs_share=_REAL_LUNGS if placement.real_share is None else placement.real_share,
             real_nodules_share=_REAL_NODULES if placement.real_share is None else placement.real_share,
         )
-
-
-class SeedStream(IntEnum):
-    """What seeds are for; the first key of their `SeedSequence`."""
-
-    GENERATED_NODULES = 0
-    GENERATED_LUNGS = 1
-    REAL_NODULES = 2
-    REAL_LUNGS = 3
-    GROUPS = 4
-    SAMPLES = 5
-    SLICES = 6
-
-
-def seeds(seed: int, stream: SeedStream, *keys: int, n: int) -> list[int]:
-    """The first n seeds of a stream, each below 2**63."""
-    sequence = np.random.SeedSequence(seed, spawn_key=(int(stream), *keys))
-    return [int(word) >> 1 for word in sequence.generate_state(n, np.uint64)]
 
 
 def even_shares(total: int, parts: int) -> list[int]:

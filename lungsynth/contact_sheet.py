@@ -77,13 +77,13 @@ def contact_sheet(tiles: Sequence[Tile]) -> Image.Image:
         _captioned(draw_tile(tile, colour=colours[tile.category]), _caption(tile), colours[tile.category])
         for tile in tiles
     ]
-    sections = [
+    bands = [
         _band("synthetic, as it is", columns),
         _grid(plain, columns),
         _band("nodules outlined", columns),
         _grid(outlined, columns),
     ]
-    return Image.fromarray(np.concatenate([np.asarray(section) for section in sections]))
+    return Image.fromarray(np.concatenate([np.asarray(band) for band in bands]))
 
 
 def _caption(tile: Tile) -> str:

@@ -16,10 +16,11 @@ from tqdm import tqdm
 from lungsynth.bundles import open_bundle
 from lungsynth.categories import AS_LISTED, CategoryRule
 from lungsynth.cohort.reader import CohortSplit
-from lungsynth.config import GenerateConfig, SeedStream, Selection, Sizes, even_shares, seeds
+from lungsynth.config import GenerateConfig, Selection, Sizes, even_shares
 from lungsynth.ct.volume import axial_affine
 from lungsynth.errors import InputError
 from lungsynth.placement.assets import Asset, AssetLibrary
+from lungsynth.seeds import SeedStream, seeds
 from lungsynth.similarity.samples import SampleKind
 from lungsynth.similarity.selection import (
     TRIES,

@@ -1,8 +1,15 @@
-"""Hashes of 64-bit words: ids, seeds and shuffled orders of millions of samples, the same for one and for all.
+"""Where random numbers come from: streams of seeds for the steps of a run, hashes for its millions of samples.
 
-`hash_words` and `hash_arrays` absorb one word after another with SplitMix64's finaliser (Steele, Lea and Flood, 2014).
-It is no cryptographic hash: it tells samples apart and notices accidents, it does not resist forgers. What identifies
-contents (assets, groups, weights) is SHA-256.
+Every random number follows from the run's seed S. `seeds` gives the few that steps need: seed i of a `SeedStream` is
+word i of `numpy.random.SeedSequence(S, spawn_key=(stream, *keys))`, shortened to 63 bits. Asking for more seeds never
+changes the first ones.
+
+`hash_words` and `hash_arrays` give ids, seeds and shuffled orders of samples, the same for one and for all at once.
+They absorb one word after another with SplitMix64's finaliser (Steele, Lea and Flood, 2014). It is no cryptographic
+hash: it tells samples apart and notices accidents, it does not resist forgers. What identifies contents (assets,
+groups, weights) is SHA-256.
+
+Numbers of streams and domains decide over all bytes: new ones are added at the end, none is changed.
 """
 
 from enum import IntEnum
@@ -10,11 +17,29 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["GOLDEN_STEP", "HashDomain", "hash_arrays", "hash_words", "mix_bits"]
+__all__ = ["GOLDEN_STEP", "HashDomain", "SeedStream", "hash_arrays", "hash_words", "mix_bits", "seeds"]
 
 GOLDEN_STEP = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio, odd: SplitMix64's step between states
 _MASK = (1 << 64) - 1
 _SHIFTS_AND_FACTORS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))  # of SplitMix64's finaliser
+
+
+class SeedStream(IntEnum):
+    """What seeds are for; the first key of their `SeedSequence`."""
+
+    GENERATED_NODULES = 0
+    GENERATED_LUNGS = 1
+    REAL_NODULES = 2
+    REAL_LUNGS = 3
+    GROUPS = 4
+    SAMPLES = 5
+    SLICES = 6
+
+
+def seeds(seed: int, stream: SeedStream, *keys: int, n: int) -> list[int]:
+    """The first n seeds of a stream, each below 2**63."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(int(stream), *keys))
+    return [int(word) >> 1 for word in sequence.generate_state(n, np.uint64)]
 
 
 class HashDomain(IntEnum):

@@ -14,7 +14,7 @@ from fake_bundles import linear_state, write_fake_bundles, write_weights
 from fake_cohort import write_fake_cohort
 
 from lungsynth.bundles import open_bundle
-from lungsynth.config import EnhancementConfig, GenerateConfig, PlacementConfig, SeedStream, seeds
+from lungsynth.config import EnhancementConfig, GenerateConfig, PlacementConfig
 from lungsynth.ct.volume import lps_to_voxel
 from lungsynth.ct.write import read_plane
 from lungsynth.detectability import compare_with_label
@@ -24,6 +24,7 @@ from lungsynth.generate import generate
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import read_catalogue
 from lungsynth.placement.plan_catalogue import spread_pairs
+from lungsynth.seeds import SeedStream, seeds
 from lungsynth.tracking import open_tracker
 
 COUNT = 12

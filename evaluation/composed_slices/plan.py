@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from lungsynth.cohort.reader import CohortSplit
-from lungsynth.config import SeedStream, seeds
 from lungsynth.generate_assets import real_lungs, real_nodules
 from lungsynth.placement.assets import Asset, AssetLibrary
 from lungsynth.placement.catalogue import Recipe, make_recipe
@@ -21,6 +20,7 @@ from lungsynth.placement.lung_shape import LibraryLungs, LungShape
 from lungsynth.placement.plan_catalogue import measure_occurrence
 from lungsynth.placement.presence import PresencePrior
 from lungsynth.placement.rules import PlacementRules, PlacementVerdict, resolve
+from lungsynth.seeds import SeedStream, seeds
 
 __all__ = ["UNRATED", "PlannedSlice", "categories_of", "plan_slices"]
 

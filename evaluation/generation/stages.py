@@ -24,7 +24,7 @@ from lungsynth.categories import ANY
 from lungsynth.cohort.reader import Cohort
 from lungsynth.cohort.slices import LUNG_SIZES_PX, slice_on_grid
 from lungsynth.compositing.render import Renderer
-from lungsynth.config import GenerateConfig, PlacementConfig, SeedStream, SelectionConfig, seeds
+from lungsynth.config import GenerateConfig, PlacementConfig, SelectionConfig
 from lungsynth.enhancement.identity import enhancement_identity
 from lungsynth.enhancement.stage import EnhancementStage, open_stage
 from lungsynth.errors import InputError
@@ -34,6 +34,7 @@ from lungsynth.hounsfield import Label
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Catalogue, Recipe, read_catalogue
 from lungsynth.placement.plan_catalogue import plan_catalogue
+from lungsynth.seeds import SeedStream, seeds
 from lungsynth.similarity.samples import Samples
 from lungsynth.similarity.selection import selection_identity
 from lungsynth.types import HuPlane, LabelPlane

@@ -28,7 +28,7 @@ from lungsynth.placement.rules import PlacementRules, resolve
 
 __all__ = ["InsertionSettings", "RandInsertNodulesd"]
 
-_MAX_SEED = 2**31 - 1
+_MAX_SEED = 2**31 - 1  # what `RandomState.randint` gives on every platform
 
 
 @dataclass(frozen=True, kw_only=True)

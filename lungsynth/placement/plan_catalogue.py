@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lungsynth.config import GenerateConfig, PlacementConfig, SeedStream, even_shares, seeds
+from lungsynth.config import GenerateConfig, PlacementConfig, even_shares
 from lungsynth.errors import InputError
 from lungsynth.io.atomic import replacing
 from lungsynth.placement.assets import Asset, AssetLibrary
@@ -32,14 +32,15 @@ from lungsynth.placement.planning import CategoryPlan, PairOrder, PlacementPlan,
 from lungsynth.placement.policy import PolicyWeights, shares_of_samples, target_of
 from lungsynth.placement.presence import NoduleStatistics, PresencePrior, measure_nodules
 from lungsynth.placement.rules import PlacementRules
+from lungsynth.seeds import SeedStream, seeds
 
 if TYPE_CHECKING:
     from lungsynth.cohort.reader import CohortSplit
 
 __all__ = [
     "METADATA_KEY",
+    "CategoryRecord",
     "Occurrence",
-    "PartRecord",
     "PlanRecord",
     "groups_path",
     "measure_occurrence",
@@ -76,7 +77,7 @@ class Occurrence:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class PartRecord:
+class CategoryRecord:
     """One category of a plan.
 
     Args:
@@ -98,7 +99,7 @@ class PartRecord:
     gaps: tuple[float, float] | None
 
     @classmethod
-    def of(cls, plan: PlacementPlan, groups: int) -> "PartRecord":
+    def of(cls, plan: PlacementPlan, groups: int) -> "CategoryRecord":
         """The record of a plan."""
         return cls(
             groups=groups,
@@ -124,7 +125,7 @@ class PartRecord:
         }
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "PartRecord":
+    def from_json(cls, values: Mapping[str, Any]) -> "CategoryRecord":
         """The record of which these are the values."""
         stored = values["weights"]
         weights = None if stored is None else PolicyWeights(**{key: np.array(v) for key, v in stored.items()})
@@ -150,7 +151,7 @@ class PlanRecord:
 
     identity: Mapping[str, Any]
     sample_seed: int
-    parts: Mapping[str, PartRecord]
+    parts: Mapping[str, CategoryRecord]
     figures: Mapping[str, Any]
     prior: PresencePrior
 
@@ -183,7 +184,7 @@ class PlanRecord:
         return cls(
             identity=values["identity"],
             sample_seed=values["sample_seed"],
-            parts={name: PartRecord.from_json(part) for name, part in values["parts"].items()},
+            parts={name: CategoryRecord.from_json(part) for name, part in values["parts"].items()},
             figures=values["figures"],
             prior=PresencePrior(np.array(values["prior"])),
         )
@@ -224,7 +225,7 @@ def plan_catalogue(
     record = PlanRecord(
         identity=identity or {},
         sample_seed=sample_seed(config.seed),
-        parts={category: PartRecord.of(plan, len(groups)) for category, (plan, groups) in plans.items()},
+        parts={category: CategoryRecord.of(plan, len(groups)) for category, (plan, groups) in plans.items()},
         figures=_figures(lungs, nodules, plans),
         prior=occurrence.prior,
     )
