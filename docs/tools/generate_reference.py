@@ -21,6 +21,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ def columns(_path: Path, of: str, _body: str) -> str:
 def _field(item: dataclasses.Field[Any]) -> Row:
     plain = isinstance(item.type, type) and not hasattr(item.type, "__args__")
     kind = item.type.__name__ if plain else str(item.type)
+    kind = "str" if plain and issubclass(item.type, Enum) else kind
     unit = f" ({item.metadata['unit']})" if item.metadata["unit"] else ""
     return f"`{item.name}`", kind.replace(" | None", "") + unit, item.metadata["description"]
 
