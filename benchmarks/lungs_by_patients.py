@@ -13,7 +13,6 @@ A training that was stopped begins again, finished ones are kept in OUT.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,10 @@ from evaluation.metrics.fid_kid import frechet_distance, kernel_distance, kernel
 from evaluation.metrics.manifold import compare_manifolds
 from evaluation.tables import markdown_table
 from lungsynth.bundles import open_bundle, train_bundle
+from lungsynth.cohort.reader import Cohort
+from lungsynth.cohort.split import SPLITS
 from lungsynth.errors import InputError
-from lungsynth.io.atomic import write_bytes
+from lungsynth.io.atomic import write_bytes, write_json
 from lungsynth.similarity.features import Features, open_features
 from lungsynth.similarity.samples import join, read_lungs
 from lungsynth.types import HuPlanes
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     print(table(rows))
     if args.json:
         facts = {"held_out": len(held_out), "held_out_patients": len(set(held_out.owners)), "minutes": args.minutes}
-        write_bytes(args.json, json.dumps({**facts, "rows": rows}, indent=2).encode())
+        write_json(args.json, {**facts, "rows": rows}, indent=2)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -90,13 +91,11 @@ def train(cohort: Path, folder: Path, patients: set[str], *, seed: int, minutes:
     """Trains on the normal lungs of some patients; returns the weights, or those of a finished training."""
     weights = folder / "model_lung.pt"
     if not (folder / "finished").is_file():
-        lists = json.loads((cohort / "lungs.json").read_text())
+        whole = Cohort.open(cohort)
+        lists = {split: whole.entries("lungs", split) for split in SPLITS}
         kept = [entry for entry in lists["training"] if entry["patient_id"] in patients]
-        for name, content in (
-            ("lungs.json", {**lists, "training": kept}),
-            ("cohort.json", json.loads((cohort / "cohort.json").read_text()) | {"lung_patients": sorted(patients)}),
-        ):
-            write_bytes(folder / name, json.dumps(content).encode())
+        write_json(folder / "lungs.json", {**lists, "training": kept})
+        write_json(folder / "cohort.json", {**whole.described, "lung_patients": sorted(patients)})
         if not (folder / "lungs").exists():
             (folder / "lungs").symlink_to((cohort / "lungs").resolve(), target_is_directory=True)
         settings = {"dataset_dir": str(folder), "output_dir": str(folder), "seed": seed, "max_minutes": minutes}

@@ -34,6 +34,7 @@ from evaluation.metrics.manifold import compare_manifolds
 from evaluation.metrics.ms_ssim import pair_similarity
 from evaluation.tables import format_estimate
 from lungsynth.bundles import open_bundle, read_weights
+from lungsynth.cohort.reader import Cohort
 from lungsynth.config import SELECTION_STRATEGIES, Selection
 from lungsynth.errors import InputError
 from lungsynth.generate_assets import LUNG_CONFIGS, LUNG_WEIGHTS
@@ -241,7 +242,7 @@ def chosen(pools: dict[str, Candidates], places: dict[str, np.ndarray]) -> tuple
 
 def as_json(rows: list[dict[str, Any]], seconds: dict[str, float], args: argparse.Namespace) -> dict[str, Any]:
     plain = [{k: asdict(v) if isinstance(v, Estimate) else v for k, v in row.items()} for row in rows]
-    split_hash = json.loads((args.cohort / "cohort.json").read_text()).get("split_hash")
+    split_hash = Cohort.open(args.cohort).split_hash
     weights = read_weights(args.bundles, "wcapsgan", **({"file": LUNG_WEIGHTS} if args.kind == "lungs" else {}))
     facts = {name: getattr(args, name) for name in ("kind", "part", "features", "seed")}
     return {**facts, "split_hash": split_hash, "weights": weights.sha256, "seconds": seconds, "rows": plain}

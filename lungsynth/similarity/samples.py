@@ -5,19 +5,18 @@ normal slice on the generator's grid, a slice one with nodules there, whose mask
 sample has an owner, drawn as a whole by the bootstrap: a patient, or itself.
 """
 
-import json
 import logging
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 
 from lungsynth.categories import AS_LISTED, UNKNOWN, CategoryRule
+from lungsynth.cohort.reader import Cohort, read_arrays, read_cohort_json
 from lungsynth.errors import InputError, NoSamplesError
 from lungsynth.grids import LUNG_FIELD_MM, LUNG_SPACING_MM, PATCH_SPACING_MM, disc_diameter
 from lungsynth.hounsfield import LUNG_HU
@@ -38,6 +37,8 @@ SampleKind = Literal["nodules", "lungs", "slices"]
 
 _MIN_AREA_SHARE = 0.5  # of a nodule's largest area: smaller slices show its poles
 _logger = logging.getLogger(__name__)
+
+Facts = TypeVar("Facts")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -134,10 +135,10 @@ def join(parts: Sequence[Samples]) -> Samples:
 def read_nodules(
     cohort: Path, split: str, *, largest_only: bool = True, tolerant: bool = False, rule: CategoryRule = AS_LISTED
 ) -> Samples:
-    """The nodules of a split of `nodules.json` that have a category and show: one pixel at alpha >= 0.5 at least.
+    """The nodules of a split that have patches and a category and show: one pixel at alpha >= 0.5 at least.
 
     Args:
-        cohort: COHORT folder.
+        cohort: what `lungsynth prepare` wrote.
         split: `training`, `validation` or `test`.
         largest_only: one slice a nodule, its largest; else each of at least half the largest area.
         tolerant: leave out files that are damaged, with a warning.
@@ -146,29 +147,31 @@ def read_nodules(
     Raises:
         InputError: when the split has none, or a file is damaged.
     """
-    listed = rule.relabelled(_entries(cohort, "nodules", split))
-    rated = [e for e in listed if e.get("category", UNKNOWN) != UNKNOWN]
-    samples = []
-    for entry, (hu, alpha, largest) in _read(cohort, rated, "nodule", ("hu", "alpha", "largest"), tolerant=tolerant):
+    listed = Cohort.open(cohort, rule=rule).split(split).nodules()
+    rated = [(nodule, cohort / nodule.nodule) for nodule in listed if nodule.category != UNKNOWN]
+    pieces = []
+    for nodule, (hu, alpha, largest) in _read(rated, "hu", "alpha", "largest", tolerant=tolerant):
         area = (alpha >= 0.5).sum(axis=(1, 2))
         slices = [int(largest)] if largest_only else np.flatnonzero(area >= _MIN_AREA_SHARE * area.max())
         keep = [int(index) for index in slices if area[index]]
-        samples.append((entry, entry["nodule_id"], hu[keep], alpha[keep]))
-    return _samples(samples, cohort / "nodules.json", split, PATCH_SPACING_MM)
+        pieces.append(_Piece(nodule.nodule_id, nodule.patient_id, nodule.category, hu[keep], alpha[keep]))
+    return _joined(pieces, cohort / "nodules.json", split, PATCH_SPACING_MM)
 
 
 def read_lungs(cohort: Path, split: str, *, tolerant: bool = False) -> Samples:
-    """The normal slices of a split of `lungs.json`, on the generator's grid.
+    """The normal slices of a split, on the generator's grid.
 
     Args:
-        cohort: COHORT folder.
+        cohort: what `lungsynth prepare` wrote.
         split: `training`, `validation` or `test`.
         tolerant: leave out files that are damaged, with a warning.
 
     Raises:
         InputError: when the split has none, or a file is damaged.
     """
-    return _read_planes(cohort, split, "lungs", "lung", tolerant=tolerant)
+    lungs = Cohort.open(cohort).split(split).lungs()
+    planes = [((lung.patient_id, lung.category), cohort / lung.lung) for lung in lungs]
+    return _read_planes(planes, cohort / "lungs.json", split, tolerant=tolerant)
 
 
 def read_slices(folder: Path, split: str, *, whole: bool = False) -> Samples:
@@ -182,65 +185,57 @@ def read_slices(folder: Path, split: str, *, whole: bool = False) -> Samples:
     Raises:
         InputError: when the split has none, or a file is damaged.
     """
-    return _read_planes(folder, split, "diseased" if whole else "slices", "slice")
+    path = folder / ("diseased.json" if whole else "slices.json")
+    entries = read_cohort_json(path).get(split, [])
+    planes = [((entry.get("patient_id", ""), entry["category"]), folder / entry["slice"]) for entry in entries]
+    return _read_planes(planes, path, split)
 
 
-def _read_planes(folder: Path, split: str, name: str, key: str, *, tolerant: bool = False) -> Samples:
-    samples = []
-    for entry, (hu, mask) in _read(folder, _entries(folder, name, split), key, ("hu", "mask"), tolerant=tolerant):
-        samples.append((entry, Path(entry[key]).stem, hu[None], mask[None]))
-    spacing_mm = LUNG_FIELD_MM / samples[0][2].shape[-1] if samples else LUNG_SPACING_MM
-    return _samples(samples, folder / f"{name}.json", split, spacing_mm)
+class _Piece(NamedTuple):
+    """Samples of one file."""
+
+    name: str
+    owner: str
+    category: str
+    hu: np.ndarray
+    mask: np.ndarray
 
 
-def _samples(
-    samples: Sequence[tuple[dict[str, Any], str, np.ndarray, np.ndarray]], path: Path, split: str, spacing_mm: float
+def _read_planes(
+    planes: Sequence[tuple[tuple[str, str], Path]], listed: Path, split: str, *, tolerant: bool = False
 ) -> Samples:
-    if not samples:
+    """Planes, each with its owner and category, and the file that it is in."""
+    named = [((path.stem, *facts), path) for facts, path in planes]
+    read = _read(named, "hu", "mask", tolerant=tolerant)
+    pieces = [_Piece(*facts, hu[None], mask[None]) for facts, (hu, mask) in read]
+    return _joined(pieces, listed, split, LUNG_FIELD_MM / pieces[0].hu.shape[-1] if pieces else LUNG_SPACING_MM)
+
+
+def _joined(pieces: Sequence[_Piece], listed: Path, split: str, spacing_mm: float) -> Samples:
+    if not pieces:
         raise NoSamplesError(
-            f"{path}: expected rated samples in `{split}`, got none. Prepare the cohort from more patients, or with "
+            f"{listed}: expected rated samples in `{split}`, got none. Prepare the cohort from more patients, or with "
             "ratings (LIDC's XML)."
         )
-    counts = [len(hu) for _, _, hu, _ in samples]
-
-    def spread(values: Sequence[str]) -> tuple[str, ...]:
-        return tuple(value for value, count in zip(values, counts, strict=True) for _ in range(count))
-
+    each = [piece for piece in pieces for _ in piece.hu]
     return Samples(
-        hu=np.concatenate([hu for _, _, hu, _ in samples]).astype(np.int16),
-        mask=np.concatenate([mask for _, _, _, mask in samples]).astype(np.float16),
-        categories=spread([str(entry.get("category", "normal")) for entry, *_ in samples]),
-        owners=spread([str(entry.get("patient_id", name)) for entry, name, *_ in samples]),
-        names=spread([name for _, name, *_ in samples]),
+        hu=np.concatenate([piece.hu for piece in pieces]).astype(np.int16),
+        mask=np.concatenate([piece.mask for piece in pieces]).astype(np.float16),
+        categories=tuple(piece.category for piece in each),
+        owners=tuple(piece.owner or piece.name for piece in each),
+        names=tuple(piece.name for piece in each),
         spacing_mm=spacing_mm,
     )
 
 
-def _entries(cohort: Path, name: str, split: str) -> list[dict[str, Any]]:
-    path = cohort / f"{name}.json"
-    try:
-        return list(json.loads(path.read_text()).get(split, []))
-    except (OSError, ValueError) as error:
-        message = f"{path}: expected a data list, got {error}. Give a folder that `lungsynth prepare` wrote."
-        raise InputError(message) from error
-
-
 def _read(
-    cohort: Path, entries: Sequence[dict[str, Any]], key: str, names: Sequence[str], *, tolerant: bool
-) -> Iterator[tuple[dict[str, Any], tuple[np.ndarray, ...]]]:
-    """Entries with the arrays of the file that they name."""
-    for entry in entries:
+    files: Iterable[tuple[Facts, Path]], *names: str, tolerant: bool
+) -> Iterator[tuple[Facts, tuple[np.ndarray, ...]]]:
+    """What belongs to each file, with its arrays of these names."""
+    for facts, path in files:
         try:
-            yield entry, _arrays(cohort / str(entry.get(key)), names)
+            yield facts, read_arrays(path, *names)
         except InputError as error:
             if not tolerant:
                 raise
             _logger.warning("left out: %s", error)
-
-
-def _arrays(path: Path, names: Sequence[str]) -> tuple[np.ndarray, ...]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return tuple(arrays[name] for name in names)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise InputError(f"{path}: expected arrays {list(names)} ({error}). Prepare the cohort again.") from error
