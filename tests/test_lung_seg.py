@@ -15,6 +15,7 @@ from scipy import ndimage
 BUNDLE = Path(__file__).parents[1] / "bundles" / "lung_seg_bundle"
 sys.path.insert(0, str(BUNDLE))
 
+from lung_seg.common.weights import load_weights  # noqa: E402
 from lung_seg.datalist import nodule_weights, read_datalist  # noqa: E402
 from lung_seg.grid import Frame, cut  # noqa: E402
 from lung_seg.losses import MaskedLoss, channel_targets, segmentation_terms  # noqa: E402
@@ -23,7 +24,6 @@ from lung_seg.network import DenseBlock, DenseUNet  # noqa: E402
 from lung_seg.sampler import EpochSampler  # noqa: E402
 from lung_seg.stacks import LoadStacks, Stack, read_nodule  # noqa: E402
 from lung_seg.transforms import FixedFrame, RandFrame  # noqa: E402
-from lung_seg.weights import load_weights  # noqa: E402
 from trainings import open_training  # noqa: E402
 
 TINY = {"channels": [4, 8], "convolutions": 1, "growth_rate": 2, "dense_layers": 2}
@@ -161,13 +161,13 @@ def test_weights_of_another_network_are_named(tmp_path):
     path = tmp_path / "model.pt"
     torch.save(tiny_network(growth_rate=3).state_dict(), path)
     with pytest.raises(
-        ValueError, match=r"model.pt: these are the weights of another network than DenseUNet.*growth_rate"
+        ValueError, match=r"model.pt: expected the weights of this DenseUNet, got those of another network"
     ):
         load_weights(tiny_network(), path)
     path.write_bytes(b"no weights")
-    with pytest.raises(ValueError, match=r"model\.pt: not a weight file"):
+    with pytest.raises(ValueError, match=r"model\.pt: not a file of weights"):
         load_weights(tiny_network(), path)
-    with pytest.raises(FileNotFoundError, match="no weights there"):
+    with pytest.raises(FileNotFoundError, match="expected weights, found no file"):
         load_weights(tiny_network(), tmp_path / "none.pt")
 
 

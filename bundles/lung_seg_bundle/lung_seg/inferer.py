@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import CHANNELS
+from .common.precision import use_bfloat16
 from .fused_inference import fuse
 from .grid import Box, covered, resample_part, resampled_shape, source_box
-from .precision import resolve_amp
 from .region import lung_boxes
 
 __all__ = ["Segmenter", "VolumeInferer"]
@@ -64,7 +64,7 @@ class Segmenter:
         self.spacing_mm = spacing_mm
         self.window_hu = window_hu
         self.inferer = inferer or SimpleInferer()
-        self.amp = resolve_amp(amp, self.device)
+        self.amp = use_bfloat16(self.device, amp)
         self.crop = crop
         self.batch_size = batch_size
         self.runner = fuse(self.network, amp=self.amp) if self.device.type == "cpu" else self.network

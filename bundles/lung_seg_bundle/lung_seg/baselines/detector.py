@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..common.precision import use_bfloat16
 from ..grid import Box, Frame, cut, resample, resampled_shape
-from ..precision import resolve_amp
 from ..region import lung_boxes
 from .dcnn import DEPTH, SIDE_PX
 from .merging import merge_finds
@@ -64,7 +64,7 @@ class SliceDetector:
         self.window_hu = window_hu
         self.batch_size = batch_size
         self.most = most
-        self.amp = resolve_amp(amp, self.device)
+        self.amp = use_bfloat16(self.device, amp)
 
     @torch.inference_mode()
     def __call__(self, hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> dict[str, np.ndarray]:
