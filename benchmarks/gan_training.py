@@ -150,9 +150,8 @@ def serve_steps(arguments: argparse.Namespace) -> None:
         seconds, outputs = [], []
         for _ in range(2):
             iteration += 1
-            trainer.state.iteration = iteration
             start = clock()
-            outputs.append(trainer._iteration(trainer, None))
+            outputs.append(trainer.step(iteration))
             seconds.append(clock() - start)
         print(json.dumps({"seconds": seconds, "outputs": outputs}), flush=True)
 
@@ -168,7 +167,7 @@ def open_trainer(arguments: argparse.Namespace) -> Any:
             "initialize": ["$sys.path.insert(0, str(@bundle_root))", "$monai.utils.set_determinism(@seed)"],
         }
     if arguments.shared:
-        settings["shared_forward"] = True
+        settings["train#critic_schedule#shared_forward"] = True
     workflow = open_workflow("train", dataset_dir=str(arguments.cohort), **settings)
     trainer = workflow.parser.get_parsed_content("train#trainer")
     if plain:
@@ -233,7 +232,7 @@ def timed(run: Callable[[], Any], arguments: argparse.Namespace) -> float:
 def time_generation(arguments: argparse.Namespace) -> dict[str, float]:
     """Of a network of random weights, so that no weight file is needed."""
     with tempfile.TemporaryDirectory() as folder:
-        parser = open_workflow("infer", weights=f"{folder}/model.pt").parser
+        parser = open_workflow("infer", ckpt_path=f"{folder}/model.pt").parser
         network = parser.get_parsed_content("network_def")
         network.diameter_quantiles.copy_(torch.linspace(4, 25, 101).expand_as(network.diameter_quantiles))
         torch.save(network.state_dict(), f"{folder}/model.pt")

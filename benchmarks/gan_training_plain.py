@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ def write_plainly(trainer: Any, *, plain_upsampling: bool) -> None:
     """Replaces what the bundle does cleverly by what PyTorch code usually does; weights and draws stay."""
     import wcapsgan.losses
     from wcapsgan.capsules import RoutingCapsules
-    from wcapsgan.layers import StyledBlock, Upsample
-    from wcapsgan.slopes import Leaky
+    from wcapsgan.double_backward import InputGradientLeakyReLU
+    from wcapsgan.modules import StyledBlock, Upsample
 
     def up_block(block: Any) -> Callable[..., Tensor]:
         def forward(x: Tensor, style: Tensor, noise: Tensor) -> Tensor:
@@ -25,7 +26,7 @@ def write_plainly(trainer: Any, *, plain_upsampling: bool) -> None:
 
         return forward
 
-    for network in (trainer.generator, trainer.critic):
+    for network in (trainer.players.generator, trainer.players.critic):
         for module in network.modules():
             if isinstance(module, StyledBlock):
                 module.forward = up_block(module)
@@ -35,11 +36,12 @@ def write_plainly(trainer: Any, *, plain_upsampling: bool) -> None:
                 )
             elif isinstance(module, RoutingCapsules):
                 module.forward = lambda poses, m=module: loop_routing(m, poses)
-            elif isinstance(module, Leaky):
+            elif isinstance(module, InputGradientLeakyReLU):
                 module.forward = lambda x, m=module: functional.leaky_relu(x, m.negative_slope)
-    wcapsgan.losses.slopes_only = nullcontext
-    if trainer.shared_forward:
-        trainer._generate, trainer.shared_forward = Regenerating(trainer), False
+    wcapsgan.losses.input_gradient_only = nullcontext
+    if trainer.critic_schedule.shared_forward:
+        trainer.critic_schedule = replace(trainer.critic_schedule, shared_forward=False)
+        trainer._generate = Regenerating(trainer)
 
 
 class Regenerating:
@@ -49,13 +51,15 @@ class Regenerating:
         self.trainer = trainer
 
     def __call__(self, draws: Any, *, learning: bool) -> Any:
-        from wcapsgan.trainer import Generated
+        from wcapsgan.trainer import _Generated
 
         if not learning:
-            self.asked, self.latent = draws.reals(), draws.latents(self.trainer.generator.latent_dim)
+            self.requested = draws.reals()
+            self.latent = draws.latents(self.trainer.players.generator.latent_dim)
         with torch.set_grad_enabled(learning):
-            samples = self.trainer.generator(self.latent, self.asked.category, self.asked.diameter_mm)
-        return Generated(samples, self.asked)
+            conditions = self.requested.category, self.requested.diameter_mm
+            samples = self.trainer.players.generator(self.latent, *conditions)
+        return _Generated(samples, self.requested)
 
 
 def loop_routing(layer: Any, poses: Tensor) -> Tensor:

@@ -34,8 +34,13 @@ from lungsynth.types import HuPlanes
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 SIZE, SPACING_MM, ENLARGED = 64, 5.6, 4
-NETWORK = {"size": SIZE, "spacing_mm": SPACING_MM, "channels": 64, "widest": 2}
-TRAINING = {"critic_channels": 32, "critic_scales": [1], "critic_depths": [0], "batch_size": 16, "epoch_length": 50}
+NETWORK = {"size": SIZE, "spacing_mm": SPACING_MM, "network_def#channels": 64, "network_def#max_width_multiplier": 2}
+TRAINING = {
+    "critic_def#channels": 32,
+    "critic_def#scales": [{"downsampling": 1, "extra_convolutions": 0}],
+    "batch_size": 16,
+    "epoch_length": 50,
+}
 ENDLESS = {"max_epochs": 100_000, "patience": 100_000, "val_interval": 5}  # the minutes alone end a training
 FIGURES = ("fid", "kid", "precision", "recall", "coverage")
 
@@ -116,7 +121,7 @@ def generate(weights: Path, count: int) -> HuPlanes:
         "wcapsgan",
         configs=("inference.json", "inference_lung.json"),
         weights=weights,
-        overrides={**NETWORK, "weights": str(weights.absolute())},
+        overrides=NETWORK,
     )
     hu: HuPlanes = sampler(list(range(count)), ["normal"] * count, [None] * count)["hu"]
     return hu

@@ -15,19 +15,24 @@ from lungsynth.errors import InputError
 
 __all__ = ["package_bundles", "write_sidecar_settings", "zip_bundle"]
 
-# Of wcapsgan_bundle: the weights of each layer, and the configs that say what they are, the last one of their own.
-_LAYERS = {
+# Of wcapsgan_bundle: the weights of each sample type, and the configs that say what they are, the last one of its own.
+_SAMPLE_TYPES = {
     "nodule": ("model.pt", ("inference.json",)),
     "cube": ("model_cube.pt", ("inference.json", "inference_cube.json")),
     "lung": ("model_lung.pt", ("inference.json", "inference_lung.json")),
     "slice": ("model_slice.pt", ("inference.json", "inference_lung.json", "inference_slice.json")),
 }
-_STATED = (
-    "categories",
-    "category_key",
-    "category_edges",
-    "spacing_mm",
-)  # by a sidecar, beside the network's `settings`
+_STATED = ("categories", "category_key", "category_edges", "spacing_mm")  # by a sidecar, beside its `settings`
+# Ids in the configs of the settings of older sidecars, those that say `layer` for `sample_type`.
+_FORMER_SETTINGS = {
+    "size": "size",
+    "latent_dim": "network_def#latent_dim",
+    "channels": "network_def#channels",
+    "widest": "network_def#max_width_multiplier",
+    "zoomed": "frame#use_canvas",
+    "flat_background": "frame#flat_background",
+    "edge_px": "frame#edge_px",
+}
 _LEFTOVERS = shutil.ignore_patterns("__pycache__", "runs", "eval", "mlruns", "*.part", ".*.part_*", ".DS_Store")
 
 
@@ -67,21 +72,23 @@ def package_bundles(
 def write_sidecar_settings(bundle: Path) -> None:
     """Writes what the sidecars say of categories and sizes into the inference configs, where these say otherwise.
 
-    A layer's config changes what later ones inherit; so those get what they had before, as entries of their own.
+    The config of a sample type changes what later ones inherit; so those get what they had before, as entries of their
+    own.
 
     Raises:
-        InputError: when weights are not those that the configs of their layer open.
+        InputError: when weights are not those that the configs of their sample type open.
     """
     configs, stated = bundle / "configs", _stated(bundle / "models")
-    layers = {layer: files for layer, (_, files) in _LAYERS.items() if (configs / files[-1]).is_file()}
+    types = {name: files for name, (_, files) in _SAMPLE_TYPES.items() if (configs / files[-1]).is_file()}
     names = {*_STATED, *(name for facts in stated.values() for name in facts)}
-    before = {layer: _stacked(configs, files) for layer, files in layers.items()}
-    for layer, files in layers.items() if stated else ():
-        own = {name: value for name, value in before[layer].items() if name in names} | stated.get(layer, {})
+    before = {sample_type: _stacked(configs, files) for sample_type, files in types.items()}
+    for sample_type, files in types.items() if stated else ():
+        own = {name: value for name, value in before[sample_type].items() if name in names}
+        own |= stated.get(sample_type, {})
         inherited = _stacked(configs, files)
         changed = {name: value for name, value in own.items() if inherited.get(name) != value}
         _update(configs / files[-1], changed)
-        if layer == "nodule" and changed:
+        if sample_type == "nodule" and changed:
             _update_format(configs / "metadata.json", {**inherited, **changed})
 
 
@@ -114,13 +121,13 @@ def _take_weights(run: Path, models: Path) -> None:
 
 
 def _stated(models: Path) -> dict[str, dict[str, Any]]:
-    """By layer, what the sidecar of its weights states."""
+    """By sample type, what the sidecar of its weights states, by the ids of the configs."""
     stated = {}
     for sidecar in sorted(models.glob("*.json")):
-        facts = _read(sidecar)
-        if (layer := facts.get("layer")) not in _LAYERS:
+        facts = _read_sidecar(sidecar)
+        if (sample_type := facts.get("sample_type")) not in _SAMPLE_TYPES:
             continue
-        file, network = _LAYERS[layer][0], str(facts["network"])
+        file, network = _SAMPLE_TYPES[sample_type][0], str(facts["network"])
         if ".baselines." in network:
             raise InputError(
                 f"{sidecar}: weights of {network}, a method to compare with, which a bundle does not open by itself. "
@@ -128,30 +135,60 @@ def _stated(models: Path) -> dict[str, dict[str, Any]]:
             )
         if sidecar.stem != Path(file).stem:
             raise InputError(
-                f"{sidecar}: weights of layer {layer} are {file}, got {sidecar.stem}.pt. Rename both files."
+                f"{sidecar}: weights of sample_type {sample_type} are {file}, got {sidecar.stem}.pt. Rename both files."
             )
-        stated[layer] = {name: facts[name] for name in _STATED if name in facts} | facts.get("settings", {})
+        stated[sample_type] = {name: facts[name] for name in _STATED if name in facts} | _entries(facts["settings"])
     return stated
 
 
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    """A sidecar in the present names, whichever it has."""
+    facts = {"settings": {}, **_read(path)}
+    if "layer" in facts:
+        former = facts["settings"].items()
+        facts["settings"] = {_FORMER_SETTINGS[name]: value for name, value in former if name in _FORMER_SETTINGS}
+        facts["sample_type"] = facts.pop("layer")
+    return facts
+
+
 def _stacked(configs: Path, files: Sequence[str]) -> dict[str, Any]:
-    """Entries of configs, later ones on top."""
-    return {name: value for file in files for name, value in _read(configs / file).items()}
+    """Entries of configs by their ids, later ones on top."""
+    return {name: value for file in files for name, value in _entries(_read(configs / file)).items()}
+
+
+def _entries(content: Mapping[str, Any], parent: str = "") -> dict[str, Any]:
+    """Entries of a config by their ids, such as `network_def#channels`."""
+    entries: dict[str, Any] = {}
+    for name, value in content.items():
+        entries |= _entries(value, f"{parent}{name}#") if isinstance(value, dict) else {f"{parent}{name}": value}
+    return entries
 
 
 def _update(path: Path, entries: Mapping[str, Any]) -> None:
     if entries:
-        path.write_text(json.dumps({**_read(path), **entries}, indent=4) + "\n")
+        content = _read(path)
+        for name, value in entries.items():
+            _set(content, name, value)
+        path.write_text(json.dumps(content, indent=4) + "\n")
+
+
+def _set(content: dict[str, Any], name: str, value: Any) -> None:
+    """Sets an entry in its group where the file has that, else by its id."""
+    group, _, rest = name.partition("#")
+    if rest and isinstance(content.get(group), dict):
+        _set(content[group], rest, value)
+    else:
+        content[name] = value
 
 
 def _update_format(metadata: Path, config: Mapping[str, Any]) -> None:
     """States the inputs and outputs of the nodules' network."""
     facts = _read(metadata)
     inputs, outputs = (facts["network_data_format"][side] for side in ("inputs", "outputs"))
-    inputs["latent"]["num_channels"] = config["latent_dim"]
+    inputs["latent"]["num_channels"] = config["network_def#latent_dim"]
     inputs["category"]["value_range"] = [0, max(len(config["categories"]), 1) - 1]
-    outputs["pred"]["spatial_shape"] = [config["size"]] * config["spatial_dims"]
-    _update(metadata, facts)
+    outputs["pred"]["spatial_shape"] = [config["size"]] * 2
+    metadata.write_text(json.dumps(facts, indent=4) + "\n")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -36,8 +36,9 @@ train wcapsgan bundles/wcapsgan_bundle/configs/train.json nodules --max_epochs 2
 step "train wcapsgan_bundle: lungs, at 64 pixels and then grown to 256"
 lung_configs="['bundles/wcapsgan_bundle/configs/train.json','bundles/wcapsgan_bundle/configs/train_lung.json']"
 train wcapsgan "$lung_configs" lungs_64 --max_epochs 2 --epoch_length 60 --batch_size 8 --size 64 --spacing_mm 5.6 \
-    --channels 64 --widest 2 --critic_scales "[1]" --critic_depths "[0]"
-train wcapsgan "$lung_configs" lungs --start_from "$tour/lungs_64/model_lung.pt" --max_epochs 1 --val_interval 1 \
+    --network_def#channels 64 --network_def#max_width_multiplier 2 \
+    --critic_def#scales "[{'downsampling': 1, 'extra_convolutions': 0}]"
+train wcapsgan "$lung_configs" lungs --pretrained "$tour/lungs_64/model_lung.pt" --max_epochs 1 --val_interval 1 \
     --epoch_length 2 --batch_size 2
 
 step "the bundles with the weights just trained (the committed ones stay as they are)"

@@ -38,13 +38,13 @@ train_method() {  # METHOD BUNDLE CONFIG_FILES [OVERRIDES ...]
     if [ -n "$last" ]; then resume=(--resume_from "$last"); fi
     echo "$name: ${last:+goes on from $last, }log in $work/train.log"
     python -m monai.bundle run --config_file "$configs" --bundle_root "$bundle" --dataset_dir "$cohort" \
-        --output_dir "$work" --amp "${AMP:-True}" "$@" "${resume[@]}" >> "$work/train.log" 2>&1
+        --output_dir "$work" "$@" "${resume[@]}" >> "$work/train.log" 2>&1
     python scripts/store_weights.py "$work/model.pt" "$out/$name.pt"
 }
 
 segmentation() {
     local configs=bundles/lung_seg_bundle/configs
-    train_method "$1" lung_seg_bundle "['$configs/train.json','$configs/train_$1.json']" "${table_1_options[@]}"
+    train_method "$1" lung_seg_bundle "['$configs/train.json','$configs/train_$1.json']" --amp "${AMP:-True}" "${table_1_options[@]}"
 }
 
 # The minutes alone end a training: no patience, no last epoch.
@@ -53,7 +53,7 @@ generation() {  # METHOD MINUTES CONFIG_FILES ...
     shift 2
     files=$(printf ",'$configs/%s'" "$@")
     case $name in w_capsulegan) ;; *) files+=",'$configs/train_$name.json'" ;; esac
-    train_method "$method" wcapsgan_bundle "[${files:1}]" --weights_name model.pt \
+    train_method "$method" wcapsgan_bundle "[${files:1}]" --weights_name model.pt --amp "${AMP:-None}" \
         --max_minutes "$minutes" --max_epochs 1000000 --patience 1000000
 }
 

@@ -89,14 +89,14 @@ def write_generator_bundle(folder: Path, prefix: str) -> tuple[Path, Path]:
     at = "$'/'.join([str(@bundle_root), 'models', 'model.pt'])"
     own = {
         "bundle_root": ".",
-        "weights": at,
-        "sampler": {"_target_": f"{package}.sampling.NoduleSampler", "weights": "@weights"},
+        "ckpt_path": at,
+        "sampler": {"_target_": f"{package}.sampling.NoduleSampler", "weights": "@ckpt_path"},
     }
-    lungs = {"sampler": {"_target_": f"{package}.sampling.LungSampler", "weights": "@weights", "size": 256}}
+    lungs = {"sampler": {"_target_": f"{package}.sampling.LungSampler", "weights": "@ckpt_path", "size": 256}}
     configs = {
         "inference.json": own,
         "inference_lung.json": lungs,
-        "inference_gan.json": {"sampler": {"_target_": f"{package}.failing.Broken", "weights": "@weights"}},
+        "inference_gan.json": {"sampler": {"_target_": f"{package}.failing.Broken", "weights": "@ckpt_path"}},
         "inference_dcgan.json": {},
         "inference_wgan.json": {},
     }

@@ -13,6 +13,7 @@ from fake_bundles import write_fake_bundles, write_weights
 from fake_cohort import write_fake_cohort
 from generation_toys import write_toy_cohort
 from monai.bundle import ConfigParser
+from wcapsgan_toys import make_generator
 
 from evaluation.cohort_subsets import open_subset
 from evaluation.generation.reference import matched_requests
@@ -31,10 +32,9 @@ ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "bundles" / "wcapsgan_bundle"
 sys.path.insert(0, str(BUNDLE))
 
-from wcapsgan.categories import categories_of  # noqa: E402
+from wcapsgan.categories import CategoryRule as TrainingRule  # noqa: E402
 from wcapsgan.data import CohortSamples  # noqa: E402
-from wcapsgan.network import Generator  # noqa: E402
-from wcapsgan.weights import load_network  # noqa: E402
+from wcapsgan.weights import load_generator  # noqa: E402
 
 LEVELS = ("low", "middle", "high")
 MALIGNANCY = {"categories": list(LEVELS), "category_key": "malignancy", "category_edges": [2.5, 3.5]}
@@ -49,10 +49,10 @@ def rated(values: list) -> list[dict]:
 def test_training_and_use_have_one_rule() -> None:
     entries = rated([1.0, 2.4999, 2.5, 2.75, 3.5, 5, None])
     expected = ["low", "low", "middle", "middle", "high", "high"]
-    assert categories_of(entries, LEVELS, key="malignancy", edges=(2.5, 3.5)) == [*expected, None]
+    assert TrainingRule(LEVELS, key="malignancy", edges=(2.5, 3.5)).categories_of(entries) == [*expected, None]
     assert [entry["category"] for entry in RULE.relabelled(entries)] == [*expected, "unknown"]
     sources = [{"category": "solid", "source": name} for name in "ABC"]
-    assert categories_of(sources, "AB", key="source") == ["A", "B", None]
+    assert TrainingRule("AB", key="source").categories_of(sources) == ["A", "B", None]
     by_source = CategoryRule(names=("A", "B"), key="source").relabelled(sources)
     assert [entry["category"] for entry in by_source] == ["A", "B", "unknown"]
     assert {entry["category"] for entry in CategoryRule(names=()).relabelled(entries)} == {ANY}
@@ -72,7 +72,7 @@ def test_training_and_use_have_one_rule() -> None:
 )
 def test_what_makes_no_categories_is_named(entries, key, names, edges, message) -> None:
     with pytest.raises(ValueError, match=message):
-        categories_of(rated(entries), names, key=key, edges=edges)
+        TrainingRule(names, key=key, edges=edges).categories_of(rated(entries))
     with pytest.raises(InputError, match=message):
         CategoryRule(names=names, key=key, edges=edges).relabelled(rated(entries))
 
@@ -80,12 +80,13 @@ def test_what_makes_no_categories_is_named(entries, key, names, edges, message) 
 def test_mean_ratings_train_in_bins(tmp_path) -> None:
     np.savez(tmp_path / "a.npz", hu=np.zeros((1, 16, 16)), alpha=np.ones((1, 16, 16)), largest=0)
     data = [{**entry, "nodule": str(tmp_path / "a.npz")} for entry in rated([1.25, 2.75, 4.75, 5.0, None])]
-    shared = {"layer": "nodule", "size": 16, "category_key": "malignancy"}
-    samples = CohortSamples(data, categories=LEVELS, category_edges=[2.5, 3.5], **shared)
+    shared = {"sample_type": "nodule", "size": 16, "spacing_mm": 0.7}
+    rule = TrainingRule(LEVELS, key="malignancy", edges=[2.5, 3.5])
+    samples = CohortSamples(data, categories=rule, **shared)
     assert samples.category.tolist() == [0, 1, 2, 2]
-    assert len(CohortSamples(data, categories=[], **shared)) == 5, "one category takes all, rated or not"
+    assert len(CohortSamples(data, categories=TrainingRule([]), **shared)) == 5, "one category takes all, rated or not"
     with pytest.raises(ValueError, match=r"none of \['low'\].* or `category_edges` to make bins"):
-        CohortSamples(data, categories=["low"], **shared)
+        CohortSamples(data, categories=TrainingRule(["low"], key="malignancy"), **shared)
 
 
 def run_of(folder: Path, network: torch.nn.Module, /, *, file: str = "model.pt", **facts) -> Path:
@@ -106,11 +107,18 @@ def opened(folder: Path, **options):
     return open_bundle(folder, "wcapsgan", **options)
 
 
-def test_an_exported_generator_keeps_its_names_and_sizes(tmp_path) -> None:
-    tiny = {"latent_dim": 8, "size": 32, "channels": 4, "widest": 2}
-    flags = {"spatial_dims": 2, "flat_background": True, "zoomed": True, "edge_px": 0.8}
-    network = Generator(n_categories=3, **tiny, flat_background=True, zoomed=True, spacing_mm=0.7, edge_px=0.8)
-    run = run_of(tmp_path / "run", network, layer="nodule", settings=tiny | flags, **MALIGNANCY)
+@pytest.mark.parametrize("names", ["new", "former"])
+def test_an_exported_generator_keeps_its_names_and_sizes(names, tmp_path) -> None:
+    sizes = {"latent_dim": 8, "channels": 4, "max_width_multiplier": 2}
+    frame = {"use_canvas": True, "flat_background": True, "edge_px": 0.8}
+    network = make_generator(n_categories=3, size=32, **sizes, **frame)
+    former = {"latent_dim": 8, "size": 32, "channels": 4, "widest": 2, "spatial_dims": 2}
+    former |= {"flat_background": True, "zoomed": True, "edge_px": 0.8}
+    facts = {
+        "new": {"sample_type": "nodule", "settings": {"size": 32, "network_def": sizes, "frame": frame}},
+        "former": {"layer": "nodule", "settings": former},
+    }
+    run = run_of(tmp_path / "run", network, **facts[names], **MALIGNANCY)
     package_bundles(tmp_path / "out", weights=[f"wcapsgan={run}"])
     sampler = opened(tmp_path / "out")
     assert sampler.categories == LEVELS
@@ -128,18 +136,20 @@ def test_an_exported_generator_keeps_its_names_and_sizes(tmp_path) -> None:
 
 
 def test_an_unconditional_generator_and_large_lungs_are_exported(tmp_path) -> None:
-    flags = {"spatial_dims": 2, "flat_background": False, "zoomed": False, "edge_px": 0.0}
-    shape = {"latent_dim": 128, "size": 64, "channels": 2, "widest": 2}
+    frame = {"use_canvas": False, "flat_background": False, "edge_px": 0.0}
+    nodule = {"latent_dim": 128, "channels": 2, "max_width_multiplier": 2}
     nodules = run_of(
         tmp_path / "nodules",
-        Generator(n_categories=1, **shape),
-        layer="nodule",
-        settings=shape | flags,
+        make_generator(n_categories=1, size=64, **nodule),
+        sample_type="nodule",
+        settings={"size": 64, "network_def": nodule, "frame": frame},
         **UNCONDITIONAL,
     )
-    shape = {"latent_dim": 128, "size": 512, "channels": 1, "widest": 2}
-    facts = {"settings": shape | flags, **UNCONDITIONAL, "categories": ["normal"], "spacing_mm": 0.7}
-    lungs = run_of(tmp_path / "lungs", Generator(n_categories=1, **shape), file="model_lung.pt", layer="lung", **facts)
+    lung = {"latent_dim": 128, "channels": 1, "max_width_multiplier": 2}
+    facts = {"settings": {"size": 512, "network_def": lung, "frame": frame}, "spacing_mm": 0.7}
+    facts |= {**UNCONDITIONAL, "categories": ["normal"], "sample_type": "lung"}
+    network = make_generator(n_categories=1, size=512, **lung)
+    lungs = run_of(tmp_path / "lungs", network, file="model_lung.pt", **facts)
     package_bundles(tmp_path / "out", weights=[f"wcapsgan={nodules}", f"wcapsgan={lungs}"])
     assert opened(tmp_path / "out").categories == (ANY,)
     configs = ("inference.json", "inference_lung.json")
@@ -155,11 +165,19 @@ def test_an_export_of_the_shipped_weights_is_the_bundle(tmp_path) -> None:
 
 def test_weights_that_no_layer_opens_are_refused(tmp_path) -> None:
     network = "wcapsgan.baselines.plain.PlainGenerator"
-    run = run_of(tmp_path / "a", Generator(8, 3, 16, 4), layer="nodule", network=network, **MALIGNANCY)
+    run = run_of(
+        tmp_path / "a",
+        make_generator(latent_dim=8, n_categories=3, channels=4),
+        sample_type="nodule",
+        network=network,
+        **MALIGNANCY,
+    )
     with pytest.raises(InputError, match=r"PlainGenerator, a method to compare with.*evaluate\.py --weights"):
         package_bundles(tmp_path / "out", weights=[f"wcapsgan={run}"], overwrite=True)
-    run = run_of(tmp_path / "b", Generator(8, 3, 16, 4), layer="lung", **MALIGNANCY)
-    with pytest.raises(InputError, match=r"weights of layer lung are model_lung\.pt, got model\.pt"):
+    run = run_of(
+        tmp_path / "b", make_generator(latent_dim=8, n_categories=3, channels=4), sample_type="lung", **MALIGNANCY
+    )
+    with pytest.raises(InputError, match=r"weights of sample_type lung are model_lung\.pt, got model\.pt"):
         package_bundles(tmp_path / "out", weights=[f"wcapsgan={run}"], overwrite=True)
 
 
@@ -195,11 +213,11 @@ def test_weights_under_other_names_are_refused(tmp_path) -> None:
 
 
 def test_a_bundle_alone_refuses_other_names_too(tmp_path) -> None:
-    network = Generator(4, 3, 16, 4)
+    network = make_generator(n_categories=3, channels=4)
     run = run_of(tmp_path / "run", network, **MALIGNANCY)
-    load_network(network, run / "model.pt", categories=list(LEVELS))
+    load_generator(network, run / "model.pt", categories=list(LEVELS))
     with pytest.raises(ValueError, match=r"trained with the categories \['low', .* names \['a', 'b', 'c'\]"):
-        load_network(network, run / "model.pt", categories=["a", "b", "c"])
+        load_generator(network, run / "model.pt", categories=["a", "b", "c"])
 
 
 @pytest.fixture(scope="module", params=["unconditional", "malignancy"])
@@ -292,13 +310,16 @@ def test_lungs_of_512_pixels_start_from_the_shipped_ones() -> None:
     parser = ConfigParser()
     parser.read_config([str(BUNDLE / "configs" / name) for name in ("train.json", "train_lung.json")])
     weights = BUNDLE / "models" / "model_lung.pt"
-    recipe = {"size": 512, "spacing_mm": 0.7, "channels": 8, "widest": 16, "critic_scales": [8, 1]}
-    parser.update({**recipe, "start_from": str(weights), "device": "cpu"})
-    parser.get_parsed_content("start")
+    scales = [{"downsampling": 8, "extra_convolutions": 1}, {"downsampling": 1, "extra_convolutions": 0}]
+    recipe = {"size": 512, "spacing_mm": 0.7, "network_def#channels": 8, "network_def#max_width_multiplier": 16}
+    recipe |= {"critic_def#scales": scales, "pretrained": str(weights), "device": "cpu"}
+    parser.update(recipe)
+    parser.get_parsed_content("pretrained_weights")
     large, critic = parser.get_parsed_content("network"), parser.get_parsed_content("critic")
     config = resolved_config(ROOT / "bundles", "wcapsgan", configs=("inference.json", "inference_lung.json"))
-    same = {name: config[name] for name in ("latent_dim", "channels", "widest", "flat_background", "zoomed", "edge_px")}
-    small = load_network(Generator(n_categories=1, size=256, spacing_mm=1.4, **same), weights)
+    same = {name: config["network_def"][name] for name in ("latent_dim", "channels", "max_width_multiplier")}
+    same |= {name: config["frame"][name] for name in ("flat_background", "use_canvas", "edge_px")}
+    small = load_generator(make_generator(n_categories=1, size=256, spacing_mm=1.4, **same), weights)
     latent = torch.randn(1, 128, generator=torch.Generator().manual_seed(0))
     category, none = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
     with torch.no_grad():

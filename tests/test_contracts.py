@@ -145,8 +145,8 @@ def table_3(rated, slices, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("table_3")
     bundles = write_fake_bundles(folder / "bundles", "contract_slices")
     configs, package = bundles / "wcapsgan_bundle" / "configs", "contract_slices_wcapsgan"
-    making = {"_target_": f"{package}.slices.SliceSampler", "weights": "@weights", "size": 256}
-    (configs / "inference_slice.json").write_text(json.dumps({"weights": None, "sampler": making}))
+    making = {"_target_": f"{package}.slices.SliceSampler", "weights": "@ckpt_path", "size": 256}
+    (configs / "inference_slice.json").write_text(json.dumps({"ckpt_path": None, "sampler": making}))
     (configs / "inference_dcgan.json").write_text("{}")
     sampler = '"""Slices."""\nfrom .sampling import CATEGORIES, LungSampler\n\n\nclass SliceSampler(LungSampler):\n'
     sampler += "    spacing_mm, categories = 1.4, CATEGORIES\n"
@@ -828,9 +828,10 @@ def test_c15_2_the_same_seed_gives_the_same_slices_and_the_bundle_reads_them(rat
     root = ROOT / "bundles" / "wcapsgan_bundle"
     if str(root) not in sys.path:
         sys.path.append(str(root))
-    listing = {"_target_": "wcapsgan.data.load_datalist", "dataset_dir": str(slices), "layer": "slice"}
-    reading = {"_target_": "wcapsgan.data.CohortSamples", "data": "@listed", "layer": "slice", "size": 256}
-    config = ConfigParser({"listed": {**listing, "section": "training"}, "samples": reading})
+    listing = {"_target_": "wcapsgan.data.load_datalist", "dataset_dir": str(slices), "sample_type": "slice"}
+    reading = {"_target_": "wcapsgan.data.CohortSamples", "data": "@listed", "sample_type": "slice", "size": 256}
+    reading |= {"spacing_mm": 1.4, "categories": {"_target_": "wcapsgan.categories.CategoryRule", "names": []}}
+    config = ConfigParser({"listed": {**listing, "split": "training"}, "samples": reading})
     entries = json.loads((slices / "slices.json").read_text())["training"]
     assert len(config.get_parsed_content("samples")) == len(entries) > 0
 
@@ -903,8 +904,8 @@ def test_c14_3_what_the_experiment_writes(utility):
 
 def test_c14_4_generators_are_weights_of_wcapsgan():
     config = ConfigParser.load_config_file(ROOT / "bundles/wcapsgan_bundle/configs/inference.json")
-    assert config["network"]["weights"] == "@weights"
-    assert isinstance(config["weights"], str)
+    assert config["network"]["ckpt_path"] == "@ckpt_path"
+    assert isinstance(config["ckpt_path"], str)
 
 
 def test_pins_of_the_project_and_of_the_bundles_agree():

@@ -122,7 +122,7 @@ def test_the_bundle_learns_and_makes_slices_in_one_piece(settings, tmp_path):
     listed["validation"] = listed["test"]
     (folder / "slices.json").write_text(json.dumps(listed))
     files = ("train.json", "train_lung.json", "train_slice.json", "train_gan.json")
-    small = {"size": 16, "latent_dim": 8, "widths": [8, 8]}
+    small = {"size": 16, "network_def#latent_dim": 8, "network_def#widths": [8, 8]}
     workflow = ConfigWorkflow(
         config_file=[str(BUNDLE / "configs" / file) for file in files],
         meta_file=str(BUNDLE / "configs" / "metadata.json"),
@@ -136,8 +136,7 @@ def test_the_bundle_learns_and_makes_slices_in_one_piece(settings, tmp_path):
         max_epochs=1,
         epoch_length=2,
         val_interval=1,
-        critic_widths=[8, 8],
-        **small,
+        **{"critic_def#widths": [8, 8], **small},
     )
     sys.path.insert(0, str(BUNDLE))
     workflow.initialize()
@@ -153,7 +152,7 @@ def test_the_bundle_learns_and_makes_slices_in_one_piece(settings, tmp_path):
         "wcapsgan",
         configs=("inference.json", "inference_lung.json", "inference_slice.json", "inference_gan.json"),
         weights=tmp_path / "run" / "model.pt",
-        overrides={"weights": str(tmp_path / "run" / "model.pt"), **small},
+        overrides=small,
     )
     made = sampler([1, 2, 3], list(CATEGORIES), [None] * 3)
     assert sampler.categories == CATEGORIES

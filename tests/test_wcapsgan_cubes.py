@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,30 +10,29 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 from PIL import Image
-from wcapsgan_toys import ball, disc, write_cubes
+from wcapsgan_toys import BUNDLE, CATEGORIES, disc, make_generator, read_samples, sphere, write_cubes
 
-BUNDLE = Path(__file__).parents[1] / "bundles" / "wcapsgan_bundle"
 sys.path.insert(0, str(BUNDLE))
 
-from wcapsgan.augment import AugmentationRange, augment  # noqa: E402
-from wcapsgan.critic import MultiScaleCritic  # noqa: E402
-from wcapsgan.data import CohortSamples, load_datalist  # noqa: E402
-from wcapsgan.distance import sliced_wasserstein  # noqa: E402
-from wcapsgan.inferer import Sampler  # noqa: E402
-from wcapsgan.kinds import layer_of  # noqa: E402
-from wcapsgan.latents import seeded_generator  # noqa: E402
-from wcapsgan.losses import mask_diameter_mm  # noqa: E402
-from wcapsgan.montage import montage  # noqa: E402
-from wcapsgan.network import Generator  # noqa: E402
-from wcapsgan.precision import on_device  # noqa: E402
-from wcapsgan.weights import load_network  # noqa: E402
+from wcapsgan.augment import AugmentationRange, augment
+from wcapsgan.categories import CategoryRule
+from wcapsgan.channels_last import on_device
+from wcapsgan.critic import MultiScaleCritic
+from wcapsgan.data import load_datalist
+from wcapsgan.diameters import mask_diameter_mm
+from wcapsgan.latents import seeded_generator
+from wcapsgan.metrics import pyramid_distance
+from wcapsgan.montage import montage
+from wcapsgan.sample_types import sample_type_of
+from wcapsgan.sampler import Sampler
+from wcapsgan.weights import load_generator
 
-CATEGORIES = ["ground_glass", "solid"]
-TINY = {"size": 16, "spacing_mm": 1.4, "channels": 4, "latent_dim": 4}
-
-
-def tiny_generator(**settings) -> Generator:
-    return Generator(4, 2, 16, 4, zoomed=True, flat_background=True, spacing_mm=1.4, spatial_dims=3, **settings)
+TINY = {"size": 16, "spacing_mm": 1.4}
+TINY_NETWORK = {"network_def#channels": 4, "network_def#latent_dim": 4}
+tiny_generator = partial(
+    make_generator, channels=4, use_canvas=True, flat_background=True, spacing_mm=1.4, spatial_dims=3
+)
+read_cubes = partial(read_samples, rule=CategoryRule([]), sample_type="cube")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def cohort(tmp_path_factory) -> Path:
     return write_cubes(tmp_path_factory.mktemp("cubes"), ["ground_glass", "solid", "solid", "unknown"])
 
 
-def run(configs: list[str], **overrides) -> None:
+def run(configs: list[str], *, network: dict = TINY_NETWORK, **overrides) -> None:
     workflow = ConfigWorkflow(
         config_file=[str(BUNDLE / "configs" / f"{name}.json") for name in configs],
         meta_file=str(BUNDLE / "configs" / "metadata.json"),
@@ -49,25 +49,24 @@ def run(configs: list[str], **overrides) -> None:
         bundle_root=str(BUNDLE),
         categories=CATEGORIES,
         device="cpu",
-        **TINY,
-        **overrides,
+        **{**TINY, **network, **overrides},
     )
     workflow.initialize()
     workflow.run()
 
 
-def test_a_ball_comes_back_with_its_diameter(cohort) -> None:
-    samples = CohortSamples(load_datalist(cohort, "cube", "training"), layer="cube", size=32, spacing_mm=0.7)
+def test_a_sphere_comes_back_with_its_diameter(cohort) -> None:
+    samples = read_cubes(cohort, size=32, spacing_mm=0.7)
     expected = torch.tensor([0.3 + 0.05 * i for i in range(4)]) * 32 * 0.7
     torch.testing.assert_close(samples.diameter_mm, expected, atol=0.3, rtol=0)
-    halved = CohortSamples(load_datalist(cohort, "cube", "training"), layer="cube", size=16, spacing_mm=1.4)
+    halved = read_cubes(cohort, size=16, spacing_mm=1.4)
     assert halved.take(torch.tensor([0])).samples.shape == (1, 2, 16, 16, 16)
     torch.testing.assert_close(halved.diameter_mm, expected, atol=0.6, rtol=0)
     torch.testing.assert_close(halved.hu[0, 8, 8, 8], torch.tensor(-500, dtype=torch.int16))
 
 
 def test_the_diameter_of_a_soft_mask_is_that_of_its_axes() -> None:
-    cubes = torch.from_numpy(np.stack([ball(20, 32), ball(0, 32)])).float()
+    cubes = torch.from_numpy(np.stack([sphere(20, 32), sphere(0, 32)])).float()
     diameter = mask_diameter_mm(cubes, 1.4)
     assert float(diameter[0]) == pytest.approx(28, abs=0.5)
     assert float(diameter[1]) < 0.4
@@ -75,17 +74,19 @@ def test_the_diameter_of_a_soft_mask_is_that_of_its_axes() -> None:
     assert float(mask_diameter_mm(slices, 1.4)) == pytest.approx(28, abs=0.5)
 
 
-def test_cubes_of_another_grid_and_unknown_layers_are_named(cohort) -> None:
+def test_cubes_of_another_grid_and_unknown_sample_types_are_named(cohort) -> None:
     with pytest.raises(ValueError, match=r"expected cubes of 64 x 64 x 64 pixels or a multiple, got 32 x 32 x 32"):
-        CohortSamples(load_datalist(cohort, "cube", "training"), layer="cube", size=64)
+        read_cubes(cohort, size=64)
     with pytest.raises(ValueError, match=r"'test', got none.*cover 44\.8 mm"):
-        load_datalist(cohort, "cube", "test")
-    with pytest.raises(ValueError, match=r"layer must be one of \['nodule', 'cube', 'lung', 'slice'\], got 'ball'"):
-        layer_of("ball")
+        load_datalist(cohort, sample_type="cube", split="test")
+    with pytest.raises(
+        ValueError, match=r"sample_type must be one of \['nodule', 'cube', 'lung', 'slice'\], got 'ball'"
+    ):
+        sample_type_of("ball")
 
 
 def test_the_mask_moves_with_its_image_in_all_axes() -> None:
-    mask = torch.from_numpy(ball(6, 16)).float().roll((3, 2, 1), dims=(0, 1, 2)).expand(8, 16, 16, 16)
+    mask = torch.from_numpy(sphere(6, 16)).float().roll((3, 2, 1), dims=(0, 1, 2)).expand(8, 16, 16, 16)
     x = torch.stack([mask * 2 - 1, mask], dim=1)
     moves = AugmentationRange(brightness=0, contrast=0, translation=0.125, rotation_deg=10, zoom=0.1)
     moved = augment(x, moves.draw(seeded_generator(0), x.shape))
@@ -96,10 +97,10 @@ def test_the_mask_moves_with_its_image_in_all_axes() -> None:
 
 def test_distance_of_cubes_tells_a_stretch_along_the_slices() -> None:
     real = torch.randn(6, 2, 16, 16, 16, generator=seeded_generator(1))
-    assert sliced_wasserstein(real, real)["swd"] == 0
+    assert pyramid_distance(real, real)["swd"] == 0
     stretched = real[:, :, torch.arange(16) // 2 + 4]
     alike = torch.randn(6, 2, 16, 16, 16, generator=seeded_generator(2))
-    assert sliced_wasserstein(real, stretched)["swd"] > 1.2 * sliced_wasserstein(real, alike)["swd"] > 0
+    assert pyramid_distance(real, stretched)["swd"] > 1.2 * pyramid_distance(real, alike)["swd"] > 0
 
 
 def test_a_picture_of_a_cube_shows_its_three_middle_planes_with_the_head_up() -> None:
@@ -116,9 +117,11 @@ def test_a_picture_of_a_cube_shows_its_three_middle_planes_with_the_head_up() ->
 
 
 def test_networks_of_either_kind_are_the_same_after_moving() -> None:
+    sizes = {"n_categories": 2, "size": 16, "channels": 4, "spacing_mm": 1.4}
+    sizes["scales"] = [{"downsampling": 1, "extra_convolutions": 0}]
     for dims in (2, 3):
         torch.manual_seed(0)
-        critic = MultiScaleCritic(2, 16, 4, spatial_dims=dims).eval()
+        critic = MultiScaleCritic(**sizes, spatial_dims=dims).eval()
         x, category, diameter = torch.randn(2, 2, *[16] * dims), torch.arange(2), torch.tensor([6.0, 9.0])
         before = critic(x, category, diameter)
         moved = on_device(critic, "cpu")
@@ -131,7 +134,9 @@ def test_one_seed_makes_one_cube_in_any_company() -> None:
     torch.manual_seed(0)
     network = tiny_generator()
     network.diameter_quantiles.copy_(torch.linspace(6, 10, 101).expand(2, 101))
-    sampler = Sampler(network, layer="cube", categories=CATEGORIES, spacing_mm=1.4, network_batch_size=2)
+    sampler = Sampler(
+        network, sample_type="cube", categories=CATEGORIES, spacing_mm=1.4, edge_px=0.0, network_batch_size=2
+    )
     together = sampler([1, 2, 3], ["solid"] * 3, [None, 8.0, None])
     alone = sampler([2], ["solid"], [8.0])
     assert together["hu"].shape == together["alpha"].shape == (3, 16, 16, 16)
@@ -147,14 +152,13 @@ def test_one_seed_makes_one_cube_in_any_company() -> None:
 def test_resumed_training_of_cubes_equals_uninterrupted_training(cohort, tmp_path) -> None:
     settings = {
         "dataset_dir": str(cohort),
-        "critic_channels": 4,
-        "critic_scales": [1],
-        "critic_depths": [1],
+        "critic_def#channels": 4,
+        "critic_def#scales": [{"downsampling": 1, "extra_convolutions": 1}],
         "epoch_length": 2,
         "batch_size": 2,
         "val_interval": 1,
     }
-    overlay, state = ["train", "train_cube"], "resume_checkpoint_epoch={}.pt"
+    overlay, state = ["train", "train_cube"], "resume_{}.pt"
     run(overlay, output_dir=str(tmp_path / "whole"), max_epochs=2, **settings)
     run(overlay, output_dir=str(tmp_path / "parts"), max_epochs=1, **settings)
     torch.rand(7)  # noise between the two
@@ -165,27 +169,27 @@ def test_resumed_training_of_cubes_equals_uninterrupted_training(cohort, tmp_pat
         for key, value in whole[part].items():
             assert torch.equal(value, resumed[part][key]), (part, key)
     sidecar = json.loads((tmp_path / "parts" / "model_cube.json").read_text())
-    assert sidecar["layer"] == "cube"
+    assert sidecar["sample_type"] == "cube"
     assert "swd" in sidecar["validation"]
     assert (tmp_path / "parts" / "samples" / "epoch_0002.png").is_file()
-    assert float(load_network(tiny_generator(), tmp_path / "parts" / "model_cube.pt").diameter_quantiles.min()) > 5
+    assert float(load_generator(tiny_generator(), tmp_path / "parts" / "model_cube.pt").diameter_quantiles.min()) > 5
 
 
 def test_methods_without_cubes_say_so(cohort, tmp_path) -> None:
     settings = {"dataset_dir": str(cohort), "output_dir": str(tmp_path), "max_epochs": 1}
     with pytest.raises(RuntimeError) as refused:
-        run(["train", "train_cube", "train_gan"], **settings)
+        run(["train", "train_cube", "train_gan"], network={"network_def#widths": [8]}, **settings)
     causes = [refused.value]
     while causes[-1].__cause__:
         causes.append(causes[-1].__cause__)
-    assert "PlainGenerator makes samples of 2 dimensions, those of layer 'cube' have 3" in str(causes[-1])
+    assert "PlainGenerator makes samples of 2 dimensions, those of sample_type 'cube' have 3" in str(causes[-1])
     assert not list(tmp_path.iterdir())
 
 
 def test_inference_writes_cubes(tmp_path) -> None:
     torch.save(tiny_generator().state_dict(), tmp_path / "model_cube.pt")
     weights = str(tmp_path / "model_cube.pt")
-    run(["inference", "inference_cube"], output_dir=str(tmp_path), weights=weights, count=3, first_seed=5)
+    run(["inference", "inference_cube"], output_dir=str(tmp_path), ckpt_path=weights, count=3, first_seed=5)
     with np.load(tmp_path / "samples.npz") as samples:
         assert sorted(samples) == ["alpha", "category", "diameter_mm", "hu", "seed"]
         assert samples["hu"].shape == samples["alpha"].shape == (3, 16, 16, 16)

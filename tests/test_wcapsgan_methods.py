@@ -11,40 +11,42 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import trainings
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
-from wcapsgan_toys import disc
+from monai.engines import Evaluator
+from wcapsgan_toys import BUNDLE, CATEGORIES, ONE_CRITIC, disc, read_samples
 
 from lungsynth.bundles import open_bundle
 
-ROOT = Path(__file__).parents[1]
-BUNDLE = ROOT / "bundles" / "wcapsgan_bundle"
-CONFIGS = BUNDLE / "configs"
 sys.path.insert(0, str(BUNDLE))
 
-from wcapsgan.baselines.biggan import BigGanCritic, BigGanGenerator  # noqa: E402
-from wcapsgan.baselines.capsulegan import CapsuleDiscriminator  # noqa: E402
-from wcapsgan.baselines.dcgan import DcganCritic, DcganGenerator  # noqa: E402
-from wcapsgan.baselines.plain import PlainDiscriminator, PlainGenerator  # noqa: E402
-from wcapsgan.budget import TimeBudget  # noqa: E402
-from wcapsgan.data import CohortSamples, load_datalist  # noqa: E402
-from wcapsgan.latents import seeded_generator  # noqa: E402
-from wcapsgan.losses import gradient_penalty  # noqa: E402
-from wcapsgan.objectives import Hinge, Margin, NonSaturating, Wasserstein  # noqa: E402
-from wcapsgan.processes import join_processes, leave_processes  # noqa: E402
-from wcapsgan.provenance import file_sha256  # noqa: E402
-from wcapsgan.standing import StandingStatistics  # noqa: E402
-from wcapsgan.trainer import COLLAPSED  # noqa: E402
-from wcapsgan.validation import KeptWeights  # noqa: E402
+from wcapsgan.baselines.biggan import BigGanCritic, BigGanGenerator
+from wcapsgan.baselines.capsulegan import CapsuleDiscriminator
+from wcapsgan.baselines.dcgan import DcganCritic, DcganGenerator
+from wcapsgan.baselines.plain import PlainDiscriminator, PlainGenerator
+from wcapsgan.batch_norm import StandingStatistics
+from wcapsgan.budget import TimeBudget
+from wcapsgan.categories import CategoryRule
+from wcapsgan.common.best_weights import BestWeights
+from wcapsgan.common.processes import join_processes, leave_processes
+from wcapsgan.common.provenance import file_sha256
+from wcapsgan.latents import seeded_generator
+from wcapsgan.losses import gradient_penalty
+from wcapsgan.objectives import Hinge, Margin, NonSaturating, Wasserstein
+from wcapsgan.trainer import COLLAPSED
 
+ROOT = Path(__file__).parents[1]
+CONFIGS = BUNDLE / "configs"
 METHODS = ("gan", "dcgan", "wgan", "biggan", "capsulenets")
-CATEGORIES = ["ground_glass", "solid"]
+NARROW = {"network_def#width": 8, "critic_def#width": 8}
 TINY = {
-    "gan": {"widths": [8, 8], "critic_widths": [8, 8]},
-    "dcgan": {"width": 8, "critic_width": 8},
-    "wgan": {"width": 8, "critic_width": 8, "n_critic": 2},
-    "biggan": {"width": 8, "critic_width": 8},
-    "capsulenets": {"width": 8, "critic_width": 8},
+    "": {"network_def#channels": 8, "critic_def#channels": 4, **ONE_CRITIC},
+    "gan": {"network_def#widths": [8, 8], "critic_def#widths": [8, 8]},
+    "dcgan": NARROW,
+    "wgan": {**NARROW, "train#critic_schedule#n_critic": 2},
+    "biggan": NARROW,
+    "capsulenets": NARROW,
 }
 
 
@@ -81,31 +83,29 @@ def ovals(tmp_path_factory) -> Path:
     return folder
 
 
-def open_training(name: str, cohort: Path, output: Path, **settings: Any) -> ConfigWorkflow:
-    files = [CONFIGS / "train.json", *([CONFIGS / f"train_{name}.json"] if name in METHODS else [])]
-    defaults = {"max_epochs": 2, "epoch_length": 2, "batch_size": 4, "val_interval": 1, "size": 16, "latent_dim": 8}
-    defaults |= {"critic_scales": [1], "critic_depths": [0]}
-    workflow = ConfigWorkflow(
-        config_file=[str(file) for file in files],
-        meta_file=str(CONFIGS / "metadata.json"),
-        logging_file=False,
-        workflow_type="train",
-        bundle_root=str(BUNDLE),
-        dataset_dir=str(cohort),
-        output_dir=str(output),
-        categories=CATEGORIES,
-        device="cpu",
-        **{**defaults, **TINY.get(name, {"channels": 8, "critic_channels": 4}), **settings},
-    )
+def open_training(name: str, cohort: Path, output: Path, *overlays: str, **settings: Any) -> ConfigWorkflow:
+    """The tiny training of a method, or without a name of the W-CapsuleGAN."""
+    files = [f"train_{name}.json"] if name else []
+    sizes = {"max_epochs": 2, "epoch_length": 2, "batch_size": 4, "val_interval": 1, "size": 16}
+    tiny = {**sizes, "network_def#latent_dim": 8, "categories": CATEGORIES, **TINY[name]}
+    workflow = trainings.open_training(BUNDLE, cohort, output, *files, *overlays, **{**tiny, **settings})
     workflow.initialize()
     return workflow
+
+
+def steps_of(workflow: ConfigWorkflow) -> list[dict[str, float]]:
+    """Runs a training as it is configured and returns what each of its steps gave."""
+    trainer, outputs = workflow.parser.get_parsed_content("train#trainer"), []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: outputs.append(engine.state.output))
+    trainer.run()
+    return outputs
 
 
 def train(name: str, cohort: Path, output: Path, **settings: Any) -> dict[str, Any]:
     workflow = open_training(name, cohort, output, **settings)
     workflow.run()
     epoch = workflow.parser.get_parsed_content("train#trainer").state.epoch
-    return torch.load(output / f"resume_checkpoint_epoch={epoch}.pt", weights_only=True)
+    return torch.load(output / f"resume_{epoch}.pt", weights_only=True)
 
 
 def assert_equal_states(one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -125,7 +125,7 @@ def test_objectives_are_those_of_the_papers() -> None:
     assert float(Hinge().generator_loss(fake)) == pytest.approx(-0.225)
     assert float(Margin().critic_loss(real, fake)) == pytest.approx(0.1**2 / 2 + 0.5 * 0.3**2 / 2)
     assert float(Margin().generator_loss(fake)) == pytest.approx((0.85**2 + 0.5**2) / 2)
-    assert float(Wasserstein(drift=0).critic_loss(real, fake)) == pytest.approx(0.225 - 0.875)
+    assert float(Wasserstein(drift_weight=0).critic_loss(real, fake)) == pytest.approx(0.225 - 0.875)
     assert not any(objective.penalty_interval for objective in (NonSaturating(), Hinge(), Margin()))
     with pytest.raises(ValueError, match="at least 1 critic step, got 0"):
         Wasserstein(penalty_interval=0)
@@ -134,48 +134,48 @@ def test_objectives_are_those_of_the_papers() -> None:
 def test_lazy_penalty_counts_as_often_as_it_is_left_out(cohort, tmp_path) -> None:
     penalties: dict[int, list[float]] = {}
     for interval in (1, 3):
-        workflow = open_training("", cohort, tmp_path, penalty_interval=interval)
-        trainer = workflow.parser.get_parsed_content("train#trainer")
-        calls, penalties[interval] = [], []
-        trainer.critic.register_forward_hook(lambda *_, t=trainer, c=calls: c.append(t.state.iteration))
-        for iteration in range(1, 6):
-            trainer.state.iteration = iteration
-            penalties[interval].append(trainer._iteration(trainer, None)["gradient_penalty"])
+        settings = {"max_epochs": 1, "epoch_length": 5, "val_interval": 9}
+        settings["train#objective#penalty_interval"] = interval
+        workflow = open_training("", cohort, tmp_path, **settings)
+        trainer, calls = workflow.parser.get_parsed_content("train#trainer"), []
+        workflow.parser.get_parsed_content("critic").register_forward_hook(
+            lambda *_, t=trainer, c=calls: c.append(t.state.iteration)
+        )
+        penalties[interval] = [step["gradient_penalty"] for step in steps_of(workflow)]
         assert [calls.count(iteration) for iteration in range(1, 6)] == ([3] * 5 if interval == 1 else [3, 2, 2, 3, 2])
     assert penalties[3][0] == pytest.approx(3 * penalties[1][0])
     assert [penalty > 0 for penalty in penalties[3]] == [True, False, False, True, False]
 
 
-def test_shared_forward_gives_what_the_same_draws_give(cohort, tmp_path) -> None:
-    trainer = open_training("", cohort, tmp_path, shared_forward=True).parser.get_parsed_content("train#trainer")
-    made = []
-    generate = trainer._generate
-    trainer._generate = lambda draws, learning: made.append(generate(draws, learning=learning)) or made[-1]
-    trainer.state.iteration = 1
-    trainer._iteration(trainer, None)
-    assert len(made) == 1
-    assert made[0].samples.requires_grad
-    trainer.shared_forward, trainer.state.iteration = False, 2
-    trainer._iteration(trainer, None)
-    assert [samples.samples.requires_grad for samples in made[1:]] == [False, True]
+@pytest.mark.parametrize(("shared", "learning"), [(True, [True]), (False, [False, True])])
+def test_shared_forward_spares_a_pass_through_the_generator(shared: bool, learning: list[bool], cohort, tmp_path):
+    settings = {"max_epochs": 1, "epoch_length": 1, "val_interval": 9, "train#critic_schedule#shared_forward": shared}
+    workflow, passes = open_training("", cohort, tmp_path, **settings), []
+    workflow.parser.get_parsed_content("network").register_forward_hook(
+        lambda network, arguments, samples: passes.append(samples.requires_grad)
+    )
+    steps_of(workflow)
+    assert passes == learning
 
 
 # ---------------------------------------------------------------- networks
 def generators(size: int, n_categories: int) -> list[torch.nn.Module]:
+    shape = {"latent_dim": 12, "n_categories": n_categories, "size": size}
     return [
-        PlainGenerator(12, n_categories, size, widths=(6, 6), pixels=16),
-        DcganGenerator(12, n_categories, size, width=8),
-        BigGanGenerator(12, n_categories, size, width=8),
+        PlainGenerator(**shape, widths=(6, 6), pixels=16),
+        DcganGenerator(**shape, width=8),
+        BigGanGenerator(**shape, width=8),
     ]
 
 
 def critics(size: int, n_categories: int) -> list[torch.nn.Module]:
+    shape = {"n_categories": n_categories, "size": size}
     return [
-        PlainDiscriminator(n_categories, size, widths=(6, 6), pixels=16),
-        DcganCritic(n_categories, size, width=8, batch_norm=True),
-        DcganCritic(n_categories, size, width=8, batch_norm=False),
-        BigGanCritic(n_categories, size, width=8),
-        CapsuleDiscriminator(n_categories, size, width=8),
+        PlainDiscriminator(**shape, widths=(6, 6), pixels=16),
+        DcganCritic(**shape, width=8, batch_norm=True),
+        DcganCritic(**shape, width=8, batch_norm=False),
+        BigGanCritic(**shape, width=8),
+        CapsuleDiscriminator(**shape, width=8),
     ]
 
 
@@ -202,14 +202,14 @@ def test_networks_have_the_interface_and_each_weight_a_gradient(size: int, n_cat
 
 def test_capsule_lengths_are_probabilities_and_move() -> None:
     torch.manual_seed(0)
-    discriminator = CapsuleDiscriminator(2, 32, width=32)
+    discriminator = CapsuleDiscriminator(n_categories=2, size=32, width=32)
     lengths = discriminator(torch.randn(8, 2, 32, 32), torch.arange(8) % 2, torch.ones(8)).detach()
     assert float(lengths.min()) > 0.01
     assert float(lengths.max()) < 1
 
 
 def test_spectral_norm_bounds_the_layers() -> None:
-    critic = BigGanCritic(2, 16, width=8)
+    critic = BigGanCritic(n_categories=2, size=16, width=8)
     with torch.no_grad():
         for p in critic.parameters():
             p.mul_(30)
@@ -220,7 +220,7 @@ def test_spectral_norm_bounds_the_layers() -> None:
 
 
 def test_penalty_reaches_every_weight_of_the_wgan_critic() -> None:
-    critic = DcganCritic(2, 16, width=8, batch_norm=False)
+    critic = DcganCritic(n_categories=2, size=16, width=8, batch_norm=False)
     x, conditions = torch.randn(2, 3, 2, 16, 16), (torch.arange(3) % 2, torch.ones(3))
     gradient_penalty(critic, x[0], x[1], conditions, torch.rand(3)).backward()
     assert all(p.grad.abs().sum() > 0 for name, p in critic.named_parameters() if name.endswith("weight"))
@@ -228,15 +228,15 @@ def test_penalty_reaches_every_weight_of_the_wgan_critic() -> None:
 
 def test_sizes_that_cannot_be_reached_are_refused() -> None:
     with pytest.raises(ValueError, match=r"multiple of pixels \(64\) or smaller, got 96"):
-        PlainGenerator(8, 1, 96)
+        PlainGenerator(latent_dim=8, n_categories=1, size=96)
     with pytest.raises(ValueError, match=r"latent_dim must be at least 5 for a size of 64, got 4"):
-        BigGanGenerator(4, 1, 64, width=16)
+        BigGanGenerator(latent_dim=4, n_categories=1, size=64, width=16)
 
 
 def test_standing_statistics_are_those_of_the_network_itself(cohort) -> None:
-    samples = CohortSamples(load_datalist(cohort, "nodule", "training"), layer="nodule", size=16, categories=CATEGORIES)
+    samples = read_samples(cohort, CategoryRule(CATEGORIES))
     torch.manual_seed(0)
-    generator = DcganGenerator(8, 2, 16, width=8)
+    generator = DcganGenerator(latent_dim=8, n_categories=2, size=16, width=8)
     standing = StandingStatistics(generator, dataset=samples, batch_size=64, batches=4)
     seen = []
     generator.layers[0].register_forward_hook(lambda layer, args, out: seen.append(out.detach()))
@@ -256,20 +256,20 @@ def test_a_method_trains_resumes_and_samples(name: str, cohort, tmp_path) -> Non
     whole = train(name, cohort, tmp_path / "whole")
     train(name, cohort, tmp_path / "parts", max_epochs=1)
     torch.rand(7)  # noise between the two
-    resume = str(tmp_path / "parts" / "resume_checkpoint_epoch=1.pt")
+    resume = str(tmp_path / "parts" / "resume_1.pt")
     resumed = train(name, cohort, tmp_path / "parts", resume_from=resume)
     assert_equal_states(whole, resumed)
     assert resumed["clock"]["minutes"] >= 0
     sidecar = json.loads((tmp_path / "whole" / "model.json").read_text())
     assert sidecar["train_minutes"] >= 0
     assert "swd" in sidecar["validation"]
-    tiny = {key: value for key, value in TINY[name].items() if key in ("width", "widths")}
+    tiny = {key: value for key, value in TINY[name].items() if key.startswith("network_def")}
     sampler = open_bundle(
         ROOT / "bundles",
         "wcapsgan",
         configs=("inference.json", f"inference_{name}.json"),
         weights=tmp_path / "whole" / "model.pt",
-        overrides={"size": 16, "latent_dim": 8, "categories": CATEGORIES, "network_batch_size": 4, **tiny},
+        overrides={"size": 16, "categories": CATEGORIES, "network_batch_size": 4, "network_def#latent_dim": 8, **tiny},
     )
     assert type(sampler.network).__name__ == sidecar["network"].split(".")[-1]
     seeds, names, asked = list(range(6)), CATEGORIES * 3, [None, 5.0] * 3
@@ -300,8 +300,8 @@ def test_overlays_fit_lungs_and_stay_small(name: str) -> None:
     train_config, inference_config = (
         json.loads((CONFIGS / f"{kind}_{name}.json").read_text()) for kind in ("train", "inference")
     )
-    for key in ("width", "widths"):
-        assert train_config.get(key) == inference_config.get(key)
+    same = {key for key in train_config["network_def"] if key != "_desc_"}
+    assert all(train_config["network_def"][key] == inference_config["network_def"][key] for key in same)
     assert parser.get_parsed_content("sidecar#network") == train_config["network_def"]["_target_"]
 
 
@@ -353,7 +353,7 @@ def test_the_last_weights_are_kept_with_their_own_figures(epochs: int, interval:
 
 @pytest.mark.parametrize("keep", ["last", "best"])
 def test_a_budget_that_ends_before_a_validation_leaves_weights_and_figures(keep: str, cohort, tmp_path) -> None:
-    train("", cohort, tmp_path, keep=keep, max_epochs=50, val_interval=40, max_minutes=1e-9)
+    train("", cohort, tmp_path, max_epochs=50, val_interval=40, max_minutes=1e-9, **{"best_weights#keep": keep})
     _, sidecar = kept_of(tmp_path)
     assert sidecar["epochs"] == 1
     assert "swd" in sidecar["validation"]
@@ -362,16 +362,16 @@ def test_a_budget_that_ends_before_a_validation_leaves_weights_and_figures(keep:
 @pytest.mark.parametrize("keep", ["last", "best"])
 def test_a_training_that_goes_on_keeps_what_one_without_a_stop_keeps(keep: str, cohort, tmp_path) -> None:
     """Also where the stop was validated though the training without it was not."""
-    settings = {"keep": keep, "val_interval": 2}
+    settings = {"best_weights#keep": keep, "val_interval": 2}
     whole = train("", cohort, tmp_path / "whole", max_epochs=5, **settings)
     for stop in (1, 3):
         parts = tmp_path / f"parts{stop}"
         train("", cohort, parts, max_epochs=stop, **settings)
         kept_of(parts)
-        resume = str(parts / f"resume_checkpoint_epoch={stop}.pt")
+        resume = str(parts / f"resume_{stop}.pt")
         resumed = train("", cohort, parts, max_epochs=5, resume_from=resume, **settings)
         assert_equal_states(whole, resumed)
-        assert resumed["best"] == whole["best"]
+        assert resumed["best_weights"] == whole["best_weights"]
         (one, of_one), (other, of_other) = kept_of(tmp_path / "whole"), kept_of(parts)
         assert all(torch.equal(value, other[key]) for key, value in one.items())
         assert of_one["epochs"] == of_other["epochs"]
@@ -380,7 +380,7 @@ def test_a_training_that_goes_on_keeps_what_one_without_a_stop_keeps(keep: str, 
 
 def test_weights_and_figures_can_be_had_of_a_resume_file(cohort, tmp_path) -> None:
     ended = train("", cohort, tmp_path / "training", max_epochs=2)
-    resume = str(tmp_path / "training" / "resume_checkpoint_epoch=2.pt")
+    resume = str(tmp_path / "training" / "resume_2.pt")
     open_training("", cohort, tmp_path / "taken", max_epochs=2, resume_from=resume).run()
     state, sidecar = kept_of(tmp_path / "taken")
     assert all(torch.equal(value, ended["ema"][f"module.{key}"]) for key, value in state.items())
@@ -388,39 +388,48 @@ def test_weights_and_figures_can_be_had_of_a_resume_file(cohort, tmp_path) -> No
     assert "swd" in sidecar["validation"]
 
 
+class Validation(Evaluator):
+    """An evaluator that does nothing."""
+
+    def _iteration(self, engine: Engine, batchdata: Any) -> dict[str, Any]:
+        return {}
+
+
 def kept_weights(output: Path, keep: str, metrics: list[float], *, patience: int) -> tuple[list[float], int]:
     """The metrics whose weights were written, and the epoch in which the training ended."""
     network, written = torch.nn.Linear(1, 1), []
-    state = SimpleNamespace(epoch=0, metrics={}, key_metric_name="key")
-    kept = KeptWeights(
-        output / "model.pt", network=network, evaluator=SimpleNamespace(state=state), patience=patience, keep=keep
-    )
-    kept._save = lambda: written.append(state.metrics["key"])
-    trainer = Engine(lambda engine, batch: None)
+    trainer, evaluator = Engine(lambda engine, batch: None), Validation("cpu", [0], decollate=False)
+    settings = {"metric": "swd", "better": "lower", "patience": patience, "keep": keep}
+    BestWeights(output / "model.pt", network=network, **settings).attach(trainer, evaluator)
+
+    @evaluator.on(Events.EPOCH_COMPLETED)
+    def measure(engine: Engine) -> None:
+        engine.state.metrics = {"swd": metrics[trainer.state.epoch - 1]}
 
     @trainer.on(Events.EPOCH_COMPLETED)
     def validate(engine: Engine) -> None:
-        state.epoch, state.metrics = engine.state.epoch, {"key": metrics[engine.state.epoch - 1]}
+        torch.nn.init.constant_(network.weight, engine.state.epoch)
+        evaluator.run(engine.state.epoch)
+        if torch.load(output / "model.pt", weights_only=True)["weight"] == engine.state.epoch:
+            written.append(metrics[engine.state.epoch - 1])
 
-    kept.attach(trainer)
     trainer.run([0], max_epochs=len(metrics))
     return written, trainer.state.epoch
 
 
 def test_patience_follows_the_distance_whatever_is_kept(tmp_path) -> None:
-    metrics = [-3.0, -1.0, -2.0, -1.5, -0.5]
-    assert kept_weights(tmp_path, "best", metrics, patience=2) == ([-3.0, -1.0], 4)
-    assert kept_weights(tmp_path, "last", metrics, patience=2) == ([-3.0, -1.0, -2.0, -1.5], 4)
-    assert kept_weights(tmp_path, "best", metrics, patience=9) == ([-3.0, -1.0, -0.5], 5)
-    with pytest.raises(ValueError, match=r"one of \['last', 'best'\], got 'first'"):
-        kept_weights(tmp_path, "first", metrics, patience=9)
+    metrics = [3.0, 1.0, 2.0, 1.5, 0.5]
+    assert kept_weights(tmp_path / "a", "best", metrics, patience=2) == ([3.0, 1.0], 4)
+    assert kept_weights(tmp_path / "b", "best", metrics, patience=9) == ([3.0, 1.0, 0.5], 5)
+    written, ended = kept_weights(tmp_path / "c", "last", metrics, patience=2)
+    assert (written, ended) == ([3.0, 1.0, 2.0, 1.5], 4)
 
 
 # ---------------------------------------------------------------- the alarm
 def energy_alarm(cohort: Path, output: Path, caplog, answer: Any) -> tuple[float, bool]:
     """The mean energy distance of an epoch whose generator is `answer`, and whether it was warned of."""
     trainer = open_training(
-        "", cohort, output, batch_size=32, epoch_length=3, max_epochs=1, energy_weight=0.0
+        "", cohort, output, batch_size=32, epoch_length=3, max_epochs=1, **{"train#losses#energy_weight": 0.0}
     ).parser.get_parsed_content("train#trainer")
     draw = seeded_generator(5)
     trainer.inferer = lambda latent, network, *asked: answer(trainer, latent, network, asked, draw)
@@ -431,15 +440,15 @@ def energy_alarm(cohort: Path, output: Path, caplog, answer: Any) -> tuple[float
 
 def one_sample(trainer, latent, network, asked, draw) -> torch.Tensor:
     """A real one of the category, always the same: nothing is wrong with it but that it is alone."""
-    chosen = (trainer.dataset.category == asked[0][:, None]).int().argmax(dim=1)
-    return trainer.dataset.take(chosen).samples + 0 * network(latent, *asked)
+    chosen = (trainer.batches.dataset.category == asked[0][:, None]).int().argmax(dim=1)
+    return trainer.batches.dataset.take(chosen).samples + 0 * network(latent, *asked)
 
 
 def real_samples(trainer, latent, network, asked, draw) -> torch.Tensor:
     """Others of the category, which are all of about one size; with a gradient, as if generated."""
-    places = [torch.nonzero(trainer.dataset.category == k)[:, 0] for k in asked[0].tolist()]
+    places = [torch.nonzero(trainer.batches.dataset.category == k)[:, 0] for k in asked[0].tolist()]
     chosen = torch.stack([own[torch.randint(len(own), (), generator=draw)] for own in places])
-    return trainer.dataset.take(chosen).samples + 0 * network(latent, *asked)
+    return trainer.batches.dataset.take(chosen).samples + 0 * network(latent, *asked)
 
 
 def test_a_generator_of_one_sample_raises_the_alarm(ovals, tmp_path, caplog) -> None:
@@ -455,38 +464,33 @@ def test_samples_of_the_real_set_raise_no_alarm(ovals, tmp_path, caplog) -> None
 
 
 # ---------------------------------------------------------------- several processes
-OBJECTIVES = {"gan": NonSaturating(), "wgan": Wasserstein(), "biggan": Hinge(), "capsulenets": Margin()}
+OBJECTIVES = {"gan": "NonSaturating", "wgan": "Wasserstein", "biggan": "Hinge", "capsulenets": "Margin"}
 
 
 def outputs_of(
-    name: str, cohort: Path, output: Path, *, batch_size: int, wrapped: list[torch.nn.Module]
-) -> list[dict[str, float]]:
-    """Two steps of the objective `name` with the networks of W-CapsuleGAN, in as many processes as there are.
-
-    The networks are added to `wrapped` where they are several.
-    """
-    workflow = open_training("", cohort, output, batch_size=batch_size, amp=False)
-    trainer = workflow.parser.get_parsed_content("train#trainer")
-    trainer.objective = OBJECTIVES[name]
-    if torch.distributed.is_initialized():
-        trainer.generator, trainer.critic = (
-            torch.nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
-            for network in (trainer.generator, trainer.critic)
-        )
-        wrapped += [trainer.generator, trainer.critic]
-    outputs = []
-    for iteration in (1, 2):
-        trainer.state.iteration = iteration
-        outputs.append(trainer._iteration(trainer, None))
-    return outputs
+    name: str, cohort: Path, output: Path, *overlays: str, batch_size: int, **settings: Any
+) -> tuple[list[dict[str, float]], list[torch.nn.Module]]:
+    """Two steps of the objective `name` with the networks of W-CapsuleGAN, and these networks."""
+    settings |= {"max_epochs": 1, "val_interval": 9, "amp": False, "batch_size": batch_size}
+    settings["train#objective"] = {"_target_": f"wcapsgan.objectives.{OBJECTIVES[name]}"}
+    if name == "wgan":
+        settings["train#objective"]["penalty_interval"] = 1
+    workflow = open_training("", cohort, output, *overlays, **settings)
+    return steps_of(workflow), [workflow.parser.get_parsed_content(key) for key in ("network", "critic")]
 
 
 def outputs_together(rank: int, cohort: Path, folder: Path) -> dict[str, list[dict[str, float]]]:
     """Of all objectives, in two processes; nothing of their group is left afterwards."""
     torch.set_num_threads(1)
     join_processes(init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    wrapped: list[torch.nn.Module] = []
-    together = {name: outputs_of(name, cohort, folder, batch_size=4, wrapped=wrapped) for name in OBJECTIVES}
+    # The group has been joined; what else `multi_gpu_train.json` does at the beginning is for GPUs.
+    begin = ["$sys.path.insert(0, str(@bundle_root))", "$monai.utils.set_determinism(@seed)"]
+    together, wrapped = {}, []
+    for name in OBJECTIVES:
+        overlay = "multi_gpu_train.json"
+        outputs, networks = outputs_of(name, cohort, folder, overlay, batch_size=4, initialize=begin)
+        together[name] = outputs
+        wrapped += networks
     leave_processes(wrapped)
     threads = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
     assert not {thread for thread in threads if "gloo" in thread}
@@ -494,7 +498,7 @@ def outputs_together(rank: int, cohort: Path, folder: Path) -> dict[str, list[di
 
 
 def test_two_processes_give_the_losses_of_one(cohort, tmp_path) -> None:
-    alone = {name: outputs_of(name, cohort, tmp_path, batch_size=8, wrapped=[]) for name in OBJECTIVES}
+    alone = {name: outputs_of(name, cohort, tmp_path, batch_size=8)[0] for name in OBJECTIVES}
     code = "import sys, pathlib, test_wcapsgan_methods as t; t.outputs_together(1, *map(pathlib.Path, sys.argv[1:]))"
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     other = subprocess.Popen(

@@ -2,7 +2,7 @@
 
 `w_capsulegan` is the bundle as it is (whole slices: with weights of that name, since the product makes none in one
 piece); each `configs/inference_NAME.json` laid over it is another method, with weights `nodules_NAME.pt`,
-`lungs_NAME.pt` or `slices_NAME.pt` and sidecar in a folder of their own, which reach the configs as `weights`.
+`lungs_NAME.pt` or `slices_NAME.pt` and sidecar in a folder of their own, which reach the configs as `ckpt_path`.
 """
 
 import hashlib
@@ -134,9 +134,8 @@ def _generator(name: str, kind: SampleKind, part: Subset, bundles: Path, folder:
     known = json.dumps([config, read.sha256], sort_keys=True, default=str)
 
     def opened() -> Callable[[Requests], GeneratedSamples]:
-        given = {} if own else {"weights": str(path.absolute())}
         weights: str | Path = _OWN_WEIGHTS[kind] if own else path
-        return _answering(open_bundle(bundles, _BUNDLE, configs=configs, weights=weights, overrides=given), kind)
+        return _answering(open_bundle(bundles, _BUNDLE, configs=configs, weights=weights), kind)
 
     minutes = read.sidecar.get("train_minutes")
     return GenerationMethod(

@@ -170,9 +170,9 @@ def _generator(settings: UtilitySettings, cohort: SubCohort) -> NoduleSource:
     """That of these patients where --generators has one, else the bundle's."""
     own = settings.generators / f"{cohort.name}.pt" if settings.generators else None
     if own is not None and own.is_file():
-        known, overrides = read_weights_file(own), {"weights": str(own.absolute())}
+        known = read_weights_file(own)
         return NoduleSource(
-            open=lambda: open_bundle(settings.bundles, "wcapsgan", weights=own, overrides=overrides),
+            open=lambda: open_bundle(settings.bundles, "wcapsgan", weights=own),
             sha256=known.sha256,
             split_hash=known.sidecar.get("split_hash"),
         )

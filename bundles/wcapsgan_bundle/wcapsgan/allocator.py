@@ -10,9 +10,9 @@ import logging
 
 __all__ = ["keep_freed_memory"]
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
 def keep_freed_memory() -> bool:
@@ -20,6 +20,7 @@ def keep_freed_memory() -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
-        logger.info("No glibc allocator here: memory is managed as the system does.")
+        _logger.info("No glibc allocator here: memory is managed as the system does.")
         return False
-    return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, 2**31 - 1), mallopt(M_TOP_PAD, 2**26)])
+    # No tensor in a mapping of its own, nothing given back, and 64 MiB at a time from the system.
+    return all([mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, 2**31 - 1), mallopt(_M_TOP_PAD, 2**26)])

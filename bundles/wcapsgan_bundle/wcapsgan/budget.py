@@ -7,11 +7,11 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 
-from .clock import CpuClock
+from .common.clock import CpuClock
 
 __all__ = ["TimeBudget"]
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class TimeBudget:
@@ -40,7 +40,7 @@ class TimeBudget:
         if dist.is_initialized():
             dist.all_reduce(minutes, op=dist.ReduceOp.MAX)
         if float(minutes) >= self.max_minutes:
-            logger.info(
+            _logger.info(
                 "%.1f of %g minutes used: stopping after epoch %d.", minutes, self.max_minutes, engine.state.epoch
             )
             engine.terminate()

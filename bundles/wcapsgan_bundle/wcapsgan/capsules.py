@@ -10,7 +10,7 @@ import torch
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
-from .slopes import Convolution2d, Convolution3d
+from .modules import convolution_of
 
 __all__ = ["PrimaryCapsules", "RoutingCapsules", "squash"]
 
@@ -26,7 +26,7 @@ class PrimaryCapsules(nn.Module):
 
     def __init__(self, in_channels: int, n_maps: int, dim: int, *, spatial_dims: int = 2) -> None:
         super().__init__()
-        convolution = Convolution2d if spatial_dims == 2 else Convolution3d
+        convolution, _ = convolution_of(spatial_dims)
         self.conv = convolution(in_channels, n_maps * dim, kernel_size=4, stride=2, padding=1)
         self.to_capsules = Rearrange("b (maps dim) ... -> b (maps ...) dim", dim=dim)
 

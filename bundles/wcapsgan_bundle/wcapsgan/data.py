@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training samples of a COHORT, held in memory, drawn evenly over the categories.
+"""Training samples of a cohort, held in memory, drawn evenly over the categories.
 
 They are nodule slices, nodule cubes, normal lungs, or whole diseased slices of a folder of scripts/make_slices.py. A
 sample is (2, S, S), of a cube (2, S, S, S): the image in [-1, 1] (HU of the networks' window) and its soft mask in
-[0, 1], of the nodule or of the lungs. Its diameter is that of the disc (of a cube: the ball) as large as its mask
+[0, 1], of the nodule or of the lungs. Its diameter is that of the disc (of a cube: the sphere) as large as its mask
 (alpha >= 0.5), in mm; 0 for lungs and whole slices.
 """
 
@@ -19,16 +19,20 @@ from einops import reduce
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .categories import categories_of
-from .hounsfield import to_unit
-from .kinds import equal_diameter, layer_of
+from .categories import CategoryRule
+from .common.hounsfield import CT_RANGE_HU, NETWORK_WINDOW
+from .diameters import equivalent_diameter
+from .sample_types import sample_type_of
 
 __all__ = ["Batch", "CohortSamples", "load_datalist"]
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 _BLOCKS = {2: "n (h a) (w b) -> n h w", 3: "n (d a) (h b) (w c) -> n d h w"}
-LARGE_ENOUGH = 0.5  # slices of a nodule are used from this share of its largest area on
+# Slices of a nodule are used from this share of its largest area on: those of its poles look like smaller nodules.
+_LEAST_AREA = 0.5
+_OUTLINE = 0.5  # of a soft mask
+_CUBE_MM = 44.8  # side of the cubes of a cohort: 64 voxels of 0.7 mm
 
 
 class Batch(NamedTuple):
@@ -39,34 +43,44 @@ class Batch(NamedTuple):
     diameter_mm: Tensor
 
 
-def load_datalist(dataset_dir: str | Path, layer: str, section: str) -> list[dict[str, Any]]:
-    """Reads `nodules.json`, `cubes.json` or `lungs.json` of a COHORT, or `slices.json` of a folder of slices.
+class _Case(NamedTuple):
+    """An entry, its category, and its usable samples (n, S, S[, S]): HU int16 and soft masks float16."""
+
+    entry: Mapping[str, Any]
+    category: str
+    hu: np.ndarray
+    mask: np.ndarray
+
+
+def load_datalist(dataset_dir: str | Path, *, sample_type: str, split: str) -> list[dict[str, Any]]:
+    """Reads `nodules.json`, `cubes.json` or `lungs.json` of a cohort, or `slices.json` of a folder of slices.
 
     Args:
-        dataset_dir: the COHORT, as written by `scripts/prepare.py`; for slices, a folder of `make_slices.py`.
-        layer: a name of `LAYERS`.
-        section: "training", "validation" or "test".
+        dataset_dir: the cohort; for slices, a folder of scripts/make_slices.py.
+        sample_type: a name of `SAMPLE_TYPES`.
+        split: "training", "validation" or "test".
 
     Returns:
         The entries, with the path of their npz made absolute.
 
     Raises:
-        FileNotFoundError: when `dataset_dir` is no COHORT.
-        ValueError: when the section is empty.
+        FileNotFoundError: when `dataset_dir` is no cohort.
+        ValueError: when the split is empty.
     """
-    path = Path(dataset_dir) / f"{layer}s.json"
+    path = Path(dataset_dir) / f"{sample_type}s.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: expected the data list of a COHORT, found none. Prepare one with scripts/prepare.py (slices: "
-            "scripts/make_slices.py) and pass it as --dataset_dir."
+            f"{path}: expected the data list of a cohort, found none. Prepare one (lungsynth prepare; slices: "
+            "scripts/make_slices.py) and give its folder as dataset_dir."
         )
-    entries = json.loads(path.read_text()).get(section) or []
+    entries = json.loads(path.read_text()).get(split) or []
     if not entries:
+        whose = f"whose scans (or cubes) cover {_CUBE_MM} mm around their nodules" if sample_type == "cube" else ""
         raise ValueError(
-            f"{path}: expected entries in {section!r}, got none. Prepare the COHORT from more patients"
-            + (", whose scans (or cubes) cover 44.8 mm around their nodules." if layer == "cube" else ".")
+            f"{path}: expected entries in {split!r}, got none. Prepare the cohort from more patients"
+            f"{', ' if whose else ''}{whose}."
         )
-    return [{**entry, layer: str(path.parent.resolve() / entry[layer])} for entry in entries]
+    return [{**entry, sample_type: str(path.parent.resolve() / entry[sample_type])} for entry in entries]
 
 
 class CohortSamples(Dataset):
@@ -74,93 +88,105 @@ class CohortSamples(Dataset):
 
     Args:
         data: entries of `load_datalist`.
-        layer: a name of `LAYERS`, the entries' key of the npz file.
+        sample_type: a name of `SAMPLE_TYPES`, the entries' key of the npz file.
         size: pixels of a sample's side; files of a multiple of it are averaged over squares (cubes).
-        categories: names in the order of their indices; entries of other categories are left out. Empty: one
-            category that takes all.
-        category_key: the entries' key of the category, such as "category" or "malignancy".
-        category_edges: bins of a number, see `categories_of`; entries without one are left out.
         spacing_mm: of a pixel.
+        categories: of the entries; those that have none are left out.
         largest_only: take one slice a nodule instead of each one of at least half the largest area.
-        absent_allowed: a category may have no entry, as in a small validation part.
+        allow_absent: a category may have no entry, as in a small validation split.
 
     Raises:
-        ValueError: when there is no entry, or none of a category, the edges do not fit, or a file has another size.
+        ValueError: when there is no entry, or none of a category, or a file has another size.
     """
 
     def __init__(
         self,
         data: Sequence[Mapping[str, Any]],
         *,
-        layer: str,
+        sample_type: str,
         size: int,
-        categories: Sequence[str] = (),
-        category_key: str = "category",
-        category_edges: Sequence[float] = (),
-        spacing_mm: float = 0.7,
+        spacing_mm: float,
+        categories: CategoryRule,
         largest_only: bool = False,
-        absent_allowed: bool = False,
+        allow_absent: bool = False,
     ) -> None:
-        self.layer, self.size, self.spacing_mm, self.largest_only = layer, size, spacing_mm, largest_only
-        self.kind = layer_of(layer)
-        found = (
-            categories_of(data, categories, key=category_key, edges=category_edges) if categories else [""] * len(data)
-        )
-        named = [(entry, name) for entry, name in zip(data, found, strict=True) if name is not None]
-        read = [(entry, name, *self._read(Path(entry[layer]))) for entry, name in named]
-        if empty := [Path(entry[layer]).name for entry, _, hu, _ in read if not len(hu)]:
-            logger.warning("Left out, without a pixel of at least half alpha: %s.", ", ".join(empty))
-        read = [sample for sample in read if len(sample[2])]
-        self.data, names = [entry for entry, *_ in read], [name for _, name, *_ in read]
-        absent = sorted(set(categories) - set(names))
-        if not self.data or (absent and not absent_allowed):
-            there = sorted({str(entry.get(category_key)) for entry in data})
-            raise ValueError(
-                f"Expected {layer} entries of each of the categories {list(categories)}, got none of {absent}. "
-                f"The data list has {there}; set `categories` to match, or `category_edges` to make bins of a number."
-            )
-        self.hu = torch.from_numpy(np.concatenate([hu for _, _, hu, _ in read]))
-        self.mask = torch.from_numpy(np.concatenate([mask for *_, mask in read]))
-        self.case_count = torch.tensor([len(hu) for _, _, hu, _ in read])
+        self.sample_type, self.size, self.spacing_mm, self.largest_only = sample_type, size, spacing_mm, largest_only
+        self.spatial_dims, has_diameter, _ = sample_type_of(sample_type)
+        cases = self._usable(data, categories)
+        names = [case.category for case in cases]
+        if not cases or (set(categories.names) - set(names) and not allow_absent):
+            self._refuse(data, categories, names)
+        self.data = [case.entry for case in cases]
+        self.hu = torch.from_numpy(np.concatenate([case.hu for case in cases]))
+        self.mask = torch.from_numpy(np.concatenate([case.mask for case in cases]))
+        self.case_count = torch.tensor([len(case.hu) for case in cases])
         self.case_start = self.case_count.cumsum(0) - self.case_count
-        self.case_category = torch.tensor([categories.index(name) if categories else 0 for name in names])
+        indices = {name: index for index, name in enumerate(categories.names)}
+        self.case_category = torch.tensor([indices.get(name, 0) for name in names])
         self.category = self.case_category.repeat_interleave(self.case_count)
-        inside = (self.mask >= 0.5).flatten(1).sum(dim=1).float()
-        self.diameter_mm = equal_diameter(inside, self.kind.axes) * spacing_mm * self.kind.sized
+        inside = (self.mask >= _OUTLINE).flatten(1).sum(dim=1).float()
+        self.diameter_mm = equivalent_diameter(inside, self.spatial_dims) * spacing_mm * has_diameter
+
+    def _usable(self, data: Sequence[Mapping[str, Any]], categories: CategoryRule) -> list[_Case]:
+        """What has a category and at least one usable sample."""
+        cases = [
+            _Case(entry, category, *self._read(Path(entry[self.sample_type])))
+            for entry, category in zip(data, categories.categories_of(data), strict=True)
+            if category is not None
+        ]
+        if empty := [Path(case.entry[self.sample_type]).name for case in cases if not len(case.hu)]:
+            _logger.warning("Left out, without a pixel of at least half alpha: %s.", ", ".join(empty))
+        return [case for case in cases if len(case.hu)]
+
+    def _refuse(self, data: Sequence[Mapping[str, Any]], categories: CategoryRule, names: Sequence[str]) -> None:
+        present = sorted({str(entry.get(categories.key)) for entry in data})
+        raise ValueError(
+            f"Expected {self.sample_type} entries of each of the categories {list(categories.names)}, got none of "
+            f"{sorted(set(categories.names) - set(names))}. The data list has {present}; set `categories` to match, or "
+            "`category_edges` to make bins of a number."
+        )
 
     def _read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
         """The usable samples of one file: HU int16 and mask float16, both (n, size, size[, size])."""
-        axes = self.kind.axes
+        kind = sample_type_of(self.sample_type)
         with np.load(path) as file:
-            hu, mask = file["hu"], file[self.kind.mask]
-            if self.layer != "nodule":
-                hu, mask = hu[None], mask[None]
+            hu, mask = file["hu"], file[kind.mask_key]
+            if self.sample_type == "nodule":
+                chosen = self._chosen_slices(mask, int(file["largest"]))
+                hu, mask = hu[chosen], mask[chosen]
             else:
-                area = (mask >= 0.5).sum(axis=(1, 2))
-                keep = area >= max(LARGE_ENOUGH * area.max(), 1)
-                largest = int(file["largest"])
-                hu, mask = (a[[largest]] if self.largest_only or not keep.any() else a[keep] for a in (hu, mask))
-        scale = hu.shape[1] // self.size
-        if hu.shape[1:] != (scale * self.size,) * axes or scale < 1:
-            wanted, got = (" x ".join(map(str, shape)) for shape in ((self.size,) * axes, hu.shape[1:]))
-            raise ValueError(
-                f"{path}: expected {self.layer}s of {wanted} pixels or a multiple, got {got}. "
-                "Set `size`, or prepare the COHORT with the grid of this layer."
-            )
-        hu = np.clip(hu, -1024, 3071)
-        if scale > 1:
-            hu, mask = (_averaged(a, scale, axes) for a in (hu, mask))
-        if self.kind.sized:
-            shown = (mask >= 0.5).reshape(len(mask), -1).any(axis=1)
-            hu, mask = hu[shown], mask[shown]
+                hu, mask = hu[None], mask[None]
+        hu = np.clip(hu, *CT_RANGE_HU)
+        if (scale := self._scale_of(hu.shape[1:], path)) > 1:
+            hu, mask = (_averaged(samples, scale, kind.spatial_dims) for samples in (hu, mask))
+        if kind.has_diameter:
+            visible = (mask >= _OUTLINE).reshape(len(mask), -1).any(axis=1)
+            hu, mask = hu[visible], mask[visible]
         return np.rint(hu).astype(np.int16), mask.astype(np.float16)
+
+    def _chosen_slices(self, alpha: np.ndarray, largest: int) -> list[int]:
+        """The slices of a nodule (n, H, W) that are used: the largest one, or all that are large enough."""
+        area = (alpha >= _OUTLINE).sum(axis=(1, 2))
+        large = np.flatnonzero(area >= max(_LEAST_AREA * area.max(), 1)).tolist()
+        return [largest] if self.largest_only or not large else large
+
+    def _scale_of(self, shape: tuple[int, ...], path: Path) -> int:
+        """Pixels of the file's side for each one of a sample."""
+        scale = shape[0] // self.size
+        if scale < 1 or shape != (scale * self.size,) * self.spatial_dims:
+            wanted, got = (" x ".join(map(str, sides)) for sides in ((self.size,) * self.spatial_dims, shape))
+            raise ValueError(
+                f"{path}: expected {self.sample_type}s of {wanted} pixels or a multiple, got {got}. "
+                "Set `size`, or prepare the cohort with the grid of this sample type."
+            )
+        return scale
 
     def __len__(self) -> int:
         return len(self.hu)
 
     def take(self, indices: Tensor) -> Batch:
         """The samples of these indices (B,)."""
-        image = to_unit(self.hu[indices].float())
+        image = NETWORK_WINDOW.to_unit(self.hu[indices], clip=True)
         samples = torch.stack([image, self.mask[indices].float()], dim=1)
         return Batch(samples, self.category[indices], self.diameter_mm[indices])
 
@@ -190,9 +216,10 @@ class CohortSamples(Dataset):
         return torch.stack([largest[self.case_category == k].quantile(steps) for k in present])
 
 
-def _averaged(samples: np.ndarray, scale: int, axes: int) -> np.ndarray:
+def _averaged(samples: np.ndarray, scale: int, spatial_dims: int) -> np.ndarray:
     """Means over blocks of `scale` pixels along each of the last axes, float32."""
-    return reduce(samples.astype(np.float32), _BLOCKS[axes], "mean", **dict.fromkeys("abc"[:axes], scale))
+    axes = dict.fromkeys("abc"[:spatial_dims], scale)
+    return reduce(samples.astype(np.float32), _BLOCKS[spatial_dims], "mean", **axes)
 
 
 def _below(limits: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Terms that any objective may have beside it, as pure functions: slope of a critic, size of a nodule, variety."""
+"""Terms that any objective may have beside it, as pure functions: gradient penalty and energy distance."""
 
 import torch
 from torch import Tensor, nn
 
-from .kinds import equal_diameter
-from .slopes import slopes_only
+from .double_backward import input_gradient_only
 
-__all__ = ["energy_distance", "gradient_penalty", "mask_diameter_mm"]
+__all__ = ["energy_distance", "gradient_penalty"]
+
+_LEAST_SQUARE = 1e-6  # added to squared distances: at 0 the root has no finite gradient
 
 
 def gradient_penalty(
     critic: nn.Module, real: Tensor, fake: Tensor, conditions: tuple[Tensor, ...], mix: Tensor
 ) -> Tensor:
-    """Mean squared distance of the critic's slope from 1, between real and generated samples (Gulrajani 2017, Eq. 3).
+    """Mean squared distance of the critic's gradient norm from 1, between samples (Gulrajani et al., 2017, Eq. 3).
 
-    In float32 whatever surrounds it: the slope is a small number made of many products.
+    In float32 whatever surrounds it: the gradient is a small number made of many products.
 
     Args:
         critic: called as `critic(x, *conditions)`, returns scores (B,).
@@ -27,26 +28,14 @@ def gradient_penalty(
     with torch.autocast(real.device.type, enabled=False):
         share = mix.float()[(...,) + (None,) * (real.ndim - 1)]
         x = (share * real.float() + (1 - share) * fake.float()).requires_grad_()
-        with slopes_only():
+        with input_gradient_only():
             scores = critic(x, *conditions)
-        (slope,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
-        return (torch.linalg.vector_norm(slope.flatten(1), dim=1) - 1).square().mean()
-
-
-def mask_diameter_mm(mask: Tensor, spacing_mm: float) -> Tensor:
-    """Diameter of the disc as large as a soft mask (B, H, W) at 0.5, or of the ball as large as one of (B, D, H, W).
-
-    In mm, shape (B,), with a gradient.
-
-    The step at 0.5 is a steep sigmoid, shifted and scaled to send 0 to 0 and 1 to 1, so that an empty mask has no area.
-    """
-    low, high = torch.sigmoid(torch.tensor([-5.0, 5.0])).tolist()
-    inside = (torch.sigmoid((mask - 0.5) * 10) - low) / (high - low)
-    return equal_diameter(inside.flatten(1).sum(dim=1), mask.ndim - 1, least=1e-3) * spacing_mm
+        (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
+        return (torch.linalg.vector_norm(gradient.flatten(1), dim=1) - 1).square().mean()
 
 
 def energy_distance(real: Tensor, fake: Tensor) -> Tensor:
-    """Energy distance of two sets (Szekely and Rizzo, 2013), as a share of the mean distance of two real ones.
+    """Energy distance of two sets (Szekely and Rizzo, 2013), relative to the mean distance of two real samples.
 
     `2 E|x - y| - E|x - x'| - E|y - y'|` with Euclidean distances: 0 on average for sets of one distribution, 1 and
     more for generated samples that are all alike. The middle term drives them apart, which no critic that sees one
@@ -57,7 +46,7 @@ def energy_distance(real: Tensor, fake: Tensor) -> Tensor:
         fake: (M, ...), M at least 2.
     """
     x, y = fake.float().flatten(1), real.float().flatten(1)
-    between = (x[:, None] - y).square().sum(dim=2).add(1e-6).sqrt().mean()
+    between = (x[:, None] - y).square().sum(dim=2).add(_LEAST_SQUARE).sqrt().mean()
     spread = _mean_distance(y)
     return (2 * between - _mean_distance(x) - spread) / spread
 
@@ -65,4 +54,4 @@ def energy_distance(real: Tensor, fake: Tensor) -> Tensor:
 def _mean_distance(x: Tensor) -> Tensor:
     """Mean distance of two different rows of (N, F)."""
     first, second = torch.triu_indices(len(x), len(x), offset=1, device=x.device)
-    return (x[first] - x[second]).square().sum(dim=1).add(1e-6).sqrt().mean()
+    return (x[first] - x[second]).square().sum(dim=1).add(_LEAST_SQUARE).sqrt().mean()

@@ -19,11 +19,11 @@ class Objective(ABC):
     """A game of critic and generator.
 
     Attributes:
-        gradient_penalty: how much the mean squared distance of the critic's slope from 1 counts.
+        gradient_penalty_weight: of the mean squared distance of the critic's gradient norm from 1.
         penalty_interval: the penalty is taken at each so many-th critic step, and counts so many times there; 0: never.
     """
 
-    gradient_penalty: float = 0.0
+    gradient_penalty_weight: float = 0.0
     penalty_interval: int = 0
 
     @abstractmethod
@@ -41,27 +41,27 @@ class Objective(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Wasserstein(Objective):
-    """The Wasserstein distance of a critic with bounded slope (Arjovsky et al., 2017; Gulrajani et al., 2017, Eq. 3).
+    """Wasserstein distance of a critic with a bounded gradient (Arjovsky et al., 2017; Gulrajani et al., 2017, Eq. 3).
 
     Args:
-        gradient_penalty: 10 in Gulrajani 2017.
-        drift: keeps real scores near 0, where nothing else would hold them (Karras et al., 2018).
+        gradient_penalty_weight: 10 in Gulrajani 2017.
+        drift_weight: keeps real scores near 0, where nothing else would hold them (Karras et al., 2018).
         penalty_interval: more than 1 saves time (lazy regularisation, after Karras et al., 2020).
 
     Raises:
         ValueError: for an interval below 1; without its penalty a critic's scores mean nothing.
     """
 
-    gradient_penalty: float = 10.0
-    drift: float = 1e-3
-    penalty_interval: int = 1
+    gradient_penalty_weight: float = 10.0
+    drift_weight: float = 1e-3
+    penalty_interval: int = 2
 
     def __post_init__(self) -> None:
         if self.penalty_interval < 1:
             raise ValueError(f"penalty_interval must be at least 1 critic step, got {self.penalty_interval}.")
 
     def critic_loss(self, real: Tensor, fake: Tensor) -> Tensor:
-        return fake.mean() - real.mean() + self.drift * real.square().mean()
+        return fake.mean() - real.mean() + self.drift_weight * real.square().mean()
 
     def generator_loss(self, fake: Tensor) -> Tensor:
         return -fake.mean()
@@ -97,9 +97,9 @@ class Margin(Objective):
     """Lengths of a capsule in [0, 1): long for real, short for generated (Sabour 2017, Eq. 4; Jaiswal 2018).
 
     Args:
-        long: length from which on a real sample costs nothing.
-        short: length below which a generated one costs nothing.
-        down_weight: of the loss of generated samples.
+        long: length from which on a real sample costs nothing (0.9 in Sabour 2017).
+        short: length below which a generated one costs nothing (0.1 there).
+        down_weight: of the loss of generated samples (0.5 there).
     """
 
     long: float = 0.9

@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training of a generator and its critic: critic steps, then one generator step, and the average generator after it.
-
-What they play for is an `Objective`. Each step draws all of its randomness (samples, latents, augmentations, mixes)
-from a generator of its seed and its number, so a training that was stopped goes on exactly, and processes that share a
-step draw shares of one batch.
-"""
+"""Training of a generator and its critic: critic steps, then one generator step, and the average generator after it."""
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -18,32 +14,86 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from .augment import AugmentationRange
+from .batches import StepBatches, StepDraws, gathered, mean_over_processes
+from .canvas import CanvasResampler
+from .common.precision import use_bfloat16
 from .data import Batch, CohortSamples
-from .draws import StepDraws, averaged, gathered
-from .latents import seeded_generator
-from .losses import energy_distance, gradient_penalty, mask_diameter_mm
-from .objectives import Objective, Wasserstein
-from .precision import bfloat16_is_fast
-from .zoom import Zoom
+from .diameters import mask_diameter_mm
+from .losses import energy_distance, gradient_penalty
+from .objectives import Objective
 
-__all__ = ["WCapsGANTrainer"]
+__all__ = ["COLLAPSED", "CriticSchedule", "LossSettings", "Players", "WCapsGANTrainer"]
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 COLLAPSED = 0.15  # energy distance; measured: 0.3 and more where all outlines were alike, 0.02 where none were
 
 
-class Generated(NamedTuple):
-    """Generated samples (B, 2, ...), and real ones whose category and diameter they were asked for."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Players:
+    """The networks and what changes them.
+
+    Args:
+        generator: may be wrapped for distributed training, as `critic` may. Change a network's memory format before
+            wrapping it, never after: DistributedDataParallel would silently scramble its gradients.
+        critic: called as `critic(samples, category, diameter_mm)`, returns values (B,); see `MultiScaleCritic`.
+        generator_optimizer: of the generator.
+        critic_optimizer: of the critic.
+        ema: the average generator.
+    """
+
+    generator: nn.Module
+    critic: nn.Module
+    generator_optimizer: Optimizer
+    critic_optimizer: Optimizer
+    ema: AveragedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticSchedule:
+    """How often and on what the critic learns.
+
+    Args:
+        n_critic: critic steps before each generator step, each with fresh reals and latents.
+        separate_critic_batches: the critic sees real and generated samples in batches of their own, as a critic with
+            batch norm must.
+        shared_forward: the generator learns from the samples of the last critic step instead of fresh ones, which
+            spares a pass through the generator.
+    """
+
+    n_critic: int = 1
+    separate_critic_batches: bool = False
+    shared_forward: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """What is minimised.
+
+    Args:
+        objective: what generator and critic play for.
+        diameter_weight: of the difference between the diameter requested and the one made, a mm, in the generator's
+            loss; 0 for lungs.
+        energy_weight: of the energy distance of generated and real samples there.
+        energy_size: pixels of the canvases (`CanvasResampler`) on which it is taken.
+    """
+
+    objective: Objective
+    diameter_weight: float = 0.25
+    energy_weight: float = 4.0
+    energy_size: int = 16
+
+
+class _Generated(NamedTuple):
+    """Generated samples (B, 2, ...), and the real ones whose category and diameter were requested."""
 
     samples: Tensor
-    asked: Batch
+    requested: Batch
 
     @property
     def conditions(self) -> tuple[Tensor, Tensor]:
         """Category and diameter, each (B,)."""
-        return self.asked.category, self.asked.diameter_mm
+        return self.requested.category, self.requested.diameter_mm
 
 
 class WCapsGANTrainer(Trainer):
@@ -56,26 +106,11 @@ class WCapsGANTrainer(Trainer):
         device: of the networks.
         max_epochs: of `epoch_length` generator steps each.
         epoch_length: generator steps.
-        dataset: where the real samples are drawn from.
-        generator: may be wrapped for distributed training, as `critic` may. Change a network's memory format before
-            wrapping it, never after: DistributedDataParallel would silently scramble its gradients.
-        critic: called as `critic(samples, category, diameter_mm)`, returns values (B,); see `CapsuleCritic`.
-        generator_optimizer: of the generator.
-        critic_optimizer: of the critic.
-        ema: the average generator.
-        batch_size: samples a step and process.
-        n_critic: critic steps before each generator step, each with fresh reals and latents.
-        objective: what the two play for; by default the Wasserstein distance with its gradient penalty.
-        diameter_weight: how much a mm of difference between the diameter asked for and the one made counts in the
-            generator's loss; 0 for lungs.
-        energy_weight: how much the energy distance of generated and real samples counts there.
-        energy_size: pixels of the canvases (`Zoom`) on which it is taken.
-        apart: the critic sees real and generated samples in batches of their own, as a critic with batch norm must.
-        shared_forward: the generator learns from the samples of the last critic step instead of fresh ones, which
-            spares a pass through the generator.
-        augmentation: drawn for real and generated samples alike; None for none.
-        seed: of everything drawn.
-        amp: bfloat16 autocast, where the device has it.
+        batches: what the steps draw from.
+        players: networks and optimisers.
+        losses: what they minimise.
+        critic_schedule: steps of the critic.
+        amp: bfloat16 autocast; None where the device has instructions for it.
         inferer: calls the generator.
         train_handlers: attached after the trainer's own.
 
@@ -88,40 +123,24 @@ class WCapsGANTrainer(Trainer):
         device: torch.device | str,
         max_epochs: int,
         epoch_length: int,
-        dataset: CohortSamples,
         *,
-        generator: nn.Module,
-        critic: nn.Module,
-        generator_optimizer: Optimizer,
-        critic_optimizer: Optimizer,
-        ema: AveragedModel,
-        batch_size: int,
-        n_critic: int = 1,
-        objective: Objective | None = None,
-        diameter_weight: float = 0.25,
-        energy_weight: float = 0.0,
-        energy_size: int = 16,
-        apart: bool = False,
-        shared_forward: bool = False,
-        augmentation: AugmentationRange | None = None,
-        seed: int = 0,
-        amp: bool = True,
+        batches: StepBatches,
+        players: Players,
+        losses: LossSettings,
+        critic_schedule: CriticSchedule,
+        amp: bool | None = None,
         inferer: Inferer | None = None,
         train_handlers: Sequence[Any] = (),
     ) -> None:
-        _check_axes(_unwrapped(generator), dataset)
-        super().__init__(device, max_epochs, range(epoch_length), epoch_length, decollate=False, amp=amp)
-        self.dataset, self.batch_size, self.n_critic, self.seed = dataset, batch_size, n_critic, seed
-        self.generator, self.critic, self.ema = generator, critic, ema
-        self.generator_optimizer, self.critic_optimizer = generator_optimizer, critic_optimizer
-        self.apart, self.shared_forward = apart, shared_forward
-        self.objective, self.diameter_weight = objective or Wasserstein(), diameter_weight
-        self.energy_weight, self.canvas = energy_weight, Zoom(dataset.size, energy_size, dataset.spacing_mm)
-        self.augmentation = augmentation
+        _check_dimensions(_unwrapped(players.generator), batches.dataset)
+        super().__init__(device, max_epochs, range(epoch_length), epoch_length, decollate=False)
+        self.batches, self.players, self.losses, self.critic_schedule = batches, players, losses, critic_schedule
+        self.spacing_mm = batches.dataset.spacing_mm
+        self.canvas = CanvasResampler(frame=batches.dataset.size, canvas=losses.energy_size, spacing_mm=self.spacing_mm)
         self.inferer = inferer or SimpleInferer()
-        self.amp = amp and bfloat16_is_fast(self.state.device)
-        for average in (ema.module, _unwrapped(generator)):
-            average.diameter_quantiles.copy_(dataset.diameter_quantiles())
+        self.amp = use_bfloat16(self.state.device, amp)
+        for network in (players.ema.module, _unwrapped(players.generator)):
+            network.diameter_quantiles.copy_(batches.dataset.diameter_quantiles())
         self._epoch_outputs: list[dict[str, float]] = []
         self.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._summarise)
@@ -131,86 +150,86 @@ class WCapsGANTrainer(Trainer):
         """Runs until `max_epochs`; bfloat16 needs no gradient scaler."""
         super(Trainer, self).run()
 
-    def _iteration(self, engine: Engine, batchdata: Any) -> dict[str, float]:
-        draws = self._draws(engine.state.iteration)
-        self.generator.train()
-        self.critic.train().requires_grad_(True)
-        end = engine.state.iteration * self.n_critic
+    def step(self, iteration: int) -> dict[str, float]:
+        """The training step of that number, from 1 on: critic, generator, average. Returns the losses and their parts.
+
+        A training is the steps 1, 2, ... in turn.
+        """
+        draws = self.batches.step(iteration, self.state.device)
+        generator, critic = self.players.generator, self.players.critic
+        n_critic, shared = self.critic_schedule.n_critic, self.critic_schedule.shared_forward
+        generator.train()
+        critic.train().requires_grad_(True)
+        end = iteration * n_critic
         critic_steps = []
-        for step in range(end - self.n_critic, end):
-            fake = self._generate(draws, learning=self.shared_forward and step == end - 1)
-            critic_steps.append(self._critic_step(step, fake, draws))
-        self.critic.requires_grad_(False)  # spares the generator step the critic's weight gradients
-        if not self.shared_forward:
+        for critic_step in range(end - n_critic, end):
+            fake = self._generate(draws, learning=shared and critic_step == end - 1)
+            critic_steps.append(self._critic_step(critic_step, fake, draws))
+        critic.requires_grad_(False)  # spares the generator step the critic's weight gradients
+        if not shared:
             fake = self._generate(draws, learning=True)
         terms = self._generator_step(fake, draws)
-        self.ema.update_parameters(_unwrapped(self.generator))
-        means = {key: torch.stack([step[key] for step in critic_steps]).mean() for key in critic_steps[0]}
-        return averaged({**means, **terms})
+        self.players.ema.update_parameters(_unwrapped(generator))
+        means = {key: torch.stack([each[key] for each in critic_steps]).mean() for key in critic_steps[0]}
+        return mean_over_processes({**means, **terms})
 
-    def _generate(self, draws: StepDraws, *, learning: bool) -> Generated:
+    def _iteration(self, engine: Engine, batchdata: Any) -> dict[str, float]:
+        return self.step(engine.state.iteration)
+
+    def _generate(self, draws: StepDraws, *, learning: bool) -> _Generated:
         """Samples of the categories and diameters of fresh real ones, with a gradient when the generator learns."""
-        asked = draws.reals()
-        latent = draws.latents(_unwrapped(self.generator).latent_dim)
-        network = self.generator if learning else _unwrapped(self.generator)
+        requested = draws.reals()
+        unwrapped = _unwrapped(self.players.generator)
+        latent = draws.latents(unwrapped.latent_dim)
+        network = self.players.generator if learning else unwrapped
         with torch.set_grad_enabled(learning), self._autocast():
-            return Generated(self.inferer(latent, network, asked.category, asked.diameter_mm), asked)
+            return _Generated(self.inferer(latent, network, requested.category, requested.diameter_mm), requested)
 
-    def _critic_step(self, step: int, generated: Generated, draws: StepDraws) -> dict[str, Tensor]:
-        real, fake = generated.asked.samples, generated.samples.detach()
+    def _critic_step(self, critic_step: int, generated: _Generated, draws: StepDraws) -> dict[str, Tensor]:
+        objective = self.losses.objective
+        real, fake = generated.requested.samples, generated.samples.detach()
         real, fake = (draws.augmented(samples) for samples in (real, fake))
         values = self._values(real, fake, generated.conditions)
-        loss, figures = self.objective.critic_loss(*values), self.objective.figures(*values)
-        if interval := self.objective.penalty_interval:
+        loss, figures = objective.critic_loss(*values), objective.figures(*values)
+        if interval := objective.penalty_interval:
             penalty = torch.zeros((), device=loss.device)
-            if step % interval == 0:
-                mix = draws.shares()
-                penalty = interval * gradient_penalty(self.critic, real, fake, generated.conditions, mix)
-            loss = loss + self.objective.gradient_penalty * penalty
+            if critic_step % interval == 0:
+                penalty = interval * gradient_penalty(
+                    self.players.critic, real, fake, generated.conditions, draws.mixes()
+                )
+            loss = loss + objective.gradient_penalty_weight * penalty
             figures["gradient_penalty"] = penalty
-        self.critic_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.critic_optimizer.step()
+        _descend(self.players.critic_optimizer, loss)
         return {name: term.detach() for name, term in {"critic_loss": loss, **figures}.items()}
 
-    def _generator_step(self, generated: Generated, draws: StepDraws) -> dict[str, Tensor]:
-        fake, asked = generated.samples, generated.asked
+    def _generator_step(self, generated: _Generated, draws: StepDraws) -> dict[str, Tensor]:
+        fake, requested, losses = generated.samples, generated.requested, self.losses
         with self._autocast():
-            seen = draws.augmented(fake)
-            values = _unwrapped(self.critic)(seen, *generated.conditions).float()
-        loss = self.objective.generator_loss(values)
+            augmented = draws.augmented(fake)
+            values = _unwrapped(self.players.critic)(augmented, *generated.conditions).float()
+        loss = losses.objective.generator_loss(values)
         error = torch.zeros((), device=fake.device)
-        if self.diameter_weight > 0:
-            error = (mask_diameter_mm(fake[:, 1], self.dataset.spacing_mm) - asked.diameter_mm).abs().mean()
-            loss = loss + self.diameter_weight * error
-        with torch.set_grad_enabled(self.energy_weight > 0):
+        if losses.diameter_weight > 0:
+            error = (mask_diameter_mm(fake[:, 1], self.spacing_mm) - requested.diameter_mm).abs().mean()
+            loss = loss + losses.diameter_weight * error
+        with torch.set_grad_enabled(losses.energy_weight > 0):
             energy = energy_distance(
-                *(gathered(self.canvas(x.float(), asked.diameter_mm)) for x in (asked.samples, fake))
+                *(gathered(self.canvas(x.float(), requested.diameter_mm)) for x in (requested.samples, fake))
             )
-        if self.energy_weight > 0:
-            loss = loss + self.energy_weight * energy
-        self.generator_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.generator_optimizer.step()
+        if losses.energy_weight > 0:
+            loss = loss + losses.energy_weight * energy
+        _descend(self.players.generator_optimizer, loss)
         return {"loss": loss.detach(), "diameter_error_mm": error.detach(), "energy": energy.detach()}
 
     def _values(self, real: Tensor, fake: Tensor, conditions: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """The critic's values of real and generated samples, each (B,)."""
+        critic = self.players.critic
         with self._autocast():
-            if self.apart:
-                return self.critic(real, *conditions).float(), self.critic(fake, *conditions).float()
-            both = self.critic(torch.cat([real, fake]), *(torch.cat([c, c]) for c in conditions)).float()
+            if self.critic_schedule.separate_critic_batches:
+                return critic(real, *conditions).float(), critic(fake, *conditions).float()
+            both = critic(torch.cat([real, fake]), *(torch.cat([c, c]) for c in conditions)).float()
         of_real, of_fake = both.chunk(2)
         return of_real, of_fake
-
-    def _draws(self, iteration: int) -> StepDraws:
-        return StepDraws(
-            seeded_generator(self.seed, iteration),
-            dataset=self.dataset,
-            augmentation=self.augmentation,
-            batch_size=self.batch_size,
-            device=self.state.device,
-        )
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.amp)
@@ -224,7 +243,7 @@ class WCapsGANTrainer(Trainer):
         engine.state.metrics = {key: sum(o[key] for o in outputs) / len(outputs) for key in outputs[0]}
         energy = engine.state.metrics["energy"]
         if energy > COLLAPSED:
-            logger.warning(
+            _logger.warning(
                 "Epoch %d: generated samples are far from real ones as a set (energy distance %.2f; of generators "
                 "that have collapsed: %.2f and more). Raise energy_weight or lower the learning rates if it lasts.",
                 engine.state.epoch,
@@ -233,12 +252,19 @@ class WCapsGANTrainer(Trainer):
             )
 
 
-def _check_axes(generator: nn.Module, dataset: CohortSamples) -> None:
-    axes = dataset.kind.axes
-    if (made := getattr(generator, "spatial_dims", axes)) != axes:
+def _descend(optimizer: Optimizer, loss: Tensor) -> None:
+    """One step down the gradient of a loss."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+
+
+def _check_dimensions(generator: nn.Module, dataset: CohortSamples) -> None:
+    if (made := generator.spatial_dims) != dataset.spatial_dims:
         raise ValueError(
-            f"{type(generator).__name__} makes samples of {made} dimensions, those of layer {dataset.layer!r} have "
-            f"{axes}. The methods to compare with have no cubes: leave out train_cube.json, or their overlay."
+            f"{type(generator).__name__} makes samples of {made} dimensions, those of sample_type "
+            f"{dataset.sample_type!r} have {dataset.spatial_dims}. The other methods have no cubes: leave out "
+            "train_cube.json, or their overlay."
         )
 
 

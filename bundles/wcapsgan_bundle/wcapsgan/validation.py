@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Validation: the average generator against held-out samples, its weights kept, a picture each time."""
+"""Validation: the average generator against held-out samples, and a picture each time."""
 
-import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from monai.inferers import Inferer, SimpleInferer
@@ -15,11 +15,7 @@ from torch import nn
 from .latents import latents_of, seeded_generator
 from .montage import montage, write_png
 
-__all__ = ["GenerationEvaluator", "KeptWeights", "SampleMontage"]
-
-logger = logging.getLogger(__name__)
-
-KEEP = ("last", "best")
+__all__ = ["GenerationEvaluator", "SampleMontage"]
 
 
 class GenerationEvaluator(Evaluator):
@@ -55,92 +51,11 @@ class GenerationEvaluator(Evaluator):
         return {"label": batchdata["image"], "pred": generated}
 
 
-class KeptWeights:
-    """Keeps weights that validation has seen, and stops a training that has not improved for long.
-
-    `last` keeps those of each validation, and those of the end of the training, which is validated once more if its
-    last epoch was not. `best` keeps those of the highest metric; the end is validated only where nothing has been, so
-    that each training leaves weights. Either way `evaluator.state` is that of the kept weights when they are written.
-
-    Unlike a saver and a stopper of MONAI, its memory can stand in a checkpoint: a resumed training does not overwrite
-    better weights. What the end adds is not in that memory, so a training that goes on is one that never ended.
-
-    Args:
-        weights: the file; None keeps nothing (processes but the first).
-        network: whose plain state dict is kept.
-        evaluator: its key metric counts, higher is better.
-        patience: validations without improvement of the metric after which the trainer stops, whatever is kept.
-        keep: `last` or `best`.
-
-    Raises:
-        ValueError: for another `keep`.
-    """
-
-    def __init__(
-        self,
-        weights: str | Path | None,
-        *,
-        network: nn.Module,
-        evaluator: Evaluator,
-        patience: int,
-        keep: str = "last",
-    ) -> None:
-        if keep not in KEEP:
-            raise ValueError(f"keep must be one of {list(KEEP)}, got {keep!r}.")
-        self.weights = Path(weights) if weights else None
-        self.network, self.evaluator, self.patience, self.keep = network, evaluator, patience, keep
-        self.best, self.waited = float("-inf"), 0
-
-    def state_dict(self) -> dict[str, float]:
-        """The best metric and how many validations ago it was."""
-        return {"best": self.best, "waited": self.waited}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Takes up where `state_dict` was."""
-        self.best, self.waited = float(state["best"]), int(state["waited"])
-
-    def attach(self, engine: Engine) -> None:
-        """Looks at the end of each epoch of the trainer, and at its end; to be attached after its ValidationHandler."""
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
-        engine.add_event_handler(Events.COMPLETED, self.complete)
-
-    def __call__(self, engine: Engine) -> None:
-        """Takes note of this epoch's validation, if there was one."""
-        if not self._validated(engine):
-            return
-        state = self.evaluator.state
-        metric = float(state.metrics[state.key_metric_name])
-        improved = metric > self.best
-        if improved:
-            self.best, self.waited = metric, 0
-        else:
-            self.waited += 1
-        if improved or self.keep == "last":
-            self._save()
-        if self.waited >= self.patience:
-            logger.info("No improvement in %d validations: stopping after epoch %d.", self.waited, engine.state.epoch)
-            engine.terminate()
-
-    def complete(self, engine: Engine) -> None:
-        """Validates and keeps the weights of the end, however the training came to it, where that is still to do."""
-        if not self._validated(engine) and (self.keep == "last" or self.best == float("-inf")):
-            self.evaluator.run(engine.state.epoch)
-            self._save()
-
-    def _validated(self, engine: Engine) -> bool:
-        return bool(self.evaluator.state.epoch == engine.state.epoch)
-
-    def _save(self) -> None:
-        if self.weights is None:
-            return
-        self.weights.parent.mkdir(parents=True, exist_ok=True)
-        part = self.weights.with_suffix(".part")
-        torch.save({key: value.cpu().contiguous() for key, value in self.network.state_dict().items()}, part)
-        part.rename(self.weights)
-
-
 class SampleMontage:
-    """Writes a picture of the first real and generated samples of each validation to `folder/epoch_<n>.png`."""
+    """Writes a picture of the first real and generated samples of each validation to `folder/epoch_<n>.png`.
+
+    Of several processes, only the first one writes.
+    """
 
     def __init__(self, folder: str | Path, *, rows: int = 4, columns: int = 8) -> None:
         self.folder = Path(folder)
@@ -149,6 +64,8 @@ class SampleMontage:
 
     def attach(self, engine: Engine) -> None:
         """Collects each iteration of the evaluator and writes at its end."""
+        if dist.is_initialized() and dist.get_rank() > 0:
+            return
         engine.add_event_handler(Events.STARTED, lambda engine: self._shown.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.COMPLETED, self._write)
@@ -160,6 +77,5 @@ class SampleMontage:
     def _write(self, engine: Engine) -> None:
         count = self.rows * self.columns
         real, generated = (torch.cat([o[k] for o in self._shown])[:count].cpu() for k in ("label", "pred"))
-        self.folder.mkdir(parents=True, exist_ok=True)
         picture = montage([real, generated], columns=self.columns)
         write_png(picture, self.folder / f"epoch_{engine.state.epoch:04d}.png")

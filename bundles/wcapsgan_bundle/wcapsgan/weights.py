@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights into networks, with an error that helps when they do not fit."""
+"""Weights into generators: for inference, or to begin a training with."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,59 +8,50 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-__all__ = ["load_network", "start_from"]
+from .common.weights import load_state, load_weights, read_state
+
+__all__ = ["load_generator", "load_pretrained"]
+
+_HINT = "Set size, channels, latent_dim and categories as in their training (model.json beside them)."
 
 
-def start_from(networks: Sequence[nn.Module], weights: str | Path) -> None:
-    """Gives generators the weights of an earlier training to begin with; errors as in `load_network`.
-
-    The earlier training may have had a smaller size, with the same widths at its resolutions: the generator then grows.
-    What its new resolutions add to the output is nothing at first (growing resolution, after Karras et al., 2018).
-    """
-    for network in networks:
-        load_network(network, weights, next(network.parameters()).device, grow=True)
-
-
-def load_network(
+def load_generator(
     network: nn.Module,
-    weights: str | Path,
-    device: torch.device | str = "cpu",
+    ckpt_path: str | Path,
     *,
-    grow: bool = False,
+    device: torch.device | str = "cpu",
     categories: Sequence[str] | None = None,
 ) -> nn.Module:
-    """Loads a plain state dict into a network, for inference.
+    """Loads weights into a generator for inference.
 
     Args:
-        network: of the same settings as in training.
-        weights: the file.
+        network: with the settings of its training; changed in place.
+        ckpt_path: a plain state dict.
         device: where the network goes.
-        grow: see `start_from`.
-        categories: that samples will be named by; those of the sidecar, where there is one that states them.
+        categories: names that samples will get, compared with those of the sidecar where it states any.
 
     Returns:
         The network itself, in evaluation mode.
 
     Raises:
         FileNotFoundError: when there are no weights.
-        ValueError: when they belong to another network, or were trained with other categories.
+        WeightsMismatch: when they belong to another network.
+        ValueError: when they were trained with other categories.
     """
-    path = Path(weights)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: expected the weights of {type(network).__name__}, found no file. Train them, or pass --weights."
-        )
     if categories is not None:
-        _check_categories(path, categories)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        network.load_state_dict({**_grown(network, state), **state} if grow else state)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{path}: expected weights of a {type(network).__name__} with the settings of this config, got others "
-            "(size, channels, latent_dim and categories must be those of the training)."
-        ) from error
-    return network.to(device).eval()
+        _check_categories(Path(ckpt_path), categories)
+    return load_weights(network, ckpt_path, hint=_HINT).to(device)
+
+
+def load_pretrained(networks: Sequence[nn.Module], pretrained: str | Path) -> None:
+    """Gives generators the weights of an earlier training to begin with; errors as in `load_generator`.
+
+    The earlier training may have had a smaller size, with the same widths at its resolutions: the generator then grows.
+    What its new resolutions add to the output is nothing at first (growing resolution, after Karras et al., 2018).
+    """
+    state = read_state(pretrained)
+    for network in networks:
+        load_state(network, {**_new_resolutions(network, state), **state}, source=pretrained, hint=_HINT)
 
 
 def _check_categories(weights: Path, categories: Sequence[str]) -> None:
@@ -70,15 +61,15 @@ def _check_categories(weights: Path, categories: Sequence[str]) -> None:
     if trained is not None and list(trained) != list(categories):
         raise ValueError(
             f"{weights}: trained with the categories {list(trained)}, but the config names {list(categories)}. "
-            f'Pass --categories "{list(trained)}".'
+            f"Set categories to {list(trained)}."
         )
 
 
-def _grown(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _new_resolutions(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The network's own values of those resolutions that `state` does not reach; their heads give 0."""
-    known = {key.split(".")[1] for key in state if key.startswith("blocks.")}
+    reached = {key.split(".")[1] for key in state if key.startswith("blocks.")}
     return {
         key: torch.zeros_like(value) if key.startswith("heads.") else value
         for key, value in network.state_dict().items()
-        if key.startswith(("blocks.", "heads.")) and key.split(".")[1] not in known
+        if key.startswith(("blocks.", "heads.")) and key.split(".")[1] not in reached
     }

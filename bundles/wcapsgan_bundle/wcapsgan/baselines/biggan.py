@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ..layers import levels_between
-from .interface import ConditionalGenerator, Conditions, as_sample, halving_widths
+from ..modules import doublings
+from .interface import ConditionalGenerator, Conditions, halving_widths, to_sample
 
 __all__ = ["BigGanCritic", "BigGanGenerator"]
 
-NARROWEST, CONDITION_DIM = 16, 32
+# Channels at fine resolutions, at least; numbers that embed the condition. Neither was tried otherwise.
+_NARROWEST, _CONDITION_DIM = 16, 32
 
 
 class BigGanGenerator(ConditionalGenerator):
@@ -32,18 +33,18 @@ class BigGanGenerator(ConditionalGenerator):
         width: channels of the coarsest features; halved at each doubling of the resolution, not below 16.
     """
 
-    def __init__(self, latent_dim: int, n_categories: int, size: int, *, width: int) -> None:
-        super().__init__(latent_dim, n_categories, size)
-        levels = levels_between(size, 4)
+    def __init__(self, *, latent_dim: int, n_categories: int, size: int, width: int) -> None:
+        super().__init__(latent_dim=latent_dim, n_categories=n_categories, size=size)
+        levels = doublings(size, 4)
         if latent_dim <= levels:
             raise ValueError(f"latent_dim must be at least {levels + 1} for a size of {size}, got {latent_dim}.")
-        widths = halving_widths(width, levels + 1, narrowest=min(NARROWEST, width))
+        widths = halving_widths(width, levels + 1, narrowest=min(_NARROWEST, width))
         part = latent_dim // (levels + 1)
         self.parts = [latent_dim - levels * part, *[part] * levels]
-        self.embedding = nn.Linear(self.conditions.width, CONDITION_DIM, bias=False)
+        self.embedding = nn.Linear(self.conditions.width, _CONDITION_DIM, bias=False)
         self.start = _normed(nn.Linear(self.parts[0], width * 16))
         self.blocks = nn.ModuleList(
-            UpResidual(wide, narrow, part + CONDITION_DIM) for wide, narrow in itertools.pairwise(widths)
+            UpResidual(wide, narrow, part + _CONDITION_DIM) for wide, narrow in itertools.pairwise(widths)
         )
         self.norm = nn.BatchNorm2d(widths[-1])
         self.head = _normed(nn.Conv2d(widths[-1], 2, 3, padding=1))
@@ -55,7 +56,7 @@ class BigGanGenerator(ConditionalGenerator):
         x = rearrange(self.start(first), "b (c h w) -> b c h w", h=4, w=4)
         for block, part in zip(self.blocks, others, strict=True):
             x = block(x, torch.cat([part, condition.to(part.dtype)], dim=1))
-        return as_sample(self.head(functional.relu(self.norm(x))))
+        return to_sample(self.head(functional.relu(self.norm(x))))
 
 
 class BigGanCritic(nn.Module):
@@ -67,10 +68,10 @@ class BigGanCritic(nn.Module):
         width: channels of the coarsest features.
     """
 
-    def __init__(self, n_categories: int, size: int, *, width: int) -> None:
+    def __init__(self, *, n_categories: int, size: int, width: int) -> None:
         super().__init__()
         self.conditions = Conditions(n_categories)
-        widths = halving_widths(width, levels_between(size, 4), narrowest=min(NARROWEST, width))[::-1]  # fine to coarse
+        widths = halving_widths(width, doublings(size, 4), narrowest=min(_NARROWEST, width))[::-1]  # fine to coarse
         pairs = itertools.pairwise([2, *widths])
         self.blocks = nn.ModuleList(DownResidual(inner, outer, first=inner == 2) for inner, outer in pairs)
         self.last = DownResidual(width, width, halve=False)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ..capsules import PrimaryCapsules, RoutingCapsules, squash
-from ..layers import SLOPE, levels_between
-from .interface import Conditions, beside, halving_widths
+from ..double_backward import NEGATIVE_SLOPE
+from ..modules import doublings
+from .interface import Conditions, halving_widths, with_planes
 
 __all__ = ["CapsuleDiscriminator"]
 
-NARROWEST = 16
+_NARROWEST = 16  # channels at fine resolutions, at least; not tried otherwise
 
 
 class CapsuleDiscriminator(nn.Module):
@@ -33,14 +34,14 @@ class CapsuleDiscriminator(nn.Module):
     """
 
     def __init__(
-        self, n_categories: int, size: int, *, width: int, n_maps: int = 16, capsule_dim: int = 8, output_dim: int = 16
+        self, *, n_categories: int, size: int, width: int, n_maps: int = 16, capsule_dim: int = 8, output_dim: int = 16
     ) -> None:
         super().__init__()
         self.conditions = Conditions(n_categories)
-        widths = halving_widths(width, levels_between(size, 8), narrowest=min(NARROWEST, width))[::-1]  # fine to coarse
+        widths = halving_widths(width, doublings(size, 8), narrowest=min(_NARROWEST, width))[::-1]  # fine to coarse
         layers: list[nn.Module] = []
         for inner, outer in itertools.pairwise([2 + self.conditions.width, *widths]):
-            layers += [nn.Conv2d(inner, outer, 4, 2, 1), nn.LeakyReLU(SLOPE)]
+            layers += [nn.Conv2d(inner, outer, 4, 2, 1), nn.LeakyReLU(NEGATIVE_SLOPE)]
         self.stem = nn.Sequential(*layers)
         self.primary = PrimaryCapsules(width, n_maps, capsule_dim)
         self.routing = RoutingCapsules(n_maps * 16, capsule_dim, 2, output_dim)
@@ -48,7 +49,7 @@ class CapsuleDiscriminator(nn.Module):
 
     def forward(self, x: Tensor, category: Tensor, diameter_mm: Tensor) -> Tensor:
         """Lengths (B,), in [0, 1), of the capsule of samples (B, 2, size, size); 1 is real."""
-        u = squash(self.primary(self.stem(beside(x, self.conditions(category, diameter_mm)))).float())
+        u = squash(self.primary(self.stem(with_planes(x, self.conditions(category, diameter_mm)))).float())
         v = squash(self.routing.gather(self.routing.couplings(u), u))
         return torch.linalg.vector_norm(v[:, 0], dim=1)
 
@@ -56,5 +57,5 @@ class CapsuleDiscriminator(nn.Module):
 def _keep_variance(layer: nn.Module) -> None:
     """Weights that keep the variance of features (He et al., 2015): squashing a short capsule leaves it no gradient."""
     if isinstance(layer, nn.Conv2d):
-        nn.init.kaiming_normal_(layer.weight, SLOPE)
+        nn.init.kaiming_normal_(layer.weight, NEGATIVE_SLOPE)
         nn.init.zeros_(layer.bias)

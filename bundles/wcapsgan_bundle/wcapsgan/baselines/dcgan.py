@@ -10,13 +10,13 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from ..layers import SLOPE, levels_between
-from ..slopes import Convolution2d, Leaky
-from .interface import ConditionalGenerator, Conditions, as_sample, beside, halving_widths
+from ..double_backward import NEGATIVE_SLOPE, InputGradientConv2d, InputGradientLeakyReLU
+from ..modules import doublings
+from .interface import ConditionalGenerator, Conditions, halving_widths, to_sample, with_planes
 
 __all__ = ["DcganCritic", "DcganGenerator"]
 
-NARROWEST = 16
+_NARROWEST = 16  # channels at fine resolutions, at least; not tried otherwise
 
 
 class DcganGenerator(ConditionalGenerator):
@@ -29,9 +29,9 @@ class DcganGenerator(ConditionalGenerator):
         width: channels of the coarsest features.
     """
 
-    def __init__(self, latent_dim: int, n_categories: int, size: int, *, width: int) -> None:
-        super().__init__(latent_dim, n_categories, size)
-        widths = halving_widths(width, levels_between(size, 4), narrowest=min(NARROWEST, width))
+    def __init__(self, *, latent_dim: int, n_categories: int, size: int, width: int) -> None:
+        super().__init__(latent_dim=latent_dim, n_categories=n_categories, size=size)
+        widths = halving_widths(width, doublings(size, 4), narrowest=min(_NARROWEST, width))
         layers = [nn.ConvTranspose2d(latent_dim + self.conditions.width, width, 4, bias=False)]
         for wide, narrow in itertools.pairwise(widths):
             layers += [nn.BatchNorm2d(wide), nn.ReLU(), nn.ConvTranspose2d(wide, narrow, 4, 2, 1, bias=False)]
@@ -42,7 +42,7 @@ class DcganGenerator(ConditionalGenerator):
     def forward(self, latent: Tensor, category: Tensor, diameter_mm: Tensor) -> Tensor:
         """Samples (B, 2, size, size) of latents (B, latent_dim), categories (B,) and diameters (B,)."""
         x = torch.cat([latent, self.conditions(category, diameter_mm)], dim=1)
-        return as_sample(self.layers(x[:, :, None, None]))
+        return to_sample(self.layers(x[:, :, None, None]))
 
 
 class DcganCritic(nn.Module):
@@ -55,22 +55,25 @@ class DcganCritic(nn.Module):
         batch_norm: as in DCGAN. Not with a gradient penalty, which is one of each sample (Gulrajani 2017, section 4).
     """
 
-    def __init__(self, n_categories: int, size: int, *, width: int, batch_norm: bool) -> None:
+    def __init__(self, *, n_categories: int, size: int, width: int, batch_norm: bool) -> None:
         super().__init__()
         self.conditions = Conditions(n_categories)
-        widths = halving_widths(width, levels_between(size, 4), narrowest=min(NARROWEST, width))[::-1]  # fine to coarse
-        layers: list[nn.Module] = [Convolution2d(2 + self.conditions.width, widths[0], 4, 2, 1), Leaky(SLOPE)]
+        widths = halving_widths(width, doublings(size, 4), narrowest=min(_NARROWEST, width))[::-1]  # fine to coarse
+        layers: list[nn.Module] = [
+            InputGradientConv2d(2 + self.conditions.width, widths[0], 4, 2, 1),
+            InputGradientLeakyReLU(NEGATIVE_SLOPE),
+        ]
         for narrow, wide in itertools.pairwise(widths):
-            layers.append(Convolution2d(narrow, wide, 4, 2, 1, bias=not batch_norm))
+            layers.append(InputGradientConv2d(narrow, wide, 4, 2, 1, bias=not batch_norm))
             layers += [nn.BatchNorm2d(wide)] if batch_norm else []
-            layers.append(Leaky(SLOPE))
-        self.layers = nn.Sequential(*layers, Convolution2d(width, 1, 4))
+            layers.append(InputGradientLeakyReLU(NEGATIVE_SLOPE))
+        self.layers = nn.Sequential(*layers, InputGradientConv2d(width, 1, 4))
         if batch_norm:
             self.apply(_start_small)
 
     def forward(self, x: Tensor, category: Tensor, diameter_mm: Tensor) -> Tensor:
         """Logits or scores (B,) of samples (B, 2, size, size); higher is more real."""
-        return self.layers(beside(x, self.conditions(category, diameter_mm))).flatten()
+        return self.layers(with_planes(x, self.conditions(category, diameter_mm))).flatten()
 
 
 def _start_small(layer: nn.Module) -> None:

@@ -14,8 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..layers import SLOPE
-from .interface import ConditionalGenerator, Conditions, as_sample
+from ..double_backward import NEGATIVE_SLOPE
+from .interface import ConditionalGenerator, Conditions, to_sample
 
 __all__ = ["PlainDiscriminator", "PlainGenerator"]
 
@@ -32,9 +32,9 @@ class PlainGenerator(ConditionalGenerator):
     """
 
     def __init__(
-        self, latent_dim: int, n_categories: int, size: int, *, widths: Sequence[int] = (256, 80), pixels: int = 64
+        self, *, latent_dim: int, n_categories: int, size: int, widths: Sequence[int] = (256, 80), pixels: int = 64
     ) -> None:
-        super().__init__(latent_dim, n_categories, size)
+        super().__init__(latent_dim=latent_dim, n_categories=n_categories, size=size)
         self.pixels = _side(size, pixels)
         every = [latent_dim + self.conditions.width, *widths]
         layers: list[nn.Module] = []
@@ -48,7 +48,7 @@ class PlainGenerator(ConditionalGenerator):
         x = rearrange(x, "b (c h w) -> b c h w", h=self.pixels, w=self.pixels).float()
         if self.pixels < self.size:
             x = functional.interpolate(x, size=(self.size, self.size), mode="bilinear")
-        return as_sample(x)
+        return to_sample(x)
 
 
 class PlainDiscriminator(nn.Module):
@@ -61,14 +61,14 @@ class PlainDiscriminator(nn.Module):
         pixels: see `PlainGenerator`.
     """
 
-    def __init__(self, n_categories: int, size: int, *, widths: Sequence[int] = (80, 256), pixels: int = 64) -> None:
+    def __init__(self, *, n_categories: int, size: int, widths: Sequence[int] = (80, 256), pixels: int = 64) -> None:
         super().__init__()
         self.conditions = Conditions(n_categories)
         self.scale = size // _side(size, pixels)
         every = [2 * _side(size, pixels) ** 2 + self.conditions.width, *widths]
         layers: list[nn.Module] = []
         for wide, narrow in itertools.pairwise(every):
-            layers += [nn.Linear(wide, narrow), nn.LeakyReLU(SLOPE)]
+            layers += [nn.Linear(wide, narrow), nn.LeakyReLU(NEGATIVE_SLOPE)]
         self.layers = nn.Sequential(*layers, nn.Linear(every[-1], 1))
 
     def forward(self, x: Tensor, category: Tensor, diameter_mm: Tensor) -> Tensor:

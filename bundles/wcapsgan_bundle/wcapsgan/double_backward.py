@@ -7,9 +7,9 @@ and `g` the gradient of `y`, the penalty sees `W^T g`; a gradient `v` of that gi
 weight gradient of a convolution with input `v` and output gradient `g`. The second derivative of the activation is
 zero; PyTorch writes it down pixel by pixel and adds it. (Measured: 1.4 times faster through a critic of 64 x 64.)
 
-A critic's slope is its derivative by the samples alone. Within `slopes_only` convolutions therefore leave out the
-derivative by the weights when a backward pass is recorded (`create_graph`), and give it in the pass that follows.
-Outside of it these layers are PyTorch's own.
+The penalty is on the critic's gradient by the samples alone. Within `input_gradient_only` convolutions therefore leave
+out the derivative by the weights when a backward pass is recorded (`create_graph`), and give it in the pass that
+follows. Outside of it these layers are PyTorch's own.
 """
 
 from collections.abc import Iterator
@@ -21,51 +21,59 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-__all__ = ["Convolution2d", "Convolution3d", "Leaky", "slopes_only"]
+__all__ = [
+    "NEGATIVE_SLOPE",
+    "InputGradientConv2d",
+    "InputGradientConv3d",
+    "InputGradientLeakyReLU",
+    "input_gradient_only",
+]
 
-_slopes: ContextVar[bool] = ContextVar("slopes", default=False)
+NEGATIVE_SLOPE = 0.2  # of the LeakyReLUs of all networks here, as in DCGAN (Radford et al., 2016, section 3)
+
+_input_gradient_only: ContextVar[bool] = ContextVar("input_gradient_only", default=False)
 
 
 @contextmanager
-def slopes_only() -> Iterator[None]:
+def input_gradient_only() -> Iterator[None]:
     """For the forward pass of a network whose derivative by its input is to be differentiated."""
-    token = _slopes.set(True)
+    token = _input_gradient_only.set(True)
     try:
         yield
     finally:
-        _slopes.reset(token)
+        _input_gradient_only.reset(token)
 
 
-class Convolution2d(nn.Conv2d):
+class InputGradientConv2d(nn.Conv2d):
     """`torch.nn.Conv2d`, for networks under a gradient penalty; zeros outside the image."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting() and _slopes_asked():
+        if not torch.jit.is_scripting() and _only_input_gradient():
             return _convolve(self, x)
         return self._conv_forward(x, self.weight, self.bias)
 
 
-class Convolution3d(nn.Conv3d):
+class InputGradientConv3d(nn.Conv3d):
     """`torch.nn.Conv3d`, likewise."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting() and _slopes_asked():
+        if not torch.jit.is_scripting() and _only_input_gradient():
             return _convolve(self, x)
         return self._conv_forward(x, self.weight, self.bias)
 
 
-class Leaky(nn.LeakyReLU):
+class InputGradientLeakyReLU(nn.LeakyReLU):
     """`torch.nn.LeakyReLU`, likewise; the slope must be positive."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting() and _slopes_asked():
+        if not torch.jit.is_scripting() and _only_input_gradient():
             return _activate(self, x)
         return nn.functional.leaky_relu(x, self.negative_slope)
 
 
 @torch.jit.unused
-def _slopes_asked() -> bool:
-    return _slopes.get()
+def _only_input_gradient() -> bool:
+    return _input_gradient_only.get()
 
 
 class _Geometry(NamedTuple):

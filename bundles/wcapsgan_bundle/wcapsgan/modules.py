@@ -9,39 +9,51 @@ from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .modulation import modulated
-from .slopes import Convolution2d, Convolution3d
+from .double_backward import NEGATIVE_SLOPE, InputGradientConv2d, InputGradientConv3d
+from .modulation import modulate
 
 __all__ = [
-    "SLOPE",
     "DiameterFeatures",
     "NoiseFields",
     "PixelNorm",
     "Smooth",
     "StyledBlock",
     "Upsample",
+    "convolution_of",
+    "diameter_features",
+    "doublings",
     "gaussian_taps",
-    "layers_of",
-    "levels_between",
 ]
 
-SLOPE = 0.2  # of LeakyReLU
-DIAMETER_SCALE_MM = 20.0  # brings nodule diameters (3 to 40 mm) to order 1
+_DIAMETER_SCALE_MM = 20.0  # brings nodule diameters (3 to 40 mm) to order 1; the shipped weights belong to it
 
 
-def levels_between(size: int, min_size: int) -> int:
-    """How often `min_size` doubles to reach `size`."""
+def doublings(size: int, min_size: int) -> int:
+    """How often `min_size` doubles to reach `size`.
+
+    Raises:
+        ValueError: when it does not reach it, or is not smaller.
+    """
     levels = round(math.log2(size / min_size))
     if min_size * 2**levels != size or levels < 1:
         raise ValueError(f"size must be min_size ({min_size}) times a power of two, at least 2; got size {size}.")
     return levels
 
 
-def layers_of(spatial_dims: int) -> tuple[type[nn.Module], str]:
-    """Convolution of that many axes, and the singleton axes for einops."""
+def convolution_of(spatial_dims: int) -> tuple[type[nn.Module], str]:
+    """Convolution of that many axes, and the singleton axes for einops.
+
+    Raises:
+        ValueError: for other than 2 or 3 axes.
+    """
     if spatial_dims not in (2, 3):
         raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
-    return (Convolution2d, "() ()") if spatial_dims == 2 else (Convolution3d, "() () ()")
+    return (InputGradientConv2d, "() ()") if spatial_dims == 2 else (InputGradientConv3d, "() () ()")
+
+
+def diameter_features(diameter_mm: Tensor, scale_mm: float = _DIAMETER_SCALE_MM) -> Tensor:
+    """Diameters in mm (B,), scaled to order one, and their logarithms: (B, 2)."""
+    return torch.stack([diameter_mm / scale_mm, torch.log1p(diameter_mm)], dim=1)
 
 
 class DiameterFeatures(nn.Module):
@@ -49,11 +61,10 @@ class DiameterFeatures(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.scale_mm = DIAMETER_SCALE_MM
         self.linear = nn.Linear(2, dim)
 
     def forward(self, diameter_mm: Tensor) -> Tensor:
-        return self.linear(torch.stack([diameter_mm / self.scale_mm, torch.log1p(diameter_mm)], dim=1))
+        return self.linear(diameter_features(diameter_mm))
 
 
 class Upsample(nn.Module):
@@ -68,7 +79,9 @@ class Upsample(nn.Module):
         super().__init__()
         self.spatial_dims = spatial_dims
         fan_in = in_channels * 3**spatial_dims
-        kernel = torch.randn(in_channels, out_channels, *[3] * spatial_dims) * (2 / (1 + SLOPE**2) / fan_in) ** 0.5
+        kernel = (
+            torch.randn(in_channels, out_channels, *[3] * spatial_dims) * (2 / (1 + NEGATIVE_SLOPE**2) / fan_in) ** 0.5
+        )
         self.weight = nn.Parameter(kernel)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -167,12 +180,12 @@ class StyledBlock(nn.Module):
         out_channels: int,
         style_dim: int,
         *,
-        enlarge: bool = True,
-        noise_strength: float = 0.1,
+        enlarge: bool,
+        noise_strength: float,
         spatial_dims: int = 2,
     ) -> None:
         super().__init__()
-        convolution, singletons = layers_of(spatial_dims)
+        convolution, singletons = convolution_of(spatial_dims)
         if enlarge:
             self.convolution = Upsample(in_channels, out_channels, spatial_dims=spatial_dims)
             self.smooth = Smooth(out_channels, spatial_dims=spatial_dims)
@@ -181,7 +194,7 @@ class StyledBlock(nn.Module):
             self.smooth = nn.Identity()
         self.noise_strength = nn.Parameter(torch.full((out_channels, *[1] * spatial_dims), noise_strength))
         self.norm = PixelNorm()
-        self.activation = nn.LeakyReLU(SLOPE)
+        self.activation = nn.LeakyReLU(NEGATIVE_SLOPE)
         self.scale = nn.Sequential(nn.Linear(style_dim, out_channels), Rearrange(f"b c -> b c {singletons}"))
         self.shift = nn.Sequential(nn.Linear(style_dim, out_channels), Rearrange(f"b c -> b c {singletons}"))
 
@@ -189,6 +202,6 @@ class StyledBlock(nn.Module):
         """Features (B, C, n, n[, n]), style (B, style_dim), noise (B, 1, m, m[, m]) to features (B, C, m, m[, m])."""
         x, scale, shift = self.smooth(self.convolution(x)), self.scale(style), self.shift(style)
         if not torch.jit.is_scripting() and x.device.type == "cpu":
-            return modulated(x, noise, self.noise_strength, scale, shift, self.activation.negative_slope)
+            return modulate(x, noise, self.noise_strength, scale, shift, slope=self.activation.negative_slope)
         x = self.norm(x + (self.noise_strength * noise).to(x.dtype))
         return self.activation(torch.addcmul(shift, x, 1 + scale))

@@ -12,26 +12,27 @@ from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from torch.utils.data import Dataset
 
-from .hounsfield import to_unit
-from .inferer import Sampler
+from .common.atomic import replacing
+from .common.hounsfield import NETWORK_WINDOW
 from .montage import montage, write_png
+from .sampler import Sampler
 
 __all__ = ["Requests", "SampleWriter", "SamplingEvaluator", "gather_requests"]
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class Requests(Dataset):
     """`count` requests with consecutive seeds, their categories in turn.
 
     Args:
-        data: the categories to ask for.
+        data: the categories to request.
         count: of samples, at least 1.
         first_seed: of the first.
         diameter_mm: of all; None draws each one as in training.
 
     Raises:
-        ValueError: when there is nothing to ask for.
+        ValueError: when there is nothing to request.
     """
 
     def __init__(
@@ -89,14 +90,10 @@ class SampleWriter:
     def _write(self, engine: Engine) -> None:
         samples = {key: np.concatenate([np.asarray(o[key]) for o in self._outputs]) for key in self._outputs[0]}
         self._outputs = []
-        self.folder.mkdir(parents=True, exist_ok=True)
-        part = self.folder / "samples.part.npz"
-        np.savez_compressed(part, **samples)
-        part.rename(self.folder / "samples.npz")
+        with replacing(self.folder / "samples.npz") as temporary:
+            np.savez_compressed(temporary, **samples)
         mask = samples["alpha" if "alpha" in samples else "mask"]
-        pictures = [torch.from_numpy(a[: self.shown]).float() for a in (samples["hu"], mask)]
-        write_png(
-            montage([torch.stack([to_unit(pictures[0]), pictures[1]], dim=1)], columns=self.columns),
-            self.folder / "montage.png",
-        )
-        logger.info("Wrote %d samples to %s.", len(mask), self.folder / "samples.npz")
+        hu, mask_shown = (torch.from_numpy(a[: self.shown]).float() for a in (samples["hu"], mask))
+        shown = torch.stack([NETWORK_WINDOW.to_unit(hu, clip=True), mask_shown], dim=1)
+        write_png(montage([shown], columns=self.columns), self.folder / "montage.png")
+        _logger.info("Wrote %d samples to %s.", len(mask), self.folder / "samples.npz")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples by seed: what the chain asks of this bundle.
+"""Samples by seed: what users of this bundle call.
 
-A seed makes one sample of a category and diameter, whatever else is asked for in the same call: the latent and, where
+A seed makes one sample of a category and diameter, whatever else is requested in the same call: the latent and, where
 no diameter is given, the diameter come from the seed alone, and the network always sees batches of the same size.
-Diameters are those of the disc (cubes: the ball) as large as the mask.
+Diameters are those of the disc (cubes: the sphere) as large as the mask.
 """
 
 import math
@@ -16,18 +16,19 @@ from monai.inferers import Inferer, SimpleInferer
 from scipy import ndimage
 from torch import Tensor, nn
 
-from .hounsfield import to_hu
-from .kinds import equal_diameter, layer_of
+from .categories import ANY
+from .common.hounsfield import NETWORK_WINDOW
+from .diameters import equivalent_diameter
 from .latents import draw_latents, seeded_generator
+from .sample_types import sample_type_of
 
 __all__ = ["Sampler"]
 
-FAINT = 0.05  # where alpha is below this, HU are the lung's
-NOTHING = 0.02  # alpha below this is 0, as in a cohort
-LARGE_PART = 0.1  # of the largest component of a lung mask; smaller ones are no lung
-LEAST_MM = 3.0  # drawn where a network knows no diameter: the least that is called a nodule
-ROUNDING_MM = 1e-3  # between the sizes that others measure and `largest_mm`
-NO_CATEGORY = ("any",)  # the name of the one category of an unconditional network
+_FAINT_ALPHA = 0.05  # where alpha is below this, HU are the lung's: less than 5 % of a nodule does not show in noise
+_NO_ALPHA = 0.02  # alpha below this is 0, as in a cohort
+_LEAST_COMPONENT = 0.1  # of the largest component of a lung mask; a smaller one is no lung
+_LEAST_NODULE_MM = 3.0  # drawn where a network knows no diameter: smaller ones are not called nodules in LIDC-IDRI
+_ROUNDING_MM = 1e-3  # allowed above `largest_mm`, for sizes that others have measured and rounded
 
 
 class Sampler:
@@ -35,7 +36,7 @@ class Sampler:
 
     Args:
         network: the generator, with its weights.
-        layer: a name of `LAYERS`.
+        sample_type: a name of `SAMPLE_TYPES`.
         categories: names in the order of the network's indices; empty for an unconditional network.
         spacing_mm: of a pixel.
         edge_px: standard deviation in pixels of the soft edge that a cohort's nodules have on this grid. The outline
@@ -45,35 +46,35 @@ class Sampler:
         inferer: calls the network.
 
     Attributes:
-        categories: names that may be asked for.
+        categories: names that may be requested.
         spacing_mm: of a pixel.
-        largest_mm: the largest diameter that may be asked for: that of a mask which fills the frame up to its border,
+        largest_mm: the largest diameter that may be requested: that of a mask which fills the frame up to its border,
             where alpha is 0. No mask that a cohort has on this grid is larger.
 
     Raises:
-        ValueError: when layer or categories do not fit the network.
+        ValueError: when sample type or categories do not fit the network.
     """
 
     def __init__(
         self,
         network: nn.Module,
         *,
-        layer: str,
+        sample_type: str,
         categories: Sequence[str],
         spacing_mm: float,
-        edge_px: float = 0.0,
+        edge_px: float,
         network_batch_size: int = 16,
         device: torch.device | str = "cpu",
         inferer: Inferer | None = None,
     ) -> None:
-        self.kind = layer_of(layer)
-        self.categories = tuple(categories) or NO_CATEGORY
+        self.spatial_dims, self.has_diameter, self.mask_key = sample_type_of(sample_type)
+        self.categories = tuple(categories) or (ANY,)
         if len(self.categories) != network.n_categories:
             raise ValueError(f"Expected {network.n_categories} categories, as the network has, got {self.categories}.")
         self.network = network.to(device).eval()
-        self.layer, self.spacing_mm, self.edge_px = layer, spacing_mm, edge_px
-        inside = torch.tensor(float(network.size - 2) ** self.kind.axes, dtype=torch.float64)
-        self.largest_mm = float(equal_diameter(inside, self.kind.axes)) * spacing_mm
+        self.spacing_mm, self.edge_px = spacing_mm, edge_px
+        inside = torch.tensor(float(network.size - 2) ** self.spatial_dims, dtype=torch.float64)
+        self.largest_mm = float(equivalent_diameter(inside, self.spatial_dims)) * spacing_mm
         self.network_batch_size = network_batch_size
         self.device = torch.device(device)
         self.inferer = inferer or SimpleInferer()
@@ -87,12 +88,12 @@ class Sampler:
             seeds: any integers of 64 bits.
             categories: as many names out of `self.categories`.
             diameters_mm: as many diameters in (0, `largest_mm`]; None draws one as in training, at least the smallest
-                positive one of the training's percentiles. Lungs and slices have none, whatever is asked.
+                positive one of the training's percentiles. Lungs and slices have none, whatever is requested.
 
         Returns:
             `hu` int16 (N, H, W), of cubes (N, D, H, W); `alpha` float16 of the same shape or, for lungs and slices,
-            `mask` uint8, of the lungs; `category`, a list; `diameter_mm` float32 (N,), as asked or drawn (0 for lungs
-            and slices); `seed` int64 (N,).
+            `mask` uint8, of the lungs; `category`, a list; `diameter_mm` float32 (N,), as requested or drawn (0 for
+            lungs and slices); `seed` int64 (N,).
 
         Raises:
             ValueError: when the lists differ in length, a category is unknown or a nodule cannot have a diameter.
@@ -102,16 +103,17 @@ class Sampler:
         generators = [seeded_generator(int(seed)) for seed in seeds]
         latent = torch.cat([draw_latents(g, 1, self.network.latent_dim) for g in generators] or [torch.zeros(0)])
         diameter = self._diameters(generators, index, diameters_mm)
-        samples = self._generate(latent, index, diameter) if generators else torch.zeros(0, 2, *[1] * self.kind.axes)
-        image, mask = samples[:, 0].numpy(), samples[:, 1].numpy()
-        hu = np.rint(to_hu(image)).astype(np.int16)
-        if not self.kind.sized:
-            pictures = {"hu": hu, "mask": _lung_masks(mask)}
+        samples = self._generate(latent, index, diameter) if generators else torch.zeros(0, 2, *[1] * self.spatial_dims)
+        hu = np.rint(NETWORK_WINDOW.to_hu(samples[:, 0]).numpy()).astype(np.int16)
+        mask = samples[:, 1].numpy()
+        if self.has_diameter:
+            mask = _nodule_alphas(mask, self.edge_px)
+            hu = _even_surroundings(hu, mask)
         else:
-            alpha = _nodule_alphas(mask, self.edge_px)
-            pictures = {"hu": _even_surroundings(hu, alpha), "alpha": alpha}
+            mask = _lung_masks(mask)
         return {
-            **pictures,
+            "hu": hu,
+            self.mask_key: mask,
             "category": list(categories),
             "diameter_mm": diameter.numpy(),
             "seed": np.asarray(seeds, dtype=np.int64),
@@ -126,8 +128,8 @@ class Sampler:
         unknown = sorted(set(categories) - set(self.categories))
         if unknown:
             raise ValueError(f"Expected categories out of {list(self.categories)}, got {unknown}.")
-        asked = [mm for mm in diameters_mm if mm is not None] if self.kind.sized else []
-        if wrong := [mm for mm in asked if not (math.isfinite(mm) and 0 < mm <= self.largest_mm + ROUNDING_MM)]:
+        requested = [mm for mm in diameters_mm if mm is not None] if self.has_diameter else []
+        if wrong := [mm for mm in requested if not (math.isfinite(mm) and 0 < mm <= self.largest_mm + _ROUNDING_MM)]:
             raise ValueError(
                 f"Expected diameters_mm above 0 and up to {self.largest_mm:.1f} mm, which fill the frame of "
                 f"{self.network.size} pixels of {self.spacing_mm:g} mm, got {', '.join(f'{mm:g}' for mm in wrong[:5])}"
@@ -135,17 +137,17 @@ class Sampler:
             )
 
     def _diameters(
-        self, generators: Sequence[torch.Generator], category: Tensor, asked_mm: Sequence[float | None]
+        self, generators: Sequence[torch.Generator], category: Tensor, requested_mm: Sequence[float | None]
     ) -> Tensor:
-        """What was asked for, or a draw from the network's quantiles; float32 (N,)."""
-        drawn = []
-        for generator, index, asked in zip(generators, category.tolist(), asked_mm, strict=True):
-            place = float(torch.rand((), generator=generator)) * 100
+        """What was requested, or a draw from the network's quantiles; float32 (N,)."""
+        diameters = []
+        for generator, index, requested in zip(generators, category.tolist(), requested_mm, strict=True):
+            place = float(torch.rand((), generator=generator)) * 100  # drawn in any case: what follows must not depend
             quantiles = _positive(self.network.diameter_quantiles[index].cpu()).clamp(max=self.largest_mm)
             low = min(int(place), 99)
-            value = float(torch.lerp(quantiles[low], quantiles[low + 1], place - low))
-            drawn.append(0.0 if not self.kind.sized else value if asked is None else float(asked))
-        return torch.tensor(drawn, dtype=torch.float32)
+            drawn = float(torch.lerp(quantiles[low], quantiles[low + 1], place - low))
+            diameters.append(0.0 if not self.has_diameter else drawn if requested is None else float(requested))
+        return torch.tensor(diameters, dtype=torch.float32)
 
     def _generate(self, latent: Tensor, category: Tensor, diameter: Tensor) -> Tensor:
         """Runs the network in blocks of `network_batch_size`, the last one filled up; (N, 2, ...) on the CPU."""
@@ -162,8 +164,8 @@ class Sampler:
 
 def _positive(quantiles: Tensor) -> Tensor:
     """Percentiles (101,) in mm, none below the smallest positive one: a mask without a pixel is no nodule's."""
-    known = quantiles[quantiles > 0]
-    return quantiles.clamp(min=float(known.min()) if len(known) else LEAST_MM)
+    positive = quantiles[quantiles > 0]
+    return quantiles.clamp(min=float(positive.min()) if len(positive) else _LEAST_NODULE_MM)
 
 
 def _nodule_alphas(alpha: np.ndarray, edge_px: float) -> np.ndarray:
@@ -176,16 +178,16 @@ def _nodule_alphas(alpha: np.ndarray, edge_px: float) -> np.ndarray:
 
 
 def _with_edge(alpha: np.ndarray, edge_px: float) -> np.ndarray:
-    """The outline's largest component with the soft edge of a cohort's masks (contract C2.3)."""
+    """The outline's largest component with the soft edge of a cohort's masks."""
     inside = alpha >= 0.5
     if not inside.any():
         return _without_faint(alpha)
     soft = ndimage.gaussian_filter(_components(inside, alpha, largest=1).astype(np.float32), edge_px)
-    return np.where(soft < NOTHING, 0, soft)
+    return np.where(soft < _NO_ALPHA, 0, soft)
 
 
 def _without_faint(alpha: np.ndarray) -> np.ndarray:
-    cleaned = np.where(alpha < FAINT, 0, alpha)
+    cleaned = np.where(alpha < _FAINT_ALPHA, 0, alpha)
     return cleaned * _components(cleaned > 0, cleaned, largest=1)
 
 
@@ -193,7 +195,7 @@ def _even_surroundings(hu: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """HU (N, [D, ]H, W) with one level, the median, around the nodule, as in the patches of a cohort."""
     level = [np.median(one[outside]) if outside.any() else 0 for one, outside in zip(hu, alpha == 0, strict=True)]
     levels = np.rint(level).astype(np.int16).reshape(-1, *[1] * (hu.ndim - 1))
-    return np.where(alpha < FAINT, levels, hu)
+    return np.where(alpha < _FAINT_ALPHA, levels, hu)
 
 
 def _lung_masks(mask: np.ndarray) -> np.ndarray:
@@ -205,10 +207,10 @@ def _lung_masks(mask: np.ndarray) -> np.ndarray:
 
 
 def _components(inside: np.ndarray, weight: np.ndarray, *, largest: int) -> np.ndarray:
-    """The `largest` heaviest components of a mask ([D, ]H, W), those below `LARGE_PART` of the first left out."""
+    """The `largest` heaviest components of a mask ([D, ]H, W), those below `_LEAST_COMPONENT` of the first left out."""
     labels, count = ndimage.label(inside)
     if count < 2:
         return inside
     mass = ndimage.sum_labels(weight, labels, np.arange(1, count + 1))
     order = np.argsort(-mass, kind="stable")[:largest]
-    return np.isin(labels, 1 + order[mass[order] >= LARGE_PART * mass[order[0]]])
+    return np.isin(labels, 1 + order[mass[order] >= _LEAST_COMPONENT * mass[order[0]]])

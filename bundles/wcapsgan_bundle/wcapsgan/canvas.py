@@ -8,14 +8,15 @@ number of pixels, so that all of them teach and are taught alike.
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Zoom"]
+__all__ = ["CanvasResampler"]
 
-SPREAD = 2.5  # side of the canvas in diameters; an ellipse of that area has room up to an axis ratio of 6
-SMALLEST = 8  # pixels of the frame that a canvas shows at least
-BEYOND = 8  # pixels beyond the canvas that a filter may reach, so that what is placed fades there
+# The weights of a generator belong to these two numbers; others need a new training.
+_SPAN_DIAMETERS = 2.5  # side of the canvas; an ellipse of the nodule's area fits up to an axis ratio of 6
+_MIN_SPAN_PX = 8.0  # pixels of the frame that a canvas shows at least: those of a nodule of 2.2 mm at 0.7 mm a pixel
+_MARGIN_PX = 8  # zeros around the canvas within the filter's reach, so that what is placed fades at the border
 
 
-class Zoom(nn.Module):
+class CanvasResampler(nn.Module):
     """Resamples centred square frames to canvases, or back, by a factor that follows from the diameter.
 
     The filter is linear interpolation where pixels are made, and a triangle as wide as the step where they are lost, so
@@ -29,23 +30,23 @@ class Zoom(nn.Module):
         to_frame: from canvas to frame, with zeros beyond the canvas.
     """
 
-    def __init__(self, frame: int, canvas: int, spacing_mm: float, *, to_frame: bool = False) -> None:
+    def __init__(self, *, frame: int, canvas: int, spacing_mm: float, to_frame: bool = False) -> None:
         super().__init__()
         self.frame, self.canvas, self.spacing_mm, self.to_frame = frame, canvas, spacing_mm, to_frame
-        self.spread, self.smallest, self.beyond = SPREAD, float(SMALLEST), BEYOND
+        self.span_diameters, self.min_span, self.margin = _SPAN_DIAMETERS, _MIN_SPAN_PX, _MARGIN_PX
 
     def matrices(self, diameter_mm: Tensor) -> Tensor:
         """Weights of diameters in mm (B,), shape (B, pixels out, pixels in)."""
         n_out, n_in = (self.frame, self.canvas) if self.to_frame else (self.canvas, self.frame)
-        span = (self.spread * diameter_mm.float() / self.spacing_mm).clamp(self.smallest, float(self.frame))
+        span = (self.span_diameters * diameter_mm.float() / self.spacing_mm).clamp(self.min_span, float(self.frame))
         span = torch.where(diameter_mm > 0, span, float(self.frame))[:, None, None]
         step = self.canvas / span if self.to_frame else span / self.canvas  # pixels in, a pixel out
         places = torch.arange(n_out, device=span.device)[None, :, None] - (n_out - 1) / 2
-        beyond = self.beyond if self.to_frame else 0
-        sources = torch.arange(-beyond, n_in + beyond, device=span.device) - (n_in - 1) / 2
+        margin = self.margin if self.to_frame else 0
+        sources = torch.arange(-margin, n_in + margin, device=span.device) - (n_in - 1) / 2
         weights = (1 - (places * step - sources).abs() / step.clamp(min=1.0)).clamp(min=0.0)
-        weights = weights / weights.sum(dim=2, keepdim=True).clamp(min=1e-6)
-        return weights[:, :, beyond : beyond + n_in]
+        weights = weights / weights.sum(dim=2, keepdim=True).clamp(min=1e-6)  # 0 where nothing is within reach
+        return weights[:, :, margin : margin + n_in]
 
     def forward(self, x: Tensor, diameter_mm: Tensor) -> Tensor:
         """Resamples (B, C, n, n[, n]) for diameters in mm (B,), to (B, C, m, m[, m])."""
