@@ -27,7 +27,7 @@ check: $(INSTALLED_TEST)
 tour: $(INSTALLED_TEST)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash scripts/tour.sh $(TOUR)
 
-tables: $(INSTALLED)
+tables: $(INSTALLED_TEST)
 	test -n "$(COHORT)" || { echo "make tables needs COHORT=FOLDER, written by scripts/prepare.py" >&2; exit 2; }
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash scripts/train_tables.sh "$(COHORT)" $(TABLES)
 	$(PY) scripts/evaluate.py segmentation --cohort "$(COHORT)" --out $(TABLES)/table_1 --weights $(TABLES)
@@ -39,10 +39,10 @@ bundles: $(INSTALLED)
 	$(PY) scripts/package_bundles.py --out dist --zip
 
 # torch first and alone: a pinned torch keeps pip from choosing another build for the packages that depend on it.
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml setup.py
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(PY) -m pip install --quiet --disable-pip-version-check --editable .
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[bundles,tracking]'
 	touch $@
 
 $(INSTALLED_TEST): $(INSTALLED)
