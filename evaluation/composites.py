@@ -1,25 +1,28 @@
-"""Whole slices with known nodules: nodules of the judged patients laid on normal slices of the judged patients.
+"""Whole slices with known nodules: nodules of evaluated patients composited onto normal slices of evaluated patients.
 
 Each slice gets one nodule, by the same rules and the same overlay as the product's samples, on the lung's own grid.
-Patients of the lungs take turns, so do nodules. Slices whose lungs an expert outlined are preferred: where there are
-any, no others are used. What the slice shows beside the nodule counts
-as normal, because no expert drew a nodule there; tumours that nobody drew would count as false alarms.
+Patients of the lungs take turns, and so do nodules. Slices whose lungs an expert outlined are preferred: where there
+are any, no others are used. What the slice shows beside the nodule counts as normal, because no expert drew a nodule
+there; tumours that nobody drew would count as false positives.
 """
 
 import tempfile
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-from evaluation.cohort_subsets import Subset, SubsetNodule
-from evaluation.metrics.matching import CandidateDetector, Case, Lesion, match
-from evaluation.segmentation.detection import detect, labels_at
+from evaluation.cohort_subsets import Subset
+from evaluation.metrics.matching import Case, Lesion, match
+from evaluation.segmentation.detectors import detect, labels_at
+from lungsynth.cohort.reader import read_arrays
+from lungsynth.cohort.schema import NoduleRow
 from lungsynth.compositing.render import render
 from lungsynth.ct.write import read_plane
+from lungsynth.detector import CandidateDetector
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label
 from lungsynth.placement.assets import Asset, AssetLibrary
@@ -30,11 +33,14 @@ from lungsynth.placement.presence import PresencePrior, analytic_presence
 from lungsynth.placement.rules import PlacementRules, PlacementVerdict, resolve
 from lungsynth.types import HuPlane, LabelPlane
 
-__all__ = ["Composite", "Composites", "evaluate_composites"]
+__all__ = ["LUNG_TRIALS", "Composite", "Composites", "PatientTurns", "evaluate_composites", "first_placement"]
 
-_PLACES = 32  # tried for a nodule on a slice before the next slice is taken
-_SLICES = 4  # tried for a nodule before it is left out
-_SLICE_MM = 1.0  # thickness of a lone slice: no distance depends on it
+_PLACEMENT_TRIALS = 32  # groups drawn for a lung before the next one is tried; more find rarer places and take longer
+LUNG_TRIALS = 4  # lungs tried before a slice is left out; more leave out fewer
+_SLICE_MM = 1.0  # thickness that a lone slice states; no distance depends on it
+_ONE_NODULE = GroupSettings(count_probabilities={1: 1.0}, scale_range=(1.0, 1.0))  # at its own size
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -58,24 +64,51 @@ class Composite:
     lesion: Lesion
 
 
-class Composites:
-    """The composites of a part, planned once and rendered when asked for; they live while the context is open.
+class PatientTurns(Generic[Item]):
+    """Items of patients who take turns, and each patient's items one after the other.
 
     Args:
-        part: lends nodules and normal slices.
-        count: wanted; there are fewer when nodules or slices are few.
+        items: in the order in which a patient's come.
+        patient_of: the patient of an item.
+    """
+
+    def __init__(self, items: Sequence[Item], patient_of: Callable[[Item], str]) -> None:
+        groups: dict[str, list[Item]] = {}
+        for item in items:
+            groups.setdefault(patient_of(item), []).append(item)
+        self._groups = [groups[patient] for patient in sorted(groups)]
+
+    def __getitem__(self, turn: int) -> Item:
+        own = self._groups[turn % len(self._groups)]
+        return own[turn // len(self._groups) % len(own)]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Lung:
+    asset: Asset
+    shape: LungShape
+    patient: str
+
+
+class Composites:
+    """The composites of a subset, planned once and rendered when asked for; they live while the context is open.
+
+    Args:
+        subset: whose nodules and normal slices.
+        count: the number requested; there are fewer when nodules or slices are few.
         seed: of places and turns.
         problems: takes what could not be used.
     """
 
-    def __init__(self, part: Subset, *, count: int, seed: int, problems: list[str]) -> None:
+    def __init__(self, subset: Subset, *, count: int, seed: int, problems: list[str]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="lungsynth-evaluation-")
         self._library = AssetLibrary(Path(self._folder.name))
         self._recipes: list[Recipe] = []
-        self._lesions: list[tuple[SubsetNodule, str]] = []
-        lungs = self._add_lungs(part, problems) if part.judged_nodules and part.lungs and count else []
-        nodules = self._add_nodules(part, problems) if lungs else []
-        self._plan(lungs, nodules, count=count, seed=seed)
+        self._sources: list[tuple[NoduleRow, str]] = []  # the nodule, and the patient of the lung
+        lungs = self._add_lungs(subset, problems) if subset.evaluated_nodules and subset.lungs and count else []
+        nodules = self._add_nodules(subset, problems) if lungs else []
+        if nodules:
+            self._plan(lungs, nodules, count=count, seed=seed)
 
     def __enter__(self) -> "Composites":
         return self
@@ -86,9 +119,12 @@ class Composites:
     def __len__(self) -> int:
         return len(self._recipes)
 
+    def __iter__(self) -> Iterator[Composite]:
+        return (self[index] for index in range(len(self)))
+
     def __getitem__(self, index: int) -> Composite:
-        recipe, (nodule, patient) = self._recipes[index], self._lesions[index]
-        sample, placed = render(recipe, self._library), recipe.nodules[0]
+        recipe, nodule, patient = self.recipe(index)
+        sample, placement = render(recipe, self._library), recipe.nodules[0]
         return Composite(
             id=f"composite-{index:04d}",
             patient=patient,
@@ -96,11 +132,11 @@ class Composites:
             label=sample.label,
             spacing_mm=self._library[recipe.lung].spacing_mm,
             lesion=Lesion(
-                id=nodule.id,
-                patient=nodule.patient,
-                centre=(0.0, float(placed.row_px), float(placed.col_px)),
-                diameter_mm=float(placed.diameter_mm),
-                category=nodule.category,
+                id=nodule.nodule_id,
+                patient=nodule.patient_id,
+                centre=(0.0, float(placement.row_px), float(placement.col_px)),
+                diameter_mm=float(placement.diameter_mm),
+                category=nodule.texture_class,
                 slices=(0, 0),
             ),
         )
@@ -110,68 +146,63 @@ class Composites:
         """Their lungs and nodules, while the context is open."""
         return self._library
 
-    def recipe(self, index: int) -> tuple[Recipe, SubsetNodule, str]:
+    def recipe(self, index: int) -> tuple[Recipe, NoduleRow, str]:
         """How a composite is made, its nodule, and the patient of its lung."""
-        return self._recipes[index], *self._lesions[index]
+        return self._recipes[index], *self._sources[index]
 
-    def __iter__(self) -> Iterator[Composite]:
-        return (self[index] for index in range(len(self)))
-
-    def _add_lungs(self, part: Subset, problems: list[str]) -> list[tuple[Asset, LungShape, str]]:
+    def _add_lungs(self, subset: Subset, problems: list[str]) -> list[_Lung]:
         lungs = []
-        outlined = {series.id for series in part.series if series.expert_lung}
-        entries = [entry for entry in part.lungs if entry["series_id"] in outlined] or part.lungs
-        for entry in entries:
+        outlined = {series.series_id for series in subset.series if series.lung_mask == "data"}
+        for entry in [entry for entry in subset.lungs if entry.series_id in outlined] or subset.lungs:
             try:
-                hu, affine = read_plane(part.folder / entry["image"])
-                label, _ = read_plane(part.folder / entry["label"])
-                asset = self._library.add_lung(
-                    hu, label == Label.LUNG, affine=affine, source="real", origin=Path(entry["image"]).name
-                )
-                shape = LungShape.from_mask(label == Label.LUNG, spacing_mm=asset.spacing_mm, hu=hu)
+                hu, affine = read_plane(subset.folder / entry.image)
+                label, _ = read_plane(subset.folder / entry.label)
+                mask = label == Label.LUNG
+                asset = self._library.add_lung(hu, mask, affine=affine, source="real", origin=Path(entry.image).name)
+                shape = LungShape.from_mask(mask, spacing_mm=asset.spacing_mm, hu=hu)
             except InputError as error:
                 problems.append(f"left out of the composites: {error}")
                 continue
-            lungs.append((asset, shape, str(entry["patient_id"])))
+            lungs.append(_Lung(asset=asset, shape=shape, patient=entry.patient_id))
         return lungs
 
-    def _add_nodules(self, part: Subset, problems: list[str]) -> list[tuple[Asset, SubsetNodule]]:
+    def _add_nodules(self, subset: Subset, problems: list[str]) -> list[tuple[Asset, NoduleRow]]:
         nodules = []
-        for nodule in part.judged_nodules:
+        for nodule in subset.evaluated_nodules:
             try:
-                with np.load(nodule.patch or "", allow_pickle=False) as arrays:
-                    largest = int(arrays["largest"])
-                    hu, alpha = arrays["hu"][largest], arrays["alpha"][largest]
+                hu, alpha, largest = read_arrays(subset.patch_path(nodule), "hu", "alpha", "largest")
                 asset = self._library.add_nodule(
-                    hu, alpha, category=nodule.category, source="real", origin=f"{nodule.id}"
+                    hu[int(largest)],
+                    alpha[int(largest)],
+                    category=nodule.texture_class,
+                    source="real",
+                    origin=nodule.nodule_id,
                 )
-            except (InputError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                problems.append(f"left out of the composites: {nodule.patch}: {error}")
+            except InputError as error:
+                problems.append(f"left out of the composites: {error}")
                 continue
             nodules.append((asset, nodule))
         return nodules
 
     def _plan(
-        self,
-        lungs: Sequence[tuple[Asset, LungShape, str]],
-        nodules: Sequence[tuple[Asset, SubsetNodule]],
-        *,
-        count: int,
-        seed: int,
+        self, lungs: Sequence[_Lung], nodules: Sequence[tuple[Asset, NoduleRow]], *, count: int, seed: int
     ) -> None:
-        prior, turn = analytic_presence(), 0
-        by_patient = _by_patient(lungs, seed)
-        while lungs and nodules and len(self._recipes) < count and turn < 2 * count:
-            asset, nodule = nodules[_taking_turns(len(nodules), turn, seed)]
-            for offset in range(_SLICES):
-                own = by_patient[(turn + offset) % len(by_patient)]
-                lung, shape, patient = own[(turn + offset) // len(by_patient) % len(own)]
-                recipe = _place(asset, lung, shape, seed=seed + turn, prior=prior)
+        prior = analytic_presence()
+        order = np.random.default_rng(seed).permutation(len(lungs))
+        turns = PatientTurns([lungs[index] for index in order], lambda lung: lung.patient)
+        for turn in range(2 * count):  # half of the nodules may find no place
+            asset, nodule = nodules[_nodule_of_turn(len(nodules), turn, seed)]
+            for trial in range(LUNG_TRIALS):
+                lung = turns[turn + trial]
+                recipe = first_placement(
+                    [asset], lung.asset, lung.shape, seed=seed + turn, prior=prior, settings=_ONE_NODULE
+                )
                 if recipe is not None:
                     self._recipes.append(recipe)
-                    self._lesions.append((nodule, patient))
+                    self._sources.append((nodule, lung.patient))
                     break
-            turn += 1
+            if len(self) == count:
+                break
 
 
 def evaluate_composites(composites: Composites, detector: CandidateDetector, *, name: str) -> tuple[Case, ...]:
@@ -183,32 +214,39 @@ def evaluate_composites(composites: Composites, detector: CandidateDetector, *, 
     cases = []
     for image in tqdm(composites, total=len(composites), desc=f"{name}: composites", unit="slice", leave=False):
         spacing_mm = (_SLICE_MM, *image.spacing_mm)
-        found = detect(detector, image.hu[None], spacing_mm, name=name)
-        on_nodule = labels_at(found.candidates, image.label[None]) == Label.NODULE
-        targets, alarms = match(found.candidates, [image.lesion], spacing_mm=spacing_mm, on_finding=on_nodule)
-        cases.append(found.case(image.id, image.patient, targets, alarms))
+        detection = detect(detector, image.hu[None], spacing_mm, name=name)
+        on_nodule = labels_at(detection.candidates, image.label[None]) == Label.NODULE
+        matched = match(detection.candidates, [image.lesion], spacing_mm=spacing_mm, ignored=on_nodule)
+        cases.append(detection.case(image.id, image.patient, *matched))
     return tuple(cases)
 
 
-def _by_patient(lungs: Sequence[tuple[Asset, LungShape, str]], seed: int) -> list[list[tuple[Asset, LungShape, str]]]:
-    """The slices of each patient, in an order that the seed gives."""
-    rng = np.random.default_rng(seed)
-    groups: dict[str, list[tuple[Asset, LungShape, str]]] = {}
-    for index in rng.permutation(len(lungs)):
-        groups.setdefault(lungs[index][2], []).append(lungs[index])
-    return [groups[patient] for patient in sorted(groups)]
+def first_placement(
+    nodules: Sequence[Asset],
+    lung: Asset,
+    shape: LungShape,
+    *,
+    seed: int,
+    prior: PresencePrior,
+    settings: GroupSettings,
+) -> Recipe | None:
+    """The first of some random groups that the placement rules accept on a lung; None when they accept none.
 
-
-def _taking_turns(count: int, turn: int, seed: int) -> int:
-    """Round after round, each in an order of its own."""
-    return int(np.random.default_rng([seed, turn // count]).permutation(count)[turn % count])
-
-
-def _place(nodule: Asset, lung: Asset, shape: LungShape, *, seed: int, prior: PresencePrior) -> Recipe | None:
-    """The first place that the rules accept; None when there is none among those drawn."""
-    settings = GroupSettings(count_probabilities={1: 1.0}, scale_range=(1.0, 1.0))
-    for group in draw_groups([nodule], _PLACES, seed=seed, prior=prior, settings=settings):
+    Args:
+        nodules: the groups are drawn from them.
+        lung: of the slice.
+        shape: of the lung.
+        seed: of the groups, and of the recipe.
+        prior: where nodules occur.
+        settings: of the groups.
+    """
+    for group in draw_groups(nodules, _PLACEMENT_TRIALS, seed=seed, prior=prior, settings=settings):
         resolution = resolve(shape, group, PlacementRules())
         if resolution.verdict is PlacementVerdict.KEPT:
             return make_recipe(lung, group, resolution.placements, seed=seed)
     return None
+
+
+def _nodule_of_turn(count: int, turn: int, seed: int) -> int:
+    """Index of the nodule whose turn it is: round after round, each in an order of its own."""
+    return int(np.random.default_rng([seed, turn // count]).permutation(count)[turn % count])

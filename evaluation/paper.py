@@ -5,10 +5,10 @@ The paper measured on LUNA16 and does not say how; its figures are not those of 
 
 from collections.abc import Mapping
 
-__all__ = ["GENERATOR_NAMES", "METHOD_NAMES", "TABLE_1", "TABLE_2", "TABLE_3"]
+__all__ = ["DETECTOR_NAMES", "GENERATOR_NAMES", "TABLE_1", "TABLE_2", "TABLE_3"]
 
-# In the paper's order; the last is the product's.
-METHOD_NAMES: Mapping[str, str] = {
+# Of Table I, in the paper's order; the last is the product's.
+DETECTOR_NAMES: Mapping[str, str] = {
     "cnn_vgg": "CNN+VGG",
     "faster_rcnn_3d": "Faster R-CNN + 3D DCNN",
     "unet": "U-Net",
@@ -36,7 +36,7 @@ GENERATOR_NAMES: Mapping[str, str] = {
     "w_capsulegan": "W-CapsuleGAN (this method)",
 }
 
-# The Inception Score is that of ImageNet's classes (it may exceed the number of ours), n is not told.
+# The Inception Score is that of ImageNet's classes (it may exceed the number of ours); n is not stated.
 TABLE_2: Mapping[str, Mapping[str, float]] = {
     "biggan": {"inception_score": 1.6, "fid": 233.0},
     "gan": {"inception_score": 5.4, "fid": 74.2},

@@ -1,17 +1,35 @@
 """Tables as Markdown and JSON: figures with their intervals, and the paper's figures in a column beside ours.
 
-Serves every table of the judge. A figure that a method does not have is `-` in Markdown and null in JSON.
+All tables of the evaluation use it. A figure that a method does not have is `-` in Markdown and null in JSON.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from evaluation.metrics.bootstrap import Estimate
+from evaluation.methods import Method, Relation
+from evaluation.metrics.bootstrap import Estimate, Estimates
 
-__all__ = ["Column", "TableRow", "format_estimate", "json_rows", "markdown_rows", "markdown_table", "paper_table"]
+__all__ = [
+    "Column",
+    "TableRow",
+    "format_estimate",
+    "json_estimates",
+    "json_rows",
+    "markdown_rows",
+    "markdown_table",
+    "paper_table",
+    "relation_notes",
+    "used_columns",
+]
 
-_NONE = "-"
+_NONE = "-"  # in Markdown
+_RELATIONS: Mapping[Relation, str] = {
+    "held_out": "The evaluated patients were held out from the training (same split) of: ",
+    "other_collections": "Trained on other collections than the evaluated ones: ",
+    "may_have_trained": "**May have been trained on evaluated patients** (another split of the same collections, "
+    "or nothing known): ",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +53,7 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class TableRow:
-    """A line of a table.
+    """A row of a table.
 
     Args:
         name: in JSON.
@@ -69,7 +87,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def paper_table(first: str, columns: Sequence[Column], rows: Sequence[TableRow]) -> str:
-    """A table of methods; its first line says what was counted, and the paper's column stands beside ours.
+    """A table of methods; its first row says what was counted, and the paper's column stands beside ours.
 
     Args:
         first: title of the first column.
@@ -79,7 +97,7 @@ def paper_table(first: str, columns: Sequence[Column], rows: Sequence[TableRow])
     head, counts = [first], ["*n*"]
     for column in columns:
         head += [column.title] + ["paper"] * column.in_paper
-        counts += [_counted(column, rows)] + [""] * column.in_paper
+        counts += [_count_text(column, rows)] + [""] * column.in_paper
     return markdown_table(head, [counts, *markdown_rows(columns, rows)])
 
 
@@ -99,11 +117,11 @@ def markdown_rows(columns: Sequence[Column], rows: Sequence[TableRow]) -> list[l
 
 def json_rows(columns: Sequence[Column], rows: Sequence[TableRow]) -> list[dict[str, Any]]:
     """A dictionary a row: plain numbers by key, with `intervals`, `n`, `patients` and `paper` beside them."""
-    found = []
+    objects = []
     for row in rows:
         estimates = {column.key: row.figures.get(column.key) for column in columns}
         full = {key: figure for key, figure in estimates.items() if isinstance(figure, Estimate)}
-        found.append(
+        objects.append(
             {
                 "method": row.name,
                 **{key: _plain(figure) for key, figure in estimates.items()},
@@ -113,21 +131,39 @@ def json_rows(columns: Sequence[Column], rows: Sequence[TableRow]) -> list[dict[
                 "paper": {column.key: row.paper.get(column.key) for column in columns if column.in_paper},
             }
         )
-    return found
+    return objects
+
+
+def json_estimates(figures: Estimates) -> dict[str, dict[str, Any]]:
+    """Figures with their intervals, as JSON has them."""
+    return {name: asdict(figure) for name, figure in figures.items()}
+
+
+def used_columns(columns: Iterable[Column], rows: Sequence[TableRow]) -> list[Column]:
+    """The columns that a row has a figure for."""
+    return [column for column in columns if any(row.figures.get(column.key) is not None for row in rows)]
+
+
+def relation_notes(methods: Iterable[Method]) -> Iterator[str]:
+    """Which methods may have been trained on the evaluated patients."""
+    rows = list(methods)
+    for relation, text in _RELATIONS.items():
+        if titles := [method.title for method in rows if method.relation == relation]:
+            yield text + ", ".join(titles) + "."
 
 
 def _plain(figure: Estimate | float | None) -> float | int | None:
     return figure.value if isinstance(figure, Estimate) else figure
 
 
-def _counted(column: Column, rows: Sequence[TableRow]) -> str:
-    known = [figure for row in rows if isinstance(figure := row.figures.get(column.key), Estimate)]
-    largest = max(known, key=lambda figure: figure.n, default=None)
+def _count_text(column: Column, rows: Sequence[TableRow]) -> str:
+    figures = [figure for row in rows if isinstance(figure := row.figures.get(column.key), Estimate)]
+    largest = max(figures, key=lambda figure: figure.n, default=None)
     if largest is None or not column.unit:
         return ""
-    counted = _number(largest.n, column.unit)
-    return f"{counted}, {_number(largest.patients, 'patients')}" if largest.patients else counted
+    text = _with_unit(largest.n, column.unit)
+    return f"{text}, {_with_unit(largest.patients, 'patients')}" if largest.patients else text
 
 
-def _number(count: int, unit: str) -> str:
+def _with_unit(count: int, unit: str) -> str:
     return f"{count:,} {unit.removesuffix('s') if count == 1 else unit}"

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, get_args
@@ -44,6 +44,7 @@ __all__ = [
     "main",
     "report_generated",
     "run_command",
+    "run_commands",
     "tracking_uri",
 ]
 
@@ -69,15 +70,35 @@ class Command(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `lungsynth COMMAND ...` and returns its status."""
-    parser = argparse.ArgumentParser(prog="lungsynth", description="Labelled synthetic lung CT.")
-    parser.add_argument("--version", action="version", version=version("lungsynth"))
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, command in COMMANDS.items():
-        own = commands.add_parser(name, help=command.description, description=command.description)
-        command.add_arguments(own)
-        own.set_defaults(command=command, parser=own)
+    return run_commands(COMMANDS, arguments, prog="lungsynth", description="Labelled synthetic lung CT.")
+
+
+def run_commands(
+    commands: Mapping[str, Command], arguments: Sequence[str] | None, *, prog: str, description: str
+) -> int:
+    """Runs the command that the arguments name, and returns its status.
+
+    Args:
+        commands: by name.
+        arguments: those of the process when None.
+        prog: name of the program.
+        description: of the program.
+    """
+    parser = make_parser(commands, prog=prog, description=description)
     options = parser.parse_args(arguments)
     return _work(options.command, options, options.parser)
+
+
+def make_parser(commands: Mapping[str, Command], *, prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser with a sub-command for each command; `options.command` and `options.parser` are those that are named."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("--version", action="version", version=version("lungsynth"))
+    names = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, command in commands.items():
+        own = names.add_parser(name, help=command.description, description=command.description)
+        command.add_arguments(own)
+        own.set_defaults(command=command, parser=own)
+    return parser
 
 
 def run_command(command: Command, arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from evaluation.stored_weights import store_weights
+from evaluation.methods import store_weights
 from lungsynth.errors import InputError
 
 

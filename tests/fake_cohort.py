@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lungsynth.cohort.schema import NoduleRow, SeriesRow, columns
 from lungsynth.ct.volume import axial_affine
 from lungsynth.ct.write import write_plane
 
@@ -40,6 +41,9 @@ def write_fake_cohort(folder: Path, sampler: Callable) -> Path:
     lists["enhancement"]["training"].append(
         {"image": "slices/t0.nii.gz", "label": "labels/t9.nii.gz", "patient_id": "p0"}
     )
+    for name, row_type in (("series", SeriesRow), ("nodules", NoduleRow)):
+        (folder / f"{name}.csv").write_text(",".join(column.name for column in columns(row_type)) + "\n")
+    lists["segmentation"] = {}
     (folder / "cohort.json").write_text(json.dumps({"format": 1, "split_hash": "ab" * 32}))
     for name, entries in lists.items():
         (folder / f"{name}.json").write_text(json.dumps(entries))

@@ -16,9 +16,10 @@ from monai.bundle import ConfigParser
 from wcapsgan_toys import make_generator
 
 from evaluation.cohort_subsets import open_subset
+from evaluation.generation.methods import find_generators
+from evaluation.generation.pipeline_slices import find_pipeline
 from evaluation.generation.reference import matched_requests
-from evaluation.generation.run import GenerationSettings, evaluate_generation
-from evaluation.generation.stages import find_stages
+from evaluation.generation.run import GenerationConfig, open_inputs
 from lungsynth.bundles import nodule_rule, open_bundle, resolved_config
 from lungsynth.categories import ANY, CategoryRule
 from lungsynth.cohort.reader import Cohort
@@ -27,6 +28,7 @@ from lungsynth.errors import InputError
 from lungsynth.generate import generate, plan
 from lungsynth.package_bundles import package_bundles
 from lungsynth.placement.assets import AssetLibrary
+from lungsynth.similarity.features import open_features
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "bundles" / "wcapsgan_bundle"
@@ -274,7 +276,7 @@ def test_a_plan_matches_real_nodules_of_any_categories(other, tmp_path) -> None:
     assert set(plan(again).record.parts) == set(names), "a library's categories are known again"
 
 
-def test_the_judge_asks_in_the_generators_categories(other, tmp_path, monkeypatch) -> None:
+def test_the_evaluation_requests_the_generators_categories(other, tmp_path) -> None:
     bundles, _, names = other
     cohort = write_toy_cohort(tmp_path / "cohort")
     lists = json.loads((cohort / "nodules.json").read_text())
@@ -282,27 +284,22 @@ def test_the_judge_asks_in_the_generators_categories(other, tmp_path, monkeypatc
         for index, entry in enumerate(entries):
             entry["malignancy"] = (1.25, 2.75, 4.5)[index % 3]
     (cohort / "nodules.json").write_text(json.dumps(lists))
-    settings = GenerationSettings(
+    config = GenerationConfig(
         kind="nodules", cohort=cohort, out=tmp_path / "out", bundles=bundles, weights=tmp_path, count=2
     )
-    seen = []
-
-    def stop(*arguments):
-        seen.extend(arguments)
-        raise KeyboardInterrupt  # before anything is measured, which takes minutes
-
-    monkeypatch.setattr("evaluation.generation.run._run_all", stop)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate_generation(settings, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
-    generators, reference = seen[:2]
+    subset = open_subset(cohort, "test")
+    trained, _ = find_generators("nodules", subset, bundles, tmp_path)
+    inputs = open_inputs(config, subset, open_features("domain", "nodules"), trained)
+    reference = inputs.reference
     assert set(reference.held_out.categories) == set(names)
     assert len(reference.held_out) == 18, "six patients, three nodules each"
-    answer = generators[-1].open()
-    assert answer(matched_requests(reference)).samples.categories == reference.held_out.categories
-    assert reference.right is None, "nobody asked for a texture"
-    part = open_subset(cohort, "test")
-    with pytest.raises(InputError, match=r"Table III compares slices composed by texture class.*evaluate\.py nodules"):
-        find_stages(part, bundles, tmp_path, seed=0, wanted=["first_stage"])
+    generate = inputs.methods[-1].open()
+    assert generate(matched_requests(reference)).samples.categories == reference.held_out.categories
+    assert reference.correct is None, "nobody asked for a texture"
+    with pytest.raises(
+        InputError, match=r"Table III compares slices composed by texture class.*Evaluate it as `nodules`"
+    ):
+        find_pipeline(subset, bundles, tmp_path, seed=0, requested=["first_stage"])
 
 
 def test_lungs_of_512_pixels_start_from_the_shipped_ones() -> None:

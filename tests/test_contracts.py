@@ -20,19 +20,19 @@ import torch
 from fake_bundles import linear_state, write_fake_bundles, write_weights
 from fake_cohort import write_fake_cohort
 from generation_toys import write_generator_bundle, write_toy_cohort
-from judge_toys import tell, write_method_bundle
 from monai.bundle import ConfigParser
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation, SqueezeDim
 from packaging.requirements import Requirement
+from segmentation_toys import add_facts, write_method_bundle
 from separation_toys import MIN_DIAMETER_MM, write_rigged_bundles, write_sources
 from utility_toys import small_settings, write_bundles, write_cohort
 
-from evaluation.composed_slices.compose import ComposedSliceConfig, compose_slices
-from evaluation.enhancement import EnhancementSettings, evaluate_enhancement
-from evaluation.generation.run import GenerationSettings, evaluate_generation
-from evaluation.segmentation.baselines import MiddleGuess, NothingFound, ThresholdDetector
-from evaluation.segmentation.detection import detect
-from evaluation.segmentation.run import SegmentationSettings, evaluate_segmentation
+from evaluation.composed_slices import ComposedSliceConfig, compose_slices
+from evaluation.enhancement import EnhancementEvaluationConfig, evaluate_enhancement
+from evaluation.generation.reference import MeasurementConfig
+from evaluation.generation.run import GenerationConfig, evaluate_generation
+from evaluation.segmentation.detectors import MiddleGuess, NothingFound, ThresholdDetector, detect
+from evaluation.segmentation.run import SegmentationConfig, evaluate_segmentation
 from evaluation.utility.run import evaluate_utility
 from lungsynth.bundles import open_bundle, resolved_config
 from lungsynth.cli import COMMANDS
@@ -63,6 +63,7 @@ BUNDLES = {"lung_seg": "segmenter", "wcapsgan": "sampler", "cyclegan": "enhancer
 CORE_PACKAGES = {"pytorch": "torch", "monai": "monai", "numpy": "numpy"}
 SPLITS = ("training", "validation", "test")
 TEXTURES = ("ground_glass", "part_solid", "solid")
+QUICK = MeasurementConfig(resamples=10, c2st_steps=4, pairs=40)
 COMPOSITES_ALONE = EnhancementConfig(enabled=False)
 
 
@@ -89,13 +90,13 @@ def chains(tmp_path_factory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def judged(cohort, tmp_path_factory) -> Path:
+def evaluated(cohort, tmp_path_factory) -> Path:
     """Table I of toy methods."""
-    folder = tmp_path_factory.mktemp("judged")
-    bundles, weights = write_method_bundle(folder, "contract_judge")
-    tell(weights / "unet.pt", train_minutes=20)
+    folder = tmp_path_factory.mktemp("evaluated")
+    bundles, weights = write_method_bundle(folder, "contract_segmentation")
+    add_facts(weights / "unet.pt", train_minutes=20)
     paths = {"cohort": cohort, "out": folder / "out", "bundles": bundles, "weights": weights}
-    settings = SegmentationSettings(**paths, methods=("unet", "dense_unet"), composites=2)
+    settings = SegmentationConfig(**paths, methods=("unet", "dense_unet"), composites=2)
     evaluate_segmentation(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
     return folder / "out"
 
@@ -105,14 +106,10 @@ def generated(tmp_path_factory) -> Path:
     """Table II of toy generators."""
     folder = tmp_path_factory.mktemp("generated")
     bundles, weights = write_generator_bundle(folder, "contract_generators")
-    tell(weights / "nodules_dcgan.pt", train_minutes=20)
+    add_facts(weights / "nodules_dcgan.pt", train_minutes=20)
     paths = {"cohort": write_toy_cohort(folder / "cohort"), "out": folder / "out", "bundles": bundles}
-    settings = GenerationSettings(**paths, weights=weights, kind="nodules", count=2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evaluation.metrics.c2st._STEPS", 4)
-        for module in ("reference_distances", "figures"):
-            patch.setattr(f"evaluation.generation.{module}.RESAMPLES", 10)
-        evaluate_generation(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    config = GenerationConfig(**paths, weights=weights, kind="nodules", count=2, measurement=QUICK)
+    evaluate_generation(config, tracking_uri=f"sqlite:///{folder}/mlflow.db")
     return folder / "out"
 
 
@@ -155,13 +152,9 @@ def table_3(rated, slices, tmp_path_factory) -> Path:
     (folder / "weights").mkdir()
     write_weights(folder / "weights" / "slices_dcgan.pt", linear_state(4))
     paths = {"cohort": rated, "out": folder / "out", "bundles": bundles, "weights": folder / "weights"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evaluation.generation.stages.PLANNED", 60)
-        patch.setattr("evaluation.metrics.c2st._STEPS", 4)
-        for module in ("reference_distances", "figures"):
-            patch.setattr(f"evaluation.generation.{module}.RESAMPLES", 10)
-        settings = GenerationSettings(**paths, kind="slices", slices=slices, count=2)
-        evaluate_generation(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    small = {"count": 2, "catalogue_size": 60, "measurement": QUICK}
+    config = GenerationConfig(**paths, kind="slices", slices=slices, **small)
+    evaluate_generation(config, tracking_uri=f"sqlite:///{folder}/mlflow.db")
     return folder / "out"
 
 
@@ -484,7 +477,7 @@ def test_c6_5_what_the_chain_asks_of_the_bundles():
     assert 0 <= min(m.min() for m in maps.values()) <= max(m.max() for m in maps.values()) <= 1
 
 
-def test_c6_5_what_the_judge_asks_of_a_detector():
+def test_c6_5_what_the_evaluation_asks_of_a_detector():
     hu = np.full((3, 64, 64), -850, np.int16)
     hu[1, 28:36, 28:36] = 30
     detectors = [NothingFound(), MiddleGuess(), ThresholdDetector()]
@@ -620,20 +613,20 @@ def test_c9_4_a_row_for_each_candidate(separated):
     assert {*table.columns, *table["outcome"]} <= promised
 
 
-# C10 judged
+# C10 evaluated
 
 
-def test_c10_1_what_the_judge_writes(judged):
-    table, promised = json.loads((judged / "table_1.json").read_text()), documented("evaluation_files.md", "Table I")
+def test_c10_1_what_an_evaluation_of_segmentation_writes(evaluated):
+    table, promised = json.loads((evaluated / "table_1.json").read_text()), documented("evaluation_files.md", "Table I")
     assert set(table) - {"lungs", "readers_of_the_masks"} <= promised
     assert set(table["rows"][0]) - {"title", "probability_at_one_false_positive_a_slice"} <= promised | {"lung_dice"}
     assert [row["method"] for row in table["rows"]] == ["nothing", "threshold", "middle", "unet", "dense_unet"]
     for name in ("table_1.md", "froc.png", "errors/errors.md", ".parts/dense_unet.json"):
-        assert (judged / name).is_file()
+        assert (evaluated / name).is_file()
 
 
-def test_c10_2_methods_are_configs_with_weights(judged):
-    rows = {row["method"]: row for row in json.loads((judged / "table_1.json").read_text())["rows"]}
+def test_c10_2_methods_are_configs_with_weights(evaluated):
+    rows = {row["method"]: row for row in json.loads((evaluated / "table_1.json").read_text())["rows"]}
     assert (rows["unet"]["train_minutes"], rows["unet"]["training"]) == (20, "may_have_trained")
     assert rows["dense_unet"]["train_minutes"] is None
 
@@ -782,16 +775,16 @@ def test_c13_3_an_enhanced_export_says_what_became_of_labels_and_hu(enhanced):
     assert before == {path.name: path.read_bytes() for path in (enhanced / "gated" / "masks").iterdir()}
 
 
-def test_c13_4_what_the_judge_says_of_the_enhancer(cohort, tmp_path):
+def test_c13_4_what_an_evaluation_of_the_enhancer_writes(cohort, tmp_path):
     bundles = write_fake_bundles(tmp_path / "bundles", "judging")
-    settings = EnhancementSettings(cohort=cohort, out=tmp_path / "out", bundles=bundles, composites=3)
-    result = evaluate_enhancement(settings)
+    settings = EnhancementEvaluationConfig(cohort=cohort, out=tmp_path / "out", bundles=bundles, composites=3)
+    result = evaluate_enhancement(settings).table
     assert result == json.loads((tmp_path / "out" / "enhancement.json").read_text())
     promised = documented("evaluation_files.md", "Enhancement")
-    assert set(result) | set(result["gated"]) | set(result["gated"]["labels_kept"]) <= promised
+    assert set(result) | set(result["checked"]) | set(result["checked"]["labels_kept"]) <= promised
     assert (result["composites"], result["nodules_found"]) == (3, 0)
-    assert result["gated"]["slices_with_invented"]["value"] == 0
-    assert evaluate_enhancement(settings) == result, "an evaluation that is done is read again"
+    assert result["checked"]["slices_with_invented"]["value"] == 0
+    assert evaluate_enhancement(settings).table == result, "a finished evaluation is read again"
 
 
 # Dependencies are pinned once
@@ -920,10 +913,10 @@ def test_pins_of_the_bundles_lie_in_the_ranges_of_the_project():
             assert pin in ranges[package.lower()], f"{package}: {pin} of {name} is not in {ranges[package.lower()]}"
 
 
-# C12 judged generation
+# C12 evaluated generation
 
 
-def test_c12_1_what_the_judge_of_generation_writes(generated):
+def test_c12_1_what_an_evaluation_of_generation_writes(generated):
     table = json.loads((generated / "table_2.json").read_text())
     keys = documented("evaluation_files.md", "Table II")
     assert all((generated / name).is_file() for name in keys if re.fullmatch(r"[\w]+\.\w+", name))

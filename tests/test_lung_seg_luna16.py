@@ -68,9 +68,10 @@ def test_spheres_are_a_kind_of_their_own_that_nobody_drew(luna):
         assert [sample["kind"] for sample in with_spheres[: len(kinds)]] == kinds
         assert len(with_spheres) - len(kinds) == len(nodule_files(luna, part, use_spheres=True)) >= 2
         assert len(nodule_weights(luna, part, category_balance=0.5, use_spheres=True)) == len(with_spheres) - len(kinds)
-    judged = open_subset(luna)
-    assert judged.judged_nodules, "scans are judged by centres"
-    assert not any(nodule.drawn or nodule.votes for nodule in judged.nodules), "there are no crops to judge"
+    subset = open_subset(luna)
+    assert subset.evaluated_nodules, "scans are evaluated by centres"
+    drawn = [nodule for nodule in subset.nodules if nodule.votes or (nodule.has_patch and nodule.expert_mask)]
+    assert not drawn, "there are no crops to evaluate"
 
 
 def test_what_is_dense_in_a_ball_is_nodule_the_rest_of_it_is_ignored(luna, patients):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fake_bundles import write_fake_bundles
 
-from evaluation.utility.settings import UtilitySettings
+from evaluation.utility.run import UtilityConfig
 from lungsynth.cohort.phantom.files import make_phantom_cohort
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 
@@ -27,8 +27,8 @@ def write_bundles(folder: Path, prefix: str) -> Path:
     return bundles
 
 
-def small_settings(cohort: Path, out: Path, bundles: Path, **changes: object) -> UtilitySettings:
+def small_settings(cohort: Path, out: Path, bundles: Path, **changes: object) -> UtilityConfig:
     """The whole experiment in a few seconds."""
     small = {"patients": (2,), "segmentation_patients": (2,), "doses": (0, 1), "per_category": 2}
     small |= {"seeds": 2, "segmentation_seeds": 1, "steps": 2, "segmentation_steps": 1, "composites": 2}
-    return UtilitySettings(**{"cohort": cohort, "out": out, "bundles": bundles, "enhance": False, **small, **changes})
+    return UtilityConfig(**{"cohort": cohort, "out": out, "bundles": bundles, "enhance": False, **small, **changes})

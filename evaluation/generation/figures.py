@@ -1,158 +1,176 @@
-"""All figures of a generator against the reference, each with n and an interval.
-
-Patients are drawn again on the real side, samples on the generated one. Intervals of distances are centred on the
-figure (`bootstrap.estimate`, `recentre`), because a set that is drawn from a set is farther from everything.
-"""
+"""All figures of a method of generation against the reference, each with n and an interval."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from evaluation.generation.by_group import asked_by_category, asked_by_size, joined, likeness_by_category
-from evaluation.generation.condition_fidelity import diameter_figures, texture_figures
+from evaluation.generation.condition_fidelity import fidelity_by_category, fidelity_by_size, fidelity_figures
 from evaluation.generation.ct_checks import compare_checks, measure_checks
 from evaluation.generation.methods import GeneratedSamples
-from evaluation.generation.reference import Reference, right_classes
+from evaluation.generation.reference import GenerationReference, correct_classes
 from evaluation.generation.reference_distances import (
-    RESAMPLES,
-    Group,
     compare_with_reference,
+    distances_by_category,
+    measure_c2st,
     measure_distances,
-    measure_two_sample,
-    two_sample_rights,
+    run_two_sample_tests,
 )
-from evaluation.metrics.bootstrap import PatientCounts, estimate, estimate_ratio, patient_index
+from evaluation.metrics.bootstrap import Estimate, Estimates, PatientCounts, estimate, estimate_ratio, patient_index
 from evaluation.metrics.fid_kid import frechet_distance, inception_score
 from evaluation.metrics.ms_ssim import pair_similarity
 from lungsynth.similarity.copies import find_copies
 from lungsynth.similarity.features import FeatureSet
 from lungsynth.similarity.samples import SampleKind, Samples, as_shown
 
-__all__ = ["GeneratorFigures", "measure_generator", "measure_real"]
+__all__ = ["GenerationFigures", "measure_generator", "measure_real"]
 
 _PAIRS: Mapping[SampleKind, int] = {"nodules": 600, "lungs": 200, "slices": 200}
+_FID_PARTS = (4, 2, 1)  # FID is also measured on disjoint quarters and halves of the samples
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratorFigures:
-    """Figures of a line of Table II.
+class GenerationFigures:
+    """Figures of a row of Table II.
 
     Args:
         headline: by column.
-        copies: how many of the matched set lie nearer to a training sample than 99 % of held-out ones do.
+        copies: how many of the matched set are nearer to a training sample than 99 % of held-out ones are.
         fid_by_n: FID of random subsets of both sides at a quarter, half and all of n.
         checks: distance of each CT check, in its unit.
         by_category: of the balanced set diameter and texture; of the matched set, where a category has enough samples,
             FID, KID and two-sample tests.
-        by_size: diameter of both sets by the one that was asked for.
+        by_size: diameter of both sets by the requested one.
     """
 
-    headline: Group = field(default_factory=dict)
+    headline: Estimates = field(default_factory=dict)
     copies: int | None = None
     fid_by_n: dict[int, float] = field(default_factory=dict)
-    checks: Group = field(default_factory=dict)
-    by_category: dict[str, Group] = field(default_factory=dict)
-    by_size: dict[str, Group] = field(default_factory=dict)
+    checks: Estimates = field(default_factory=dict)
+    by_category: dict[str, Estimates] = field(default_factory=dict)
+    by_size: dict[str, Estimates] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """What JSON can hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "GenerationFigures":
+        """From what `to_json` gave.
+
+        Raises:
+            KeyError, TypeError: when it is something else.
+        """
+        return cls(
+            headline=_estimates(content["headline"]),
+            copies=content["copies"],
+            fid_by_n={int(n): value for n, value in content["fid_by_n"].items()},
+            checks=_estimates(content["checks"]),
+            by_category={name: _estimates(group) for name, group in content["by_category"].items()},
+            by_size={name: _estimates(group) for name, group in content["by_size"].items()},
+        )
 
 
-def measure_generator(matched: GeneratedSamples, balanced: GeneratedSamples, reference: Reference) -> GeneratorFigures:
-    """Measures a generator.
+def measure_generator(
+    matched: GeneratedSamples, balanced: GeneratedSamples, reference: GenerationReference
+) -> GenerationFigures:
+    """Measures a method.
 
     Args:
-        matched: one sample a held-out one, of its category and diameter: distances, two-sample tests, checks, copies.
-        balanced: as many of each category: Inception Score, diversity, asked against measured.
+        matched: one sample for each held-out one, of its category and diameter: distances, two-sample tests, checks,
+            copies.
+        balanced: as many of each category: Inception Score, diversity, condition fidelity.
         reference: the real side.
     """
-    shown, shown_balanced = (as_shown(drawn.samples, reference.kind) for drawn in (matched, balanced))
+    shown, shown_balanced = (as_shown(one.samples, reference.kind) for one in (matched, balanced))
     vectors, balanced_vectors = (reference.features(samples.hu) for samples in (shown, shown_balanced))
-    near = find_copies(shown, reference.slices, flips=reference.flips)
-    copied = reference.threshold.copied(near, matched.samples)
-    right = right_classes(reference.features, balanced_vectors, balanced.samples)
-    rights = two_sample_rights(matched.samples, vectors, reference)
-    share = estimate_ratio(matched.samples.owners, copied.tolist(), [1.0] * len(copied), seed=reference.seed)
-    headline = {
-        "copy_share": share,
-        **measure_distances(shown, vectors, reference),
-        **measure_two_sample(matched.samples, rights, reference),
-        **_alone(shown_balanced, balanced_vectors, reference),
-        **_asked(balanced, right, reference),
-    }
-    return GeneratorFigures(
-        headline=headline,
+    nearest = find_copies(shown, reference.training_shown, flips=reference.flips)
+    copied = reference.threshold.copied(nearest, matched.samples)
+    correct = correct_classes(reference.features, balanced_vectors, balanced.samples)
+    tests = run_two_sample_tests(matched.samples, vectors, reference)
+    distances = distances_by_category(shown, vectors, tests, reference)
+    return GenerationFigures(
+        headline={
+            "copy_share": estimate_ratio(
+                matched.samples.owners, copied.tolist(), [1.0] * len(copied), seed=reference.seed
+            ),
+            **measure_distances(shown, vectors, reference),
+            **measure_c2st(matched.samples, tests, reference),
+            **_figures_of_one_set(shown_balanced, balanced_vectors, reference),
+            **fidelity_figures(balanced, correct, reference),
+        },
         copies=int(copied.sum()),
         fid_by_n=_fid_by_n(reference.vectors.vectors, vectors.vectors, seed=reference.seed),
-        checks=_checks(matched.samples, reference),
-        by_category=joined(
-            asked_by_category(balanced, right, reference), likeness_by_category(shown, vectors, rights, reference)
-        ),
-        by_size=asked_by_size((matched, balanced), seed=reference.seed),
+        checks=_check_distances(matched.samples, reference),
+        by_category=_merged(fidelity_by_category(balanced, correct, reference), distances),
+        by_size=fidelity_by_size((matched, balanced), seed=reference.seed),
     )
 
 
-def measure_real(reference: Reference) -> GeneratorFigures:
+def measure_real(reference: GenerationReference) -> GenerationFigures:
     """The held-out samples themselves: what a figure of one set alone is worth. Categories count evenly in the IS."""
-    return GeneratorFigures(
-        headline=_alone(reference.pasted, reference.vectors, reference), copies=reference.held_out_copies
-    )
+    headline = _figures_of_one_set(reference.shown, reference.vectors, reference)
+    return GenerationFigures(headline=headline, copies=reference.held_out_copies)
 
 
-def _alone(samples: Samples, found: FeatureSet, reference: Reference) -> Group:
-    """Inception Score, categories evenly, and MS-SSIM of a set alone."""
+def _figures_of_one_set(samples: Samples, features: FeatureSet, reference: GenerationReference) -> Estimates:
+    """Inception Score, categories evenly, and MS-SSIM."""
     owners = sorted(set(samples.owners))
-    place, even = patient_index(samples.owners, owners), _even_weights(samples)
-    pairs = pair_similarity(samples, pairs=_PAIRS[reference.kind], seed=reference.seed)
-    counts = {"inception_score": len(samples), "ms_ssim": len(pairs.values)}
+    index, even = patient_index(samples.owners, owners), _even_weights(samples)
+    n_pairs = reference.measurement.pairs or _PAIRS[reference.kind]
+    pairs = pair_similarity(samples, pairs=n_pairs, seed=reference.seed)
+    n = {"inception_score": len(samples), "ms_ssim": len(pairs.values)}
 
-    def figures(weights: PatientCounts) -> Sequence[float]:
-        drawn = weights[place]
+    def figures(counts: PatientCounts) -> Sequence[float]:
+        drawn = counts[index]
         score = float("nan")
-        if found.probabilities is not None and drawn.sum():
-            score = inception_score(found.probabilities, weights=drawn * even)
+        if features.probabilities is not None and drawn.sum():
+            score = inception_score(features.probabilities, weights=drawn * even)
         return score, pairs.mean(drawn)
 
-    estimates = estimate([owners], figures, n=list(counts.values()), seed=reference.seed, resamples=RESAMPLES)
+    resamples = reference.measurement.resamples
+    estimates = estimate([owners], figures, n=list(n.values()), seed=reference.seed, resamples=resamples)
     patients = 0 if samples.independent else len(owners)
     return {
         name: replace(figure, patients=patients)
-        for name, figure in zip(counts, estimates, strict=True)
+        for name, figure in zip(n, estimates, strict=True)
         if figure.value is not None
     }
 
 
-def _asked(balanced: GeneratedSamples, right: np.ndarray | None, reference: Reference) -> Group:
-    group: Group = {}
-    if balanced.asked_mm is not None:
-        group |= diameter_figures(balanced.samples, balanced.asked_mm, seed=reference.seed)
-    truth = reference.right
-    if right is not None and truth is not None:
-        group |= texture_figures((reference.held_out, truth), (balanced.samples, right), seed=reference.seed)
-    return group
-
-
-def _checks(samples: Samples, reference: Reference) -> Group:
-    measured = measure_checks(samples, reference.kind)
-    pairs = {name: compare_checks(reference.checks[name], check) for name, check in measured.items()}
+def _check_distances(samples: Samples, reference: GenerationReference) -> Estimates:
+    checks = measure_checks(samples, reference.kind)
+    pairs = {name: compare_checks(reference.checks[name], check) for name, check in checks.items()}
 
     def figures(w: PatientCounts, v: PatientCounts) -> Sequence[float]:
         return [pair.distance(w, v) for pair in pairs.values()]
 
-    counts = [int(pair.generated_known.sum()) for pair in pairs.values()]
-    return dict(zip(pairs, compare_with_reference(samples, reference, figures, n=counts, recentre=True), strict=True))
+    n = [int(pair.generated_defined.sum()) for pair in pairs.values()]
+    return dict(zip(pairs, compare_with_reference(samples, reference, figures, n=n, recentre=True), strict=True))
 
 
-def _fid_by_n(real: np.ndarray, made: np.ndarray, *, seed: int) -> dict[int, float]:
+def _fid_by_n(real: np.ndarray, generated: np.ndarray, *, seed: int) -> dict[int, float]:
     """Mean over disjoint random subsets, so that all samples count at each n."""
-    rng, count, found = np.random.default_rng(seed), min(len(real), len(made)), {}
-    for pieces in (4, 2, 1):
-        size = count // pieces
+    rng, count, means = np.random.default_rng(seed), min(len(real), len(generated)), {}
+    for parts in _FID_PARTS:
+        size = count // parts
         if size >= 2:
-            orders = [rng.permutation(len(side))[: size * pieces].reshape(pieces, size) for side in (real, made)]
-            values = [frechet_distance(real[i], made[j]) for i, j in zip(*orders, strict=True)]
-            found[size] = float(np.mean(values))
-    return found
+            orders = [rng.permutation(len(side))[: size * parts].reshape(parts, size) for side in (real, generated)]
+            values = [frechet_distance(real[i], generated[j]) for i, j in zip(*orders, strict=True)]
+            means[size] = float(np.mean(values))
+    return means
 
 
 def _even_weights(samples: Samples) -> np.ndarray:
     names, inverse, counts = np.unique(np.array(samples.categories), return_inverse=True, return_counts=True)
     return len(samples) / (len(names) * counts[inverse])
+
+
+def _merged(first: Mapping[str, Estimates], second: Mapping[str, Estimates]) -> dict[str, Estimates]:
+    """The figures of both, by category."""
+    return {name: {**first.get(name, {}), **second.get(name, {})} for name in sorted({*first, *second})}
+
+
+def _estimates(content: Mapping[str, Any]) -> Estimates:
+    return {name: Estimate(**figure) for name, figure in content.items()}

@@ -1,12 +1,10 @@
-"""The lines of Table II, and of Table III but for its two stages: the methods of wcapsgan_bundle that have weights.
+"""Methods of generation: what they are asked for, the two baselines, and those of wcapsgan_bundle that have weights.
 
 `w_capsulegan` is the bundle as it is (whole slices: with weights of that name, since the product makes none in one
 piece); each `configs/inference_NAME.json` laid over it is another method, with weights `nodules_NAME.pt`,
-`lungs_NAME.pt` or `slices_NAME.pt` and sidecar in a folder of their own, which reach the configs as `ckpt_path`.
+`lungs_NAME.pt` or `slices_NAME.pt`, which reach the configs as `ckpt_path`. `pipeline_slices` adds the product itself.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,26 +14,46 @@ import numpy as np
 from jaxtyping import Float
 
 from evaluation.cohort_subsets import Subset
-from evaluation.methods import Relation, count_parameters, relation_to
+from evaluation.methods import (
+    OVERLAY,
+    Method,
+    configured_methods,
+    count_parameters,
+    digest_of,
+    relation_to,
+    train_minutes,
+    usable_methods,
+)
 from evaluation.paper import GENERATOR_NAMES
-from lungsynth.bundles import bundle_root, open_bundle, read_weights, resolved_config
+from lungsynth.bundles import open_bundle, read_weights, resolved_config
 from lungsynth.errors import InputError
 from lungsynth.similarity.samples import SampleKind, Samples
 from lungsynth.weights import read_weights_file
 
-__all__ = ["OWN", "GeneratedSamples", "GenerationMethod", "Requests", "find_generators", "known_generators"]
+__all__ = [
+    "AVERAGE",
+    "MEMORISER",
+    "OWN",
+    "GeneratedSamples",
+    "SampleGenerator",
+    "SampleRequests",
+    "baselines",
+    "find_generators",
+    "generator_names",
+]
 
 OWN = "w_capsulegan"
+MEMORISER, AVERAGE = "memoriser", "average"
+_MEAN_OF = 8  # training samples that the average baseline blends: enough to lose all detail
 _BUNDLE = "wcapsgan"
-_OVERLAY = "inference_"
-_LAYERS: Mapping[SampleKind, tuple[str, ...]] = {
+_CONFIGS: Mapping[SampleKind, tuple[str, ...]] = {
     "nodules": ("inference.json",),
     "lungs": ("inference.json", "inference_lung.json"),
     "slices": ("inference.json", "inference_lung.json", "inference_slice.json"),
 }
-_NO_METHODS = {"cube", "lung", "slice"}  # overlays that say what is made, not by which method
+_KIND_OVERLAYS = {"cube", "lung", "slice"}  # say what is generated, not by which method
 _OWN_WEIGHTS: Mapping[SampleKind, str] = {"nodules": "model.pt", "lungs": "model_lung.pt"}
-_NOT_MISSED: Mapping[SampleKind, set[str]] = {  # no line there
+_NOT_IN_TABLE: Mapping[SampleKind, set[str]] = {  # no row there, so that nobody misses them
     "nodules": set(),
     "lungs": set(),
     "slices": {"capsulenets", "w_capsulegan_equal"},
@@ -43,139 +61,175 @@ _NOT_MISSED: Mapping[SampleKind, set[str]] = {  # no line there
 
 
 @dataclass(frozen=True, kw_only=True)
-class Requests:
-    """What is asked for: a seed, a category and a diameter each; without diameters, as in training."""
+class SampleRequests:
+    """Requested samples: a seed, a category and a diameter each; without diameters, as in training."""
 
     seeds: tuple[int, ...]
     categories: tuple[str, ...]
     diameters_mm: tuple[float | None, ...]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the samples are called; nobody owns them."""
+        return tuple(f"seed {seed}" for seed in self.seeds)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class GeneratedSamples:
-    """Samples, and the diameters that were asked for or drawn (N,); None where nobody asks."""
+    """Samples, and the diameters that were requested or drawn (N,); None where there are none."""
 
     samples: Samples
-    asked_mm: Float[np.ndarray, " n"] | None = None
+    requested_mm: Float[np.ndarray, " n"] | None = None
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class GenerationMethod:
-    """A line of the table.
-
-    Args:
-        name: in files and JSON.
-        title: in Markdown.
-        open: builds what answers requests.
-        identity: changes with whatever the samples depend on.
-        parameters: trained numbers; None for what is not trained.
-        train_minutes: None where not known.
-        relation: of its training to the judged patients; None for what is not trained.
-    """
-
-    name: str
-    title: str
-    open: Callable[[], Callable[[Requests], GeneratedSamples]]
-    identity: str
-    parameters: int | None = None
-    train_minutes: float | None = None
-    relation: Relation | None = None
+SampleGenerator = Callable[[SampleRequests], GeneratedSamples]
 
 
-def known_generators(bundles: Path) -> list[str]:
-    """Names of all methods that the bundle has configs for, in the paper's order, the product's last."""
-    root = bundle_root(bundles, _BUNDLE)
-    names = {path.stem.removeprefix(_OVERLAY) for path in (root / "configs").glob(f"{_OVERLAY}*.json")}
-    names = (names - _NO_METHODS) | {OWN}
-    paper = list(GENERATOR_NAMES)
-    return sorted(names, key=lambda name: (name == OWN, paper.index(name) if name in paper else len(paper), name))
+def generator_names(bundles: Path) -> list[str]:
+    """All methods that the bundle has configs for, in the table's order."""
+    return configured_methods(bundles, _BUNDLE, own=OWN, titles=GENERATOR_NAMES, excluded=_KIND_OVERLAYS)
 
 
 def find_generators(
-    kind: SampleKind, part: Subset, bundles: Path, weights: Path, *, wanted: Sequence[str] | None = None
-) -> tuple[list[GenerationMethod], dict[str, str]]:
-    """The methods that have weights.
+    kind: SampleKind, subset: Subset, bundles: Path, weights: Path, *, requested: Sequence[str] | None = None
+) -> tuple[list[Method], dict[str, str]]:
+    """The methods of Tables II and III that have weights; each opens a `SampleGenerator`.
 
     Args:
         kind: what they generate.
-        part: on whose patients they are judged.
+        subset: on whom they are evaluated.
         bundles: folder of the bundles.
         weights: folder with `<kind>_NAME.pt` and `.json` of the methods but the product's.
-        wanted: names; all when None.
+        requested: names; all when None.
 
     Returns:
         The methods in the table's order, and why each other one is left out.
 
     Raises:
-        InputError: when a wanted method is unknown or has no usable weights.
+        InputError: when a requested method is unknown or has no usable weights.
     """
-    known = known_generators(bundles)
-    if unknown := sorted(set(wanted or ()) - set(known)):
-        raise InputError(f"--methods: {unknown} are unknown; {bundles} has configs for {known}.")
-    missing = {name: "no config of this name in the bundle" for name in GENERATOR_NAMES if name not in known}
-    found = []
-    for name in (name for name in known if wanted is None or name in wanted):
-        try:
-            found.append(_generator(name, kind, part, bundles, weights))
-        except InputError as error:
-            if wanted is not None:
-                raise
-            missing[name] = str(error).replace(f"{weights}/", "").replace(f"{bundles}/", "")
-    left_out = {name: why for name, why in missing.items() if name not in _NOT_MISSED[kind]}
-    return found, {} if wanted is not None else left_out
+    names = generator_names(bundles)
+    methods, reasons = usable_methods(
+        names,
+        lambda name: _generator_method(name, kind, subset, bundles, weights),
+        requested=requested,
+        folders=(weights, bundles),
+    )
+    if requested is not None:
+        return methods, {}
+    unknown = {name: "no config of this name in the bundle" for name in GENERATOR_NAMES if name not in names}
+    left_out = {name: why for name, why in {**unknown, **reasons}.items() if name not in _NOT_IN_TABLE[kind]}
+    return methods, left_out
 
 
-def _generator(name: str, kind: SampleKind, part: Subset, bundles: Path, folder: Path) -> GenerationMethod:
+def _generator_method(name: str, kind: SampleKind, subset: Subset, bundles: Path, folder: Path) -> Method:
     own = name == OWN and kind in _OWN_WEIGHTS
     path = folder / f"{kind}_{name}.pt"
-    read = read_weights(bundles, _BUNDLE, file=_OWN_WEIGHTS[kind]) if own else read_weights_file(path)
-    configs = _LAYERS[kind] if name == OWN else (*_LAYERS[kind], f"{_OVERLAY}{name}.json")
-    config = resolved_config(bundles, _BUNDLE, configs=configs)
-    known = json.dumps([config, read.sha256], sort_keys=True, default=str)
+    info = read_weights(bundles, _BUNDLE, file=_OWN_WEIGHTS[kind]) if own else read_weights_file(path)
+    configs = _CONFIGS[kind] if name == OWN else (*_CONFIGS[kind], f"{OVERLAY}{name}.json")
 
-    def opened() -> Callable[[Requests], GeneratedSamples]:
+    def open_generator() -> SampleGenerator:
         weights: str | Path = _OWN_WEIGHTS[kind] if own else path
-        return _answering(open_bundle(bundles, _BUNDLE, configs=configs, weights=weights), kind)
+        return _bundle_generator(open_bundle(bundles, _BUNDLE, configs=configs, weights=weights), kind)
 
-    minutes = read.sidecar.get("train_minutes")
-    return GenerationMethod(
+    title = GENERATOR_NAMES.get(name, name)
+    return Method(
         name=name,
-        title=_title(name, kind),
-        open=opened,
-        identity=hashlib.sha256(known.encode()).hexdigest(),
-        parameters=count_parameters(read.path),
-        train_minutes=float(minutes) if isinstance(minutes, int | float) else None,
-        relation=relation_to(part, read.sidecar),
+        title=f"{title.removesuffix(' (this method)')}, in one piece" if kind == "slices" else title,
+        open=open_generator,
+        identity=digest_of([resolved_config(bundles, _BUNDLE, configs=configs), info.sha256]),
+        parameters=count_parameters(info),
+        train_minutes=train_minutes(info.sidecar),
+        relation=relation_to(subset, info.sidecar),
     )
 
 
-def _title(name: str, kind: SampleKind) -> str:
-    title = GENERATOR_NAMES.get(name, name)
-    return f"{title.removesuffix(' (this method)')}, in one piece" if kind == "slices" else title
+def _bundle_generator(sampler: Any, kind: SampleKind) -> SampleGenerator:
+    """Wraps a bundle's sampler."""
 
-
-def _answering(sampler: Any, kind: SampleKind) -> Callable[[Requests], GeneratedSamples]:
-    """Wraps a bundle's sampler (contract C6.5)."""
-
-    def answer(requests: Requests) -> GeneratedSamples:
+    def generate(requests: SampleRequests) -> GeneratedSamples:
         if unknown := sorted(set(requests.categories) - set(sampler.categories)):
             raise InputError(
                 f"It was not trained on the categories {unknown}, only on {list(sampler.categories)}. Nodules are "
-                "judged by the categories of wcapsgan_bundle's configs/inference.json, whole slices by texture class: "
-                "give weights that were trained with those, or --bundles with the configs of these "
+                "evaluated by the categories of wcapsgan_bundle's configs/inference.json, whole slices by texture "
+                "class: give weights that were trained with those, or `bundles` with the configs of these "
                 "(`package_bundles.py --weights`)."
             )
-        made = sampler(list(requests.seeds), list(requests.categories), list(requests.diameters_mm))
-        names = tuple(f"seed {seed}" for seed in requests.seeds)
+        output = sampler(list(requests.seeds), list(requests.categories), list(requests.diameters_mm))
         samples = Samples(
-            hu=np.asarray(made["hu"], np.int16),
-            mask=np.asarray(made["alpha" if kind == "nodules" else "mask"]).astype(np.float16),
+            hu=np.asarray(output["hu"], np.int16),
+            mask=np.asarray(output["alpha" if kind == "nodules" else "mask"]).astype(np.float16),
             categories=requests.categories,
-            owners=names,
-            names=names,
+            owners=requests.names,
+            names=requests.names,
             spacing_mm=float(sampler.spacing_mm),
         )
-        asked = np.asarray(made["diameter_mm"], np.float64) if kind == "nodules" else None
-        return GeneratedSamples(samples=samples, asked_mm=asked)
+        requested_mm = np.asarray(output["diameter_mm"], np.float64) if kind == "nodules" else None
+        return GeneratedSamples(samples=samples, requested_mm=requested_mm)
 
-    return answer
+    return generate
+
+
+def baselines(training: Samples, identity: str) -> list[Method]:
+    """Two that generate nothing: a figure that they reach says nothing about a method that reaches it.
+
+    The memoriser returns training samples. Its distances are those of training patients against held-out ones at the
+    same n: the floor, below which no generator can be expected to come. All that it returns are copies.
+    The average returns the mean of eight training samples: the right densities and sizes, and no detail.
+
+    Args:
+        training: one slice for each nodule; or lungs.
+        identity: of the cohort.
+    """
+    identity = f"{identity}:2"
+    return [
+        Method(
+            name=MEMORISER,
+            title="training samples (floor)",
+            open=lambda: lambda requests: _memorise(requests, training),
+            identity=identity,
+        ),
+        Method(
+            name=AVERAGE,
+            title="mean of 8 training samples",
+            open=lambda: lambda requests: _average(requests, training),
+            identity=identity,
+        ),
+    ]
+
+
+def _memorise(requests: SampleRequests, training: Samples) -> GeneratedSamples:
+    """For each the unused training sample of its category nearest in diameter; all again once none is left."""
+    rng = np.random.default_rng(requests.seeds[0] if requests.seeds else 0)
+    unused = {name: list(rng.permutation(training.of(name))) for name in sorted(set(requests.categories))}
+    places = np.zeros(len(requests.categories), np.int64)
+    for index in rng.permutation(len(places)):
+        name, diameter_mm = requests.categories[index], requests.diameters_mm[index]
+        if not unused[name]:
+            unused[name] = list(rng.permutation(training.of(name)))
+        gaps = np.abs(training.diameter_mm[unused[name]] - diameter_mm) if diameter_mm is not None else [0.0]
+        places[index] = unused[name].pop(int(np.argmin(gaps)))
+    return GeneratedSamples(samples=training.take(places))
+
+
+def _average(requests: SampleRequests, training: Samples) -> GeneratedSamples:
+    """The mean of 8 of the category: of the 16 nearest in diameter, where one is requested."""
+    hu, mask = [], []
+    for seed, name, diameter_mm in zip(requests.seeds, requests.categories, requests.diameters_mm, strict=True):
+        places = training.of(name)
+        if diameter_mm is not None:
+            nearest = np.argsort(np.abs(training.diameter_mm[places] - diameter_mm), kind="stable")
+            places = places[nearest][: 2 * _MEAN_OF]
+        blended = np.random.default_rng(seed).permutation(places)[:_MEAN_OF]
+        hu.append(np.rint(training.hu[blended].mean(axis=0)).astype(np.int16))
+        mask.append(training.mask[blended].astype(np.float32).mean(axis=0).astype(np.float16))
+    return GeneratedSamples(
+        samples=Samples(
+            hu=np.stack(hu),
+            mask=np.stack(mask),
+            categories=requests.categories,
+            owners=requests.names,
+            names=requests.names,
+            spacing_mm=training.spacing_mm,
+        )
+    )

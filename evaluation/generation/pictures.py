@@ -1,160 +1,180 @@
 """Pictures of Tables II and III: each method at the same seeds, real and generated mixed, copies, and plots."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from einops import repeat
 from PIL import Image
 
-from evaluation.generation.ct_checks import Check
-from evaluation.generation.reference import Reference
-from evaluation.generation.results import GenerationResult
+from evaluation.generation.ct_checks import CtCheck, measure_checks
+from evaluation.generation.figures import GenerationFigures
+from evaluation.generation.methods import GeneratedSamples
+from evaluation.generation.reference import GenerationReference
+from evaluation.methods import Method
+from evaluation.plots import plot_file
 from evaluation.tables import markdown_table
 from lungsynth.cohort.montage import Tile, spread, tile_block
 from lungsynth.hounsfield import DISPLAY_WINDOW
-from lungsynth.io.atomic import replacing
+from lungsynth.io.atomic import write_picture, write_text
 from lungsynth.similarity.copies import find_copies
 from lungsynth.similarity.samples import SampleKind, Samples, as_shown
 
-__all__ = ["method_montage", "nearest_montage", "save_distributions", "save_fid_by_n", "save_picture", "write_mixed"]
+__all__ = ["MeasuredGenerator", "write_pictures"]
 
-_NODULE_PX, _LUNG_PX = 112, 192
-_CUT_PX = 12  # of a nodule's patch, each side
+_NODULE_PX, _LUNG_PX = 112, 192  # side of a tile
+_MARGIN_PX = 12  # cut off each side of a nodule's patch in close-ups: the middle 28 mm are left
 _COLUMNS: Mapping[SampleKind, int] = {"nodules": 16, "lungs": 8, "slices": 8}
 _MIXED_COLUMNS = 8
-_MIXED = 32  # of each side
-_NEAREST = 8
+_MIXED = 32  # samples of each side
+_NEAREST = 8  # samples
+_CHECK_COLUMNS = 4
 
 
-def method_montage(lines: Sequence[GenerationResult], reference: Reference) -> Image.Image:
-    """A row a category of each method, all at the same seeds, below as many held-out samples."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MeasuredGenerator:
+    """A row of the table: a method, its samples and their figures."""
+
+    method: Method
+    matched: GeneratedSamples
+    balanced: GeneratedSamples
+    figures: GenerationFigures
+
+
+def write_pictures(
+    rows: Sequence[MeasuredGenerator], shown: MeasuredGenerator, reference: GenerationReference, out: Path
+) -> tuple[Path, ...]:
+    """Writes all pictures.
+
+    Args:
+        rows: of the table.
+        shown: whose samples the pictures of one method show.
+        reference: the real side.
+        out: folder.
+    """
+    write_picture(out / "montage.png", _method_montage(rows, reference))
+    _write_mixed(shown, reference, out)
+    write_picture(out / "nearest.png", _nearest_montage(shown, reference))
+    _plot_fid_by_n(rows, out / "fid_by_n.png")
+    checks = {row.method.title: measure_checks(row.matched.samples, reference.kind) for row in rows}
+    _plot_distributions(reference.checks, checks, out / "distributions.png")
+    names = ("montage.png", "mixed.png", "mixed_key.md", "nearest.png", "fid_by_n.png", "distributions.png")
+    return tuple(out / name for name in names)
+
+
+def _method_montage(rows: Sequence[MeasuredGenerator], reference: GenerationReference) -> Image.Image:
+    """A row for each category of each method, all at the same seeds, below as many held-out samples."""
     columns, blocks = _COLUMNS[reference.kind], []
-    sets = {f"held-out {reference.kind}": reference.held_out} | {
-        line.generator.title: line.balanced.samples for line in lines
-    }
+    sets = {f"held-out {reference.kind}": reference.held_out}
+    sets |= {row.method.title: row.balanced.samples for row in rows}
     for title, samples in sets.items():
         for category in sorted(set(samples.categories)):
-            places = samples.of(category)
-            chosen = spread(places.tolist(), columns) if samples is reference.held_out else places[:columns].tolist()
-            tiles = [_tile(samples, i) for i in chosen]
+            places = samples.of(category).tolist()
+            shown = spread(places, columns) if samples is reference.held_out else places[:columns]
+            tiles = [_tile(samples, i) for i in shown]
             tiles += [np.zeros_like(tiles[0])] * (columns - len(tiles))
             blocks.append(tile_block(f"{title}: {category}", tiles, columns=columns))
     return Image.fromarray(np.concatenate(blocks))
 
 
-def write_mixed(line: GenerationResult, reference: Reference, folder: Path) -> tuple[Path, Path]:
+def _write_mixed(row: MeasuredGenerator, reference: GenerationReference, folder: Path) -> None:
     """`mixed.png`: 32 real and 32 generated samples in seeded order; `mixed_key.md`: which is which.
 
-    The generated ones were asked for the categories and diameters of other held-out ones than those shown.
+    The generated ones were requested with the categories and diameters of other held-out ones than those shown.
     """
     rng = np.random.default_rng(reference.seed)
     order, half = rng.permutation(len(reference.held_out)).tolist(), min(_MIXED, len(reference.held_out) // 2)
-    made = as_shown(line.matched.samples, reference.kind)
-    tiles = [(_tile(reference.pasted, i, near=True), "real", reference.held_out.categories[i]) for i in order[:half]]
-    tiles += [(_tile(made, i, near=True), "generated", made.categories[i]) for i in order[half : 2 * half]]
-    shown = [tiles[i] for i in rng.permutation(len(tiles))]
-    columns = _MIXED_COLUMNS
-    caption = f"{half} real, {half} generated: which?  Rows from the top, columns from the left"
-    picture = Image.fromarray(tile_block(caption, [tile for tile, _, _ in shown], columns=columns))
-    save_picture(picture, folder / "mixed.png")
-    rows = [
-        [str(start // columns + 1), *(f"{side} {name}" for _, side, name in shown[start : start + columns])]
-        for start in range(0, len(shown), columns)
+    generated = as_shown(row.matched.samples, reference.kind)
+    sides = [
+        ("real", reference.shown, reference.held_out.categories, order[:half]),
+        ("generated", generated, generated.categories, order[half : 2 * half]),
     ]
-    rows = [row + [""] * (columns + 1 - len(row)) for row in rows]
-    title = f"# Key of mixed.png: held-out {reference.kind} and {line.generator.title}\n\n"
-    with replacing(folder / "mixed_key.md") as part:
-        part.write_text(title + markdown_table(["row", *map(str, range(1, columns + 1))], rows))
-    return folder / "mixed.png", folder / "mixed_key.md"
+    tiles = [
+        (_tile(samples, i, close_up=True), f"{side} {categories[i]}")
+        for side, samples, categories, places in sides
+        for i in places
+    ]
+    mixed = [tiles[i] for i in rng.permutation(len(tiles))]
+    caption = f"{half} real, {half} generated: which?  Rows from the top, columns from the left"
+    picture = tile_block(caption, [tile for tile, _ in mixed], columns=_MIXED_COLUMNS)
+    write_picture(folder / "mixed.png", Image.fromarray(picture))
+    lines = []
+    for number, start in enumerate(range(0, len(mixed), _MIXED_COLUMNS), start=1):
+        names = [name for _, name in mixed[start : start + _MIXED_COLUMNS]]
+        lines.append([str(number), *names, *[""] * (_MIXED_COLUMNS - len(names))])
+    title = f"# Key of mixed.png: held-out {reference.kind} and {row.method.title}\n\n"
+    head = ["row", *map(str, range(1, _MIXED_COLUMNS + 1))]
+    write_text(folder / "mixed_key.md", title + markdown_table(head, lines))
 
 
-def nearest_montage(line: GenerationResult, reference: Reference) -> Image.Image:
-    """The generated samples that come nearest to a training sample for their size, above it."""
-    samples = as_shown(line.matched.samples, reference.kind)
-    near = find_copies(samples, reference.slices, flips=reference.flips)
-    ratio = near.distances / reference.threshold.at(samples.diameter_mm)
+def _nearest_montage(row: MeasuredGenerator, reference: GenerationReference) -> Image.Image:
+    """The generated samples that are nearest to a training sample for their size, above it."""
+    samples = as_shown(row.matched.samples, reference.kind)
+    nearest = find_copies(samples, reference.training_shown, flips=reference.flips)
+    ratio = nearest.distances / reference.threshold.at(samples.diameter_mm)
     first = np.argsort(ratio, kind="stable")[:_NEAREST].tolist()
-    above = [_tile(samples, i, near=True) for i in first]
-    below = [_tile(reference.slices, int(near.indices[i]), near=True) for i in first]
     numbers = ", ".join(f"{ratio[i]:.2f}" for i in first)
     mirrored = " (maybe mirrored)" if reference.flips else ""
-    heads = (f"{line.generator.title}: distance / threshold {numbers}", f"nearest training samples{mirrored}")
+    blocks = {
+        f"{row.method.title}: distance / threshold {numbers}": [_tile(samples, i, close_up=True) for i in first],
+        f"nearest training samples{mirrored}": [
+            _tile(reference.training_shown, int(nearest.indices[i]), close_up=True) for i in first
+        ],
+    }
     return Image.fromarray(
-        np.concatenate(
-            [tile_block(head, tiles, columns=len(tiles)) for head, tiles in zip(heads, (above, below), strict=True)]
-        )
+        np.concatenate([tile_block(head, tiles, columns=len(tiles)) for head, tiles in blocks.items()])
     )
 
 
-def save_picture(picture: Image.Image, path: Path) -> Path:
-    """Writes a PNG, whole or not at all."""
-    with replacing(path) as part:
-        picture.save(part, format="PNG")
-    return path
+def _plot_fid_by_n(rows: Sequence[MeasuredGenerator], path: Path) -> None:
+    with plot_file(path) as (axes,):
+        for index, row in enumerate(rows):
+            points = sorted(row.figures.fid_by_n.items())
+            axes.plot(*zip(*points, strict=True), "o-", label=row.method.title, color=f"C{index % 10}")
+        axes.set(title="FID falls with n by its bias alone", xlabel="n of each side", ylabel="FID", yscale="log")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
 
 
-def save_fid_by_n(lines: Sequence[GenerationResult], path: Path) -> Path:
-    """Plots FID over n of each line."""
-    from matplotlib.figure import Figure  # without pyplot no window system is asked for
-
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.subplots()
-    for index, line in enumerate(lines):
-        points = sorted(line.figures.fid_by_n.items())
-        axes.plot(*zip(*points, strict=True), "o-", label=line.generator.title, color=f"C{index % 10}")
-    axes.set(title="FID falls with n by its bias alone", xlabel="n of each side", ylabel="FID", yscale="log")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    return _save_figure(figure, path)
-
-
-def save_distributions(real: Mapping[str, Check], generated: Mapping[str, Mapping[str, Check]], path: Path) -> Path:
-    """Plots the cumulative distribution of each check, held-out samples in black; the power spectrum as its median.
+def _plot_distributions(
+    real: Mapping[str, CtCheck], generated: Mapping[str, Mapping[str, CtCheck]], path: Path
+) -> None:
+    """The cumulative distribution of each check, held-out samples in black; the power spectrum as its median.
 
     Args:
         real: checks of the held-out samples.
         generated: checks by method.
         path: of the PNG.
     """
-    from matplotlib.figure import Figure
-
-    columns = 4
-    rows = -(-len(real) // columns)
-    figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    for axes, (name, check) in zip(panels, real.items(), strict=False):
-        sides = [("held-out", check, "k", 2.0)]
-        sides += [(title, own[name], f"C{i % 10}", 1.0) for i, (title, own) in enumerate(generated.items())]
-        for title, side, colour, width in sides:
-            axes.plot(*_curve(side), label=title, color=colour, linewidth=width)
-        axes.set_title(f"{name} [{check.unit}]" if check.unit else name, fontsize="small")
-        axes.grid(alpha=0.3)
-    for axes in panels[len(real) :]:
-        axes.axis("off")
-    panels[0].legend(fontsize="x-small")
-    return _save_figure(figure, path)
+    rows = -(-len(real) // _CHECK_COLUMNS)
+    with plot_file(path, rows=rows, columns=_CHECK_COLUMNS, panel_inches=(4, 3)) as panels:
+        for axes, (name, check) in zip(panels, real.items(), strict=False):
+            sides = [("held-out", check, "k", 2.0)]
+            sides += [(title, own[name], f"C{i % 10}", 1.0) for i, (title, own) in enumerate(generated.items())]
+            for title, side, colour, width in sides:
+                axes.plot(*_distribution(side), label=title, color=colour, linewidth=width)
+            axes.set_title(f"{name} [{check.unit}]" if check.unit else name, fontsize="small")
+            axes.grid(alpha=0.3)
+        for axes in panels[len(real) :]:
+            axes.axis("off")
+        panels[0].legend(fontsize="x-small")
 
 
-def _curve(check: Check) -> tuple[np.ndarray, np.ndarray]:
-    values = check.values[check.known]
-    if check.values.shape[1] > 1:
-        return np.arange(check.values.shape[1]) / check.values.shape[1], np.median(values[:, :, 0], axis=0)
+def _distribution(check: CtCheck) -> tuple[np.ndarray, np.ndarray]:
+    """(x, y) of a check's curve."""
+    values, distributions = check.values[check.defined], check.values.shape[1]
+    if distributions > 1:
+        return np.arange(distributions) / distributions, np.median(values[:, :, 0], axis=0)
     ordered = np.sort(values.ravel())
     return ordered, (np.arange(len(ordered)) + 1) / max(len(ordered), 1)
 
 
-def _save_figure(figure: Any, path: Path) -> Path:
-    with replacing(path) as part:
-        figure.savefig(part, format="png", dpi=110, metadata={"Software": None})
-    return path
-
-
-def _tile(samples: Samples, index: int, *, near: bool = False) -> Tile:
-    """A picture; `near`: the middle 28 mm of a nodule's patch."""
-    side = _NODULE_PX if samples.spacing_mm < 1 else _LUNG_PX
-    cut = _CUT_PX if near and samples.spacing_mm < 1 else 0
+def _tile(samples: Samples, index: int, *, close_up: bool = False) -> Tile:
+    """A picture; `close_up`: the middle 28 mm of a nodule's patch."""
+    is_nodule = samples.spacing_mm < 1
+    side = _NODULE_PX if is_nodule else _LUNG_PX
+    cut = _MARGIN_PX if close_up and is_nodule else 0
     plane = samples.hu[index, cut : samples.hu.shape[1] - cut, cut : samples.hu.shape[2] - cut]
     grey = Image.fromarray(DISPLAY_WINDOW.to_grey(plane))
     return repeat(np.asarray(grey.resize((side, side), Image.Resampling.BICUBIC)), "h w -> h w c", c=3)

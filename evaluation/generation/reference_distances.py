@@ -1,7 +1,7 @@
-"""Sets of generated samples against the held-out ones: distances and two-sample tests, each with n and an interval.
+"""Distances of a set to the held-out samples, and two-sample tests, each with n and an interval.
 
-Patients are drawn again on the real side, samples on the generated one. Intervals of distances are centred on the
-figure (`bootstrap.estimate`, `recentre`), because a set that is drawn from a set is farther from everything.
+Patients are resampled on the real side, samples on the generated one. Intervals of distances are centred on the figure
+(`bootstrap.estimate`, `recentre`), because a resampled set is farther from everything than the set itself.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from evaluation.generation.reference import Reference
-from evaluation.metrics.bootstrap import Estimate, PatientCounts, estimate, patient_index
+from evaluation.generation.reference import GenerationReference, take_features
+from evaluation.metrics.bootstrap import Estimate, Estimates, PatientCounts, estimate, patient_index
 from evaluation.metrics.c2st import CorrectShare, balanced_accuracy, c2st_cnn, c2st_logistic
 from evaluation.metrics.fid_kid import frechet_distance, kernel_distance, kernel_matrices
 from evaluation.metrics.manifold import compare_manifolds
@@ -20,30 +20,34 @@ from lungsynth.similarity.folds import paired_folds
 from lungsynth.similarity.samples import Samples, as_shown
 
 __all__ = [
-    "RESAMPLES",
-    "Group",
     "compare_with_reference",
+    "distances_by_category",
+    "measure_c2st",
     "measure_distances",
-    "measure_two_sample",
-    "two_sample_rights",
+    "run_two_sample_tests",
 ]
 
-RESAMPLES = 400
-_NONE = float("inf")
-_BOUNDS = ((0.0, _NONE), (-_NONE, _NONE), (0.0, 1.0), (0.0, 1.0), (0.0, _NONE), (0.0, 1.0))
-
-Group = dict[str, Estimate]
+_INFINITE = float("inf")
+_BOUNDS: Mapping[str, tuple[float, float]] = {  # of what a figure can be; a shifted interval may reach beyond
+    "fid": (0.0, _INFINITE),
+    "kid": (-_INFINITE, _INFINITE),
+    "precision": (0.0, 1.0),
+    "recall": (0.0, 1.0),
+    "density": (0.0, _INFINITE),
+    "coverage": (0.0, 1.0),
+}
+_OF_CATEGORIES = ("fid", "kid")
 
 
 def compare_with_reference(
     generated: Samples,
-    reference: Reference,
+    reference: GenerationReference,
     statistic: Callable[[PatientCounts, PatientCounts], Sequence[float]],
     *,
     n: Sequence[int],
     recentre: bool,
 ) -> list[Estimate]:
-    """A statistic of weights a held-out sample and weights a generated one.
+    """A statistic of how often each held-out and each generated sample was drawn.
 
     Args:
         generated: the other side.
@@ -54,83 +58,120 @@ def compare_with_reference(
     """
     owners = (reference.held_out.owners, generated.owners)
     groups = [[f"{side}:{name}" for name in sorted(set(names))] for side, names in enumerate(owners)]
-    places = [patient_index([f"{side}:{name}" for name in names], groups[side]) for side, names in enumerate(owners)]
+    index = [patient_index([f"{side}:{name}" for name in names], groups[side]) for side, names in enumerate(owners)]
 
-    def weighted(weights: PatientCounts) -> Sequence[float]:
-        real, made = np.split(weights, [len(groups[0])])
-        return statistic(real[places[0]], made[places[1]])
+    def of_owners(counts: PatientCounts) -> Sequence[float]:
+        of_real, of_generated = np.split(counts, [len(groups[0])])
+        return statistic(of_real[index[0]], of_generated[index[1]])
 
-    found = estimate(groups, weighted, n=n, seed=reference.seed, resamples=RESAMPLES, recentre=recentre)
-    return [replace(figure, patients=len(groups[0])) for figure in found]
+    estimates = estimate(
+        groups, of_owners, n=n, seed=reference.seed, resamples=reference.measurement.resamples, recentre=recentre
+    )
+    return [replace(figure, patients=len(groups[0])) for figure in estimates]
 
 
-def measure_distances(samples: Samples, found: FeatureSet, reference: Reference) -> Group:
+def measure_distances(samples: Samples, features: FeatureSet, reference: GenerationReference) -> Estimates:
     """FID, KID, precision, recall, density and coverage; none where either side has fewer than six samples.
 
     Args:
         samples: as they are compared.
-        found: their features.
+        features: of the samples.
         reference: the real side.
     """
-    real, made = reference.vectors.vectors, found.vectors
-    names = ("fid", "kid", "precision", "recall", "density", "coverage")
+    real, generated = reference.vectors.vectors, features.vectors
     try:
-        kernels, manifolds = kernel_matrices(real, made), compare_manifolds(real, made)
+        kernels, manifolds = kernel_matrices(real, generated), compare_manifolds(real, generated)
     except InputError:  # fewer than six samples: such figures do not exist
         return {}
 
     def figures(w: PatientCounts, v: PatientCounts) -> Sequence[float]:
-        fid = frechet_distance(real, made, x_weights=w, y_weights=v)
+        fid = frechet_distance(real, generated, x_weights=w, y_weights=v)
         return fid, kernel_distance(kernels, x_weights=w, y_weights=v), *manifolds.figures(w, v)
 
-    estimates = compare_with_reference(samples, reference, figures, n=[len(made)] * len(names), recentre=True)
-    bounded = [_bounded(figure, bounds) for figure, bounds in zip(estimates, _BOUNDS, strict=True)]
-    return dict(zip(names, bounded, strict=True))
+    n = [len(generated)] * len(_BOUNDS)
+    estimates = compare_with_reference(samples, reference, figures, n=n, recentre=True)
+    return {name: _bounded(figure, *bounds) for (name, bounds), figure in zip(_BOUNDS.items(), estimates, strict=True)}
 
 
-def _bounded(figure: Estimate, bounds: tuple[float, float]) -> Estimate:
-    """Keeps an interval that was moved within what the figure can be."""
-    if figure.low is None or figure.high is None:
-        return figure
-    return replace(figure, low=max(figure.low, bounds[0]), high=min(figure.high, bounds[1]))
-
-
-def two_sample_rights(samples: Samples, found: FeatureSet, reference: Reference) -> dict[str, CorrectShare]:
-    """Whether each answer of each two-sample test was right, of both sides; none where one patient is held out.
+def run_two_sample_tests(
+    samples: Samples, features: FeatureSet, reference: GenerationReference
+) -> dict[str, CorrectShare]:
+    """Whether each prediction of each two-sample test was correct, of both sides; none where one patient is held out.
 
     Args:
-        samples: one a held-out one, as made.
-        found: features of them as they are compared.
+        samples: one for each held-out one, as generated.
+        features: of the samples as they are compared.
         reference: the real side.
     """
     folds, shown = (reference.folds, paired_folds(reference.folds, samples.owners)), as_shown(samples, reference.kind)
-    known = reference.further_real(samples.owners)
-    known_shown = as_shown(known, reference.kind)
-    known_vectors = reference.features(known_shown.hu).vectors if len(known) else None
+    further = reference.further_real(samples.owners)
+    further_shown = as_shown(further, reference.kind)
+    further_vectors = reference.features(further_shown.hu).vectors if len(further) else None
+    effort = {"seed": reference.seed, "steps": reference.measurement.c2st_steps}
     try:
-        rights = {
-            "c2st": c2st_cnn(reference.pasted, shown, folds, seed=reference.seed, known=known_shown),
-            "c2st_features": c2st_logistic(reference.vectors.vectors, found.vectors, folds, known=known_vectors),
+        tests = {
+            "c2st": c2st_cnn(reference.shown, shown, folds, further_real=further_shown, **effort),
+            "c2st_features": c2st_logistic(
+                reference.vectors.vectors, features.vectors, folds, further_real=further_vectors
+            ),
         }
         if reference.kind == "nodules":
-            rights["c2st_patch"] = c2st_cnn(reference.held_out, samples, folds, seed=reference.seed, known=known)
-    except InputError:  # one patient: nobody learns
+            tests["c2st_patch"] = c2st_cnn(reference.held_out, samples, folds, further_real=further, **effort)
+    except InputError:  # one patient cannot both train and test
         return {}
-    return rights
+    return tests
 
 
-def measure_two_sample(samples: Samples, rights: Mapping[str, CorrectShare], reference: Reference) -> Group:
-    """Shares of right answers, both sides counting evenly.
+def measure_c2st(samples: Samples, tests: Mapping[str, CorrectShare], reference: GenerationReference) -> Estimates:
+    """Balanced accuracies of two-sample tests.
 
     Args:
-        samples: the generated side of `rights`.
-        rights: of `two_sample_rights`.
-        reference: whose held-out samples are the real side of `rights`.
+        samples: the generated side of the tests.
+        tests: of `run_two_sample_tests`.
+        reference: whose held-out samples are the real side of the tests.
     """
 
     def figures(w: PatientCounts, v: PatientCounts) -> Sequence[float]:
-        return [balanced_accuracy(right, w, v) for right in rights.values()]
+        return [balanced_accuracy(correct, w, v) for correct in tests.values()]
 
-    count = len(samples) + len(reference.held_out)
-    estimates = compare_with_reference(samples, reference, figures, n=[count] * len(rights), recentre=False)
-    return dict(zip(rights, estimates, strict=True))
+    n = [len(samples) + len(reference.held_out)] * len(tests)
+    estimates = compare_with_reference(samples, reference, figures, n=n, recentre=False)
+    return dict(zip(tests, estimates, strict=True))
+
+
+def distances_by_category(
+    shown: Samples, features: FeatureSet, tests: Mapping[str, CorrectShare], reference: GenerationReference
+) -> dict[str, Estimates]:
+    """FID, KID and two-sample tests of each category that has enough samples and patients.
+
+    Distances compare a category's held-out samples with those that match them, at the same n and sizes. The two-sample
+    tests are those of the whole table on the samples of the category: a category of thirty could not train one.
+
+    Args:
+        shown: one sample for each held-out one, as they are compared.
+        features: of the samples.
+        tests: on all samples, whether each prediction was correct.
+        reference: the real side.
+    """
+    groups: dict[str, Estimates] = {}
+    for category in sorted(set(reference.held_out.categories)):
+        real, generated = reference.held_out.of(category), shown.of(category)
+        own = reference.take(real)
+        effort = reference.measurement
+        if min(len(real), len(generated)) < effort.min_group_samples or own.n_patients < effort.min_group_patients:
+            continue
+        samples = shown.take(generated)
+        distances = measure_distances(samples, take_features(features, generated), own)
+        correct = {name: (sides[0][real], sides[1][generated]) for name, sides in tests.items()}
+        groups[category] = {
+            **{name: distances[name] for name in _OF_CATEGORIES},
+            **(measure_c2st(samples, correct, own) if correct else {}),
+        }
+    return groups
+
+
+def _bounded(figure: Estimate, low: float, high: float) -> Estimate:
+    """With an interval within what the figure can be."""
+    if figure.low is None or figure.high is None:
+        return figure
+    return replace(figure, low=max(figure.low, low), high=min(figure.high, high))

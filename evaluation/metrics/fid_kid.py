@@ -1,11 +1,11 @@
-"""Distances of two sets of features, and the Inception Score; each with weights, so that patients can be drawn again.
+"""Distances of two sets of features, and the Inception Score; each with weights, so that patients can be resampled.
 
 FID: Heusel et al. (2017). KID: Binkowski et al. (2018), all pairs at once instead of random subsets. IS: Salimans et
-al. (2016), one split. torchmetrics computes the same three (tests/test_judge_generation.py compares) but knows no
+al. (2016), one split. torchmetrics computes the same three (tests/test_evaluation_metrics.py compares) but without
 weights.
 
 A weight counts how often a sample was drawn. Pairs of a sample with itself never count in KID, so that drawing one
-twice does not make a set look nearer to itself.
+twice does not bring a set nearer to itself.
 """
 
 import numpy as np

@@ -1,7 +1,8 @@
-"""FROC: the share of lesions found against false alarms an image, as the probability asked for falls.
+"""FROC: the share of lesions that are found against false positives per image, as the probability threshold falls.
 
-CPM is LUNA16's: the mean sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false alarms an image. The sensitivity at a rate
-is the highest that keeps to the rate; nothing is interpolated, so few images promise nothing that no threshold gives.
+CPM is LUNA16's: the mean sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per image. The sensitivity at a
+rate is the highest that keeps to the rate; nothing is interpolated, so that few images promise nothing that no
+threshold gives.
 """
 
 from collections.abc import Sequence
@@ -10,107 +11,122 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float, Float64
 
-from evaluation.metrics.bootstrap import Estimate, PatientCounts, estimate, patient_index
+from evaluation.metrics.bootstrap import Estimates, PatientCounts, estimate, patient_index
 from evaluation.metrics.matching import Case
 
 __all__ = ["CPM_RATES", "Froc"]
 
-CPM_RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+CPM_RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # false positives per image (LUNA16)
+_NOT_FOUND = -1.0  # score of a lesion without a hit: below every threshold
 
 
 class Froc:
-    """What a detector found in some images, ready to be weighted by patient.
+    """The lesions and false positives of some images, sorted by score, ready to be weighted by patient.
 
     Args:
-        cases: the images. Lesions weigh as often as their own patient is drawn, false alarms and images as often as
-            the image's.
+        cases: the images. Lesions weigh as often as their own patient is drawn, false positives and images as often
+            as the image's.
     """
 
     def __init__(self, cases: Sequence[Case]) -> None:
-        images = sorted({case.patient for case in cases})
-        others = sorted({target.patient for case in cases for target in case.targets} - set(images))
-        self.groups = [group for group in (images, others) if group]
-        everyone = [*images, *others]
-        targets = [target for case in cases for target in case.targets]
-        scores = np.array([-1.0 if target.score is None else target.score for target in targets])
-        order = np.argsort(-scores, kind="stable")
-        self.scores = scores[order]
-        self._target_owner = patient_index([targets[index].patient for index in order], everyone)
-        alarms = [(alarm.probability, case.patient) for case in cases for alarm in case.alarms]
-        alarms.sort(key=lambda alarm: -alarm[0])
-        self.alarms = np.array([probability for probability, _ in alarms], dtype=np.float64)
-        self._alarm_owner = patient_index([patient for _, patient in alarms], everyone)
-        self._image_owner = patient_index([case.patient for case in cases], everyone)
-        self._n_lesion_patients = len({target.patient for target in targets})
-        self._ones = np.ones(len(everyone))
+        nodules = [nodule for case in cases for nodule in case.nodules]
+        image_patients = sorted({case.patient for case in cases})
+        lesion_patients = sorted({nodule.patient for nodule in nodules})
+        others = sorted(set(lesion_patients) - set(image_patients))
+        patients = [*image_patients, *others]
+        self.groups = [group for group in (image_patients, others) if group]
+        self._n_lesion_patients = len(lesion_patients)
+        self._ones = np.ones(len(patients))
+        self._image_owner = patient_index([case.patient for case in cases], patients)
+        scores = [_NOT_FOUND if nodule.score is None else nodule.score for nodule in nodules]
+        self.scores, self._lesion_owner = _sorted_scores(scores, [nodule.patient for nodule in nodules], patients)
+        false = [(item.probability, case.patient) for case in cases for item in case.false_positives]
+        self.false_positive_scores, self._false_positive_owner = _sorted_scores(
+            [probability for probability, _ in false], [patient for _, patient in false], patients
+        )
 
     @property
-    def n_targets(self) -> int:
+    def n_lesions(self) -> int:
         """Lesions that count."""
         return len(self.scores)
 
     @property
     def n_images(self) -> int:
-        """Images looked at."""
+        """Images that the detector ran on."""
         return len(self._image_owner)
 
-    def sensitivity(self, probability: float, weights: PatientCounts | None = None) -> float:
+    def sensitivity(self, probability: float, counts: PatientCounts | None = None) -> float:
         """Share of the lesions found at `probability` or more; NaN without lesions."""
-        weight = (self._ones if weights is None else weights)[self._target_owner]
+        weight = self._counts(counts)[self._lesion_owner]
         return float(weight[self.scores >= probability].sum() / weight.sum()) if weight.sum() > 0 else float("nan")
 
-    def alarm_rate(self, probability: float, weights: PatientCounts | None = None) -> float:
-        """False alarms an image at `probability` or more; NaN without images."""
-        known = self._ones if weights is None else weights
-        images = known[self._image_owner].sum()
-        count = known[self._alarm_owner][self.alarms >= probability].sum()
-        return float(count / images) if images > 0 else float("nan")
+    def false_positives(self, probability: float, counts: PatientCounts | None = None) -> float:
+        """False positives per image at `probability` or more; NaN without images."""
+        drawn = self._counts(counts)
+        images = drawn[self._image_owner].sum()
+        number = drawn[self._false_positive_owner][self.false_positive_scores >= probability].sum()
+        return float(number / images) if images > 0 else float("nan")
 
-    def at_rates(self, rates: Sequence[float], weights: PatientCounts | None = None) -> Float64[np.ndarray, " rates"]:
-        """The highest sensitivity at no more than each rate of false alarms an image."""
-        known = self._ones if weights is None else weights
-        images, weight = known[self._image_owner].sum(), known[self._target_owner]
+    def sensitivity_at(
+        self, rates: Sequence[float], counts: PatientCounts | None = None
+    ) -> Float64[np.ndarray, " rates"]:
+        """The highest sensitivity at no more than each rate of false positives per image."""
+        drawn = self._counts(counts)
+        images, weight = drawn[self._image_owner].sum(), drawn[self._lesion_owner]
         if images <= 0 or weight.sum() <= 0:
             return np.full(len(rates), np.nan)
-        found = np.concatenate([[0.0], np.cumsum(weight)]) / weight.sum()
-        limits = self._limits(np.cumsum(known[self._alarm_owner]), np.asarray(rates) * images)
-        above = np.searchsorted(-self.scores, -limits, side="left")  # scores above the first alarm that is too many
-        return found[above]
+        sensitivities = np.concatenate([[0.0], np.cumsum(weight)]) / weight.sum()
+        limits = self._limits(np.cumsum(drawn[self._false_positive_owner]), np.asarray(rates) * images)
+        n_above = np.searchsorted(-self.scores, -limits, side="left")  # lesions above the first one too many
+        return sensitivities[n_above]
 
     def threshold_at(self, rate: float) -> float:
-        """The lowest probability at which no more than `rate` false alarms an image are left.
+        """The lowest probability at which no more than `rate` false positives per image are left.
 
-        Above 1 where there are more at any: then nothing can be found at that rate.
+        Above 1 where there are more at any probability: then nothing can be found at that rate.
         """
-        limit = self._limits(np.arange(1.0, len(self.alarms) + 1), np.array([rate * self.n_images]))[0]
+        numbers = np.arange(1.0, len(self.false_positive_scores) + 1)
+        limit = self._limits(numbers, np.array([rate * self.n_images]))[0]
         return float(np.nextafter(limit, np.inf)) if limit > 0 else 0.0
 
     def curve(self) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
-        """(false alarms an image, sensitivity) at each threshold, from the strictest on."""
-        levels = np.unique(np.concatenate([self.scores[self.scores >= 0], self.alarms]))[::-1]
-        rates = np.searchsorted(-self.alarms, -levels, side="right") / max(self.n_images, 1)
-        found = np.searchsorted(-self.scores, -levels, side="right") / max(self.n_targets, 1)
-        return np.concatenate([[0.0], rates]), np.concatenate([[0.0], found])
+        """(false positives per image, sensitivity) at each threshold, from the strictest on."""
+        levels = np.unique(np.concatenate([self.scores[self.scores >= 0], self.false_positive_scores]))[::-1]
+        rates = np.searchsorted(-self.false_positive_scores, -levels, side="right") / max(self.n_images, 1)
+        sensitivities = np.searchsorted(-self.scores, -levels, side="right") / max(self.n_lesions, 1)
+        return np.concatenate([[0.0], rates]), np.concatenate([[0.0], sensitivities])
 
-    def estimates(self, operating_point: float, *, seed: int) -> dict[str, Estimate]:
-        """`sensitivity` and `alarms` an image at the operating point, `at_one` (sensitivity at one alarm), `cpm`."""
+    def estimates(self, operating_point: float, *, seed: int) -> Estimates:
+        """`sensitivity` and `false_positives` per image at the operating point, `sensitivity_at_1` and `cpm`."""
 
-        def statistic(weights: PatientCounts) -> list[float]:
-            at = self.at_rates(CPM_RATES, weights)
-            one = float(at[CPM_RATES.index(1.0)])
-            point = self.sensitivity(operating_point, weights), self.alarm_rate(operating_point, weights)
-            return [*point, one, float(at.mean())]
+        def statistic(counts: PatientCounts) -> list[float]:
+            at_rates = self.sensitivity_at(CPM_RATES, counts)
+            at_one = float(at_rates[CPM_RATES.index(1.0)])
+            at_point = self.sensitivity(operating_point, counts), self.false_positives(operating_point, counts)
+            return [*at_point, at_one, float(at_rates.mean())]
 
-        counts = [self.n_targets, self.n_images, self.n_targets, self.n_targets]
-        found = estimate(self.groups, statistic, n=counts, seed=seed)
-        names = ("sensitivity", "alarms", "at_one", "cpm")
-        owners = [self._n_lesion_patients, len(set(self._image_owner)), *[self._n_lesion_patients] * 2]
+        n = [self.n_lesions, self.n_images, self.n_lesions, self.n_lesions]
+        names = ("sensitivity", "false_positives", "sensitivity_at_1", "cpm")
+        patients = [self._n_lesion_patients, len(set(self._image_owner)), *[self._n_lesion_patients] * 2]
+        figures = estimate(self.groups, statistic, n=n, seed=seed)
         return {
-            name: replace(figure, patients=patients)
-            for name, figure, patients in zip(names, found, owners, strict=True)
+            name: replace(figure, patients=number)
+            for name, figure, number in zip(names, figures, patients, strict=True)
         }
 
+    def _counts(self, counts: PatientCounts | None) -> PatientCounts:
+        return self._ones if counts is None else counts
+
     def _limits(self, cumulated: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-        """Probability of the first alarm that is one too many; below all scores where none is."""
+        """Probability of the first false positive that is one too many; below all scores where none is."""
         first = np.searchsorted(cumulated, allowed + 1e-9, side="right")
-        return np.append(self.alarms, -0.5)[first]
+        return np.append(self.false_positive_scores, _NOT_FOUND / 2)[first]
+
+
+def _sorted_scores(
+    scores: Sequence[float], owners: Sequence[str], patients: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores, highest first, and the position of their owners among the patients."""
+    values = np.array(scores, dtype=np.float64)
+    order = np.argsort(-values, kind="stable")
+    return values[order], patient_index(owners, patients)[order]

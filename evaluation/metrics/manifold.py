@@ -1,7 +1,7 @@
 """Whether generated samples lie where real ones do, and the other way round.
 
 Precision and recall: Kynkäänniemi et al. (2019), k = 3. Density and coverage: Naeem et al. (2020), k = 5. A set's
-manifold is the union of balls around its samples, each reaching to its k-th nearest neighbour in the set.
+manifold is the union of spheres around its samples, each reaching to its k-th nearest neighbour in the set.
 """
 
 from dataclasses import dataclass
@@ -15,29 +15,29 @@ from lungsynth.similarity.features import pairwise_distance
 
 __all__ = ["Manifolds", "compare_manifolds"]
 
-_PRECISION_K, _DENSITY_K = 3, 5
+_PRECISION_K, _DENSITY_K = 3, 5  # neighbours, as in the two papers; more make the spheres larger and all figures higher
 
-Pairs = Bool[np.ndarray, "real generated"]
+PairMask = Bool[np.ndarray, "real generated"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Manifolds:
-    """Which generated sample lies in the ball of which real one, and the other way round; made by `compare_manifolds`.
+    """Which generated sample lies in which real one's sphere, and the other way round; made by `compare_manifolds`.
 
     Args:
-        in_real: in the ball of 3 neighbours of the real sample.
-        in_generated: the real sample lies in the ball of 3 neighbours of the generated one.
-        in_real_wide: in the ball of 5 neighbours of the real sample.
+        in_real: in the sphere of 3 neighbours of the real sample.
+        in_generated: the real sample lies in the sphere of 3 neighbours of the generated one.
+        in_real_wide: in the sphere of 5 neighbours of the real sample.
     """
 
-    in_real: Pairs
-    in_generated: Pairs
-    in_real_wide: Pairs
+    in_real: PairMask
+    in_generated: PairMask
+    in_real_wide: PairMask
 
     def figures(self, real: SampleWeights, generated: SampleWeights) -> tuple[float, float, float, float]:
-        """Precision, recall, density and coverage; weights say how often a sample was drawn.
+        """Precision, recall, density and coverage; counts say how often a sample was drawn.
 
-        The balls stay those of the whole set: they describe the feature space, the draw says who stands in it.
+        The spheres stay those of the whole set: they describe the feature space, the draw says who is in it.
         """
         drawn_real, drawn_generated = (real > 0).astype(np.float64), (generated > 0).astype(np.float64)
         precision = generated @ (drawn_real @ self.in_real > 0) / generated.sum()

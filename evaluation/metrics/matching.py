@@ -1,41 +1,39 @@
-"""Which candidates point at which lesions: LUNA16's criterion.
+"""Which candidates hit which lesions, by LUNA16's criterion.
 
-A candidate hits a lesion when it lies within the lesion's radius of its centre, but at least within 2 mm, because a
-millimetre more or less says nothing of a nodule of 3 mm. Further candidates on a lesion that has one, and candidates on
-findings that do not count, are neither hits nor false alarms.
+A candidate hits a lesion when it lies within the lesion's radius of its centre, but at least within 2 mm. Further
+candidates on a lesion that has one, and candidates on lesions that do not count, are neither hits nor false positives.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
-from lungsynth.detector import MIN_HIT_RADIUS_MM, CandidateDetector
+from lungsynth.detector import MIN_HIT_RADIUS_MM, Candidates
 
-__all__ = ["CandidateDetector", "Case", "FalsePositive", "Lesion", "Point", "ReferenceNodule", "match"]
+__all__ = ["Case", "FalsePositive", "Lesion", "ReferenceNodule", "Vector3", "match"]
 
-Candidates = Float[np.ndarray, "candidates 5"]
-Point = tuple[float, float, float]
+Vector3 = tuple[float, float, float]  # (slice, row, column)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lesion:
-    """What should be found.
+    """A lesion of an image.
 
     Args:
         id: of the nodule.
         patient: whose it is.
         centre: (slice, row, column) in voxels, fractional.
-        diameter_mm: of the ball or disc of equal size.
+        diameter_mm: of the sphere or disc of equal size.
         category: texture class.
-        slices: first and last slice of its mask; the slice then counts instead of the distance along the body.
-        counts: False for findings that are neither to be found nor false (small ones, one reader's).
+        slices: first and last slice of its mask; hits then need one of these slices, and the distance is in plane.
+        counts: False for lesions that are neither to be found nor false (small ones, those of one reader).
     """
 
     id: str
     patient: str
-    centre: Point
+    centre: Vector3
     diameter_mm: float
     category: str = "unknown"
     slices: tuple[int, int] | None = None
@@ -44,7 +42,7 @@ class Lesion:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceNodule:
-    """A lesion that counts, and what came of it.
+    """A lesion that counts, with its match.
 
     Args:
         score: highest probability of the candidates that hit it; None when none does.
@@ -54,19 +52,23 @@ class ReferenceNodule:
 
     id: str
     patient: str
-    centre: Point
+    centre: Vector3
     diameter_mm: float
     category: str
     score: float | None
     nearest_mm: float | None
     nearest_probability: float | None
 
+    def is_found(self, probability: float) -> bool:
+        """Whether a candidate of at least this probability hits it."""
+        return self.score is not None and self.score >= probability
+
 
 @dataclass(frozen=True, kw_only=True)
 class FalsePositive:
     """A candidate on no lesion; `nearest_mm` is its distance to the nearest one, None without lesions."""
 
-    centre: Point
+    centre: Vector3
     diameter_mm: float
     probability: float
     nearest_mm: float | None
@@ -74,16 +76,16 @@ class FalsePositive:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A crop, slice or scan that a detector looked at.
+    """A crop, slice or scan after a detector ran on it.
 
     Args:
         id: of the image.
         patient: whose image it is; the lesions of a composite have patients of their own.
-        slices: how many it has.
+        slices: number of slices.
         seconds: that the detector took.
-        marked: candidates at or above the detector's operating point, wherever they lie.
-        targets: the lesions that count.
-        alarms: candidates on no lesion, most probable first.
+        marked: candidates at or above the detector's operating point, anywhere.
+        nodules: the lesions that count.
+        false_positives: candidates on no lesion, most probable first.
     """
 
     id: str
@@ -91,48 +93,50 @@ class Case:
     slices: int
     seconds: float
     marked: int
-    targets: tuple[ReferenceNodule, ...]
-    alarms: tuple[FalsePositive, ...]
+    nodules: tuple[ReferenceNodule, ...]
+    false_positives: tuple[FalsePositive, ...]
 
 
 def match(
     candidates: Candidates,
     lesions: Sequence[Lesion],
     *,
-    spacing_mm: Point,
-    on_finding: Bool[np.ndarray, " candidates"] | None = None,
+    spacing_mm: Vector3,
+    ignored: Bool[np.ndarray, " candidates"] | None = None,
 ) -> tuple[tuple[ReferenceNodule, ...], tuple[FalsePositive, ...]]:
-    """Assigns the candidates of one image.
+    """Assigns the candidates of one image to its lesions.
 
     Args:
         candidates: slice, row, column (voxels), diameter_mm, probability.
         lesions: of the image.
         spacing_mm: (slice, row, column).
-        on_finding: candidates that lie on a finding's mask, and are no false alarms wherever its centre is.
+        ignored: candidates that are no false positives wherever they lie, such as those on a nodule's mask.
 
     Returns:
-        A target for each lesion that counts, and the alarms, most probable first.
+        The lesions that count, and the false positives, most probable first.
     """
     distance = np.stack([_distance_mm(candidates, lesion, spacing_mm) for lesion in lesions] or [np.empty(0)])
     hits = np.stack([_hits(candidates, lesion, spacing_mm) for lesion in lesions] or [np.zeros(len(candidates), bool)])
-    pairs = zip(lesions, distance, hits, strict=bool(lesions))
-    targets = tuple(_target(lesion, candidates, d, h) for lesion, d, h in pairs if lesion.counts)
-    taken = hits.any(axis=0) if on_finding is None else hits.any(axis=0) | on_finding
-    free = np.flatnonzero(~taken)
-    order = free[np.argsort(-candidates[free, 4], kind="stable")]
-    alarms = (_alarm(candidates[index], distance[:, index].min() if lesions else None) for index in order)
-    return targets, tuple(alarms)
+    rows = zip(lesions, distance, hits, strict=bool(lesions))
+    nodules = tuple(_reference_nodule(lesion, candidates, d, h) for lesion, d, h in rows if lesion.counts)
+    excused = hits.any(axis=0) if ignored is None else hits.any(axis=0) | ignored
+    false = np.flatnonzero(~excused)
+    order = false[np.argsort(-candidates[false, 4], kind="stable")]
+    false_positives = (
+        _false_positive(candidates[index], distance[:, index].min() if lesions else None) for index in order
+    )
+    return nodules, tuple(false_positives)
 
 
-def _offsets_mm(candidates: Candidates, lesion: Lesion, spacing_mm: Point) -> np.ndarray:
+def _offsets_mm(candidates: Candidates, lesion: Lesion, spacing_mm: Vector3) -> np.ndarray:
     return (np.asarray(candidates[:, :3], dtype=np.float64) - lesion.centre) * spacing_mm
 
 
-def _distance_mm(candidates: Candidates, lesion: Lesion, spacing_mm: Point) -> np.ndarray:
+def _distance_mm(candidates: Candidates, lesion: Lesion, spacing_mm: Vector3) -> np.ndarray:
     return np.linalg.norm(_offsets_mm(candidates, lesion, spacing_mm), axis=1)
 
 
-def _hits(candidates: Candidates, lesion: Lesion, spacing_mm: Point) -> np.ndarray:
+def _hits(candidates: Candidates, lesion: Lesion, spacing_mm: Vector3) -> np.ndarray:
     radius_mm = max(lesion.diameter_mm / 2, MIN_HIT_RADIUS_MM)
     offsets = _offsets_mm(candidates, lesion, spacing_mm)
     if lesion.slices is None:
@@ -142,7 +146,9 @@ def _hits(candidates: Candidates, lesion: Lesion, spacing_mm: Point) -> np.ndarr
     return on_slices & (np.linalg.norm(offsets[:, 1:], axis=1) <= radius_mm)
 
 
-def _target(lesion: Lesion, candidates: Candidates, distance: np.ndarray, hits: np.ndarray) -> ReferenceNodule:
+def _reference_nodule(
+    lesion: Lesion, candidates: Candidates, distance: np.ndarray, hits: np.ndarray
+) -> ReferenceNodule:
     nearest = int(distance.argmin()) if len(candidates) else None
     return ReferenceNodule(
         id=lesion.id,
@@ -156,10 +162,9 @@ def _target(lesion: Lesion, candidates: Candidates, distance: np.ndarray, hits: 
     )
 
 
-def _alarm(candidate: np.ndarray, nearest_mm: float | None) -> FalsePositive:
-    place = (float(candidate[0]), float(candidate[1]), float(candidate[2]))
+def _false_positive(candidate: np.ndarray, nearest_mm: float | None) -> FalsePositive:
     return FalsePositive(
-        centre=place,
+        centre=(float(candidate[0]), float(candidate[1]), float(candidate[2])),
         diameter_mm=float(candidate[3]),
         probability=float(candidate[4]),
         nearest_mm=None if nearest_mm is None else float(nearest_mm),

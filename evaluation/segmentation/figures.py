@@ -1,164 +1,169 @@
-"""From the records of a method to its figures: Table I's row, by size, by class, on composites and on scans."""
+"""From the records of a method to its figures: Table I's row, by size, by category, on composites and on scans."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
-from evaluation.metrics.bootstrap import Estimate, estimate_ratio
+from evaluation.metrics.bootstrap import Estimate, Estimates, estimate_ratio
 from evaluation.metrics.dice import pixel_estimates
 from evaluation.metrics.froc import Froc
 from evaluation.metrics.matching import Case, ReferenceNodule
 from evaluation.segmentation.crops import CropRecords
 from evaluation.segmentation.records import SegmentationResult
 
-__all__ = ["FEWEST_LESIONS", "SIZES_MM", "Figures", "measure"]
+__all__ = ["MIN_LESIONS", "SIZES_MM", "SegmentationFigures", "measure_result"]
 
-SIZES_MM: Mapping[str, tuple[float, float]] = {
+SIZES_MM: Mapping[str, tuple[float, float]] = {  # diameters, lower bound included
     "3-6 mm": (3, 6),
     "6-10 mm": (6, 10),
     "10-20 mm": (10, 20),
     "> 20 mm": (20, float("inf")),
 }
+MIN_LESIONS = 5  # of scans, for a CPM: with fewer, one lesion moves it by more than 0.2
 
-FEWEST_LESIONS = 5  # of scans, for a CPM that says anything
-
-Group = dict[str, Estimate]
+# Each headline figure is taken from the first kind of images that has it.
+_HEADLINE: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "sensitivity": (("crops", "sensitivity"),),
+    "nodules_per_scan": (("scans", "nodules_per_scan"),),
+    "accuracy": (("crops", "accuracy"),),
+    "balanced_accuracy": (("crops", "balanced_accuracy"),),
+    "dice": (("crops", "dice"),),
+    "cpm": (("scans", "cpm"), ("composites", "cpm")),
+    "false_positives_per_slice": (("composites", "false_positives"),),
+    "false_positives_per_scan": (("scans", "false_positives"),),
+    "seconds_per_scan": (("scans", "seconds_per_scan"),),
+    "lung_dice": (("scans", "lung_dice"),),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures:
+class SegmentationFigures:
     """All figures of a method.
 
     Args:
         headline: Table I's columns; a name is missing where there is no such figure.
-        origin: which images each headline figure comes from: `crops`, `composites`, `scans`.
+        origin: the images that each headline figure comes from: `crops`, `composites`, `scans`.
         crops: of the crops, also with one reader's pixels ignored.
         by_size: sensitivity, balanced accuracy and Dice on the crops by diameter.
         by_category: likewise by texture class.
-        composites: sensitivity and alarms at the operating point, sensitivity at one alarm a slice, CPM.
-        scans: the same a scan, with counts.
-        probability_at_one: the probability at which one alarm a slice of the composites is left.
+        composites: sensitivity and false positives at the operating point, sensitivity at 1 a slice, CPM.
+        scans: the same for each scan, with counts.
+        probability_at_one: the probability at which one false positive for each composite is left.
     """
 
-    headline: Group
+    headline: Estimates
     origin: dict[str, str]
-    crops: Group = field(default_factory=dict)
-    by_size: dict[str, Group] = field(default_factory=dict)
-    by_category: dict[str, Group] = field(default_factory=dict)
-    composites: Group = field(default_factory=dict)
-    scans: Group = field(default_factory=dict)
+    crops: Estimates = field(default_factory=dict)
+    by_size: dict[str, Estimates] = field(default_factory=dict)
+    by_category: dict[str, Estimates] = field(default_factory=dict)
+    composites: Estimates = field(default_factory=dict)
+    scans: Estimates = field(default_factory=dict)
     probability_at_one: float | None = None
 
+    @property
+    def by_group(self) -> dict[str, Estimates]:
+        """By size, then by category."""
+        return {**self.by_size, **self.by_category}
 
-def measure(outcome: SegmentationResult, *, seed: int) -> Figures:
+
+def measure_result(result: SegmentationResult, *, seed: int) -> SegmentationFigures:
     """Computes the figures of a method's records.
 
     Args:
-        outcome: the records.
+        result: the records.
         seed: of the bootstrap.
     """
-    point = outcome.operating_point
-    crops = _crop_figures(outcome.crops, point, seed=seed)
-    composites = Froc(outcome.composites).estimates(point, seed=seed) if outcome.composites else {}
-    scans = _scan_figures(outcome, seed=seed)
-    headline, origin = _headline(crops, composites, scans)
-    categories = sorted({target.category for case in outcome.crops.cases for target in case.targets})
-    return Figures(
+    point = result.operating_point
+
+    def of_group(belongs: Callable[[ReferenceNodule], bool]) -> Estimates:
+        return _crop_figures(_select_crops(result.crops, belongs), point, seed=seed)
+
+    crops = _crop_figures(result.crops, point, seed=seed)
+    composites = Froc(result.composites).estimates(point, seed=seed) if result.composites else {}
+    scans = _scan_figures(result, seed=seed)
+    headline, origin = _headline({"crops": crops, "composites": composites, "scans": scans})
+    categories = sorted({nodule.category for case in result.crops.cases for nodule in case.nodules})
+    return SegmentationFigures(
         headline=headline,
         origin=origin,
         crops=crops,
-        by_size={name: _split_figures(outcome, partial(_is_sized, bounds=b), seed) for name, b in SIZES_MM.items()},
-        by_category={name: _split_figures(outcome, partial(_is_of, category=name), seed) for name in categories},
+        by_size={name: of_group(_is_sized(*bounds)) for name, bounds in SIZES_MM.items()},
+        by_category={name: of_group(_is_of(name)) for name in categories},
         composites=composites,
         scans=scans,
-        probability_at_one=_probability_at_one(outcome),
+        probability_at_one=_probability_at_one(result),
     )
 
 
-def _probability_at_one(outcome: SegmentationResult) -> float | None:
-    """From which on a composite has one false alarm; None where no probability gives that."""
-    at_one = Froc(outcome.composites).threshold_at(1.0) if outcome.composites else 2.0
+def _probability_at_one(result: SegmentationResult) -> float | None:
+    """From which on a composite has one false positive; None where no probability gives that."""
+    at_one = Froc(result.composites).threshold_at(1.0) if result.composites else 2.0
     return at_one if at_one <= 1 else None
 
 
-def _crop_figures(records: CropRecords, point: float, *, seed: int) -> Group:
-    found: Group = {}
+def _crop_figures(records: CropRecords, point: float, *, seed: int) -> Estimates:
+    figures: Estimates = {}
     if records.cases:
-        found["sensitivity"] = _sensitivity(records.cases, point, seed=seed)
+        figures["sensitivity"] = _sensitivity(records.cases, point, seed=seed)
     if records.off_centre:
-        found["sensitivity_off_centre"] = _sensitivity(records.off_centre, point, seed=seed)
+        figures["sensitivity_off_centre"] = _sensitivity(records.off_centre, point, seed=seed)
     if records.pixels:
-        found |= pixel_estimates(records.pixels, seed=seed)
+        figures |= pixel_estimates(records.pixels, seed=seed)
     if records.pixels_ignored:
         ignored = pixel_estimates(records.pixels_ignored, seed=seed)
-        found |= {f"{name}_one_vote_ignored": figure for name, figure in ignored.items()}
-    return found
+        figures |= {f"{name}_one_vote_ignored": figure for name, figure in ignored.items()}
+    return figures
 
 
 def _sensitivity(cases: Sequence[Case], point: float, *, seed: int) -> Estimate:
-    targets = [target for case in cases for target in case.targets]
-    hits = [target.score is not None and target.score >= point for target in targets]
-    return estimate_ratio([target.patient for target in targets], hits, [1] * len(hits), seed=seed)
+    nodules = [nodule for case in cases for nodule in case.nodules]
+    hits = [nodule.is_found(point) for nodule in nodules]
+    return estimate_ratio([nodule.patient for nodule in nodules], hits, [1] * len(hits), seed=seed)
 
 
-def _split_figures(outcome: SegmentationResult, wanted: Callable[[ReferenceNodule], bool], seed: int) -> Group:
-    return _crop_figures(_crops_of(outcome.crops, wanted), outcome.operating_point, seed=seed)
+def _is_sized(low_mm: float, high_mm: float) -> Callable[[ReferenceNodule], bool]:
+    return lambda nodule: low_mm <= nodule.diameter_mm < high_mm
 
 
-def _is_sized(target: ReferenceNodule, *, bounds: tuple[float, float]) -> bool:
-    return bounds[0] <= target.diameter_mm < bounds[1]
+def _is_of(category: str) -> Callable[[ReferenceNodule], bool]:
+    return lambda nodule: nodule.category == category
 
 
-def _is_of(target: ReferenceNodule, *, category: str) -> bool:
-    return target.category == category
+def _select_crops(records: CropRecords, belongs: Callable[[ReferenceNodule], bool]) -> CropRecords:
+    cases = tuple(case for case in records.cases if any(belongs(nodule) for nodule in case.nodules))
+    ids = {case.id for case in cases}
+    return CropRecords(cases=cases, pixels=tuple(count for count in records.pixels if count.nodule in ids))
 
 
-def _crops_of(records: CropRecords, wanted: Callable[[ReferenceNodule], bool]) -> CropRecords:
-    cases = tuple(case for case in records.cases if any(wanted(target) for target in case.targets))
-    kept = {case.id for case in cases}
-    return CropRecords(cases=cases, pixels=tuple(count for count in records.pixels if count.nodule in kept))
-
-
-def _scan_figures(outcome: SegmentationResult, *, seed: int) -> Group:
+def _scan_figures(result: SegmentationResult, *, seed: int) -> Estimates:
     """Of the scans whose lesions are known; candidates and seconds of the others where there are none."""
-    scans, found = outcome.scans, {}
-    if scans.cases:
-        found = Froc(scans.cases).estimates(outcome.operating_point, seed=seed)
+    scans = result.scans
+    figures = Froc(scans.cases).estimates(result.operating_point, seed=seed) if scans.cases else {}
     if timed := scans.cases or scans.unknown:
-        found["nodules_per_scan"] = _mean(timed, [case.marked for case in timed], seed=seed)
-        found["seconds_per_scan"] = _mean(timed, [case.seconds for case in timed], seed=seed)
-        found["slices_per_scan"] = _mean(timed, [case.slices for case in timed], seed=seed)
+        figures["nodules_per_scan"] = _mean(timed, [case.marked for case in timed], seed=seed)
+        figures["seconds_per_scan"] = _mean(timed, [case.seconds for case in timed], seed=seed)
+        figures["slices_per_scan"] = _mean(timed, [case.slices for case in timed], seed=seed)
     if scans.lungs:
         owners, dices = [score.patient for score in scans.lungs], [score.dice for score in scans.lungs]
-        found["lung_dice"] = estimate_ratio(owners, dices, [1] * len(dices), seed=seed)
-    return found
+        figures["lung_dice"] = estimate_ratio(owners, dices, [1] * len(dices), seed=seed)
+    return figures
 
 
 def _mean(cases: Sequence[Case], values: Sequence[float], *, seed: int) -> Estimate:
     return estimate_ratio([case.patient for case in cases], values, [1] * len(values), seed=seed)
 
 
-def _headline(crops: Group, composites: Group, scans: Group) -> tuple[Group, dict[str, str]]:
-    """Each column from the first kind of images that has it."""
-    groups = {"crops": crops, "composites": composites, "scans": scans}
-    wanted: dict[str, tuple[tuple[str, str], ...]] = {
-        "sensitivity": (("crops", "sensitivity"),),
-        "nodules_per_scan": (("scans", "nodules_per_scan"),),
-        "accuracy": (("crops", "accuracy"),),
-        "balanced_accuracy": (("crops", "balanced_accuracy"),),
-        "dice": (("crops", "dice"),),
-        "cpm": (("scans", "cpm"), ("composites", "cpm")),
-        "false_positives_per_slice": (("composites", "alarms"),),
-        "false_positives_per_scan": (("scans", "alarms"),),
-        "seconds_per_scan": (("scans", "seconds_per_scan"),),
-        "lung_dice": (("scans", "lung_dice"),),
-    }
-    headline, origin = {}, {}
-    for name, places in wanted.items():
-        for kind, key in places:
-            figure = groups[kind].get(key)
-            enough = key != "cpm" or kind != "scans" or (figure and figure.n >= FEWEST_LESIONS)
-            if figure and figure.value is not None and enough:
-                headline[name], origin[name] = figure, kind
+def _headline(groups: Mapping[str, Estimates]) -> tuple[Estimates, dict[str, str]]:
+    """The headline figures, and the images that each comes from."""
+    headline: Estimates = {}
+    origin: dict[str, str] = {}
+    for name, sources in _HEADLINE.items():
+        for images, key in sources:
+            figure = groups[images].get(key)
+            if figure and figure.value is not None and _is_meaningful(images, key, figure):
+                headline[name], origin[name] = figure, images
                 break
     return headline, origin
+
+
+def _is_meaningful(images: str, key: str, figure: Estimate) -> bool:
+    return (images, key) != ("scans", "cpm") or figure.n >= MIN_LESIONS

@@ -1,162 +1,195 @@
 """Cross-validation: the evaluations of several folds as one, so that the few scans with lesions or lungs all count.
 
-In the folds of `scripts/prepare.py --fold` each patient tests once. Each fold was judged by weights that did not see
-its patients; what the methods of one name did there is pooled as if one method had done it. Probabilities of different
-weights mean different things, so that each fold has an operating point of its own, from its own validation part.
+In the folds of `lungsynth prepare --fold` each patient is tested once. Each fold was evaluated with weights that did
+not see its patients; the results of the methods of one name are pooled as if of one method. Probabilities of different
+weights mean different things, so that each fold has an operating point of its own, from its own validation split.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from evaluation.metrics.matching import Case
+from evaluation.metrics.bootstrap import Estimates
+from evaluation.metrics.matching import Case, FalsePositive, ReferenceNodule
+from evaluation.runner import FORMAT, EvaluationResult, records_folder
 from evaluation.segmentation.crops import CropRecords
-from evaluation.segmentation.figures import Figures, measure
-from evaluation.segmentation.records import SegmentationResult, read_result
+from evaluation.segmentation.figures import SegmentationFigures, measure_result
+from evaluation.segmentation.records import SegmentationResult, result_from_json, result_store
 from evaluation.segmentation.scans import ScanRecords
-from evaluation.tables import Column, TableRow, paper_table
+from evaluation.tables import Column, TableRow, json_estimates, paper_table
 from lungsynth.errors import InputError
 from lungsynth.io.atomic import write_json, write_text
 
-__all__ = ["evaluate_folds", "pool"]
+__all__ = ["FoldTable", "evaluate_folds", "pool", "read_fold"]
 
 _COLUMNS = (
     Column(key="lung_dice", title="Dice of the lungs", unit="scans", digits=4),
     Column(key="lesions_found", title="Lesions found", unit="lesions"),
-    Column(key="false_positives_per_scan", title="False positives a scan", unit="scans", digits=1),
+    Column(key="false_positives_per_scan", title="False positives per scan", unit="scans", digits=1),
     Column(key="sensitivity", title="Sensitivity, crops", unit="nodules"),
-    Column(key="sensitivity_off_centre", title="Sensitivity, off the centre", unit="nodules"),
+    Column(key="sensitivity_off_centre", title="Sensitivity, off centre", unit="nodules"),
     Column(key="dice", title="Dice, crops", unit="slices"),
     Column(key="composites", title="Sensitivity, composites", unit="nodules"),
-    Column(key="false_positives_per_slice", title="False positives a slice", unit="slices", digits=2),
+    Column(key="false_positives_per_slice", title="False positives per slice", unit="slices", digits=2),
 )
-
-_POINT = 0.5  # every fold's operating point after pooling
-
-
-def pool(outcomes: Sequence[SegmentationResult]) -> SegmentationResult:
-    """The records of several folds as one.
-
-    Probabilities are bent, in order, so that each fold's operating point becomes 0.5: figures at the operating point
-    are exact, and figures over all probabilities are those of the bent ones.
-    """
-    outcomes = [_bent(outcome) for outcome in outcomes]
-    crops, scans = [outcome.crops for outcome in outcomes], [outcome.scans for outcome in outcomes]
-    return SegmentationResult(
-        operating_point=_POINT,
-        crops=CropRecords(
-            cases=tuple(case for part in crops for case in part.cases),
-            off_centre=tuple(case for part in crops for case in part.off_centre),
-            pixels=tuple(count for part in crops for count in part.pixels),
-            pixels_ignored=tuple(count for part in crops for count in part.pixels_ignored),
-        ),
-        composites=tuple(case for outcome in outcomes for case in outcome.composites),
-        scans=ScanRecords(
-            cases=tuple(case for part in scans for case in part.cases),
-            unknown=tuple(case for part in scans for case in part.unknown),
-            lungs=tuple(score for part in scans for score in part.lungs),
-        ),
-    )
+_POOLED_POINT = 0.5  # operating point of every fold after pooling; any value in (0, 1) gives the same figures
+_BASELINES = ("nothing", "threshold")  # first in the table
+_NAME = "cross_validation"
+_DAMAGED = (OSError, ValueError, KeyError, TypeError)
 
 
-def _bent(outcome: SegmentationResult) -> SegmentationResult:
-    point = outcome.operating_point
-
-    def bent(probability: float) -> float:
-        if probability < point:
-            return _POINT * probability / point
-        return _POINT + (1 - _POINT) * (probability - point) / (1 - point) if point < 1 else 1.0
-
-    def of(cases: Sequence[Case]) -> tuple[Case, ...]:
-        return tuple(
-            replace(
-                case,
-                targets=tuple(
-                    replace(target, score=None if target.score is None else bent(target.score))
-                    for target in case.targets
-                ),
-                alarms=tuple(replace(alarm, probability=bent(alarm.probability)) for alarm in case.alarms),
-            )
-            for case in cases
-        )
-
-    crops, scans = outcome.crops, outcome.scans
-    return replace(
-        outcome,
-        operating_point=_POINT,
-        crops=replace(crops, cases=of(crops.cases), off_centre=of(crops.off_centre)),
-        composites=of(outcome.composites),
-        scans=replace(scans, cases=of(scans.cases), unknown=of(scans.unknown)),
-    )
-
-
-def evaluate_folds(folds: Sequence[Path], out: Path, *, seed: int = 0) -> str:
-    """Pools the methods that every fold has, with weights that saw none of its judged patients; writes
-    `cross_validation.md` and `cross_validation.json`.
+@dataclass(frozen=True, kw_only=True)
+class FoldTable:
+    """What pooling needs of the `table_1.json` of one fold.
 
     Args:
-        folds: folders that `evaluate.py segmentation` wrote, one a fold.
-        out: folder of the results.
-        seed: of the bootstrap.
+        folder: of the evaluation.
+        split_hash: of its cohort.
+        held_out: methods whose weights saw none of the evaluated patients, baselines among them.
+    """
 
-    Returns:
-        The Markdown.
+    folder: Path
+    split_hash: str
+    held_out: frozenset[str]
+
+
+def read_fold(folder: Path) -> FoldTable:
+    """Reads the table of an evaluation; what is used of it has the same names in formats 1 and 2.
+
+    Raises:
+        InputError: when there is none, or it is damaged.
+    """
+    path = folder / "table_1.json"
+    try:
+        table = json.loads(path.read_text())
+        methods = {row["method"] for row in table["rows"] if row["training"] in (None, "held_out")}
+        return FoldTable(folder=folder, split_hash=table["split_hash"], held_out=frozenset(methods))
+    except _DAMAGED as error:
+        raise InputError(
+            f"{path}: expected the table of an evaluation of segmentation ({error}). Evaluate the fold again."
+        ) from error
+
+
+def pool(results: Sequence[SegmentationResult]) -> SegmentationResult:
+    """The records of several folds as one.
+
+    Probabilities are rescaled, in order, so that each fold's operating point becomes 0.5: figures at the operating
+    point are exact, and figures over all probabilities are those of the rescaled ones.
+    """
+    rescaled = [_rescaled(result) for result in results]
+    crops, scans = [result.crops for result in rescaled], [result.scans for result in rescaled]
+    return SegmentationResult(
+        operating_point=_POOLED_POINT,
+        crops=CropRecords(**{name: _joined(crops, name) for name in vars(CropRecords())}),
+        composites=_joined(rescaled, "composites"),
+        scans=ScanRecords(**{name: _joined(scans, name) for name in vars(ScanRecords())}),
+    )
+
+
+def evaluate_folds(folds: Sequence[Path], out: Path, *, seed: int = 0) -> EvaluationResult:
+    """Pools the methods that every fold has, with weights that saw none of its evaluated patients.
+
+    Args:
+        folds: folders of evaluations of segmentation, one for each fold.
+        out: folder of `cross_validation.md` and `cross_validation.json`.
+        seed: of the bootstrap.
 
     Raises:
         InputError: when the folds have no such method in common, one is given twice, or a file is damaged.
     """
-    tables = [_table(fold) for fold in folds]
-    splits = [table["split_hash"] for table in tables]
-    if twice := [str(fold) for fold, split in zip(folds, splits, strict=True) if splits.count(split) > 1]:
-        raise InputError(f"{twice}: these are one split, whose patients would count twice. Give one of each fold.")
-    named = [{row["method"] for row in table["rows"] if row["training"] in (None, "held_out")} for table in tables]
-    common = sorted(set.intersection(*named), key=lambda name: (name not in ("nothing", "threshold"), name))
+    methods = _common_methods([read_fold(fold) for fold in folds])
+    figures = {
+        name: _row_figures(measure_result(pool([_read_result(fold, name) for fold in folds]), seed=seed))
+        for name in methods
+    }
+    rows = [TableRow(name=name, title=name, figures=dict(own)) for name, own in figures.items()]
+    markdown = (
+        f"# Cross-validation over {len(folds)} folds\n\nEach patient was evaluated with weights that did not see it; "
+        f"95 % intervals over patients.\n\n{paper_table('Method', _COLUMNS, rows)}"
+    )
+    table = {"format": FORMAT, "methods": {name: json_estimates(own) for name, own in figures.items()}}
+    write_text(out / f"{_NAME}.md", markdown)
+    write_json(out / f"{_NAME}.json", table)
+    return EvaluationResult(out=out, name=_NAME, table=table, markdown=markdown)
+
+
+def _common_methods(tables: Sequence[FoldTable]) -> list[str]:
+    """Methods that are held out in each fold, baselines first."""
+    splits = [table.split_hash for table in tables]
+    if repeated := [str(table.folder) for table in tables if splits.count(table.split_hash) > 1]:
+        raise InputError(f"{repeated}: these are one split, whose patients would count twice. Give one of each fold.")
+    common = frozenset.intersection(*(table.held_out for table in tables))
     if not common:
         raise InputError(
-            f"{[str(fold) for fold in folds]}: these evaluations have no method in common whose weights were held out. "
-            "Train a method on each fold's cohort, and judge it there with --bundles or --weights."
+            f"{[str(table.folder) for table in tables]}: these evaluations have no method in common whose weights were "
+            "held out. Train a method on each fold's cohort, and evaluate it there with its `bundles` or `weights`."
         )
-    figures = {
-        name: measure(pool([read_result(fold / ".parts" / f"{name}.json") for fold in folds]), seed=seed)
-        for name in common
-    }
-    rows = [TableRow(name=name, title=name, figures=_row(found)) for name, found in figures.items()]
-    text = (
-        f"# Cross-validation over {len(folds)} folds\n\nEach patient was judged by weights that did not see it; 95 % "
-        f"intervals over patients.\n\n{paper_table('Method', _COLUMNS, rows)}"
-    )
-    write_text(out / "cross_validation.md", text)
-    write_json(out / "cross_validation.json", _json(figures))
-    return text
+    return sorted(common, key=lambda name: (name not in _BASELINES, name))
 
 
-def _table(fold: Path) -> dict[str, Any]:
-    path = fold / "table_1.json"
+def _read_result(fold: Path, name: str) -> SegmentationResult:
+    """The records of a method from a finished evaluation; format 1 has them under `outcome`."""
+    path = result_store(records_folder(fold)).path(name)
     try:
-        table: dict[str, Any] = json.loads(path.read_text())
-        _ = table["split_hash"], [(row["method"], row["training"]) for row in table["rows"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: expected what `evaluate.py segmentation` writes ({error}). Judge again.") from error
-    return table
+        content = json.loads(path.read_text())
+        return result_from_json(content["record" if "record" in content else "outcome"])
+    except _DAMAGED as error:
+        raise InputError(
+            f"{path}: expected the records of a method ({error}). Give folders of evaluations of segmentation."
+        ) from error
 
 
-def _row(figures: Figures) -> dict[str, Any]:
-    return {
-        "lung_dice": figures.scans.get("lung_dice"),
-        "lesions_found": figures.scans.get("sensitivity"),
-        "false_positives_per_scan": figures.scans.get("alarms"),
-        "sensitivity": figures.crops.get("sensitivity"),
-        "sensitivity_off_centre": figures.crops.get("sensitivity_off_centre"),
-        "dice": figures.crops.get("dice"),
-        "composites": figures.composites.get("sensitivity"),
-        "false_positives_per_slice": figures.composites.get("alarms"),
+def _joined(records: Sequence[Any], name: str) -> tuple[Any, ...]:
+    return tuple(chain.from_iterable(getattr(record, name) for record in records))
+
+
+def _rescaled(result: SegmentationResult) -> SegmentationResult:
+    """With probabilities that are rescaled below and above the operating point, each part linearly."""
+    point = result.operating_point
+
+    def rescale(probability: float) -> float:
+        if probability < point:
+            return _POOLED_POINT * probability / point
+        return _POOLED_POINT + (1 - _POOLED_POINT) * (probability - point) / (1 - point) if point < 1 else 1.0
+
+    def nodule(item: ReferenceNodule) -> ReferenceNodule:
+        return item if item.score is None else replace(item, score=rescale(item.score))
+
+    def false_positive(item: FalsePositive) -> FalsePositive:
+        return replace(item, probability=rescale(item.probability))
+
+    def cases(items: Sequence[Case]) -> tuple[Case, ...]:
+        return tuple(
+            replace(
+                case,
+                nodules=tuple(map(nodule, case.nodules)),
+                false_positives=tuple(map(false_positive, case.false_positives)),
+            )
+            for case in items
+        )
+
+    crops, scans = result.crops, result.scans
+    return replace(
+        result,
+        operating_point=_POOLED_POINT,
+        crops=replace(crops, cases=cases(crops.cases), off_centre=cases(crops.off_centre)),
+        composites=cases(result.composites),
+        scans=replace(scans, cases=cases(scans.cases), unknown=cases(scans.unknown)),
+    )
+
+
+def _row_figures(figures: SegmentationFigures) -> Estimates:
+    sources: Mapping[str, tuple[Estimates, str]] = {
+        "lung_dice": (figures.scans, "lung_dice"),
+        "lesions_found": (figures.scans, "sensitivity"),
+        "false_positives_per_scan": (figures.scans, "false_positives"),
+        "sensitivity": (figures.crops, "sensitivity"),
+        "sensitivity_off_centre": (figures.crops, "sensitivity_off_centre"),
+        "dice": (figures.crops, "dice"),
+        "composites": (figures.composites, "sensitivity"),
+        "false_positives_per_slice": (figures.composites, "false_positives"),
     }
-
-
-def _json(figures: dict[str, Figures]) -> dict[str, Any]:
-    return {
-        name: {key: asdict(figure) for key, figure in _row(found).items() if figure is not None}
-        for name, found in figures.items()
-    }
+    return {name: group[key] for name, (group, key) in sources.items() if key in group}

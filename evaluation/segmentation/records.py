@@ -1,6 +1,5 @@
-"""What a method did on all images, as plain records: an evaluation that was stopped goes on from them."""
+"""What a method did on all images, as plain records from which figures are computed."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -8,12 +7,11 @@ from typing import Any
 
 from evaluation.metrics.dice import PixelCounts
 from evaluation.metrics.matching import Case, FalsePositive, ReferenceNodule
+from evaluation.runner import RecordStore
 from evaluation.segmentation.crops import CropRecords
 from evaluation.segmentation.scans import LungScore, ScanRecords
-from lungsynth.errors import InputError
-from lungsynth.io.atomic import write_bytes
 
-__all__ = ["SegmentationResult", "load_result", "read_result", "save_result"]
+__all__ = ["SegmentationResult", "result_from_json", "result_store"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +20,9 @@ class SegmentationResult:
 
     Args:
         operating_point: probability from which on a candidate counts as found.
+        crops: nodules in their surroundings.
         composites: cases of the composites.
+        scans: whole scans.
         problems: images that could not be read.
     """
 
@@ -33,67 +33,49 @@ class SegmentationResult:
     problems: tuple[str, ...] = ()
 
 
-def save_result(path: Path, outcome: SegmentationResult, *, identity: str) -> None:
-    """Writes the records of a method, whole or not at all."""
-    content = {"identity": identity, "outcome": asdict(outcome)}
-    write_bytes(path, json.dumps(content, separators=(",", ":")).encode())
+def result_store(folder: Path) -> RecordStore[SegmentationResult]:
+    """The records of methods in a folder."""
+    return RecordStore(folder=folder, to_json=asdict, from_json=result_from_json)
 
 
-def load_result(path: Path, *, identity: str) -> SegmentationResult | None:
-    """The records of the same evaluation; None where there are none, or those of another one."""
-    try:
-        stored = json.loads(path.read_text())
-        return _outcome(stored["outcome"]) if stored["identity"] == identity else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def read_result(path: Path) -> SegmentationResult:
-    """The records of a method from an evaluation that is finished.
+def result_from_json(content: Mapping[str, Any]) -> SegmentationResult:
+    """A method's records from what `dataclasses.asdict` gave; those of format 1 have other names.
 
     Raises:
-        InputError: naming the file, when it holds none.
+        KeyError, TypeError: when it is something else.
     """
-    try:
-        return _outcome(json.loads(path.read_text())["outcome"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: expected the records of a method ({error}). Give folders that `evaluate.py segmentation` wrote."
-        ) from error
-
-
-def _outcome(stored: Mapping[str, Any]) -> SegmentationResult:
-    crops, scans = stored["crops"], stored["scans"]
+    crops, scans = content["crops"], content["scans"]
     return SegmentationResult(
-        operating_point=stored["operating_point"],
+        operating_point=content["operating_point"],
         crops=CropRecords(
             cases=_cases(crops["cases"]),
             off_centre=_cases(crops["off_centre"]),
             pixels=tuple(PixelCounts(**count) for count in crops["pixels"]),
             pixels_ignored=tuple(PixelCounts(**count) for count in crops["pixels_ignored"]),
         ),
-        composites=_cases(stored["composites"]),
+        composites=_cases(content["composites"]),
         scans=ScanRecords(
             cases=_cases(scans["cases"]),
             unknown=_cases(scans["unknown"]),
             lungs=tuple(LungScore(**score) for score in scans["lungs"]),
         ),
-        problems=tuple(stored["problems"]),
+        problems=tuple(content["problems"]),
     )
 
 
-def _cases(stored: list[dict[str, Any]]) -> tuple[Case, ...]:
-    return tuple(
-        Case(
-            **{
-                **case,
-                "targets": tuple(ReferenceNodule(**_placed(target)) for target in case["targets"]),
-                "alarms": tuple(FalsePositive(**_placed(alarm)) for alarm in case["alarms"]),
-            }
-        )
-        for case in stored
+def _cases(content: list[dict[str, Any]]) -> tuple[Case, ...]:
+    return tuple(_case(dict(case)) for case in content)
+
+
+def _case(content: dict[str, Any]) -> Case:
+    nodules = content.pop("nodules" if "nodules" in content else "targets")
+    false_positives = content.pop("false_positives" if "false_positives" in content else "alarms")
+    return Case(
+        **content,
+        nodules=tuple(ReferenceNodule(**_with_centre(nodule)) for nodule in nodules),
+        false_positives=tuple(FalsePositive(**_with_centre(item)) for item in false_positives),
     )
 
 
-def _placed(stored: dict[str, Any]) -> dict[str, Any]:
-    return {**stored, "centre": tuple(stored["centre"])}
+def _with_centre(content: dict[str, Any]) -> dict[str, Any]:
+    return {**content, "centre": tuple(content["centre"])}

@@ -1,50 +1,53 @@
-"""Table I: every method of lung_seg_bundle that has weights, on the patients of a cohort's test part.
+"""Table I: every method of lung_seg_bundle that has weights, on the evaluated patients of a cohort.
 
-Files of OUT: `table_1.md`, `table_1.json`, `froc.png`, `errors/`, and `.parts/` with the records of each method.
+Files of the folder: `table_1.md`, `table_1.json`, `froc.png`, `errors/`, and `.parts/` with the records of each method.
 """
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tqdm import tqdm
+import numpy as np
 
-from evaluation.cohort_subsets import Split, Subset, open_subset
-from evaluation.composites import Composites
-from evaluation.methods import OWN, check_relations, find_methods
+from evaluation.cohort_subsets import EvaluationSplit, Subset, open_subset
+from evaluation.composites import Composites, evaluate_composites
+from evaluation.methods import Method, check_relations
 from evaluation.metrics.froc import Froc
-from evaluation.segmentation.crops import one_reader_ceiling, read_crops
-from evaluation.segmentation.evaluate import EvaluatedMethod, Images, baselines, evaluated_method, run_method
-from evaluation.segmentation.figures import measure
-from evaluation.segmentation.gallery import write_gallery
-from evaluation.segmentation.pictures import save_froc
-from evaluation.segmentation.records import SegmentationResult
-from evaluation.segmentation.table import Entry, table_1_json, table_1_markdown
+from evaluation.metrics.matching import Case
+from evaluation.plots import plot_file
+from evaluation.runner import EvaluationResult, Report, Runner, records_folder
+from evaluation.segmentation.crops import evaluate_crops, one_reader_ceiling, read_crops
+from evaluation.segmentation.detectors import OWN, baselines, find_detectors, stated_operating_point
+from evaluation.segmentation.errors import SegmentationImages, write_errors
+from evaluation.segmentation.figures import measure_result
+from evaluation.segmentation.records import SegmentationResult, result_store
+from evaluation.segmentation.scans import evaluate_scans
+from evaluation.segmentation.table import MeasuredDetector, table_1_json, table_1_markdown
 from lungsynth.errors import InputError
-from lungsynth.io.atomic import write_json, write_text
-from lungsynth.tracking import DEFAULT_URI, Run, open_tracker
+from lungsynth.tracking import DEFAULT_URI
 
-__all__ = ["SegmentationEvaluation", "SegmentationSettings", "evaluate_segmentation"]
+__all__ = ["SegmentationConfig", "evaluate_detector", "evaluate_segmentation", "open_images"]
 
-_logger = logging.getLogger(__name__)
+_WARM_UP = (1, 64, 64)  # voxels; what a detector builds on its first call is not timed
+_FROC_LIMITS = (1 / 16, 16)  # false positives per image, of the plot's axis
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentationSettings:
-    """What is judged, and where.
+class SegmentationConfig:
+    """An evaluation of methods of segmentation.
 
     Args:
-        cohort: folder written by scripts/prepare.py.
+        cohort: folder written by `lungsynth prepare`.
         out: folder of the tables; made when absent.
         bundles: folder of the bundles.
         weights: folder with the weights of the methods but the product's.
         methods: names; all that have weights when None.
-        part: `test`, or `validation` to choose an operating point.
+        split: `test`, or `validation` to choose an operating point.
         composites: whole slices to make.
         seed: of the composites and the bootstrap.
-        require_held_out: refuse methods that may have been trained on the judged patients.
+        require_held_out: refuse methods that may have been trained on the evaluated patients.
 
     Raises:
         InputError: on a negative number.
@@ -55,138 +58,154 @@ class SegmentationSettings:
     bundles: Path
     weights: Path
     methods: tuple[str, ...] | None = None
-    part: Split = "test"
+    split: EvaluationSplit = "test"
     composites: int = 200
     seed: int = 0
     require_held_out: bool = False
 
     def __post_init__(self) -> None:
         if self.composites < 0 or self.seed < 0:
-            raise InputError(f"--composites and --seed must not be negative, got {self.composites} and {self.seed}.")
+            raise InputError(f"`composites` and `seed` must not be negative, got {self.composites} and {self.seed}.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SegmentationEvaluation:
-    """What came of it: the table as Markdown and as JSON, what could not be read, and where it was tracked."""
-
-    out: Path
-    markdown: str
-    table: Mapping[str, object]
-    problems: tuple[str, ...]
-    tracking_uri: str
-
-
-def evaluate_segmentation(settings: SegmentationSettings, *, tracking_uri: str = DEFAULT_URI) -> SegmentationEvaluation:
+def evaluate_segmentation(config: SegmentationConfig, *, tracking_uri: str = DEFAULT_URI) -> EvaluationResult:
     """Evaluates, and writes Table I.
 
     Raises:
-        InputError: when the cohort, a wanted method or the tracking store cannot be used.
+        InputError: when the cohort, a requested method or the tracking store cannot be used.
     """
-    part = open_subset(settings.cohort, settings.part)
-    methods, left_out = find_methods(settings.bundles, settings.weights, wanted=settings.methods)
-    contestants = [*baselines(), *(evaluated_method(method, part) for method in methods)]
-    check_relations({each.name: each.relation for each in contestants}, required=settings.require_held_out)
-    tracker = open_tracker(tracking_uri)
-    with (
-        tracker.run(f"segmentation-{part.part}", tags={"judge": "segmentation"}) as run,
-        _images(settings, part) as images,
-    ):
-        outcomes, failed = _run_all(contestants, images, settings)
-        entries = [
-            Entry(contestant=contestant, outcome=outcome, figures=measure(outcome, seed=settings.seed))
-            for contestant in contestants
-            if (outcome := outcomes.get(contestant.name))
-        ]
-        ceiling = measure(SegmentationResult(crops=one_reader_ceiling(images.crops)), seed=settings.seed)
-        absent, problems = {**left_out, **failed}, _problems(images, entries)
-        table = table_1_json(part, entries, ceiling, left_out=absent, problems=problems)
-        markdown = table_1_markdown(part, entries, ceiling, left_out=absent)
-        _write(settings.out, table, markdown, entries)
-        pictures = write_gallery(settings.out / "errors", _shown(entries), images)
-        _track(run, settings, table, entries, pictures)
-    return SegmentationEvaluation(
-        out=settings.out, markdown=markdown, table=table, problems=problems, tracking_uri=tracker.uri
-    )
+    subset = open_subset(config.cohort, config.split)
+    trained, left_out = find_detectors(subset, config.bundles, config.weights, requested=config.methods)
+    methods = [*baselines(), *trained]
+    check_relations(methods, required=config.require_held_out)
+    runner = Runner(command="segmentation", subset=subset, out=config.out, seed=config.seed, tracking_uri=tracking_uri)
+    return runner.report(lambda: _evaluate(config, runner, methods, left_out))
 
 
 @contextmanager
-def _images(settings: SegmentationSettings, part: Subset) -> Iterator[Images]:
+def open_images(subset: Subset, *, composites: int, seed: int) -> Iterator[SegmentationImages]:
+    """The crops of a subset, and composites that live while the context is open.
+
+    Args:
+        subset: who is evaluated on.
+        composites: how many to make.
+        seed: of the composites.
+    """
     problems: list[str] = []
-    crops = read_crops(part, problems)
-    with Composites(part, count=settings.composites, seed=settings.seed, problems=problems) as composites:
-        yield Images(
-            part=part,
+    crops = read_crops(subset, problems)
+    with Composites(subset, count=composites, seed=seed, problems=problems) as slices:
+        yield SegmentationImages(
+            subset=subset,
             crops=crops,
-            composites=composites,
+            composites=slices,
             problems=tuple(problems),
-            identity=f"{part.identity}:{settings.composites}:{settings.seed}",
+            identity=f"{subset.identity}:{composites}:{seed}",
         )
 
 
-def _run_all(
-    contestants: Sequence[EvaluatedMethod], images: Images, settings: SegmentationSettings
-) -> tuple[dict[str, SegmentationResult], dict[str, str]]:
-    """The records of each method, and why others have none."""
-    outcomes, failed = {}, {}
-    for contestant in tqdm(contestants, desc="methods", unit="method"):
-        try:
-            outcomes[contestant.name] = run_method(contestant, images, settings.out / ".parts")
-        except InputError as error:
-            if contestant.name in (settings.methods or ()):
-                raise
-            failed[contestant.name] = str(error)
-    for name, reason in failed.items():
-        _logger.warning("%s is left out: %s", name, reason)
-    return outcomes, failed
+def evaluate_detector(method: Method, images: SegmentationImages, *, scans: bool = True) -> SegmentationResult:
+    """Runs a method on all images.
 
+    Args:
+        method: opens the detector.
+        images: crops and composites, and the subset whose scans are read.
+        scans: whether to run it on the scans.
 
-def _problems(images: Images, entries: Sequence[Entry]) -> tuple[str, ...]:
-    """What could not be read, once each, with paths from the cohort on."""
-    found = [*images.problems, *(problem for entry in entries for problem in entry.outcome.problems)]
-    return tuple(dict.fromkeys(problem.replace(f"{images.part.folder}/", "") for problem in found))
-
-
-def _write(out: Path, table: Mapping[str, object], markdown: str, entries: Sequence[Entry]) -> None:
-    write_json(out / "table_1.json", table)
-    write_text(out / "table_1.md", markdown)
-    kinds = {
-        "composites": {entry.contestant.title: entry.outcome.composites for entry in entries},
-        "scans": {entry.contestant.title: entry.outcome.scans.cases for entry in entries},
+    Raises:
+        InputError: when the detector returns no detection.
+    """
+    detector, problems, name = method.open(), list[str](), method.name
+    detector(np.full(_WARM_UP, -850, np.int16), (1.0, 0.7, 0.7))
+    results: dict[str, Any] = {
+        "crops": evaluate_crops(images.crops, detector, name=name),
+        "composites": evaluate_composites(images.composites, detector, name=name),
     }
-    panels = {}
-    for kind, found in kinds.items():
-        cases = next(iter(found.values()), ())
-        if lesions := sum(len(case.targets) for case in cases):
-            title = f"{lesions} lesions on {len(cases)} {kind}"
-            panels[title] = {name: Froc(own).curve() for name, own in found.items()}
-    save_froc(panels, out / "froc.png")
+    if scans:
+        results["scans"] = evaluate_scans(images.subset, detector, name=name, problems=problems)
+    return SegmentationResult(operating_point=stated_operating_point(detector), problems=tuple(problems), **results)
 
 
-def _shown(entries: Sequence[Entry]) -> Entry | None:
-    """Whose errors are shown: the product's, else those of the last method."""
-    trained = [entry for entry in entries if entry.contestant.relation]
-    return next((entry for entry in trained if entry.contestant.name == OWN), trained[-1] if trained else None)
+def _evaluate(
+    config: SegmentationConfig, runner: Runner, methods: Sequence[Method], left_out: Mapping[str, str]
+) -> Report:
+    store = result_store(records_folder(config.out))
+    with open_images(runner.subset, composites=config.composites, seed=config.seed) as images:
+
+        def evaluate(method: Method) -> SegmentationResult:
+            identity = f"{images.identity}:{method.identity}"
+            return store.get(method.name, lambda: evaluate_detector(method, images), identity=identity)
+
+        results, failures = runner.run_methods(methods, evaluate, requested=config.methods)
+        rows = [
+            MeasuredDetector(
+                method=method,
+                result=results[method.name],
+                figures=measure_result(results[method.name], seed=config.seed),
+            )
+            for method in methods
+            if method.name in results
+        ]
+        ceiling = measure_result(SegmentationResult(crops=one_reader_ceiling(images.crops)), seed=config.seed)
+        absent, problems = {**left_out, **failures}, _problems(images, rows)
+        pictures = [_save_froc(rows, config.out / "froc.png"), *_write_errors(rows, images, config.out / "errors")]
+        table = table_1_json(runner.subset, rows, ceiling, left_out=absent)
+        return Report(
+            name="table_1",
+            table={**table, "problems": list(problems)},
+            markdown=table_1_markdown(runner.subset, rows, ceiling, left_out=absent),
+            metrics={
+                f"{row.method.name}/{name}": figure.value
+                for row in rows
+                for name, figure in row.figures.headline.items()
+            },
+            pictures=tuple(pictures),
+            problems=problems,
+        )
 
 
-def _track(
-    run: Run,
-    settings: SegmentationSettings,
-    table: Mapping[str, object],
-    entries: Sequence[Entry],
-    pictures: Sequence[Path],
-) -> None:
-    """Logs settings, figures, tables and pictures; no id of a patient or file."""
-    run.log_params({"part": settings.part, "split_hash": table["split_hash"], "seed": settings.seed})
-    run.log_metrics(
-        {
-            f"{entry.contestant.name}/{name}": figure.value
-            for entry in entries
-            for name, figure in entry.figures.headline.items()
-            if figure.value is not None
+def _problems(images: SegmentationImages, rows: Sequence[MeasuredDetector]) -> tuple[str, ...]:
+    """What could not be read, once each, with paths from the cohort on."""
+    problems = [*images.problems, *(problem for row in rows for problem in row.result.problems)]
+    return tuple(dict.fromkeys(problem.replace(f"{images.subset.folder}/", "") for problem in problems))
+
+
+def _write_errors(rows: Sequence[MeasuredDetector], images: SegmentationImages, folder: Path) -> tuple[Path, ...]:
+    """The errors of the product's method, else of the last trained one."""
+    trained = [row for row in rows if row.method.relation]
+    row = next((row for row in trained if row.method.name == OWN), trained[-1] if trained else None)
+    if row is None:
+        return write_errors(folder, "", None, None, images)
+    return write_errors(folder, row.method.title, row.result, row.method.open(), images)
+
+
+def _save_froc(rows: Sequence[MeasuredDetector], path: Path) -> Path:
+    """A panel of FROC curves for composites, and one for scans, where they have lesions."""
+    panels: dict[str, dict[str, tuple[Case, ...]]] = {}
+    for kind in ("composites", "scans"):
+        cases = {
+            row.method.title: row.result.composites if kind == "composites" else row.result.scans.cases for row in rows
         }
+        first = next(iter(cases.values()), ())
+        if lesions := sum(len(case.nodules) for case in first):
+            panels[f"{lesions} lesions on {len(first)} {kind}"] = cases
+    with plot_file(path, columns=max(1, len(panels))) as axes:
+        for panel, (title, cases) in zip(axes, panels.items(), strict=False):
+            _draw_froc(panel, title, cases)
+    return path
+
+
+def _draw_froc(axes: Any, title: str, cases: Mapping[str, tuple[Case, ...]]) -> None:
+    for index, (name, own) in enumerate(cases.items()):
+        rates, sensitivities = Froc(own).curve()
+        axes.step(np.maximum(rates, _FROC_LIMITS[0]), sensitivities, where="post", label=name, color=f"C{index % 10}")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([2.0**power for power in range(-3, 4)], ["1/8", "1/4", "1/2", "1", "2", "4", "8"])
+    axes.set(
+        xlim=_FROC_LIMITS,
+        ylim=(-0.02, 1.02),
+        title=title,
+        xlabel="false positives per image",
+        ylabel="sensitivity",
     )
-    run.log_json({key: value for key, value in table.items() if key != "problems"}, "table_1.json")
-    for file in (settings.out / "table_1.md", settings.out / "froc.png"):
-        run.log_file(file)
-    for picture in pictures:
-        run.log_file(picture, "errors")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize="small")

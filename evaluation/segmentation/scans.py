@@ -1,42 +1,45 @@
-"""Whole scans: the written slices of a series, stacked back into a volume.
+"""Table I on whole scans: the written slices of a series, stacked into a volume.
 
-A slice that was not written (too little lung, or none) between two that were is filled with its neighbour's HU and is
-unlabelled. Lesions are the rows of `nodules.csv`: they count from 3 mm on where the label map shows them, so that what
-one of LIDC's readers drew alone is neither to be found nor a false alarm.
+A slice that was not written (too little lung, or none) between two that were has its neighbour's HU and is unlabelled.
+Lesions are the rows of `nodules.csv`: they count from 3 mm on where the label map shows them, so that what one of
+LIDC's readers drew alone is neither to be found nor a false positive.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from evaluation.cohort_subsets import MIN_DIAMETER_MM, Subset, SubsetNodule, SubsetSeries
+from evaluation.cohort_subsets import MIN_DIAMETER_MM, Subset
 from evaluation.metrics.dice import dice
-from evaluation.metrics.matching import CandidateDetector, Case, Lesion, match
-from evaluation.segmentation.detection import detect, labels_at
+from evaluation.metrics.matching import Case, Lesion, match
+from evaluation.segmentation.detectors import detect, labels_at
+from lungsynth.cohort.schema import NoduleRow, SeriesRow
 from lungsynth.ct.volume import lps_to_voxel
-from lungsynth.ct.write import read_plane
+from lungsynth.detector import CandidateDetector
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label
 from lungsynth.types import Affine, HuVolume, LabelVolume
 
-__all__ = ["LungScore", "Scan", "ScanRecords", "evaluate_scans", "read_scan"]
+__all__ = ["LabelledScan", "LungScore", "ScanRecords", "evaluate_scans", "read_labelled_scan"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Scan:
+class LabelledScan:
     """A series as a volume.
 
     Args:
+        series: its row.
+        indices: of the slices that were written, in the series, ascending.
         hu: (D, H, W).
         label: (D, H, W).
         first: index of slice 0 in its series.
         lesions: with their places in this volume.
     """
 
-    series: SubsetSeries
+    series: SeriesRow
+    indices: tuple[int, ...]
     hu: HuVolume
     label: LabelVolume
     first: int
@@ -61,7 +64,7 @@ class ScanRecords:
 
     Args:
         cases: where the lesions are known.
-        unknown: where nobody looked for lesions; without alarms.
+        unknown: where nobody looked for lesions; without false positives.
         lungs: where an expert drew them.
     """
 
@@ -70,42 +73,32 @@ class ScanRecords:
     lungs: tuple[LungScore, ...] = ()
 
 
-def read_scan(folder: Path, series: SubsetSeries) -> Scan:
+def read_labelled_scan(subset: Subset, series: SeriesRow) -> LabelledScan:
     """Stacks the slices of a series.
 
     Raises:
         InputError: when a file is missing or damaged, or slices differ in shape.
     """
-    first, last = series.indices[0], series.indices[-1]
-    planes: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
-    affine: Affine | None = None
-    for index in range(first, last + 1):
-        name = f"{series.id}_{index:04d}.nii.gz"
-        if index not in series.indices:
-            planes.append(planes[-1])
-            labels.append(np.full_like(labels[-1], Label.UNLABELLED))
-            continue
-        hu, here = read_plane(folder / "slices" / name)
-        label, _ = read_plane(folder / "labels" / name)
-        if hu.shape != label.shape or (planes and hu.shape != planes[0].shape):
-            raise InputError(
-                f"{folder / 'slices' / name}: its slice, its label map and the series' first slice differ in shape. "
-                "Prepare the cohort again."
-            )
-        affine = here if affine is None else affine
-        planes.append(hu)
-        labels.append(label)
-    volume, label_volume = np.stack(planes), np.stack(labels)
-    lesions = [_lesion(nodule, affine, label_volume, series.spacing_mm) for nodule in series.nodules]
-    return Scan(series=series, hu=volume, label=label_volume, first=first, lesions=tuple(lesions))
+    stack = subset.cohort.read_scan(series)
+    lesions = [
+        _lesion(nodule, stack.volume.affine, stack.labels, series.spacing_mm)
+        for nodule in subset.located_nodules(series)
+    ]
+    return LabelledScan(
+        series=series,
+        indices=subset.cohort.slice_indices[series.series_id],
+        hu=stack.volume.hu,
+        label=stack.labels,
+        first=stack.first,
+        lesions=tuple(lesions),
+    )
 
 
-def evaluate_scans(part: Subset, detector: CandidateDetector, *, name: str, problems: list[str]) -> ScanRecords:
+def evaluate_scans(subset: Subset, detector: CandidateDetector, *, name: str, problems: list[str]) -> ScanRecords:
     """Runs a detector on all series with expert nodules, known places of nodules, or expert lungs.
 
     Args:
-        part: lends the series.
+        subset: whose series.
         detector: the method.
         name: of the method.
         problems: takes what could not be read.
@@ -113,64 +106,63 @@ def evaluate_scans(part: Subset, detector: CandidateDetector, *, name: str, prob
     Raises:
         InputError: when the detector returns no detection.
     """
-    chosen = [series for series in part.series if series.expert_lung or series.expert_nodule or series.nodules]
-    found: list[ScanRecords] = []
-    for series in tqdm(chosen, desc=f"{name}: scans", unit="scan", leave=False):
+    records: list[ScanRecords] = []
+    labelled = [
+        row for row in subset.series if "data" in (row.lung_mask, row.nodule_mask) or subset.located_nodules(row)
+    ]
+    for series in tqdm(labelled, desc=f"{name}: scans", unit="scan", leave=False):
         try:
-            scan = read_scan(part.folder, series)
+            scan = read_labelled_scan(subset, series)
         except InputError as error:
             problems.append(f"left out of the scans: {error}")
             continue
-        found.append(_judge_scan(scan, detector, name=name))
+        records.append(_evaluate_scan(scan, detector, name=name))
     return ScanRecords(
-        cases=tuple(case for records in found for case in records.cases),
-        unknown=tuple(case for records in found for case in records.unknown),
-        lungs=tuple(score for records in found for score in records.lungs),
+        cases=tuple(case for record in records for case in record.cases),
+        unknown=tuple(case for record in records for case in record.unknown),
+        lungs=tuple(score for record in records for score in record.lungs),
     )
 
 
-def _judge_scan(scan: Scan, detector: CandidateDetector, *, name: str) -> ScanRecords:
-    series, known = scan.series, scan.series.expert_nodule or any(lesion.counts for lesion in scan.lesions)
-    found = detect(detector, scan.hu, series.spacing_mm, name=name)
-    on_finding = np.isin(labels_at(found.candidates, scan.label), (Label.NODULE, Label.UNLABELLED))
-    targets, alarms = match(found.candidates, scan.lesions, spacing_mm=series.spacing_mm, on_finding=on_finding)
-    case = found.case(series.id, series.patient, targets, alarms if known else ())
-    lungs = () if found.lung is None or not series.expert_lung else (_lung_score(scan, found.lung),)
+def _evaluate_scan(scan: LabelledScan, detector: CandidateDetector, *, name: str) -> ScanRecords:
+    series = scan.series
+    lesions_known = series.nodule_mask == "data" or any(lesion.counts for lesion in scan.lesions)
+    detection = detect(detector, scan.hu, series.spacing_mm, name=name)
+    ignored = np.isin(labels_at(detection.candidates, scan.label), (Label.NODULE, Label.UNLABELLED))
+    nodules, false_positives = match(detection.candidates, scan.lesions, spacing_mm=series.spacing_mm, ignored=ignored)
+    case = detection.case(series.series_id, series.patient_id, nodules, false_positives if lesions_known else ())
+    lungs = () if detection.lung is None or series.lung_mask != "data" else (_lung_score(scan, detection.lung),)
     return ScanRecords(
-        cases=(case,) if known else (),
-        unknown=() if known else (case,),
+        cases=(case,) if lesions_known else (),
+        unknown=() if lesions_known else (case,),
         lungs=lungs,
     )
 
 
-def _lung_score(scan: Scan, answer: np.ndarray) -> LungScore:
-    written = np.array(scan.series.indices) - scan.first
-    looked_at = scan.label != Label.UNLABELLED
-    truth = np.isin(scan.label, (Label.LUNG, Label.NODULE))
-    by_slice = [dice(answer[k] & looked_at[k], truth[k]) for k in written]
+def _lung_score(scan: LabelledScan, lung: np.ndarray) -> LungScore:
+    written = np.array(scan.indices) - scan.first
+    labelled = scan.label != Label.UNLABELLED
+    reference = np.isin(scan.label, (Label.LUNG, Label.NODULE))
+    by_slice = [dice(lung[k] & labelled[k], reference[k]) for k in written]
     worst = int(np.argmin(by_slice))
     return LungScore(
-        series=scan.series.id,
-        patient=scan.series.patient,
+        series=scan.series.series_id,
+        patient=scan.series.patient_id,
         slices=len(written),
-        dice=dice(answer[written] & looked_at[written], truth[written]),
+        dice=dice(lung[written] & labelled[written], reference[written]),
         worst_slice=int(written[worst]) + scan.first,
         worst_dice=by_slice[worst],
     )
 
 
-def _lesion(
-    nodule: SubsetNodule, affine: Affine | None, label: LabelVolume, spacing_mm: tuple[float, float, float]
-) -> Lesion:
-    if affine is None or nodule.centre_lps_mm is None:
-        raise InputError(f"{nodule.id}: its place is not known. Prepare the cohort again.")
+def _lesion(nodule: NoduleRow, affine: Affine, label: LabelVolume, spacing_mm: tuple[float, float, float]) -> Lesion:
     centre = lps_to_voxel(affine, np.asarray(nodule.centre_lps_mm))
     return Lesion(
-        id=nodule.id,
-        patient=nodule.patient,
+        id=nodule.nodule_id,
+        patient=nodule.patient_id,
         centre=(float(centre[0]), float(centre[1]), float(centre[2])),
         diameter_mm=nodule.diameter_mm,
-        category=nodule.category,
+        category=nodule.texture_class,
         counts=nodule.diameter_mm >= MIN_DIAMETER_MM and _is_drawn(centre, nodule.diameter_mm, label, spacing_mm),
     )
 

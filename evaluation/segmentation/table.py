@@ -1,284 +1,261 @@
-"""Table I as JSON and as Markdown: the comparison of methods of segmentation.
-
-What has to be said under Table I: whom the figures hold for, what is missing, and which lines to distrust.
-"""
+"""Table I as JSON and as Markdown: methods of segmentation, with notes on whom the figures hold for."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from evaluation.cohort_subsets import Subset
-from evaluation.methods import OWN
-from evaluation.metrics.bootstrap import Estimate
+from evaluation.methods import Method
+from evaluation.metrics.bootstrap import Estimates
 from evaluation.metrics.froc import CPM_RATES, Froc
 from evaluation.paper import TABLE_1
-from evaluation.segmentation.evaluate import EvaluatedMethod
-from evaluation.segmentation.figures import FEWEST_LESIONS, Figures
+from evaluation.segmentation.detectors import OWN
+from evaluation.segmentation.figures import MIN_LESIONS, SegmentationFigures
 from evaluation.segmentation.records import SegmentationResult
-from evaluation.tables import Column, TableRow, json_rows, markdown_table, paper_table
+from evaluation.tables import (
+    Column,
+    TableRow,
+    json_estimates,
+    json_rows,
+    markdown_table,
+    paper_table,
+    relation_notes,
+)
 
-__all__ = ["COLUMNS", "RELATIONS", "Entry", "notes", "table_1_json", "table_1_markdown"]
+__all__ = ["MeasuredDetector", "table_1_json", "table_1_markdown"]
 
-COLUMNS = (
+_COLUMNS = (
     Column(key="sensitivity", title="Sensitivity", unit="nodules", in_paper=True),
-    Column(key="nodules_per_scan", title="Segmented nodules a scan", unit="scans", digits=1, in_paper=True),
+    Column(key="nodules_per_scan", title="Segmented nodules per scan", unit="scans", digits=1, in_paper=True),
     Column(key="accuracy", title="Accuracy", unit="slices", in_paper=True),
     Column(key="balanced_accuracy", title="Balanced accuracy", unit="slices"),
     Column(key="dice", title="Dice", unit="slices"),
     Column(key="cpm", title="CPM", unit="lesions"),
-    Column(key="false_positives_per_slice", title="False positives a slice", unit="slices", digits=2),
-    Column(key="false_positives_per_scan", title="False positives a scan", unit="scans", digits=1),
+    Column(key="false_positives_per_slice", title="False positives per slice", unit="slices", digits=2),
+    Column(key="false_positives_per_scan", title="False positives per scan", unit="scans", digits=1),
     Column(key="parameters", title="Parameters", digits=0),
-    Column(key="seconds_per_scan", title="Seconds a scan", unit="scans", digits=1),
+    Column(key="seconds_per_scan", title="Seconds per scan", unit="scans", digits=1),
     Column(key="train_minutes", title="Training, minutes", digits=0),
 )
-_CROPS = (
+_CROP_COLUMNS = (
     Column(key="sensitivity", title="Sensitivity", unit="nodules"),
-    Column(key="sensitivity_off_centre", title="Sensitivity, nodule off the centre", unit="nodules"),
+    Column(key="sensitivity_off_centre", title="Sensitivity, nodule off centre", unit="nodules"),
     Column(key="balanced_accuracy", title="Balanced accuracy", unit="slices"),
-    Column(key="dice", title="Dice, a slice", unit="slices"),
-    Column(key="dice_per_nodule", title="Dice, a nodule", unit="nodules"),
+    Column(key="dice", title="Dice per slice", unit="slices"),
+    Column(key="dice_per_nodule", title="Dice per nodule", unit="nodules"),
     Column(key="dice_one_vote_ignored", title="Dice, one reader's pixels ignored", unit="slices"),
 )
-_WHOLE = (
+_FROC_COLUMNS = (
     Column(key="sensitivity", title="Sensitivity", unit="nodules"),
-    Column(key="alarms", title="False positives", unit="images", digits=2),
-    Column(key="at_one", title="Sensitivity at 1 false positive", unit="nodules"),
+    Column(key="false_positives", title="False positives", unit="images", digits=2),
+    Column(key="sensitivity_at_1", title="Sensitivity at 1 false positive", unit="nodules"),
     Column(key="cpm", title="CPM", unit="nodules"),
 )
-_LUNGS = (Column(key="lung_dice", title="Dice of the lungs", unit="scans", digits=4),)
+_LUNG_COLUMNS = (Column(key="lung_dice", title="Dice of the lungs", unit="scans", digits=4),)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Entry:
-    """A line of the table."""
+class MeasuredDetector:
+    """A row of the table."""
 
-    contestant: EvaluatedMethod
-    outcome: SegmentationResult
-    figures: Figures
+    method: Method
+    result: SegmentationResult
+    figures: SegmentationFigures
 
 
 def table_1_json(
-    part: Subset, entries: Sequence[Entry], ceiling: Figures, *, left_out: Mapping[str, str], problems: Sequence[str]
+    subset: Subset, rows: Sequence[MeasuredDetector], ceiling: SegmentationFigures, *, left_out: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The content of `table_1.json` (contract C10.1).
+    """The content of `table_1.json`, but for `problems`.
 
     Args:
-        part: who was judged on.
-        entries: baselines first.
+        subset: who was evaluated on.
+        rows: baselines first.
         ceiling: one reader's outline against two readers'.
         left_out: methods without figures, and why.
-        problems: images that could not be read.
     """
-    lungs = {entry.contestant.name: entry.figures.scans.get("lung_dice") for entry in entries}
-    rows = [{**row, **_extras(entry)} for row, entry in zip(json_rows(COLUMNS, _rows(entries)), entries, strict=True)]
+    lungs = {row.method.name: row.figures.scans["lung_dice"] for row in rows if "lung_dice" in row.figures.scans}
+    columns = json_rows(_COLUMNS, _table_rows(rows))
     return {
-        "n_patients": len(_patients(entries)),
-        "lung_dice": _value(lungs.get(OWN)),
-        "lung_dice_threshold": _value(lungs.get("threshold")),
-        "lungs": {name: asdict(figure) for name, figure in lungs.items() if figure is not None},
-        "part": part.part,
-        "split_hash": part.split_hash,
-        "sources": sorted({nodule.source for nodule in part.nodules} | {series.source for series in part.series}),
-        "readers_of_the_masks": part.min_votes,
-        "rows": rows,
-        "ceiling": {name: asdict(figure) for name, figure in ceiling.crops.items()},
+        **subset.facts(),
+        "n_patients": len(_patients(rows)),
+        "lung_dice": lungs[OWN].value if OWN in lungs else None,
+        "lung_dice_threshold": lungs["threshold"].value if "threshold" in lungs else None,
+        "lungs": json_estimates(lungs),
+        "readers_of_the_masks": subset.min_votes,
+        "rows": [{**column, **_details(row)} for column, row in zip(columns, rows, strict=True)],
+        "ceiling": json_estimates(ceiling.crops),
         "left_out": dict(left_out),
-        "problems": list(problems),
     }
 
 
-def table_1_markdown(part: Subset, entries: Sequence[Entry], ceiling: Figures, *, left_out: Mapping[str, str]) -> str:
+def table_1_markdown(
+    subset: Subset, rows: Sequence[MeasuredDetector], ceiling: SegmentationFigures, *, left_out: Mapping[str, str]
+) -> str:
     """The content of `table_1.md`; the arguments are those of `table_1_json`."""
-    last = TableRow(name="ceiling", title="*one reader's outline (ceiling)*", figures=dict(ceiling.crops))
+    ceiling_row = TableRow(name="ceiling", title="*one reader's outline (ceiling)*", figures=dict(ceiling.crops))
     sections = [
         "# Table I: methods of segmentation\n",
-        f"{len(_patients(entries))} patients of the {part.part} part. 95 % intervals over patients. `-`: no such "
-        "figure. What each figure means stands in docs/evaluation.md.\n",
-        paper_table("Method", COLUMNS, [*_rows(entries), last]),
-        *notes(part, [entry.contestant for entry in entries], [entry.outcome for entry in entries], left_out),
+        f"{len(_patients(rows))} patients of the {subset.split} split. 95 % intervals over patients. `-`: no such "
+        "figure. docs/evaluation.md defines the figures.\n",
+        paper_table("Method", _COLUMNS, [*_table_rows(rows), ceiling_row]),
+        *(f"{note}\n" for note in _notes(subset, rows, left_out)),
         "## Crops\n",
-        paper_table("Method", _CROPS, [*_group(entries, "crops"), last]),
+        paper_table("Method", _CROP_COLUMNS, [*_section_rows(rows, "crops"), ceiling_row]),
         "By diameter and texture: sensitivity / Dice, n nodules.\n",
-        _breakdown(entries),
+        _breakdown(rows),
         "## Composites: held-out nodules on held-out slices\n",
-        paper_table("Method", _WHOLE, _group(entries, "composites")),
+        paper_table("Method", _FROC_COLUMNS, _section_rows(rows, "composites")),
         "## Scans\n",
-        paper_table("Method", _WHOLE, _group(entries, "scans")),
-        _counts(entries),
+        paper_table("Method", _FROC_COLUMNS, _section_rows(rows, "scans")),
+        _lesion_counts(rows),
         "## Lungs\n",
-        paper_table("Method", _LUNGS, _group(entries, "scans")),
+        paper_table("Method", _LUNG_COLUMNS, _section_rows(rows, "scans")),
     ]
     return "\n".join(section for section in sections if section)
 
 
-def _rows(entries: Sequence[Entry]) -> list[TableRow]:
+def _table_rows(rows: Sequence[MeasuredDetector]) -> list[TableRow]:
     return [
         TableRow(
-            name=entry.contestant.name,
-            title=entry.contestant.title,
+            name=row.method.name,
+            title=row.method.title,
             figures={
-                **entry.figures.headline,
-                "parameters": entry.contestant.parameters,
-                "train_minutes": entry.contestant.train_minutes,
+                **row.figures.headline,
+                "parameters": row.method.parameters,
+                "train_minutes": row.method.train_minutes,
             },
-            paper=TABLE_1.get(entry.contestant.name, {}),
-            marks={"cpm": " (c)"} if entry.figures.origin.get("cpm") == "composites" else {},
+            paper=TABLE_1.get(row.method.name, {}),
+            marks={"cpm": " (c)"} if row.figures.origin.get("cpm") == "composites" else {},
         )
-        for entry in entries
+        for row in rows
     ]
 
 
-def _group(entries: Sequence[Entry], name: str) -> list[TableRow]:
+def _section_rows(rows: Sequence[MeasuredDetector], section: str) -> list[TableRow]:
     return [
-        TableRow(name=entry.contestant.name, title=entry.contestant.title, figures=getattr(entry.figures, name))
-        for entry in entries
+        TableRow(name=row.method.name, title=row.method.title, figures=getattr(row.figures, section)) for row in rows
     ]
 
 
-def _extras(entry: Entry) -> dict[str, Any]:
-    """What stands in a row of the JSON beside the table's columns."""
-    figures, scans = entry.figures, entry.outcome.scans.cases
-    plain = {name: _asdict(getattr(figures, name)) for name in ("crops", "composites", "scans")}
-    grouped = {
-        name: {key: _asdict(group) for key, group in getattr(figures, name).items()}
-        for name in ("by_size", "by_category")
-    }
-    froc = {
-        kind: dict(zip(map(str, CPM_RATES), Froc(cases).at_rates(CPM_RATES).tolist(), strict=True))
-        for kind, cases in (("composites", entry.outcome.composites), ("scans", scans))
-        if any(case.targets for case in cases)
-    }
+def _details(row: MeasuredDetector) -> dict[str, Any]:
+    """What a row of the JSON has beside the table's columns."""
+    figures, images = row.figures, {"composites": row.result.composites, "scans": row.result.scans.cases}
     return {
-        "title": entry.contestant.title,
-        "operating_point": entry.outcome.operating_point,
+        "title": row.method.title,
+        "operating_point": row.result.operating_point,
         "probability_at_one_false_positive_a_slice": figures.probability_at_one,
-        "training": entry.contestant.relation,
+        "training": row.method.relation,
         "from": figures.origin,
-        **plain,
-        **grouped,
-        "froc": froc,
+        **{name: json_estimates(getattr(figures, name)) for name in ("crops", "composites", "scans")},
+        **{
+            name: {group: json_estimates(own) for group, own in getattr(figures, name).items()}
+            for name in ("by_size", "by_category")
+        },
+        "froc": {
+            name: dict(zip(map(str, CPM_RATES), Froc(cases).sensitivity_at(CPM_RATES).tolist(), strict=True))
+            for name, cases in images.items()
+            if any(case.nodules for case in cases)
+        },
     }
 
 
-def _breakdown(entries: Sequence[Entry]) -> str:
-    names = list(dict.fromkeys(key for entry in entries for key in _parts(entry.figures)))
-    rows = []
-    for entry in entries:
-        groups = _parts(entry.figures)
-        rows.append([entry.contestant.title, *(_pair(groups.get(name, {})) for name in names)])
-    return markdown_table(["Method", *names], rows) if names else ""
-
-
-def _parts(figures: Figures) -> dict[str, dict[str, Estimate]]:
-    return {**figures.by_size, **figures.by_category}
-
-
-def _pair(group: Mapping[str, Estimate]) -> str:
-    found, outlined = group.get("sensitivity"), group.get("dice")
-    if found is None or found.value is None:
-        return "-"
-    return f"{found.value:.2f} / {'-' if outlined is None else f'{outlined.value:.2f}'}, {found.n}"
-
-
-def _counts(entries: Sequence[Entry]) -> str:
-    """Lesions of scans as counts, since they are few."""
-    rows = []
-    for entry in entries:
-        targets = [target for case in entry.outcome.scans.cases for target in case.targets]
-        found = sum((target.score or 0.0) >= entry.outcome.operating_point for target in targets if target.score)
-        if targets:
-            scans = len(entry.outcome.scans.cases)
-            rows.append([entry.contestant.title, f"{found} of {len(targets)} lesions in {scans} scans"])
-    return markdown_table(["Method", "found"], rows) if rows else ""
-
-
-def _patients(entries: Sequence[Entry]) -> set[str]:
-    found: set[str] = set()
-    for entry in entries:
-        outcome = entry.outcome
-        for case in (*outcome.crops.cases, *outcome.composites, *outcome.scans.cases, *outcome.scans.unknown):
-            found |= {case.patient, *(target.patient for target in case.targets)}
-    return found
-
-
-def _value(figure: Estimate | None) -> float | None:
-    return None if figure is None else figure.value
-
-
-def _asdict(group: Mapping[str, Estimate]) -> dict[str, Any]:
-    return {name: asdict(figure) for name, figure in group.items()}
-
-
-RELATIONS = {
-    "held_out": "The judged patients were held out from the training (same split) of: ",
-    "other_collections": "Trained on other collections than the judged ones: ",
-    "may_have_trained": "**May have been trained on judged patients** (another split of the same collections, "
-    "or nothing known): ",
-}
-
-
-def notes(
-    part: Subset,
-    contestants: Sequence[EvaluatedMethod],
-    outcomes: Sequence[SegmentationResult],
-    left_out: Mapping[str, str],
-) -> list[str]:
-    """Markdown paragraphs."""
-    return [text + "\n" for text in _all(part, contestants, outcomes, left_out)]
-
-
-def _all(
-    part: Subset,
-    contestants: Sequence[EvaluatedMethod],
-    outcomes: Sequence[SegmentationResult],
-    left_out: Mapping[str, str],
-) -> Iterator[str]:
-    for relation, text in RELATIONS.items():
-        if named := [contestant.title for contestant in contestants if contestant.relation == relation]:
-            yield text + ", ".join(named) + "."
-    unchosen = [
-        contestant.title
-        for contestant, outcome in zip(contestants, outcomes, strict=True)
-        if contestant.relation and contestant.chosen_point != outcome.operating_point
+def _breakdown(rows: Sequence[MeasuredDetector]) -> str:
+    groups = list(dict.fromkeys(name for row in rows for name in row.figures.by_group))
+    cells = [
+        [row.method.title, *(_sensitivity_and_dice(row.figures.by_group.get(name, {})) for name in groups)]
+        for row in rows
     ]
-    if unchosen and part.part == "test":
-        yield (
-            f"**Operating points of other weights**: {', '.join(unchosen)}. Their sidecars state none, or another one. "
-            "Judge them with `--part validation`, write its `probability_at_one_false_positive_a_slice` into their "
-            "`inference*.json` and sidecars as `operating_point`, and judge again. FROC and CPM do not depend on it."
-        )
-    if part.part == "validation":
-        yield "**The validation part chose weights and operating points: these are no figures of unseen patients.**"
-    for name, reason in left_out.items():
-        yield f"Left out: {name}: {reason}"
-    yield from _about_images(part, outcomes[0] if outcomes else SegmentationResult())
-    if outcomes and sum(len(case.targets) for case in outcomes[0].scans.cases) < FEWEST_LESIONS:
-        yield f"(c) of the composites, a slice instead of a scan: the scans have fewer than {FEWEST_LESIONS} lesions."
+    return markdown_table(["Method", *groups], cells) if groups else ""
+
+
+def _sensitivity_and_dice(figures: Estimates) -> str:
+    sensitivity, dice = figures.get("sensitivity"), figures.get("dice")
+    if sensitivity is None or sensitivity.value is None:
+        return "-"
+    return f"{sensitivity.value:.2f} / {'-' if dice is None else f'{dice.value:.2f}'}, {sensitivity.n}"
+
+
+def _lesion_counts(rows: Sequence[MeasuredDetector]) -> str:
+    """Lesions of scans as counts, since they are few."""
+    cells = []
+    for row in rows:
+        scans = row.result.scans.cases
+        if nodules := [nodule for case in scans for nodule in case.nodules]:
+            hits = sum(nodule.is_found(row.result.operating_point) for nodule in nodules)
+            cells.append([row.method.title, f"{hits} of {len(nodules)} lesions in {len(scans)} scans"])
+    return markdown_table(["Method", "found"], cells) if cells else ""
+
+
+def _patients(rows: Sequence[MeasuredDetector]) -> set[str]:
+    patients: set[str] = set()
+    for row in rows:
+        result = row.result
+        for case in (*result.crops.cases, *result.composites, *result.scans.cases, *result.scans.unknown):
+            patients |= {case.patient, *(nodule.patient for nodule in case.nodules)}
+    return patients
+
+
+# Notes
+
+
+def _notes(subset: Subset, rows: Sequence[MeasuredDetector], left_out: Mapping[str, str]) -> Iterator[str]:
+    yield from relation_notes(row.method for row in rows)
+    yield from _about_operating_points(subset, rows)
+    yield from (f"Left out: {name}: {reason}" for name, reason in left_out.items())
+    first = rows[0].result if rows else SegmentationResult()
+    yield from _about_crops(subset, first)
+    yield from _about_composites(first)
+    yield from _about_scans(first)
+    if rows and sum(len(case.nodules) for case in first.scans.cases) < MIN_LESIONS:
+        yield f"(c) of the composites, per slice instead of per scan: the scans have fewer than {MIN_LESIONS} lesions."
     yield (
         "The paper measured on LUNA16 and does not say how; its accuracy may count pixels or candidates. "
         "Methods without a nodule map have no accuracy and no Dice."
     )
 
 
-def _about_images(part: Subset, outcome: SegmentationResult) -> Iterator[str]:
-    if not outcome.crops.cases:
-        yield "The cohort has no nodule of 3 mm or more that experts drew: there are no figures of crops."
-    elif part.min_votes < 2:
-        yield "No nodule of the cohort was drawn by two readers: masks are those of one."
-    if outcome.crops.cases:
+def _about_operating_points(subset: Subset, rows: Sequence[MeasuredDetector]) -> Iterator[str]:
+    if subset.split == "validation":
+        yield "**Weights and operating points were chosen on the validation split: no figures of unseen patients.**"
+        return
+    others = [
+        row.method.title
+        for row in rows
+        if row.method.relation and row.method.stated_operating_point != row.result.operating_point
+    ]
+    if others:
         yield (
-            "Nodules are centred in their crops: a guess at the middle hits them all. The sensitivity with the nodule "
-            "off the centre, and that on composites, cannot be had by such a guess."
+            f"**Operating points of other weights**: {', '.join(others)}. Their sidecars state none, or another one. "
+            "Evaluate them with `--split validation`, write its `probability_at_one_false_positive_a_slice` into their "
+            "`inference*.json` and sidecars as `operating_point`, and evaluate again. FROC and CPM do not depend on it."
         )
-    if not outcome.composites:
+
+
+def _about_crops(subset: Subset, result: SegmentationResult) -> Iterator[str]:
+    if not result.crops.cases:
+        yield "The cohort has no nodule of 3 mm or more that experts drew: there are no figures of crops."
+        return
+    if subset.min_votes < 2:
+        yield "No nodule of the cohort was drawn by two readers: masks are those of one."
+    yield (
+        "Nodules are centred in their crops: a guess at the middle hits them all. It does not hit nodules off centre, "
+        "or on composites."
+    )
+
+
+def _about_composites(result: SegmentationResult) -> Iterator[str]:
+    if not result.composites:
         yield "The cohort lacks nodules or normal slices: there are no composites."
     else:
         yield (
             "Composites show one nodule each on a slice without a labelled nodule. Nobody looked for nodules there: "
             "tumours that were never labelled (LCTSC are radiotherapy cases) count as false positives."
         )
-    if not any(case.targets for case in outcome.scans.cases):
-        yield "No scan of the cohort has a labelled lesion: there are no false positives a scan."
-    elif len({case.patient for case in outcome.scans.cases}) < 2:
-        yield "One patient's scans have labelled lesions: their figures have no interval."
+
+
+def _about_scans(result: SegmentationResult) -> Iterator[str]:
+    if not any(case.nodules for case in result.scans.cases):
+        yield "No scan of the cohort has a labelled lesion: there are no false positives per scan."
+    elif len({case.patient for case in result.scans.cases}) < 2:
+        yield "The scans with labelled lesions are of one patient: their figures have no interval."

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["REAL", "Added", "Arm", "classifier_arms", "segmentation_arms"]
+__all__ = ["REAL", "AddedKind", "Arm", "classifier_arms", "segmentation_arms"]
 
-Added = Literal["nothing", "generated", "copied"]
+AddedKind = Literal["nothing", "generated", "copied"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +19,10 @@ class Arm:
     Args:
         name: in files and JSON.
         title: in tables.
-        added: what is added: generated samples, or real nodules of the same patients pasted by the product's overlay.
+        added: what is added: generated samples, or real nodules of the same patients composited by the product's
+            overlay.
         dose: added samples for each real one.
-        per_category: added samples a category, in place of a dose.
+        per_category: added samples of each category, in place of a dose.
         real: whether the real samples train.
         plain: the reference without what other arms have: the classifier's draws follow the real frequencies of the
             categories; of the segmentation, its bundle's own composites stand in for added samples.
@@ -29,7 +30,7 @@ class Arm:
 
     name: str
     title: str
-    added: Added = "nothing"
+    added: AddedKind = "nothing"
     dose: float = 0.0
     per_category: int | None = None
     real: bool = True
@@ -44,15 +45,15 @@ REAL = Arm(name="real", title="real only")
 
 
 def classifier_arms(doses: Sequence[float], *, per_category: int) -> list[Arm]:
-    """Arms of the classifier: every dose generated and copied, the paper's number a category, and controls."""
+    """Arms of the classifier: every dose generated and copied, the paper's number for each category, and controls."""
     arms = [REAL, Arm(name="real_unbalanced", title="real only, categories as frequent as they are", plain=True)]
     for added in ("generated", "copied"):
         arms += [_dosed(added, dose) for dose in doses if dose > 0]
-        arms += [_filled(added, per_category)] if per_category else []
+        arms += [_per_category(added, per_category)] if per_category else []
     largest = max(doses, default=0)
     if largest > 0 or per_category:
-        base = _filled("generated", per_category) if per_category else _dosed("generated", largest)
-        arms.append(_alone(base))
+        base = _per_category("generated", per_category) if per_category else _dosed("generated", largest)
+        arms.append(_without_real(base))
     return arms
 
 
@@ -60,19 +61,20 @@ def segmentation_arms(doses: Sequence[float]) -> list[Arm]:
     """Arms of the segmentation: every dose generated; the largest copied, and generated without real samples."""
     arms = [REAL, *(_dosed("generated", dose) for dose in doses if dose > 0)]
     if (largest := max(doses, default=0)) > 0:
-        arms += [_dosed("copied", largest), _alone(_dosed("generated", largest))]
-    return [*arms, Arm(name="bundle_composites", title="real nodules pasted while training (bundle)", plain=True)]
+        arms += [_dosed("copied", largest), _without_real(_dosed("generated", largest))]
+    bundle = Arm(name="bundle_composites", title="real nodules composited while training (bundle)", plain=True)
+    return [*arms, bundle]
 
 
-def _dosed(added: Added, dose: float) -> Arm:
+def _dosed(added: AddedKind, dose: float) -> Arm:
     return Arm(name=f"{added}_x{dose:g}", title=f"{dose:g}x {added}", added=added, dose=dose)
 
 
-def _filled(added: Added, count: int) -> Arm:
-    return Arm(name=f"{added}_{count}", title=f"{count} {added} a category", added=added, per_category=count)
+def _per_category(added: AddedKind, count: int) -> Arm:
+    return Arm(name=f"{added}_{count}", title=f"{count} {added} of each category", added=added, per_category=count)
 
 
-def _alone(arm: Arm) -> Arm:
+def _without_real(arm: Arm) -> Arm:
     return Arm(
         name=f"only_{arm.name}",
         title=f"{arm.title}, nothing real",

@@ -1,26 +1,24 @@
-"""Figures with intervals over seeds and patients: both are drawn again, since either could have been others.
+"""Figures with intervals over seeds and patients: both are resampled, since either could have been others.
 
 A seed is another choice of the few patients, another start of the network and other added samples. A test patient is
-judged under every seed. A figure is a mean of shares; a run's share is a sum over a sum over the patients, and the
+evaluated under every seed. A figure is a mean of shares; a run's share is a sum over a sum over the patients, and the
 figure of an arm is the mean of its runs.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from evaluation.metrics.bootstrap import Estimate, PatientCounts, estimate
+from evaluation.metrics.bootstrap import Estimates, PatientCounts, estimate
 
-__all__ = ["Shares", "Table", "compare", "share_table"]
+__all__ = ["PatientTable", "ShareColumns", "compare", "share_table"]
 
-Shares = Mapping[str, Sequence[tuple[str, str]]]  # figure -> pairs of columns: hits, and of how many
-Rows = Float[np.ndarray, "rows columns"]
+ShareColumns = Mapping[str, Sequence[tuple[str, str]]]  # figure -> pairs of columns: hits, and of how many
 
 
-class Table:
+class PatientTable:
     """Sums of one run by patient.
 
     Args:
@@ -32,7 +30,7 @@ class Table:
         self.columns = list(columns)
         self.rows = dict(rows)
 
-    def matrix(self, patients: Sequence[str]) -> Rows:
+    def matrix(self, patients: Sequence[str]) -> Float[np.ndarray, "patients columns"]:
         """The rows in the order of the patients; zeros for those without any."""
         none = [0.0] * len(self.columns)
         return np.array([self.rows.get(patient, none) for patient in patients], dtype=np.float64)
@@ -43,20 +41,20 @@ class Table:
         return dict(zip(self.columns, sums.tolist(), strict=True))
 
 
-def share_table(items: Sequence[tuple[str, Mapping[str, float]]]) -> Table:
+def share_table(items: Sequence[tuple[str, Mapping[str, float]]]) -> PatientTable:
     """Adds up items (patient, values by column)."""
     columns = sorted({column for _, values in items for column in values})
     rows: dict[str, list[float]] = {}
     for patient, values in items:
         row = rows.setdefault(patient, [0.0] * len(columns))
-        for place, column in enumerate(columns):
-            row[place] += values.get(column, 0.0)
-    return Table(columns, rows)
+        for index, column in enumerate(columns):
+            row[index] += values.get(column, 0.0)
+    return PatientTable(columns, rows)
 
 
 def compare(
-    runs: Mapping[int, Table], reference: Mapping[int, Table], shares: Shares, *, seed: int
-) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
+    runs: Mapping[int, PatientTable], reference: Mapping[int, PatientTable], shares: ShareColumns, *, seed: int
+) -> tuple[Estimates, Estimates]:
     """The figures of an arm, and their differences to those of a reference, on the same draws of seeds and patients.
 
     Args:
@@ -66,62 +64,68 @@ def compare(
             does not occur; a figure without any pair is not defined.
         seed: of the draws.
     """
-    own = _estimates({number: (table, None) for number, table in runs.items()}, shares, seed=seed)
-    both = {number: (table, reference[number]) for number, table in runs.items() if number in reference}
-    return own, _estimates(both, shares, seed=seed) if both else {}
+    own = _estimates({number: [table] for number, table in runs.items()}, shares, seed=seed)
+    pairs = {number: [table, reference[number]] for number, table in runs.items() if number in reference}
+    return own, _estimates(pairs, shares, seed=seed) if pairs else {}
 
 
-class _Prepared(NamedTuple):
-    """The pairs of all figures, each by patient, and which figure each belongs to; pairs of nothing are left out."""
+@dataclass(frozen=True, eq=False)
+class _ShareSums:
+    """Sums by patient of the pairs of all figures, and the figure of each pair; pairs of nothing are left out."""
 
-    tops: Rows
-    bottoms: Rows
+    hits: Float[np.ndarray, "pairs patients"]
+    totals: Float[np.ndarray, "pairs patients"]
     figure: Int[np.ndarray, " pairs"]
     n_figures: int
 
     @classmethod
-    def of(cls, table: Table, patients: Sequence[str], shares: Shares) -> "_Prepared":
-        matrix, nothing = table.matrix(patients), np.zeros(len(patients))
-        column = {name: matrix[:, place] for place, name in enumerate(table.columns)}
+    def of(cls, table: PatientTable, patients: Sequence[str], shares: ShareColumns) -> "_ShareSums":
+        matrix = table.matrix(patients)
+        columns = {name: matrix[:, index] for index, name in enumerate(table.columns)}
+        nothing = np.zeros(len(patients))
         pairs = [
-            (place, *pair)
-            for place, pairs in enumerate(shares.values())
-            for pair in pairs
-            if column.get(pair[1], nothing).any()
+            (index, columns.get(hits, nothing), columns.get(total, nothing))
+            for index, own in enumerate(shares.values())
+            for hits, total in own
         ]
+        pairs = [pair for pair in pairs if pair[2].any()]
         return cls(
-            tops=np.array([column.get(top, nothing) for _, top, _ in pairs]).reshape(-1, len(patients)),
-            bottoms=np.array([column.get(bottom, nothing) for _, _, bottom in pairs]).reshape(-1, len(patients)),
-            figure=np.array([place for place, _, _ in pairs], dtype=np.int64),
+            hits=np.array([hits for _, hits, _ in pairs]).reshape(-1, len(patients)),
+            totals=np.array([total for _, _, total in pairs]).reshape(-1, len(patients)),
+            figure=np.array([index for index, _, _ in pairs], dtype=np.int64),
             n_figures=len(shares),
         )
 
-    def figures(self, weights: np.ndarray) -> np.ndarray:
+    def figures(self, counts: PatientCounts) -> np.ndarray:
         """Mean share of each figure; NaN where one is of nobody drawn, or there is none."""
-        bottoms = self.bottoms @ weights
-        known = bottoms > 0
-        shares = np.where(known, self.tops @ weights / np.where(known, bottoms, 1), np.nan)
-        sums, counts = (np.bincount(self.figure, values, self.n_figures) for values in (shares, np.ones(len(shares))))
-        return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+        totals = self.totals @ counts
+        defined = totals > 0
+        shares = np.where(defined, self.hits @ counts / np.where(defined, totals, 1), np.nan)
+        sums, n_pairs = (np.bincount(self.figure, values, self.n_figures) for values in (shares, np.ones(len(shares))))
+        return np.where(n_pairs > 0, sums / np.maximum(n_pairs, 1), np.nan)
 
 
-def _estimates(runs: Mapping[int, tuple[Table, Table | None]], shares: Shares, *, seed: int) -> dict[str, Estimate]:
-    patients = sorted({patient for tables in runs.values() for table in tables if table for patient in table.rows})
-    seeds = [f"seed {number}" for number in runs]
-    prepared = [[_Prepared.of(table, patients, shares) for table in tables if table] for tables in runs.values()]
+def _estimates(runs: Mapping[int, Sequence[PatientTable]], shares: ShareColumns, *, seed: int) -> Estimates:
+    """Of a table for each seed, or of the first minus the second."""
+    patients = sorted({patient for tables in runs.values() for table in tables for patient in table.rows})
+    sums = [[_ShareSums.of(table, patients, shares) for table in tables] for tables in runs.values()]
 
-    def statistic(weights: PatientCounts) -> list[float]:
-        of_patients, of_seeds = weights[: len(patients)], weights[len(patients) :]
-        drawn = [index for index, weight in enumerate(of_seeds) if weight > 0]
-        found = [[table.figures(of_patients) for table in prepared[index]] for index in drawn]
-        values = np.array([tables[0] - tables[1] if len(tables) > 1 else tables[0] for tables in found])
+    def of_run(tables: Sequence[_ShareSums], counts: PatientCounts) -> np.ndarray:
+        first, *others = (table.figures(counts) for table in tables)
+        return first - others[0] if others else first
+
+    def statistic(counts: PatientCounts) -> list[float]:
+        of_patients, of_seeds = counts[: len(patients)], counts[len(patients) :]
+        drawn = np.flatnonzero(of_seeds > 0)
+        values = np.array([of_run(sums[index], of_patients) for index in drawn])
         return list(np.average(values, axis=0, weights=of_seeds[drawn]))
 
-    counts = [_count(next(iter(runs.values()))[0], pairs) for pairs in shares.values()]
-    found = estimate([patients, seeds], statistic, n=counts, seed=seed)
-    return {name: replace(one, patients=len(patients)) for name, one in zip(shares, found, strict=True)}
+    groups = [patients, [f"seed {number}" for number in runs]]
+    n = [_n_counted(next(iter(runs.values()))[0], pairs) for pairs in shares.values()]
+    estimates = estimate(groups, statistic, n=n, seed=seed)
+    return {name: replace(figure, patients=len(patients)) for name, figure in zip(shares, estimates, strict=True)}
 
 
-def _count(table: Table, pairs: Sequence[tuple[str, str]]) -> int:
+def _n_counted(table: PatientTable, pairs: Sequence[tuple[str, str]]) -> int:
     totals = table.totals()
-    return round(sum(totals.get(bottom, 0.0) for bottom in {bottom for _, bottom in pairs}))
+    return round(sum(totals.get(total, 0.0) for total in {total for _, total in pairs}))

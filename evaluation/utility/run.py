@@ -1,164 +1,242 @@
-"""The whole experiment: sub-cohorts, arms, seeds; each run is kept in `OUT/.parts`, so that a stop costs one at most.
+"""The whole experiment: sub-cohorts, arms, seeds; each run is kept in `.parts`, so that a stop costs one at most.
 
-Files of OUT: `utility.json`, `utility.md`, `utility.png`, and `.parts/`.
+Files of the folder: `utility.json`, `utility.md`, `utility.png`, and `.parts/`.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from evaluation.cohort_subsets import Subset, open_subset
-from evaluation.composites import Composites
-from evaluation.segmentation.crops import read_crops
-from evaluation.utility import classification, segmentation
-from evaluation.utility.arms import classifier_arms, segmentation_arms
-from evaluation.utility.classification import MEAN_HU, NoduleSource, Pools, added_nodules, run_classification
-from evaluation.utility.classifier import TrainingSettings
-from evaluation.utility.notes import notes_of
-from evaluation.utility.patches import held_out
-from evaluation.utility.plot import save_plot
-from evaluation.utility.report import ArmResult, utility_json, utility_markdown
-from evaluation.utility.results import ArmRun, results_of
-from evaluation.utility.segmentation import EvaluationImages, SegmentationTraining, run_segmentation
-from evaluation.utility.settings import UtilitySettings
+from evaluation.cohort_subsets import EvaluationSplit, Subset, open_subset
+from evaluation.runner import EvaluationResult, Report, Runner, records_folder
+from evaluation.segmentation.run import open_images
+from evaluation.utility.arms import Arm, classifier_arms, segmentation_arms
+from evaluation.utility.classification import (
+    MEAN_HU,
+    ClassifierTraining,
+    ExamplePools,
+    NoduleSource,
+    added_nodules,
+    classification_store,
+    classification_table,
+    run_classification,
+)
+from evaluation.utility.patches import read_held_out
+from evaluation.utility.report import (
+    ArmResult,
+    ArmRun,
+    arm_results,
+    notes,
+    save_plot,
+    utility_json,
+    utility_markdown,
+)
+from evaluation.utility.segmentation import (
+    SegmentationExperiment,
+    SegmentationTraining,
+    run_segmentation,
+    segmentation_table,
+)
 from evaluation.utility.subcohort import SubCohort, make_subcohort
 from lungsynth.bundles import open_bundle, read_weights, resolved_config
 from lungsynth.enhancement.identity import enhancement_identity
+from lungsynth.errors import InputError
 from lungsynth.generate_assets import LUNG_WEIGHTS
-from lungsynth.io.atomic import write_json, write_text
-from lungsynth.tracking import DEFAULT_URI, Run, open_tracker
+from lungsynth.tracking import DEFAULT_URI
 from lungsynth.weights import read_weights_file
 
-__all__ = ["UtilityEvaluation", "evaluate_utility"]
+__all__ = ["EXPERIMENTS", "UtilityConfig", "evaluate_utility"]
+
+EXPERIMENTS = ("classification", "segmentation")
+_PATHS = ("cohort", "out", "bundles", "generators")  # of the configuration, left out of the report
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class UtilityEvaluation:
-    """What came of it."""
+class UtilityConfig:
+    """The experiment.
 
+    Args:
+        cohort: folder written by `lungsynth prepare`.
+        out: folder of the results; made when absent.
+        bundles: folder of the bundles.
+        experiments: which of `EXPERIMENTS`.
+        patients: training patients of the classifier's sub-cohorts.
+        segmentation_patients: of the segmentation's.
+        doses: added samples for each real one.
+        per_category: added samples of each category, the paper's dose; 0 for none. Of the classifier only.
+        seeds: sub-cohorts of each size for the classifier.
+        segmentation_seeds: for the segmentation.
+        steps: of the optimiser, for each classifier.
+        segmentation_steps: for each segmentation.
+        lung_patients: whose slices with outlined lungs train.
+        composites: whole slices that the segmentation is evaluated on.
+        generators: folder with `<sub-cohort>.pt` and `.json`: generators trained on these patients alone. Of the
+            classifier only.
+        enhance: send synthetic slices through the CycleGAN.
+        split: `test`, or `validation` while choosing.
+        seed: of the bootstrap and the composites.
+
+    Raises:
+        InputError: when a number is out of its range.
+    """
+
+    cohort: Path
     out: Path
-    markdown: str
-    content: dict[str, Any]
-    tracking_uri: str
+    bundles: Path
+    experiments: tuple[str, ...] = EXPERIMENTS
+    patients: tuple[int, ...] = (10, 25, 50)
+    segmentation_patients: tuple[int, ...] = (25,)
+    doses: tuple[float, ...] = (0, 1, 3, 10)
+    per_category: int = 200
+    seeds: int = 5
+    segmentation_seeds: int = 2
+    steps: int = 300
+    segmentation_steps: int = 300
+    lung_patients: int = 2
+    composites: int = 150
+    generators: Path | None = None
+    enhance: bool = True
+    split: EvaluationSplit = "test"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "segmentation_seeds", "steps", "segmentation_steps", "lung_patients"):
+            if (value := getattr(self, name)) < 1:
+                raise InputError(f"`{name}` must be at least 1, got {value}.")
+        for name in ("patients", "segmentation_patients"):
+            if min(getattr(self, name), default=0) < 1:
+                raise InputError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name, values in {name: (getattr(self, name),) for name in ("per_category", "composites", "seed")}.items():
+            if min(values) < 0:
+                raise InputError(f"`{name}` must not be negative, got {values[0]}.")
+        if min(self.doses, default=0) < 0:
+            raise InputError(f"`doses` must not be negative, got {self.doses}.")
+        if unknown := sorted(set(self.experiments) - set(EXPERIMENTS)):
+            raise InputError(f"`experiments`: {unknown} are unknown; there are {list(EXPERIMENTS)}.")
 
 
-def evaluate_utility(settings: UtilitySettings, *, tracking_uri: str = DEFAULT_URI) -> UtilityEvaluation:
-    """Trains everything that is not kept yet, judges it, and writes the report.
+def evaluate_utility(config: UtilityConfig, *, tracking_uri: str = DEFAULT_URI) -> EvaluationResult:
+    """Trains everything that is not kept yet, evaluates it, and writes the report.
 
     Raises:
         InputError: when the cohort, a bundle or the tracking store cannot be used.
     """
-    part = open_subset(settings.cohort, settings.part)
-    tracker = open_tracker(tracking_uri)
-    with tracker.run(f"utility-{part.part}", tags={"judge": "utility"}) as run:
-        lines: list[ArmResult] = []
-        cohorts: dict[str, SubCohort] = {}
-        for name, experiment in (("classification", _classification), ("segmentation", _segmentation)):
-            if name in settings.experiments:
-                ran, made = experiment(settings, part, tracker.uri)
-                lines += results_of(name, ran, seed=settings.seed)
-                cohorts |= made
-        facts = _facts(settings, part, cohorts, lines)
-        content, markdown = utility_json(lines, facts), utility_markdown(lines, facts)
-        write_json(settings.out / "utility.json", content)
-        write_text(settings.out / "utility.md", markdown)
-        save_plot(lines, settings.out / "utility.png")
-        _track(run, settings, content, lines)
-    return UtilityEvaluation(out=settings.out, markdown=markdown, content=content, tracking_uri=tracker.uri)
+    subset = open_subset(config.cohort, config.split)
+    runner = Runner(command="utility", subset=subset, out=config.out, seed=config.seed, tracking_uri=tracking_uri)
+    return runner.report(lambda: _evaluate(config, runner))
 
 
-def _classification(
-    settings: UtilitySettings, part: Subset, tracking_uri: str
-) -> tuple[list[ArmRun], dict[str, SubCohort]]:
-    validation, judged = held_out(open_subset(settings.cohort, "validation")), held_out(part)
-    arms = [MEAN_HU, *classifier_arms(settings.doses, per_category=settings.per_category)]
-    ran, training = [], TrainingSettings(steps=settings.steps)
-    cohorts = _subcohorts(settings, settings.patients, settings.seeds)
+def _evaluate(config: UtilityConfig, runner: Runner) -> Report:
+    results: list[ArmResult] = []
+    cohorts: dict[str, SubCohort] = {}
+    for name, experiment in {"classification": _classification, "segmentation": _segmentation}.items():
+        if name in config.experiments:
+            runs = experiment(config, runner)
+            results += arm_results(name, runs, seed=config.seed)
+            cohorts |= {run.cohort.name: run.cohort for run in runs}
+    facts = _facts(config, runner.subset, cohorts, results)
+    return Report(
+        name="utility",
+        table=utility_json(results, facts),
+        markdown=utility_markdown(results, facts),
+        metrics={
+            f"{result.experiment}/{result.patients}/{result.arm.name}/{name.replace(',', '')}": figure.value
+            for result in results
+            for name, figure in list(result.figures.items())[:1]
+        },
+        pictures=(save_plot(results, config.out / "utility.png"),),
+    )
+
+
+def _classification(config: UtilityConfig, runner: Runner) -> list[ArmRun]:
+    validation = read_held_out(open_subset(config.cohort, "validation"))
+    evaluated = read_held_out(runner.subset)
+    arms = [MEAN_HU, *classifier_arms(config.doses, per_category=config.per_category)]
+    training, store = ClassifierTraining(steps=config.steps), classification_store(records_folder(config.out))
+    cohorts = _subcohorts(config, config.patients, config.seeds)
+    runs = []
     with tqdm(total=len(arms) * len(cohorts), desc="classifiers", unit="run") as progress:
         for cohort in cohorts:
-            generator = _generator(settings, cohort)
-            pools = Pools(cohort, generator, largest=max(added_nodules(arm, cohort) for arm in arms))
+            generator = _nodule_source(config, cohort)
+            own = generator.split_hash == cohort.split_hash
+            pools = ExamplePools(cohort, generator, largest=max(added_nodules(arm, cohort) for arm in arms))
             for arm in arms:
                 record = run_classification(
-                    arm,
-                    pools,
-                    validation,
-                    judged,
-                    settings.out / ".parts",
-                    identity=part.identity,
-                    settings=training,
+                    arm, pools, validation, evaluated, store, identity=runner.subset.identity, training=training
                 )
-                table = classification.classification_table(record, judged)
-                own = generator.split_hash == cohort.split_hash if arm.added == "generated" else None
-                ran.append(ArmRun(cohort, arm, table, record["added"], record["validation"], own))
+                table = classification_table(record, evaluated)
+                runs.append(_arm_run(cohort, arm, table, record["added"], record["validation"], own))
                 progress.update()
-    return ran, {cohort.name: cohort for cohort in cohorts}
+    return runs
 
 
-def _segmentation(
-    settings: UtilitySettings, part: Subset, tracking_uri: str
-) -> tuple[list[ArmRun], dict[str, SubCohort]]:
-    arms = segmentation_arms(settings.doses)
-    cohorts = _subcohorts(settings, settings.segmentation_patients, settings.segmentation_seeds)
-    made_by = _made_by(settings)
-    ran, parts = [], settings.out / ".parts"
-    with _judged(settings, part) as judged, tqdm(total=len(arms) * len(cohorts), desc="segmentations") as progress:
+def _segmentation(config: UtilityConfig, runner: Runner) -> list[ArmRun]:
+    arms = segmentation_arms(config.doses)
+    cohorts = _subcohorts(config, config.segmentation_patients, config.segmentation_seeds)
+    weights = read_weights(config.bundles, "wcapsgan")
+    runs = []
+    with (
+        open_images(runner.subset, composites=config.composites, seed=config.seed) as images,
+        tqdm(total=len(arms) * len(cohorts), desc="segmentations", unit="run") as progress,
+    ):
+        for problem in images.problems:
+            _logger.warning("%s", problem)
+        experiment = SegmentationExperiment(
+            images=images,
+            folder=records_folder(config.out),
+            bundles=config.bundles,
+            training=SegmentationTraining(steps=config.segmentation_steps),
+            enhance=config.enhance,
+            dependencies=_segmentation_dependencies(config),
+            tracking_uri=runner.tracking_uri,
+        )
         for cohort in cohorts:
-            own = read_weights(settings.bundles, "wcapsgan").sidecar.get("split_hash") == cohort.split_hash
+            own = weights.sidecar.get("split_hash") == cohort.split_hash
+            largest = max(arm.count(cohort.crops, categories=1) for arm in arms)
             for arm in arms:
-                outcome, added, validation = run_segmentation(
-                    arm,
-                    cohort,
-                    judged,
-                    parts,
-                    training=SegmentationTraining(steps=settings.segmentation_steps),
-                    bundles=settings.bundles,
-                    enhance=settings.enhance,
-                    made_by=made_by,
-                    largest=max(one.count(cohort.crops, categories=1) for one in arms),
-                    tracking_uri=tracking_uri,
-                )
-                table = segmentation.segmentation_table(outcome)
-                ran.append(ArmRun(cohort, arm, table, added, validation, own if arm.added == "generated" else None))
+                run = run_segmentation(arm, cohort, experiment, largest=largest)
+                table = segmentation_table(run.result)
+                runs.append(_arm_run(cohort, arm, table, run.added, run.validation, own))
                 progress.update()
-    return ran, {cohort.name: cohort for cohort in cohorts}
+    return runs
 
 
-def _made_by(settings: UtilitySettings) -> dict[str, Any]:
+def _arm_run(
+    cohort: SubCohort, arm: Arm, table: Any, added: int, validation: float | None, own_generator: bool
+) -> ArmRun:
+    return ArmRun(
+        cohort=cohort,
+        arm=arm,
+        table=table,
+        added=added,
+        validation=validation,
+        own_generator=own_generator if arm.added == "generated" else None,
+    )
+
+
+def _segmentation_dependencies(config: UtilityConfig) -> dict[str, Any]:
     """What a segmentation is trained by, and what makes the slices that are added."""
     return {
-        "training": resolved_config(settings.bundles, "lung_seg", configs=("train.json",)),
-        "nodules": read_weights(settings.bundles, "wcapsgan").sha256,
-        "lungs": read_weights(settings.bundles, "wcapsgan", file=LUNG_WEIGHTS).sha256,
-        **enhancement_identity(settings.bundles if settings.enhance else None, label_check=True),
+        "training": resolved_config(config.bundles, "lung_seg", configs=("train.json",)),
+        "nodules": read_weights(config.bundles, "wcapsgan").sha256,
+        "lungs": read_weights(config.bundles, "wcapsgan", file=LUNG_WEIGHTS).sha256,
+        **enhancement_identity(config.bundles if config.enhance else None, label_check=True),
     }
 
 
-@contextmanager
-def _judged(settings: UtilitySettings, part: Subset) -> Iterator[EvaluationImages]:
-    problems: list[str] = []
-    crops = read_crops(part, problems)
-    with Composites(part, count=settings.composites, seed=settings.seed, problems=problems) as composites:
-        for problem in problems:
-            _logger.warning("%s", problem)
-        identity = f"{part.identity}:{settings.composites}:{settings.seed}"
-        yield EvaluationImages(crops=crops, composites=composites, identity=identity)
-
-
-def _subcohorts(settings: UtilitySettings, patients: Sequence[int], seeds: int) -> list[SubCohort]:
+def _subcohorts(config: UtilityConfig, patients: Sequence[int], seeds: int) -> list[SubCohort]:
     return [
         make_subcohort(
-            settings.cohort,
-            settings.out / ".parts" / "cohorts" / f"p{count}-s{seed}",
+            config.cohort,
+            records_folder(config.out) / "cohorts" / f"p{count}-s{seed}",
             patients=count,
-            lung_patients=settings.lung_patients,
+            lung_patients=config.lung_patients,
             seed=seed,
         )
         for count in sorted(set(patients))
@@ -166,53 +244,36 @@ def _subcohorts(settings: UtilitySettings, patients: Sequence[int], seeds: int) 
     ]
 
 
-def _generator(settings: UtilitySettings, cohort: SubCohort) -> NoduleSource:
-    """That of these patients where --generators has one, else the bundle's."""
-    own = settings.generators / f"{cohort.name}.pt" if settings.generators else None
-    if own is not None and own.is_file():
-        known = read_weights_file(own)
+def _nodule_source(config: UtilityConfig, cohort: SubCohort) -> NoduleSource:
+    """The generator of these patients where `generators` has one, else the bundle's."""
+    own = config.generators / f"{cohort.name}.pt" if config.generators else None
+    if own is None or not own.is_file():
+        weights = read_weights(config.bundles, "wcapsgan")
         return NoduleSource(
-            open=lambda: open_bundle(settings.bundles, "wcapsgan", weights=own),
-            sha256=known.sha256,
-            split_hash=known.sidecar.get("split_hash"),
+            open=lambda: open_bundle(config.bundles, "wcapsgan"),
+            sha256=weights.sha256,
+            split_hash=weights.sidecar.get("split_hash"),
         )
-    known = read_weights(settings.bundles, "wcapsgan")
-    split_hash = known.sidecar.get("split_hash")
+    weights = read_weights_file(own)
     return NoduleSource(
-        open=lambda: open_bundle(settings.bundles, "wcapsgan"), sha256=known.sha256, split_hash=split_hash
+        open=lambda: open_bundle(config.bundles, "wcapsgan", weights=own),
+        sha256=weights.sha256,
+        split_hash=weights.sidecar.get("split_hash"),
     )
 
 
 def _facts(
-    settings: UtilitySettings, part: Subset, cohorts: dict[str, SubCohort], lines: Sequence[ArmResult]
+    config: UtilityConfig, subset: Subset, cohorts: dict[str, SubCohort], results: Sequence[ArmResult]
 ) -> dict[str, Any]:
-    known = read_weights(settings.bundles, "wcapsgan")
+    weights = read_weights(config.bundles, "wcapsgan")
     return {
-        "part": part.part,
-        "split_hash": part.split_hash,
-        "sources": list(part.sources),
-        "generator": {"sha256": known.sha256, "split_hash": known.sidecar.get("split_hash")},
-        "settings": {
-            name: value
-            for name, value in asdict(settings).items()
-            if name not in ("cohort", "out", "bundles", "generators")
-        },
+        "split": subset.split,
+        "split_hash": subset.split_hash,
+        "sources": list(subset.collections),
+        "generator": {"sha256": weights.sha256, "split_hash": weights.sidecar.get("split_hash")},
+        "settings": {name: value for name, value in asdict(config).items() if name not in _PATHS},
         "cohorts": [
-            {key: value for key, value in asdict(cohort).items() if key != "folder"} for cohort in cohorts.values()
+            {name: value for name, value in asdict(cohort).items() if name != "folder"} for cohort in cohorts.values()
         ],
-        "notes": notes_of(settings.steps, settings.segmentation_steps, lines, cohorts.values()),
+        "notes": notes(config.steps, config.segmentation_steps, results, cohorts.values()),
     }
-
-
-def _track(run: Run, settings: UtilitySettings, content: dict[str, Any], lines: Sequence[ArmResult]) -> None:
-    run.log_params({"part": settings.part, "split_hash": content["split_hash"], "seed": settings.seed})
-    run.log_metrics(
-        {
-            f"{line.experiment}/{line.patients}/{line.arm.name}/{name.replace(',', '')}": found.value
-            for line in lines
-            for name, found in list(line.figures.items())[:1]
-            if found.value is not None
-        }
-    )
-    for name in ("utility.json", "utility.md", "utility.png"):
-        run.log_file(settings.out / name)

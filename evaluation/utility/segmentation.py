@@ -1,44 +1,67 @@
 """Experiment (a): the segmentation bundle, trained from scratch on few patients with and without added slices.
 
-Each run trains `lung_seg_bundle` by its own `train.json` with `--extra_datalist`, as a user would, and its detector is
-judged on the crops and composites of Table I. The bundle's composites of real nodules while training are switched off
-in all arms but one. Crops of real nodules are shown equally often in all arms, and added slices take the place of half
-of the slices with lungs, whatever the dose: a larger dose means other slices, not more of them in a step.
+Each run trains `lung_seg_bundle` by its own `train.json` with `extra_datalist`, as a user would, and its detector is
+evaluated on the crops and composites of Table I. The bundle's composites of real nodules while training are switched
+off in all arms but one. Crops of real nodules are shown equally often in all arms, and added slices take the place of
+half of the slices with lungs, whatever the dose: a larger dose means other slices, not more of them in a step.
+
+Added slices are generated, or are copy-paste as a control: real nodules of the few patients on real normal slices of
+the few patients, by the product's placement, balance over the categories and overlay.
 """
 
-import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evaluation.composites import Composites, evaluate_composites
+import numpy as np
+from tqdm import tqdm
+
+from evaluation.methods import Method, digest_of
 from evaluation.metrics.froc import Froc
-from evaluation.segmentation.crops import Crop, evaluate_crops
+from evaluation.runner import RecordStore
+from evaluation.segmentation.errors import SegmentationImages
 from evaluation.segmentation.figures import SIZES_MM
-from evaluation.segmentation.records import SegmentationResult, load_result, save_result
+from evaluation.segmentation.records import SegmentationResult, result_from_json
+from evaluation.segmentation.run import evaluate_detector
 from evaluation.utility.arms import Arm
-from evaluation.utility.copy_paste import choose_entries, paste_real
-from evaluation.utility.estimates import Shares, Table, share_table
+from evaluation.utility.estimates import PatientTable, ShareColumns, share_table
 from evaluation.utility.subcohort import CATEGORIES, SubCohort
 from lungsynth.bundles import open_bundle, train_bundle
+from lungsynth.cohort.reader import Cohort, CohortSplit
+from lungsynth.compositing.render import render
 from lungsynth.config import EnhancementConfig, GenerateConfig, PlacementConfig, SelectionConfig
+from lungsynth.ct.write import write_plane
+from lungsynth.errors import InputError
 from lungsynth.generate import generate
-from lungsynth.io.atomic import write_bytes
+from lungsynth.io.atomic import write_json
+from lungsynth.placement.assets import AssetLibrary
+from lungsynth.placement.catalogue import read_catalogue
+from lungsynth.placement.plan_catalogue import plan_catalogue
 
-__all__ = ["SHARES", "EvaluationImages", "SegmentationTraining", "run_segmentation", "segmentation_table"]
+__all__ = [
+    "SHARES",
+    "SegmentationExperiment",
+    "SegmentationRun",
+    "SegmentationTraining",
+    "run_segmentation",
+    "segmentation_table",
+]
 
-_FORMAT = 2
-_VALIDATIONS = 4
-_LUNGS = 200  # generated for the largest dose; each of its slices has a group of nodules of its own
+_FORMAT = 3  # of the records
+_VALIDATIONS = 4  # in a training, of which the best state is kept
+# Lungs that are generated for the largest dose; each of its slices has a group of nodules of its own. More lungs take
+# longer to make, fewer are seen more often.
+_LUNGS = 200
 _GROUPS = ("all", *CATEGORIES, *SIZES_MM)
 
 _NAMES = {"dice": "dice", "off_centre": "sensitivity, off the centre", "composites": "sensitivity, composites"}
-SHARES: Shares = {
+SHARES: ShareColumns = {
     _NAMES[kind] if group == "all" else f"{_NAMES[kind]}, {group}": ((f"{kind}/{group}", f"{kind}/{group}/n"),)
     for kind in _NAMES
     for group in _GROUPS
@@ -47,7 +70,7 @@ SHARES: Shares = {
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationTraining:
-    """The budget of a run, the same for all arms.
+    """The budget of a training, the same for all arms.
 
     Args:
         steps: of the optimiser.
@@ -59,7 +82,7 @@ class SegmentationTraining:
         validation_samples: that choose the weights.
         crop_share: of crops of real nodules in what is shown, in all arms with real samples.
         added_share: of added slices, in these arms; slices with lungs are the rest.
-        own_composites: shares of 0, 1, 2, ... nodules that the bundle pastes itself, in the arm that has it.
+        own_composites: probabilities of 0, 1, 2, ... nodules that the bundle composites itself, in the arm that has it.
     """
 
     steps: int = 300
@@ -74,7 +97,7 @@ class SegmentationTraining:
     own_composites: tuple[float, ...] = (0.1, 0.3, 0.3, 0.3)
 
     def overrides(self, arm: Arm, datalist: Path | None) -> dict[str, Any]:
-        """Ids of `train.json` for an arm, whose added slices `datalist` names."""
+        """Keys of `train.json` for an arm, whose added slices `datalist` names."""
         validations = min(_VALIDATIONS, self.steps)
         added = self.added_share if datalist else 0.0
         return {
@@ -99,88 +122,114 @@ class SegmentationTraining:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class EvaluationImages:
-    """What all runs are judged on; `identity` changes with it."""
+class SegmentationExperiment:
+    """What all runs share.
 
-    crops: list[Crop]
-    composites: Composites
-    identity: str
+    Args:
+        images: that runs are evaluated on.
+        folder: for records, synthetic sets and trainings.
+        bundles: folder of the bundles.
+        training: the budget.
+        enhance: send added composites through the CycleGAN.
+        dependencies: what else decides over the runs: weights and settings of the bundles.
+        tracking_uri: of the generated slices.
+    """
+
+    images: SegmentationImages
+    folder: Path
+    bundles: Path
+    training: SegmentationTraining
+    enhance: bool
+    dependencies: Mapping[str, Any]
+    tracking_uri: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationRun:
+    """One finished run.
+
+    Args:
+        result: records on all images.
+        added: slices.
+        validation: Dice of nodules of the chosen state; None where the sidecar has none.
+    """
+
+    result: SegmentationResult
+    added: int
+    validation: float | None
 
 
 def run_segmentation(
-    arm: Arm,
-    cohort: SubCohort,
-    judged: EvaluationImages,
-    folder: Path,
-    *,
-    training: SegmentationTraining,
-    bundles: Path,
-    enhance: bool,
-    made_by: Mapping[str, Any],
-    largest: int,
-    tracking_uri: str,
-) -> tuple[SegmentationResult, int, float | None]:
-    """The records of one run, kept or made, how many slices were added, and the validation Dice of nodules.
+    arm: Arm, cohort: SubCohort, experiment: SegmentationExperiment, *, largest: int
+) -> SegmentationRun:
+    """A run, kept or made.
 
     Args:
         arm: of the experiment.
         cohort: few patients.
-        judged: what is looked at.
-        folder: for records, synthetic sets and trainings.
-        training: the budget.
-        bundles: folder of the bundles.
-        enhance: send added composites through the CycleGAN.
-        made_by: what decides over the runs beside the arguments: weights and settings of the bundles.
+        experiment: what all runs share.
         largest: slices of the largest dose; the smaller ones are drawn of them.
-        tracking_uri: of the generated slices.
 
     Raises:
         InputError: when a bundle refuses what it gets.
     """
     added = arm.count(cohort.crops, categories=len(CATEGORIES))
-    pool = [_FORMAT, cohort.split_hash, cohort.seed, largest, dict(made_by)]
-    identity = _digest([*pool, judged.identity, asdict(arm), added, asdict(training)])
-    record = folder / "segmentation" / f"{cohort.name}-{arm.name}.json"
-    sidecar = record.with_suffix(".training.json")
-    if sidecar.is_file() and (kept := load_result(record, identity=identity)):
-        return kept, added, _validation(sidecar)
-    made = folder / arm.added / f"{cohort.name}-{_digest(pool)[:12]}"
-    datalist: Path | None = None
-    if added:
-        whole = _pool(arm, cohort, made, bundles=bundles, enhance=enhance, count=largest, tracking_uri=tracking_uri)
-        datalist = choose_entries(whole, added, seed=cohort.seed).absolute()
-    run = folder / "trainings" / f"{cohort.name}-{arm.name}"
-    shutil.rmtree(run, ignore_errors=True)
-    own = {"dataset_dir": str(cohort.folder.absolute()), "output_dir": str(run.absolute()), "seed": cohort.seed}
-    with _quiet():
-        train_bundle(bundles, "lung_seg", overrides={**training.overrides(arm, datalist), **own})
-    detector = open_bundle(
-        bundles, "lung_seg", component="detector", weights=run / "model.pt", overrides={"amp": training.amp}
+    pool = [_FORMAT, cohort.split_hash, cohort.seed, largest, dict(experiment.dependencies)]
+    identity = digest_of([*pool, experiment.images.identity, asdict(arm), added, asdict(experiment.training)])
+    store: RecordStore[SegmentationRun] = RecordStore(
+        folder=experiment.folder / "segmentation", to_json=asdict, from_json=_run_from_json
     )
-    outcome = SegmentationResult(
-        operating_point=float(detector.operating_point),
-        crops=evaluate_crops(judged.crops, detector, name=arm.name),
-        composites=evaluate_composites(judged.composites, detector, name=arm.name),
-    )
-    write_bytes(sidecar, (run / "model.json").read_bytes())
-    save_result(record, outcome, identity=identity)
-    shutil.rmtree(run)
-    return outcome, added, _validation(sidecar)
+
+    def run() -> SegmentationRun:
+        folder = experiment.folder / arm.added / f"{cohort.name}-{digest_of(pool)[:12]}"
+        datalist: Path | None = None
+        if added:
+            whole = _added_slices(arm, cohort, folder, experiment, count=largest)
+            datalist = _draw_entries(whole, added, seed=cohort.seed).absolute()
+        return _train_and_evaluate(arm, cohort, experiment, datalist, added=added)
+
+    return store.get(f"{cohort.name}-{arm.name}", run, identity=identity)
 
 
-def segmentation_table(outcome: SegmentationResult) -> Table:
-    """Hits and Dice of a run by patient, category and size; found is what one false positive a slice leaves."""
-    point = Froc(outcome.composites).threshold_at(1.0) if outcome.composites else 1.0
+def segmentation_table(result: SegmentationResult) -> PatientTable:
+    """Hits and Dice of a run by patient, category and size, at the threshold of one false positive per composite."""
+    point = Froc(result.composites).threshold_at(1.0) if result.composites else 1.0
     items: list[tuple[str, dict[str, float]]] = []
     groups: dict[str, list[str]] = {}
-    for kind, cases in (("off_centre", outcome.crops.off_centre), ("composites", outcome.composites)):
-        for target in (target for case in cases for target in case.targets):
-            groups[target.id] = _groups(target.category, target.diameter_mm)
-            hit = float(target.score is not None and target.score >= point)
-            items.append((target.patient, _counted(kind, groups[target.id], hit)))
-    for count in outcome.crops.pixels:
-        items.append((count.patient, _counted("dice", groups.get(count.nodule, ["all"]), count.dice)))
+    for kind, cases in (("off_centre", result.crops.off_centre), ("composites", result.composites)):
+        for nodule in (nodule for case in cases for nodule in case.nodules):
+            groups[nodule.id] = _groups(nodule.category, nodule.diameter_mm)
+            items.append((nodule.patient, _columns(kind, groups[nodule.id], float(nodule.is_found(point)))))
+    for count in result.crops.pixels:
+        items.append((count.patient, _columns("dice", groups.get(count.nodule, ["all"]), count.dice)))
     return share_table(items)
+
+
+def _train_and_evaluate(
+    arm: Arm, cohort: SubCohort, experiment: SegmentationExperiment, datalist: Path | None, *, added: int
+) -> SegmentationRun:
+    training, folder = experiment.training, experiment.folder / "trainings" / f"{cohort.name}-{arm.name}"
+    shutil.rmtree(folder, ignore_errors=True)
+    own = {"dataset_dir": str(cohort.folder.absolute()), "output_dir": str(folder.absolute()), "seed": cohort.seed}
+    with _quiet():
+        train_bundle(experiment.bundles, "lung_seg", overrides={**training.overrides(arm, datalist), **own})
+    opened = partial(
+        open_bundle,
+        experiment.bundles,
+        "lung_seg",
+        component="detector",
+        weights=folder / "model.pt",
+        overrides={"amp": training.amp},
+    )
+    method = Method(name=arm.name, title=arm.title, open=opened, identity="")
+    result = evaluate_detector(method, experiment.images, scans=False)
+    value = json.loads((folder / "model.json").read_text()).get("validation", {}).get("dice_nodule")
+    shutil.rmtree(folder)
+    return SegmentationRun(result=result, added=added, validation=None if value is None else float(value))
+
+
+def _run_from_json(content: Mapping[str, Any]) -> SegmentationRun:
+    return SegmentationRun(**{**content, "result": result_from_json(content["result"])})
 
 
 @contextmanager
@@ -194,30 +243,22 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _validation(sidecar: Path) -> float | None:
-    value = json.loads(sidecar.read_text()).get("validation", {}).get("dice_nodule")
-    return None if value is None else float(value)
-
-
 def _groups(category: str, diameter_mm: float) -> list[str]:
     sizes = [name for name, (low, high) in SIZES_MM.items() if low <= diameter_mm < high]
     return ["all", *([category] if category in CATEGORIES else []), *sizes]
 
 
-def _counted(kind: str, groups: list[str], value: float) -> dict[str, float]:
+def _columns(kind: str, groups: list[str], value: float) -> dict[str, float]:
     return {f"{kind}/{group}": value for group in groups} | {f"{kind}/{group}/n": 1.0 for group in groups}
 
 
-def _digest(known: object) -> str:
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+# Added slices
 
 
-def _pool(
-    arm: Arm, cohort: SubCohort, out: Path, *, bundles: Path, enhance: bool, count: int, tracking_uri: str
-) -> Path:
+def _added_slices(arm: Arm, cohort: SubCohort, out: Path, experiment: SegmentationExperiment, *, count: int) -> Path:
     """The data list of the slices from which an arm adds some, made once for all its doses."""
     if arm.added == "copied":
-        return paste_real(cohort.folder, out, count=count, seed=cohort.seed, bundles=bundles)
+        return _copy_paste(cohort, out, count=count, bundles=experiment.bundles)
     datalist = out / "datalist.json"
     if not datalist.is_file():
         # Nothing real, and not ranked: the feature network learnt from more patients than a sub-cohort has.
@@ -225,11 +266,65 @@ def _pool(
             out=out,
             count=count,
             seed=cohort.seed,
-            bundles=bundles,
+            bundles=experiment.bundles,
             cohort=cohort.folder,
             selection=SelectionConfig(strategy="none"),
             placement=PlacementConfig(groups=count, lungs=min(_LUNGS, count), real_share=0.0),
-            enhancement=EnhancementConfig(enabled=enhance),
+            enhancement=EnhancementConfig(enabled=experiment.enhance),
         )
-        generate(config, tracking_uri=tracking_uri)
+        generate(config, tracking_uri=experiment.tracking_uri)
     return datalist
+
+
+def _copy_paste(cohort: SubCohort, out: Path, *, count: int, bundles: Path) -> Path:
+    """Composites real nodules on real lungs of the few patients, or goes on with them; returns the data list."""
+    datalist = out / "datalist.json"
+    if datalist.is_file():
+        return datalist
+    library, training = AssetLibrary(out), Cohort.open(cohort.folder).split("training").nonempty()
+    _add_real_assets(library, training, seed=cohort.seed)
+    config = GenerateConfig(
+        out=out,
+        count=count,
+        seed=cohort.seed,
+        bundles=bundles,
+        cohort=cohort.folder,
+        placement=PlacementConfig(groups=count),
+    )
+    plan_catalogue(library, config, training)
+    entries = []
+    for recipe in tqdm(list(read_catalogue(config.catalogue_path)), desc="copy-paste", unit="slice", leave=False):
+        sample = render(recipe, library)
+        pair = {"image": f"images/{recipe.id}.nii.gz", "label": f"masks/{recipe.id}.nii.gz"}
+        note = f"composited: lungsynth {recipe.id}"
+        write_plane(out / pair["label"], sample.label, sample.affine, descrip=note)
+        write_plane(out / pair["image"], sample.image, sample.affine, descrip=note)
+        entries.append(pair)
+    write_json(datalist, {"training": entries})
+    return datalist
+
+
+def _add_real_assets(library: AssetLibrary, training: CohortSplit, *, seed: int) -> None:
+    for category in CATEGORIES:
+        for nodule in training.read_nodules(category, seed=seed):
+            library.add_nodule(nodule.hu, nodule.alpha, category=category, source="real", origin=nodule.origin)
+    lungs = list(training.read_lungs(seed=seed))
+    for lung in lungs:
+        library.add_lung(lung.hu, lung.mask, affine=lung.affine, source="real", origin=lung.origin)
+    if not lungs:
+        raise InputError(
+            f"{training.folder}: has no normal slice to composite nodules on. Give `lung_patients` at least 1, and a "
+            "cohort with scans beside crops."
+        )
+    library.save_table()
+
+
+def _draw_entries(datalist: Path, count: int, *, seed: int) -> Path:
+    """A data list of `count` of the samples, beside the whole one; fewer are the first of more."""
+    entries: Sequence[dict[str, str]] = json.loads(datalist.read_text())["training"]
+    if count > len(entries):
+        raise InputError(f"{datalist}: {count} samples are needed, it lists {len(entries)}. Remove it and run again.")
+    order = np.random.default_rng(seed).permutation(len(entries))[:count]
+    path = datalist.with_name(f"first_{count}.json")
+    write_json(path, {"training": [entries[index] for index in order]})
+    return path

@@ -19,31 +19,27 @@ from scipy import linalg, stats
 from scipy.spatial.distance import cdist
 
 from evaluation.cohort_subsets import open_subset
-from evaluation.features.data import read_feature_data
-from evaluation.features.training import make_features
-from evaluation.generation.baselines import baselines
-from evaluation.generation.by_group import asked_by_size, likeness_by_category
-from evaluation.generation.condition_fidelity import agreement, diameter_figures, texture_figures
-from evaluation.generation.ct_checks import compare_checks, measure_checks
-from evaluation.generation.measurements import nodule_measurements
+from evaluation.features import make_features, read_feature_data
+from evaluation.generation.condition_fidelity import agreement, diameter_figures, fidelity_by_size, texture_figures
+from evaluation.generation.ct_checks import compare_checks, measure_checks, nodule_measurements
 from evaluation.generation.methods import (
     GeneratedSamples,
-    GenerationMethod,
-    Requests,
+    SampleRequests,
+    baselines,
     find_generators,
-    known_generators,
+    generator_names,
 )
-from evaluation.generation.reference import matched_requests, read_reference
-from evaluation.generation.reference_distances import two_sample_rights
-from evaluation.generation.run import GenerationSettings, evaluate_generation
-from evaluation.generation.table_2_notes import _about_minutes
+from evaluation.generation.reference import MeasurementConfig, matched_requests, read_reference
+from evaluation.generation.reference_distances import distances_by_category, run_two_sample_tests
+from evaluation.generation.run import GenerationConfig, evaluate_generation
+from evaluation.generation.table import minutes_notes
+from evaluation.methods import Method, store_weights
 from evaluation.metrics.bootstrap import estimate
 from evaluation.metrics.c2st import balanced_accuracy, c2st_cnn, c2st_logistic
 from evaluation.metrics.fid_kid import frechet_distance, inception_score, kernel_distance, kernel_matrices
 from evaluation.metrics.manifold import compare_manifolds
 from evaluation.metrics.ms_ssim import ms_ssim, pair_similarity
 from evaluation.segmentation.figures import SIZES_MM
-from evaluation.stored_weights import store_weights
 from lungsynth.errors import InputError
 from lungsynth.similarity.copies import copy_threshold, find_copies
 from lungsynth.similarity.features import load_feature_network, open_features
@@ -76,13 +72,7 @@ def nodules(seed: int, count: int = 24, *, noise: float = 0.0) -> Samples:
     return Samples(hu=hu, mask=mask, categories=tuple(names), owners=owners, names=owners, spacing_mm=0.7)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evaluation.metrics.c2st._STEPS", 60)
-        for module in ("reference_distances", "figures"):
-            patch.setattr(f"evaluation.generation.{module}.RESAMPLES", 30)
-        yield
+QUICK = MeasurementConfig(resamples=10, c2st_steps=4, pairs=40)
 
 
 @pytest.fixture(scope="module")
@@ -207,8 +197,8 @@ def test_nobody_tells_equal_sets_and_everybody_tells_noise():
     real, same, noisy = nodules(1, 48), nodules(2, 48), nodules(2, 48, noise=150)
     ones = np.ones(48), np.ones(48)
     folds = owner_folds(real.owners, seed=0), owner_folds(same.owners, seed=0)
-    assert balanced_accuracy(c2st_cnn(real, noisy, folds, seed=0), *ones) > 0.9
-    assert 0.3 < balanced_accuracy(c2st_cnn(real, same, folds, seed=0), *ones) < 0.7
+    assert balanced_accuracy(c2st_cnn(real, noisy, folds, seed=0, steps=60), *ones) > 0.9
+    assert 0.3 < balanced_accuracy(c2st_cnn(real, same, folds, seed=0, steps=60), *ones) < 0.7
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(48, 4)), rng.normal(size=(48, 4))
     assert balanced_accuracy(c2st_logistic(x, y + 3, folds), *ones) > 0.9
@@ -222,7 +212,7 @@ def test_further_real_samples_teach_what_one_patient_cannot():
     folds = np.repeat([0, 1], 20), np.tile([0, 1], 20)
     known = np.concatenate([rng.normal((0, y), 1, (20, 2)) for y in (-4, -2, 0, 2, 4)])
     ones = np.ones(40), np.ones(40)
-    assert balanced_accuracy(c2st_logistic(real, made, folds, known=known), *ones) > 0.85
+    assert balanced_accuracy(c2st_logistic(real, made, folds, further_real=known), *ones) > 0.85
     assert balanced_accuracy(c2st_logistic(real, made, folds), *ones) < 0.8
 
 
@@ -296,7 +286,7 @@ def test_outlines_of_discs_are_round_and_an_empty_mask_measures_nothing():
     assert np.isnan(gone.distance(ones, ones))
 
 
-def test_asked_diameters_and_textures():
+def test_requested_diameters_and_textures():
     samples = nodules(14)
     asked = samples.diameter_mm + np.where(np.arange(24) < 6, 2.0, 1.0)
     figures = diameter_figures(samples, asked, seed=0)
@@ -380,33 +370,31 @@ def test_a_nodule_without_a_pixel_is_no_reference(cohort, tmp_path):
     assert (len(read_nodules(cohort, "test")), len(read_nodules(folder, "test"))) == (18, 17)
 
 
-def test_unequal_training_times_are_said_under_the_table(judged):
-    _, result, _ = judged
+def test_unequal_training_times_are_said_under_the_table(evaluated):
+    _, result, _ = evaluated
     assert "Not trained for equal times" not in result.markdown  # 20 minutes each
-    one, other = (
-        GenerationMethod(name=n, title=n, open=dict, identity=n, train_minutes=m) for n, m in (("a", 7), ("b", 45))
-    )
-    (text,) = _about_minutes([one, other, replace(one, title="c", train_minutes=None)])
+    one, other = (Method(name=n, title=n, open=dict, identity=n, train_minutes=m) for n, m in (("a", 7), ("b", 45)))
+    (text,) = minutes_notes([one, other, replace(one, title="c", train_minutes=None)])
     assert "in minutes: a 7, b 45." in text
-    assert not list(_about_minutes([one, replace(one, title="d", train_minutes=8.75)]))
+    assert not list(minutes_notes([one, replace(one, title="d", train_minutes=8.75)]))
 
 
 @pytest.mark.parametrize("kind", ["nodules", "lungs"])
 def test_the_own_method_at_the_others_budget_is_a_line(kind, cohort, tmp_path):
     bundles, part = ROOT / "bundles", open_subset(cohort)
-    assert known_generators(bundles)[-2:] == ["w_capsulegan_equal", "w_capsulegan"]
+    assert generator_names(bundles)[-2:] == ["w_capsulegan_equal", "w_capsulegan"]
     own = {"nodules": "model.pt", "lungs": "model_lung.pt"}[kind]
     stored = tmp_path / f"{kind}_w_capsulegan_equal.pt"
     assert store_weights(bundles / "wcapsgan_bundle" / "models" / own, stored) == stored.stat().st_size < 3_000_000
     assert json.loads(stored.with_suffix(".json").read_text())["stored"] == "half precision"
     line, shipped = (
-        find_generators(kind, part, bundles, tmp_path, wanted=[name])[0][0]
+        find_generators(kind, part, bundles, tmp_path, requested=[name])[0][0]
         for name in ("w_capsulegan_equal", "w_capsulegan")
     )
     assert line.title == "W-CapsuleGAN, same budget"
     assert line.parameters == shipped.parameters
     category = {"nodules": "solid", "lungs": "normal"}[kind]
-    requests = Requests(seeds=(1,), categories=(category,), diameters_mm=(9.0 if kind == "nodules" else None,))
+    requests = SampleRequests(seeds=(1,), categories=(category,), diameters_mm=(9.0 if kind == "nodules" else None,))
     one, other = (each.open()(requests).samples.hu[0].astype(float) for each in (line, shipped))
     assert np.abs(one - other).mean() < 2
 
@@ -423,30 +411,35 @@ def test_weights_are_copied_as_they_are_below_three_megabytes(tmp_path):
 def test_methods_are_configs_with_weights(cohort, tmp_path):
     bundles, weights = write_generator_bundle(tmp_path, "named")
     part = open_subset(cohort)
-    assert known_generators(bundles) == ["gan", "dcgan", "wgan", "w_capsulegan"]
+    assert generator_names(bundles) == ["gan", "dcgan", "wgan", "w_capsulegan"]
     found, left_out = find_generators("nodules", part, bundles, weights)
     assert [each.name for each in found] == ["gan", "dcgan", "w_capsulegan"]
     assert set(left_out) == {"wgan", "biggan", "capsulenets", "w_capsulegan_equal"}
     with pytest.raises(InputError, match="unknown"):
-        find_generators("nodules", part, bundles, weights, wanted=["stylegan"])
+        find_generators("nodules", part, bundles, weights, requested=["stylegan"])
     with pytest.raises(InputError, match="wgan"):
-        find_generators("nodules", part, bundles, weights, wanted=["wgan"])
+        find_generators("nodules", part, bundles, weights, requested=["wgan"])
 
 
 # by category and by size
 
 
-def test_rare_categories_have_distances_of_their_own(cohort, monkeypatch):
-    reference = read_reference(open_subset(cohort), "nodules", open_features("domain", "nodules"), seed=0)
+def test_rare_categories_have_distances_of_their_own(cohort):
+    reference = read_reference(
+        open_subset(cohort), "nodules", open_features("domain", "nodules"), seed=0, measurement=QUICK
+    )
     assert reference.held_out.categories.count("solid") == 6
     matched = baselines(reference.training, "toy")[0].open()(matched_requests(reference)).samples
     shown, vectors = on_uniform_lung(matched), reference.features(on_uniform_lung(matched).hu)
-    rights = two_sample_rights(matched, vectors, reference)
-    assert likeness_by_category(shown, vectors, rights, reference) == {}  # six are too few
-    monkeypatch.setattr("evaluation.generation.by_group.FEWEST", 6)
-    assert likeness_by_category(shown, vectors, rights, reference) == {}  # so are six patients
-    monkeypatch.setattr("evaluation.generation.by_group.FEWEST_PATIENTS", 6)
-    groups = likeness_by_category(shown, vectors, rights, reference)
+    tests = run_two_sample_tests(matched, vectors, reference)
+
+    def groups_with(**limits):
+        effort = replace(QUICK, **limits)
+        return distances_by_category(shown, vectors, tests, replace(reference, measurement=effort))
+
+    assert groups_with() == {}  # six samples are too few
+    assert groups_with(min_group_samples=6) == {}  # so are six patients
+    groups = groups_with(min_group_samples=6, min_group_patients=6)
     assert set(groups) == set(CATEGORIES)
     solid = groups["solid"]
     assert set(solid) == {"fid", "kid", "c2st", "c2st_features", "c2st_patch"}
@@ -455,50 +448,55 @@ def test_rare_categories_have_distances_of_their_own(cohort, monkeypatch):
     assert solid["fid"].value == pytest.approx(expected)
     assert (solid["fid"].n, solid["c2st"].n, solid["fid"].patients) == (6, 12, 6)
     assert solid["fid"].low <= solid["fid"].value <= solid["fid"].high
-    right = rights["c2st"]
+    right = tests["c2st"]
     assert solid["c2st"].value == pytest.approx((right[0][real].mean() + right[1][made].mean()) / 2)
 
 
-def test_diameters_are_judged_by_the_size_that_was_asked_for():
+def test_diameters_are_evaluated_by_the_requested_size():
     samples = nodules(1, 24)
     samples = replace(samples, owners=samples.names)
     asked = np.where(samples.diameter_mm > 10, samples.diameter_mm + 3.0, samples.diameter_mm)
-    drawn = GeneratedSamples(samples=samples, asked_mm=asked)
-    groups = asked_by_size((drawn, drawn), seed=0)
+    drawn = GeneratedSamples(samples=samples, requested_mm=asked)
+    groups = fidelity_by_size((drawn, drawn), seed=0)
     assert list(groups) == [name for name in SIZES_MM if name in groups]
     assert groups["6-10 mm"]["diameter_within"].value == 1
     assert groups["10-20 mm"]["diameter_within"].value == 0
     assert groups["10-20 mm"]["diameter_bias_mm"].value == pytest.approx(-3)
     assert sum(group["diameter_within"].n for group in groups.values()) == 2 * len(samples)
-    assert asked_by_size((GeneratedSamples(samples=samples),), seed=0) == {}
+    assert fidelity_by_size((GeneratedSamples(samples=samples),), seed=0) == {}
 
 
 # the table
 
 
 @pytest.fixture(scope="module")
-def judged(cohort, tmp_path_factory):
+def evaluated(cohort, tmp_path_factory):
     folder = tmp_path_factory.mktemp("table_2")
     bundles, weights = write_generator_bundle(folder, "table")
-    settings = GenerationSettings(
-        kind="nodules", cohort=cohort, out=folder / "out", bundles=bundles, weights=weights, count=4
+    settings = GenerationConfig(
+        kind="nodules",
+        cohort=cohort,
+        out=folder / "out",
+        bundles=bundles,
+        weights=weights,
+        count=4,
+        measurement=QUICK,
     )
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     return settings, evaluate_generation(settings, tracking_uri=uri), uri
 
 
-def test_what_the_memoriser_hands_out_does_not_depend_on_the_process():
+def test_what_the_memoriser_returns_does_not_depend_on_the_process():
     program = """
 import numpy as np
-from evaluation.generation.methods import Requests
+from evaluation.generation.methods import SampleRequests, baselines
 from lungsynth.similarity.samples import Samples
-from evaluation.generation.baselines import baselines
 
 names = tuple(str(i) for i in range(30))
 categories = tuple(("ground_glass", "part_solid", "solid")[i % 3] for i in range(30))
 hu = np.zeros((30, 8, 8), np.int16)
 training = Samples(hu=hu, mask=hu.astype(np.float16), categories=categories, owners=names, names=names, spacing_mm=0.7)
-requests = Requests(seeds=(1,) * 6, categories=categories[:6], diameters_mm=(None,) * 6)
+requests = SampleRequests(seeds=(1,) * 6, categories=categories[:6], diameters_mm=(None,) * 6)
 print(baselines(training, "toy")[0].open()(requests).samples.names)
 """
     handed_out = {
@@ -514,8 +512,8 @@ print(baselines(training, "toy")[0].open()(requests).samples.names)
     assert len(handed_out) == 1
 
 
-def test_table_2_has_its_keys_and_the_memoriser_is_all_copies(judged):
-    settings, result, _ = judged
+def test_table_2_has_its_keys_and_the_memoriser_is_all_copies(evaluated):
+    settings, result, _ = evaluated
     table = json.loads((settings.out / "table_2.json").read_text())
     rows = {row["method"]: row for row in table["rows"]}
     assert list(rows) == ["memoriser", "average", "dcgan", "w_capsulegan"]
@@ -526,7 +524,7 @@ def test_table_2_has_its_keys_and_the_memoriser_is_all_copies(judged):
     assert rows["w_capsulegan"]["diameter_within"] == 1  # the toy's discs are as asked
     assert rows["w_capsulegan"]["paper"]["inception_score"] == 7.9
     assert rows["w_capsulegan"]["by_size"]["6-10 mm"]["diameter_within"]["value"] == 1
-    assert "## By the diameter asked for" in result.markdown
+    assert "## By requested diameter" in result.markdown
     assert rows["dcgan"]["fid"] == rows["w_capsulegan"]["fid"]  # the same sampler, the same seeds
     assert "no memory left" in table["left_out"]["gan"]
     assert "7.9" in result.markdown.replace("7.90", "7.9")
@@ -534,23 +532,25 @@ def test_table_2_has_its_keys_and_the_memoriser_is_all_copies(judged):
         assert (settings.out / name).is_file()
 
 
-def test_a_second_evaluation_goes_on_from_the_first_and_says_the_same(judged, monkeypatch):
-    settings, first, uri = judged
-    monkeypatch.setattr("evaluation.generation.results.measure_generator", None)
-    monkeypatch.setattr("evaluation.generation.results._draw", None)
-    again = evaluate_generation(replace(settings, methods=("dcgan", "w_capsulegan")), tracking_uri=uri)
+def test_a_second_evaluation_goes_on_from_the_first_and_says_the_same(evaluated, caplog):
+    config, first, uri = evaluated
+    with caplog.at_level(logging.INFO, logger="evaluation"):
+        again = evaluate_generation(replace(config, methods=("dcgan", "w_capsulegan")), tracking_uri=uri)
+    kept = [record.message.partition(":")[0] for record in caplog.records if "taken from" in record.message]
+    names = ("memoriser", "average", "dcgan", "w_capsulegan")
+    assert sorted(kept) == sorted([*names, *names]), "samples and figures of each"
     assert again.table["rows"] == first.table["rows"]
 
 
-def test_lungs_and_refusals(judged, cohort, tmp_path, capsys, caplog):
-    settings, _, uri = judged
+def test_lungs_and_refusals(evaluated, cohort, tmp_path, capsys, caplog):
+    settings, _, uri = evaluated
     lungs = replace(settings, kind="lungs", out=tmp_path / "lungs", methods=("w_capsulegan",), count=3)
     table = evaluate_generation(lungs, tracking_uri=uri).table
     assert [row["method"] for row in table["rows"]] == ["memoriser", "average", "w_capsulegan"]
     assert (table["n"], table["n_patients"]) == (12, 6)
-    with pytest.raises(InputError, match="held-out"):
+    with pytest.raises(InputError, match="`require_held_out`"):
         evaluate_generation(replace(lungs, require_held_out=True), tracking_uri=uri)
-    with pytest.raises(InputError, match="--count"):
+    with pytest.raises(InputError, match="`count`"):
         replace(lungs, count=0)
     main = runpy.run_path(str(ROOT / "scripts" / "evaluate.py"))["main"]
     caplog.set_level(logging.ERROR)

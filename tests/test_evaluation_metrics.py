@@ -1,4 +1,4 @@
-"""Laws of the judge's measures: who hits what, FROC, pixels, and intervals over patients."""
+"""Laws of the metrics: who hits what, FROC, pixels, and intervals over patients."""
 
 from dataclasses import replace
 
@@ -24,8 +24,8 @@ def candidates(*rows) -> np.ndarray:
     return np.array(rows, np.float64).reshape(-1, 5)
 
 
-def case(scores=(), alarms=(), *, patient="a", owner=None) -> Case:
-    targets = tuple(
+def case(scores=(), false=(), *, patient="a", owner=None) -> Case:
+    nodules = tuple(
         ReferenceNodule(
             id=str(index),
             patient=owner or patient,
@@ -38,10 +38,12 @@ def case(scores=(), alarms=(), *, patient="a", owner=None) -> Case:
         )
         for index, score in enumerate(scores)
     )
-    found = tuple(
-        FalsePositive(centre=(0, 0, 0), diameter_mm=4, probability=p, nearest_mm=None) for p in sorted(alarms)[::-1]
+    false_positives = tuple(
+        FalsePositive(centre=(0, 0, 0), diameter_mm=4, probability=p, nearest_mm=None) for p in sorted(false)[::-1]
     )
-    return Case(id="x", patient=patient, slices=1, seconds=1.0, marked=0, targets=targets, alarms=found)
+    return Case(
+        id="x", patient=patient, slices=1, seconds=1.0, marked=0, nodules=nodules, false_positives=false_positives
+    )
 
 
 # Matching
@@ -77,7 +79,7 @@ def test_the_most_probable_hit_counts_and_no_further_hit_is_an_alarm():
 
 def test_what_does_not_count_is_neither_found_nor_false():
     found = candidates((5, 20, 20, 9, 0.4), (5, 90, 20, 9, 0.3))
-    targets, alarms = match(found, [lesion(counts=False)], spacing_mm=SPACING, on_finding=np.array([False, True]))
+    targets, alarms = match(found, [lesion(counts=False)], spacing_mm=SPACING, ignored=np.array([False, True]))
     assert not targets
     assert not alarms
 
@@ -95,10 +97,10 @@ def test_nothing_found_and_nothing_there():
 def test_froc_of_a_small_example_by_hand():
     froc = Froc([case([0.9, None], [0.8]), case([0.5], [0.7, 0.2], patient="b")])
     assert froc.sensitivity(0.5) == pytest.approx(2 / 3)
-    assert froc.alarm_rate(0.5) == 1.0
-    assert froc.at_rates([0.25, 0.5, 1.0, 1.5]).tolist() == pytest.approx([1 / 3, 1 / 3, 2 / 3, 2 / 3])
+    assert froc.false_positives(0.5) == 1.0
+    assert froc.sensitivity_at([0.25, 0.5, 1.0, 1.5]).tolist() == pytest.approx([1 / 3, 1 / 3, 2 / 3, 2 / 3])
     assert froc.threshold_at(0.5) == pytest.approx(0.7)
-    assert froc.alarm_rate(froc.threshold_at(0.5)) <= 0.5
+    assert froc.false_positives(froc.threshold_at(0.5)) <= 0.5
     rates, found = froc.curve()
     assert (rates[-1], found[-1]) == (1.5, pytest.approx(2 / 3))
     assert (np.diff(rates) >= 0).all()
@@ -107,13 +109,13 @@ def test_froc_of_a_small_example_by_hand():
 def test_no_threshold_is_left_where_the_surest_alarms_are_too_many():
     froc = Froc([case([1.0], [1.0, 1.0])])
     assert froc.threshold_at(1.0) > 1
-    assert froc.alarm_rate(froc.threshold_at(1.0)) == 0
+    assert froc.false_positives(froc.threshold_at(1.0)) == 0
     assert froc.threshold_at(2.0) == 0.0
 
 
 def test_equal_scores_come_all_together():
     froc = Froc([case([0.5], [0.5, 0.5])])
-    assert froc.at_rates([1.0, 2.0]).tolist() == [0.0, 1.0]
+    assert froc.sensitivity_at([1.0, 2.0]).tolist() == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -124,29 +126,29 @@ def test_cpm_of_perfection_of_nothing_and_of_one_alarm_above(scores, alarms, cpm
     assert len(CPM_RATES) == 7
 
 
-def test_at_rates_is_the_best_threshold_that_keeps_to_the_rate():
+def test_sensitivity_at_a_rate_is_the_best_threshold_that_keeps_to_the_rate():
     rng = np.random.default_rng(0)
     cases = [
         case(rng.random(2).round(1), rng.random(4).round(1), patient=str(index % 3), owner=f"o{index % 4}")
         for index in range(12)
     ]
     froc, levels = Froc(cases), np.linspace(0, 1.1, 111)
-    for rate, found in zip(CPM_RATES, froc.at_rates(CPM_RATES), strict=True):
-        best = max(froc.sensitivity(level) for level in levels if froc.alarm_rate(level) <= rate)
+    for rate, found in zip(CPM_RATES, froc.sensitivity_at(CPM_RATES), strict=True):
+        best = max(froc.sensitivity(level) for level in levels if froc.false_positives(level) <= rate)
         assert found == pytest.approx(best)
 
 
 def test_a_weight_of_two_is_a_patient_there_twice():
     one, two = case([0.9, None], [0.8]), case([0.5], [0.7, 0.2], patient="b")
-    weighted = Froc([one, two]).at_rates(CPM_RATES, np.array([1.0, 2.0]))
-    assert weighted.tolist() == Froc([one, two, two]).at_rates(CPM_RATES).tolist()
+    weighted = Froc([one, two]).sensitivity_at(CPM_RATES, np.array([1.0, 2.0]))
+    assert weighted.tolist() == Froc([one, two, two]).sensitivity_at(CPM_RATES).tolist()
 
 
 def test_lesions_of_composites_are_drawn_by_their_own_patients():
     cases = [case([0.9], [0.6], patient="lung", owner=f"n{index}") for index in range(5)]
     found = Froc(cases).estimates(0.5, seed=0)
-    assert (found["sensitivity"].patients, found["alarms"].patients) == (5, 1)
-    assert found["alarms"].low == found["alarms"].high == 1.0
+    assert (found["sensitivity"].patients, found["false_positives"].patients) == (5, 1)
+    assert found["false_positives"].low == found["false_positives"].high == 1.0
 
 
 # Intervals
@@ -176,7 +178,7 @@ def test_one_patient_has_no_interval_and_none_no_figure():
 
 
 def test_a_patient_in_two_groups_is_refused():
-    with pytest.raises(InputError, match="some stand in two"):
+    with pytest.raises(InputError, match="some are in two"):
         estimate([["a"], ["a"]], lambda weights: [0.0], n=[1], seed=0)
 
 

@@ -13,10 +13,11 @@ from monai.bundle import ConfigWorkflow
 from scipy import ndimage
 
 from evaluation.cohort_subsets import Subset
-from evaluation.composed_slices.compose import PARTS, ComposedSliceConfig, compose_slices
-from evaluation.generation import stages
-from evaluation.generation.methods import Requests
+from evaluation.composed_slices import COHORT_SPLITS, ComposedSliceConfig, compose_slices
+from evaluation.generation.methods import SampleRequests
+from evaluation.generation.pipeline_slices import find_pipeline
 from lungsynth.bundles import open_bundle
+from lungsynth.cohort.reader import Cohort
 from lungsynth.cohort.slices import lung_on_grid, slice_on_grid
 from lungsynth.ct.write import read_plane
 from lungsynth.errors import InputError
@@ -99,10 +100,10 @@ def test_a_cohort_without_lungs_gives_no_slices(settings, tmp_path):
     for name in ("nodules", "lungs", "enhancement", "cohort"):
         (tmp_path / f"{name}.json").write_bytes((settings.cohort / f"{name}.json").read_bytes())
     (tmp_path / "nodules").symlink_to(settings.cohort / "nodules")
-    (tmp_path / "lungs.json").write_text(json.dumps({part: [] for part in PARTS}))
+    (tmp_path / "lungs.json").write_text(json.dumps({part: [] for part in COHORT_SPLITS}))
     with pytest.raises(InputError, match="gives no slice"):
         compose_slices(replace(settings, cohort=tmp_path, out=tmp_path / "out"))
-    with pytest.raises(InputError, match="--held-out"):
+    with pytest.raises(InputError, match="`held_out`"):
         replace(settings, held_out=0)
 
 
@@ -160,14 +161,12 @@ def test_the_bundle_learns_and_makes_slices_in_one_piece(settings, tmp_path):
     assert not made["diameter_mm"].any()
 
 
-def test_the_two_stages_show_the_same_composites_before_and_after(bundles, cohort, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "PLANNED", 30)
-    facts = {"folder": cohort, "part": "test", "split_hash": "ab" * 32, "settings": {}, "sources": ()}
-    part = Subset(**facts, identity="toy", nodules=(), series=(), lungs=())
-    found, missing = stages.find_stages(part, bundles, tmp_path, seed=3)
+def test_the_two_stages_show_the_same_composites_before_and_after(bundles, cohort, tmp_path):
+    subset = Subset(patients=Cohort.open(cohort).split("test"))
+    found, missing = find_pipeline(subset, bundles, tmp_path, seed=3, size=30)
     assert ([each.name for each in found], missing) == (["first_stage", "two_stage"], {})
     assert found[0].identity != found[1].identity
-    requests = Requests(seeds=tuple(range(6)), categories=CATEGORIES * 2, diameters_mm=(None,) * 6)
+    requests = SampleRequests(seeds=tuple(range(6)), categories=CATEGORIES * 2, diameters_mm=(None,) * 6)
     before, after = (each.open() for each in found)
     first, second = before(requests).samples, after(requests).samples
     assert first.hu.shape == (6, 256, 256)
@@ -177,13 +176,13 @@ def test_the_two_stages_show_the_same_composites_before_and_after(bundles, cohor
     assert 0.8 < change[first.mask > 0].mean() < 1
     others = before(requests).samples
     assert all(not np.array_equal(hu, seen) for hu in others.hu for seen in first.hu), "each is shown once"
-    with pytest.raises(InputError, match="more are asked for"):
+    with pytest.raises(InputError, match="more are requested"):
         before(replace(requests, seeds=tuple(range(30)), categories=CATEGORIES * 10, diameters_mm=(None,) * 30))
     edit_config(bundles, "lung_seg", "detector", operating_point=0.4)
-    edited, _ = stages.find_stages(part, bundles, tmp_path, seed=3)
+    edited, _ = find_pipeline(subset, bundles, tmp_path, seed=3, size=30)
     assert [each.identity == was.identity for each, was in zip(edited, found, strict=True)] == [True, False]
     (bundles / "cyclegan_bundle" / "models" / "model.pt").rename(tmp_path / "away.pt")
-    found, missing = stages.find_stages(part, bundles, tmp_path, seed=3)
+    found, missing = find_pipeline(subset, bundles, tmp_path, seed=3, size=30)
     (tmp_path / "away.pt").rename(bundles / "cyclegan_bundle" / "models" / "model.pt")
     assert [each.name for each in found] == ["first_stage"]
     assert "cyclegan" in missing["two_stage"]

@@ -1,7 +1,7 @@
 """Laws of the utility experiment: whose data train, what is added, and when a difference is one."""
 
 import json
-import runpy
+import logging
 import shutil
 from pathlib import Path
 
@@ -13,16 +13,27 @@ from utility_toys import small_settings, write_bundles, write_cohort
 
 from evaluation.cohort_subsets import open_subset
 from evaluation.metrics.bootstrap import Estimate
-from evaluation.utility import classification, segmentation
 from evaluation.utility.arms import REAL, Arm, classifier_arms, segmentation_arms
-from evaluation.utility.classifier import TrainingSettings, balanced_accuracy, mean_hu_rule, train_classifier
+from evaluation.utility.classification import (
+    ClassifierTraining,
+    balanced_accuracy,
+    mean_hu_rule,
+    train_classifier,
+)
 from evaluation.utility.estimates import compare, share_table
-from evaluation.utility.patches import Examples, copied, generated, held_out, joined, read_examples
-from evaluation.utility.report import ArmResult, chosen_line, sentences
-from evaluation.utility.run import evaluate_utility
-from evaluation.utility.settings import UtilitySettings
+from evaluation.utility.patches import (
+    NoduleExamples,
+    copy_examples,
+    generate_examples,
+    join_examples,
+    read_examples,
+    read_held_out,
+)
+from evaluation.utility.report import ArmResult, best_dose, sentences
+from evaluation.utility.run import UtilityConfig, evaluate_utility
 from evaluation.utility.subcohort import CATEGORIES, choose_patients, make_subcohort
 from lungsynth.bundles import open_bundle, train_bundle
+from lungsynth.cohort.reader import Cohort
 from lungsynth.errors import InputError
 from lungsynth.placement.catalogue import read_catalogue
 
@@ -40,8 +51,8 @@ def bundles(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def judged(cohort, bundles, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("judged")
+def evaluated(cohort, bundles, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluated")
     settings = small_settings(cohort, folder / "out", bundles)
     return settings, evaluate_utility(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
 
@@ -62,7 +73,7 @@ def test_few_patients_have_each_category_and_more_begin_with_them():
     assert choose_patients(entries(known), 5, seed=1) == chosen[:5]
     assert choose_patients(entries(known), 12, seed=2) != chosen
     for count in (1, 23):
-        with pytest.raises(InputError, match=r"--patients: \d+ training patients"):
+        with pytest.raises(InputError, match=r"`patients`: \d+ training patients"):
             choose_patients(entries(known), count, seed=1)
 
 
@@ -77,17 +88,14 @@ def test_a_subcohort_knows_no_other_training_patient(cohort, tmp_path):
         }
         owners[name] = {entry["patient_id"] for entry in own["training"]}
     assert owners["nodules"] == chosen
-    lenders = (owners["segmentation"] | owners["lungs"]) - chosen
-    assert len(lenders) <= 1
+    donors = (owners["segmentation"] | owners["lungs"]) - chosen
+    assert len(donors) <= 1
     assert made.lung_slices > 0
     series = pd.read_csv(made.folder / "series.csv")
-    assert set(series[series["split"] == "training"]["patient_id"]) == chosen | lenders
+    assert set(series[series["split"] == "training"]["patient_id"]) == chosen | donors
     assert set(series["split"]) == {"training", "validation", "test"}
     assert made.split_hash != json.loads((cohort / "cohort.json").read_text())["split_hash"]
-    assert open_subset(made.folder).nodules == tuple(
-        nodule.__class__(**{**vars(nodule), "patch": nodule.patch and made.folder / nodule.patch.relative_to(cohort)})
-        for nodule in open_subset(cohort).nodules
-    )
+    assert open_subset(made.folder).nodules == open_subset(cohort).nodules
 
 
 def test_a_subcohort_made_again_is_the_same(cohort, tmp_path):
@@ -115,39 +123,39 @@ def test_every_generated_dose_of_the_classifier_has_its_copies():
 
 def test_fewer_generated_samples_are_the_first_of_more(bundles):
     sampler = open_bundle(bundles, "wcapsgan")
-    few, many = (generated(sampler, [count] * 3, seed=4) for count in (2, 5))
+    few, many = (generate_examples(sampler, [count] * 3, seed=4) for count in (2, 5))
     for index, (some, more) in enumerate(zip(few, many, strict=True)):
         assert np.array_equal(some.hu, more.hu[:2])
         assert (more.category == index).all()
-    assert not np.array_equal(generated(sampler, [2] * 3, seed=5)[0].hu, few[0].hu)
+    assert not np.array_equal(generate_examples(sampler, [2] * 3, seed=5)[0].hu, few[0].hu)
     sampler.categories = ("solid",)
     with pytest.raises(InputError, match="lacks the categories"):
-        generated(sampler, [1] * 3, seed=0)
+        generate_examples(sampler, [1] * 3, seed=0)
 
 
 def test_copies_are_nodules_of_their_category_turned_and_scaled(cohort):
-    real = read_examples(cohort, json.loads((cohort / "nodules.json").read_text())["training"])
-    for index, pool in enumerate(copied(real, [3] * 3, seed=0)):
+    real = read_examples(cohort, Cohort.open(cohort).split("training").nodules())
+    for index, pool in enumerate(copy_examples(real, [3] * 3, seed=0)):
         own = real.take(np.flatnonzero(real.category == index).tolist())
         areas = (own.alpha >= 0.5).sum(axis=(1, 2))
         assert (pool.category == index).all()
         for hu, alpha in zip(pool.hu, pool.alpha, strict=True):
             assert 0.75 * areas.min() <= alpha.sum() <= 1.3 * areas.max()
             assert own.hu.min() <= hu.min() <= hu.max() <= own.hu.max()
-    few, many = (copied(real, [count] * 3, seed=0)[0] for count in (1, 3))
+    few, many = (copy_examples(real, [count] * 3, seed=0)[0] for count in (1, 3))
     assert np.array_equal(few.hu, many.hu[:1])
 
 
 def test_the_slices_of_a_nodule_count_as_one(cohort):
-    listed = json.loads((cohort / "nodules.json").read_text())["training"]
-    rated = [entry for entry in listed if entry["category"] in CATEGORIES]
+    listed = Cohort.open(cohort).split("training").nodules()
+    rated = [entry for entry in listed if entry.category in CATEGORIES]
     assert read_examples(cohort, listed).weight.sum() == pytest.approx(len(rated))
 
 
 # The classifier
 
 
-def discs(levels: list[int], each: int, *, seed: int = 0) -> Examples:
+def discs(levels: list[int], each: int, *, seed: int = 0) -> NoduleExamples:
     """Discs of one HU level a category, with noise."""
     rng = np.random.default_rng(seed)
     axis = np.arange(64) - 31.5
@@ -155,14 +163,14 @@ def discs(levels: list[int], each: int, *, seed: int = 0) -> Examples:
     category = np.repeat(np.arange(3), each)
     hu = np.where(mask, np.array(levels)[category][:, None, None] + rng.integers(-20, 20, (3 * each, 64, 64)), -850)
     alpha = np.broadcast_to(mask, hu.shape).astype(np.float64)
-    return Examples(hu=hu.astype(np.int16), alpha=alpha, category=category, weight=np.ones(3 * each))
+    return NoduleExamples(hu=hu.astype(np.int16), alpha=alpha, category=category, weight=np.ones(3 * each))
 
 
 def test_the_classifier_learns_what_is_easy_and_repeats_with_its_seed():
     levels = [-600, -250, 40]
     train, other = discs(levels, 8), discs(levels, 5, seed=1)
-    settings = TrainingSettings(steps=100, validations=4)
-    first, again = (train_classifier(train, other, other, seed=3, settings=settings) for _ in range(2))
+    settings = ClassifierTraining(steps=100, validations=4)
+    first, again = (train_classifier(train, other, other, seed=3, training=settings) for _ in range(2))
     assert np.array_equal(first.probabilities, again.probabilities)
     assert first.validation == balanced_accuracy(first.probabilities.argmax(axis=1), other.category) == 1.0
     assert balanced_accuracy(mean_hu_rule(train, other).argmax(axis=1), other.category) == 1.0
@@ -171,7 +179,7 @@ def test_the_classifier_learns_what_is_easy_and_repeats_with_its_seed():
 
 def test_no_examples_are_refused():
     with pytest.raises(InputError, match="needs examples, got none"):
-        joined([])
+        join_examples([])
 
 
 # Figures
@@ -220,7 +228,7 @@ def test_the_dose_is_chosen_by_validation_and_a_difference_needs_its_interval():
     alone = Arm(name="only", title="nothing real", added="generated", dose=1, real=False)
     copy = Arm(name="c1", title="1x copied", added="copied", dose=1)
     lines = [line(one, 0.7, -0.01, 0.2), line(ten, 0.6, 0.1, 0.3), line(alone, 0.9, 0, 1), line(copy, 0.5, -0.3, -0.1)]
-    assert chosen_line(lines).arm == one
+    assert best_dose(lines).arm == one
     (said,) = sentences(lines)
     assert "1x generated (chosen on validation data) makes no difference that this test can see" in said
     assert "1x copied harms: -0.200" in said
@@ -231,10 +239,10 @@ def test_the_dose_is_chosen_by_validation_and_a_difference_needs_its_interval():
 # The whole
 
 
-def test_the_whole_experiment_and_its_report(judged):
-    settings, result = judged
+def test_the_whole_experiment_and_its_report(evaluated):
+    settings, result = evaluated
     content = json.loads((settings.out / "utility.json").read_text())
-    assert content == json.loads(json.dumps(result.content))
+    assert content == json.loads(json.dumps(result.table))
     arms = {name: [row["arm"] for row in content[name]] for name in ("classification", "segmentation")}
     assert arms["classification"][:2] == ["mean_hu", "real"]
     assert {"generated_x1", "copied_x1", "generated_2", "only_generated_2"} <= set(arms["classification"])
@@ -254,23 +262,22 @@ def test_the_whole_experiment_and_its_report(judged):
     assert (settings.out / "utility.png").stat().st_size > 1000
 
 
-def test_a_run_that_stands_is_not_done_again(judged, monkeypatch, tmp_path):
-    settings, result = judged
+def test_a_finished_run_is_not_done_again(evaluated, caplog, tmp_path):
+    config, result = evaluated
+    runs = sum(len(row["seeds"]) for name in config.experiments for row in result.table[name])
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    with caplog.at_level(logging.INFO, logger="evaluation"):
+        again = evaluate_utility(config, tracking_uri=uri)
+        assert again.markdown == result.markdown
+        assert sum("taken from" in record.message for record in caplog.records) == runs
+        caplog.clear()
+        longer = {"steps": config.steps + 1, "seeds": 1, "experiments": ("classification",)}
+        evaluate_utility(UtilityConfig(**{**vars(config), **longer}), tracking_uri=uri)
+    assert not [record for record in caplog.records if "taken from" in record.message], "trained for longer"
 
-    def never(*args, **kwargs):
-        raise AssertionError("trained again")
 
-    monkeypatch.setattr(classification, "train_classifier", never)
-    monkeypatch.setattr(segmentation, "train_bundle", never)
-    again = evaluate_utility(settings, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
-    assert again.markdown == result.markdown
-    changed = UtilitySettings(**{**vars(settings), "steps": settings.steps + 1})
-    with pytest.raises(AssertionError, match="trained again"):
-        evaluate_utility(changed, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
-
-
-def test_a_generator_of_the_few_patients_is_taken_and_known(judged, bundles, tmp_path):
-    settings, _ = judged
+def test_a_generator_of_the_few_patients_is_taken_and_known(evaluated, bundles, tmp_path):
+    settings, _ = evaluated
     generators = tmp_path / "generators"
     generators.mkdir()
     made = json.loads((settings.out / "utility.json").read_text())["cohorts"][0]
@@ -279,8 +286,8 @@ def test_a_generator_of_the_few_patients_is_taken_and_known(judged, bundles, tmp
     (generators / f"{made['name']}.json").write_text(json.dumps({**sidecar, "split_hash": made["split_hash"]}))
     one = {"experiments": ("classification",), "seeds": 1, "generators": generators, "out": tmp_path / "out"}
     content = evaluate_utility(
-        UtilitySettings(**{**vars(settings), **one}), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db"
-    ).content
+        UtilityConfig(**{**vars(settings), **one}), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db"
+    ).table
     known = {row["arm"]: row["own_generator"] for row in content["classification"]}
     assert known["generated_x1"] is True
     assert known["real"] is known["copied_x1"] is None
@@ -290,9 +297,9 @@ def test_a_generator_of_the_few_patients_is_taken_and_known(judged, bundles, tmp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": 0}, "--seeds must be at least 1"),
-        ({"doses": (-1,)}, "--doses.*must not be negative"),
-        ({"experiments": ("magic",)}, "--experiments.*unknown"),
+        ({"seeds": 0}, "`seeds` must be at least 1"),
+        ({"doses": (-1,)}, "`doses`.*must not be negative"),
+        ({"experiments": ("magic",)}, "`experiments`.*unknown"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, message, tmp_path):
@@ -300,22 +307,14 @@ def test_settings_out_of_range_are_refused(changes, message, tmp_path):
         small_settings(tmp_path, tmp_path, tmp_path, **changes)
 
 
-def test_the_judged_part_must_show_nodules_with_a_texture(cohort, tmp_path):
+def test_the_evaluated_split_must_show_nodules_with_a_texture(cohort, tmp_path):
     shutil.copytree(cohort, tmp_path / "plain", ignore=shutil.ignore_patterns(".parts"))
     nodules = pd.read_csv(tmp_path / "plain" / "nodules.csv").assign(texture_class="unknown")
     nodules.to_csv(tmp_path / "plain" / "nodules.csv", index=False)
     with pytest.raises(InputError, match="has no nodule of"):
-        held_out(open_subset(tmp_path / "plain"))
+        read_held_out(open_subset(tmp_path / "plain"))
 
 
 def test_a_bundle_that_refuses_its_data_says_so(bundles, tmp_path):
     with pytest.raises(InputError, match=r"the bundle refuses: .*segmentation\.json"):
         train_bundle(bundles, "lung_seg", overrides={"dataset_dir": str(tmp_path), "output_dir": str(tmp_path)})
-
-
-def test_the_command_line_reads_lists():
-    script = runpy.run_path(str(ROOT / "scripts" / "evaluate.py"))
-    options = script["parse_args"](
-        ["utility", "--cohort", "c", "--out", "o", "--patients", "10,25", "--doses", "0,0.5,3", "--no-enhance"]
-    )
-    assert (options.patients, options.doses, options.enhance) == ((10, 25), (0, 0.5, 3), False)

@@ -10,7 +10,7 @@ from fake_bundles import linear_state, write_bundle, write_weights
 from evaluation.cohort_subsets import Subset
 from evaluation.composites import Composites
 from evaluation.segmentation.crops import read_crops
-from evaluation.segmentation.scans import read_scan
+from evaluation.segmentation.scans import read_labelled_scan
 from lungsynth.hounsfield import Label
 
 _DETECTING = '''
@@ -74,20 +74,20 @@ def write_method_bundle(folder: Path, prefix: str) -> tuple[Path, Path]:
     return bundles, weights
 
 
-def tell(path: Path, **facts: object) -> None:
+def add_facts(path: Path, **facts: object) -> None:
     """Adds facts to the sidecar of a weights file."""
     sidecar = path.with_suffix(".json")
     sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), **facts}))
 
 
 class Oracle:
-    """Knows every image of a part, and answers as the readers did, with probability 0.8."""
+    """Knows every image of a subset, and answers as the readers did, with probability 0.8."""
 
     operating_point = 0.5
 
-    def __init__(self, part: Subset, composites: Composites) -> None:
+    def __init__(self, subset: Subset, composites: Composites) -> None:
         self.answers = []
-        for crop in read_crops(part, []):
+        for crop in read_crops(subset, []):
             self._learn(crop.hu, [crop.lesion], crop.mask, crop.mask)
             for top, left in ((0, 0), (0, 16), (16, 0), (16, 16)):
                 place = crop.lesion.centre
@@ -97,8 +97,8 @@ class Oracle:
         for image in composites:
             mask = image.label[None] == Label.NODULE
             self._learn(image.hu[None], [image.lesion], mask, mask | (image.label[None] == Label.LUNG))
-        for series in part.series:
-            scan = read_scan(part.folder, series)
+        for series in subset.series:
+            scan = read_labelled_scan(subset, series)
             lesions = [lesion for lesion in scan.lesions if lesion.counts]
             mask = scan.label == Label.NODULE
             self._learn(scan.hu, lesions, mask, mask | (scan.label == Label.LUNG))

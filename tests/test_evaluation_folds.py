@@ -5,43 +5,44 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_judge_measures import case
+from test_evaluation_metrics import case
 
-from evaluation.segmentation.figures import measure
+from evaluation.segmentation.figures import measure_result as measure
 from evaluation.segmentation.folds import evaluate_folds, pool
-from evaluation.segmentation.records import SegmentationResult, save_result
+from evaluation.segmentation.records import SegmentationResult, result_store
 from evaluation.segmentation.scans import LungScore, ScanRecords
 from lungsynth.errors import InputError
 
 
-def fold(patient: str, *, dice: float, scores=(0.9,), alarms=()) -> SegmentationResult:
+def fold(patient: str, *, dice: float, scores=(0.9,), false=()) -> SegmentationResult:
     lung = LungScore(series=patient, patient=patient, slices=9, dice=dice, worst_slice=0, worst_dice=dice)
-    scan = case(scores, alarms, patient=patient)
+    scan = case(scores, false, patient=patient)
     return SegmentationResult(scans=ScanRecords(cases=(scan,), unknown=(), lungs=(lung,)))
 
 
-FOLDS = [fold("a", dice=0.96), fold("b", dice=1.0, scores=(0.1,), alarms=(0.8, 0.7))]
+NOTHING = {"method": "nothing", "training": None}
+FOLDS = [fold("a", dice=0.96), fold("b", dice=1.0, scores=(0.1,), false=(0.8, 0.7))]
 
 
 def test_pooled_folds_have_the_figures_of_all_their_patients():
     figures = measure(pool(FOLDS), seed=0).scans
     assert figures["lung_dice"].value == pytest.approx(0.98)
     assert (figures["sensitivity"].value, figures["sensitivity"].n) == (0.5, 2)
-    assert figures["alarms"].value == 1.0
+    assert figures["false_positives"].value == 1.0
     assert figures["lung_dice"].patients == 2
 
 
 def test_each_fold_is_pooled_at_its_own_operating_point():
-    scores, alarms = (0.95, 0.9, 0.4, None), (0.97, 0.6)
+    scores, false = (0.95, 0.9, 0.4, None), (0.97, 0.6)
     folds = [
-        replace(fold("a", dice=1.0, scores=scores, alarms=alarms), operating_point=0.93),
-        replace(fold("b", dice=1.0, scores=scores, alarms=alarms), operating_point=0.5),
+        replace(fold("a", dice=1.0, scores=scores, false=false), operating_point=0.93),
+        replace(fold("b", dice=1.0, scores=scores, false=false), operating_point=0.5),
     ]
     pooled = measure(pool(folds), seed=0).scans
     alone = [measure(one, seed=0).scans for one in folds]
-    for name in ("sensitivity", "alarms"):
+    for name in ("sensitivity", "false_positives"):
         assert pooled[name].value == pytest.approx(sum(one[name].value for one in alone) / 2)
-    order = [alarm.probability for case in pool(folds[:1]).scans.cases for alarm in case.alarms]
+    order = [item.probability for case in pool(folds[:1]).scans.cases for item in case.false_positives]
     assert order == sorted(order, reverse=True)
     assert 0.5 < order[0] < 1
     assert 0 < order[1] < 0.5
@@ -51,8 +52,8 @@ def test_methods_that_every_fold_has_are_written(tmp_path):
     folds = [tmp_path / "0", tmp_path / "1"]
     for folder, outcome in zip(folds, FOLDS, strict=True):
         for name in ("nothing", "dense_unet"):
-            save_result(folder / ".parts" / f"{name}.json", outcome, identity="x")
-    save_result(folds[0] / ".parts" / "unet.json", FOLDS[0], identity="x")
+            result_store(folder / ".parts").save(name, outcome, identity="x")
+    result_store(folds[0] / ".parts").save("unet", FOLDS[0], identity="x")
     said = {"nothing": None, "dense_unet": "held_out", "seen": "may_have_trained"}
 
     def write_table(folder: Path, split: str, said: dict[str, str | None]) -> None:
@@ -61,7 +62,7 @@ def test_methods_that_every_fold_has_are_written(tmp_path):
 
     write_table(folds[0], "0", {**said, "unet": "held_out"})
     write_table(folds[1], "1", said)
-    text = evaluate_folds(folds, tmp_path / "out")
+    text = evaluate_folds(folds, tmp_path / "out").markdown
     assert "| dense_unet | 0.9800" in text
     assert "unet |" not in text.replace("dense_unet |", "")
     assert "seen" not in text
@@ -75,5 +76,18 @@ def test_methods_that_every_fold_has_are_written(tmp_path):
     write_table(folds[1], "0", said)
     with pytest.raises(InputError, match="whose patients would count twice"):
         evaluate_folds(folds, tmp_path / "out")
-    with pytest.raises(InputError, match=r"none/table_1\.json: expected what"):
+    with pytest.raises(InputError, match=r"none/table_1\.json: expected the table"):
         evaluate_folds([folds[0], tmp_path / "none"], tmp_path / "out")
+
+
+def test_records_of_format_1_are_pooled_like_those_of_today(tmp_path):
+    """Format 1 has other names: `outcome`, `targets`, `alarms`."""
+    (tmp_path / "table_1.json").write_text(json.dumps({"split_hash": "0", "rows": [NOTHING]}))
+    store = result_store(tmp_path / ".parts")
+    store.save("nothing", FOLDS[1], identity="x")
+    today = evaluate_folds([tmp_path], tmp_path / "today").table
+    content = json.loads(store.path("nothing").read_text())["record"]
+    for scan in content["scans"]["cases"]:
+        scan["targets"], scan["alarms"] = scan.pop("nodules"), scan.pop("false_positives")
+    store.path("nothing").write_text(json.dumps({"identity": "x", "outcome": content}))
+    assert evaluate_folds([tmp_path], tmp_path / "old").table == today

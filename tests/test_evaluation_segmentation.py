@@ -10,20 +10,25 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from judge_toys import Oracle, tell, write_method_bundle
+from segmentation_toys import Oracle, add_facts, write_method_bundle
 
 from evaluation.cohort_subsets import open_subset
 from evaluation.composites import Composites, evaluate_composites
-from evaluation.methods import find_methods, known_methods, open_detector, relation_to
-from evaluation.segmentation import evaluate as contestants
-from evaluation.segmentation.baselines import MiddleGuess, NothingFound, ThresholdDetector
+from evaluation.methods import relation_to
 from evaluation.segmentation.crops import evaluate_crops, one_reader_ceiling, read_crops
-from evaluation.segmentation.detection import detect
-from evaluation.segmentation.failures import largest_failures
-from evaluation.segmentation.figures import measure
-from evaluation.segmentation.records import SegmentationResult, load_result, save_result
-from evaluation.segmentation.run import SegmentationSettings, evaluate_segmentation
-from evaluation.segmentation.scans import evaluate_scans, read_scan
+from evaluation.segmentation.detectors import (
+    MiddleGuess,
+    NothingFound,
+    ThresholdDetector,
+    detect,
+    detector_names,
+    find_detectors,
+)
+from evaluation.segmentation.errors import largest_errors
+from evaluation.segmentation.figures import measure_result
+from evaluation.segmentation.records import SegmentationResult, result_store
+from evaluation.segmentation.run import SegmentationConfig, evaluate_segmentation
+from evaluation.segmentation.scans import evaluate_scans, read_labelled_scan
 from lungsynth.bundles import open_bundle
 from lungsynth.cohort.phantom.files import make_phantom_cohort
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
@@ -47,82 +52,89 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("judge")
+    folder = tmp_path_factory.mktemp("segmentation")
     make_phantom_cohort(folder / "source", patients=4, seed=3, size_px=128, slices=24, slice_spacing_mm=8.0)
     prepare_cohort([folder / "source"], folder / "cohort", settings=PrepareSettings(split="test"), workers=1)
     return folder / "cohort"
 
 
 @pytest.fixture(scope="module")
-def part(cohort):
+def subset(cohort):
     return open_subset(cohort)
 
 
 @pytest.fixture(scope="module")
-def composites(part):
-    with Composites(part, count=6, seed=0, problems=[]) as made:
+def composites(subset):
+    with Composites(subset, count=6, seed=0, problems=[]) as made:
         yield made
 
 
-def outcome_of(detector, part, composites) -> SegmentationResult:
+def result_of(detector, subset, composites) -> SegmentationResult:
     return SegmentationResult(
         operating_point=detector.operating_point,
-        crops=evaluate_crops(read_crops(part, []), detector, name="toy"),
+        crops=evaluate_crops(read_crops(subset, []), detector, name="toy"),
         composites=evaluate_composites(composites, detector, name="toy"),
-        scans=evaluate_scans(part, detector, name="toy", problems=[]),
+        scans=evaluate_scans(subset, detector, name="toy", problems=[]),
     )
 
 
 @pytest.fixture(scope="module")
-def perfect(part, composites) -> SegmentationResult:
-    return outcome_of(Oracle(part, composites), part, composites)
+def perfect(subset, composites) -> SegmentationResult:
+    return result_of(Oracle(subset, composites), subset, composites)
 
 
 # What is looked at
 
 
-def test_the_part_holds_what_the_cohort_says(part, cohort):
+def test_a_subset_has_what_the_cohort_says(subset, cohort):
     series, nodules = pd.read_csv(cohort / "series.csv"), pd.read_csv(cohort / "nodules.csv")
-    assert {s.id for s in part.series} == set(series[series["slices"] > 0]["series_id"])
-    assert [len(s.indices) for s in part.series] == series.sort_values("series_id")["slices"].tolist()
-    assert len(part.nodules) == len(nodules)
-    assert part.min_votes == 2
-    assert part.judged_nodules
-    assert all(nodule.votes >= 2 and nodule.diameter_mm >= 3 for nodule in part.judged_nodules)
+    assert {s.series_id for s in subset.series} == set(series[series["slices"] > 0]["series_id"])
+    assert [len(subset.cohort.slice_indices[s.series_id]) for s in subset.series] == series.sort_values("series_id")[
+        "slices"
+    ].tolist()
+    assert len(subset.nodules) == len(nodules)
+    assert subset.min_votes == 2
+    assert subset.evaluated_nodules
+    assert all(nodule.votes >= 2 and nodule.diameter_mm >= 3 for nodule in subset.evaluated_nodules)
 
 
-def test_lesions_of_a_scan_lie_on_their_labels(part):
-    counted = [(scan, lesion) for s in part.series for scan in [read_scan(part.folder, s)] for lesion in scan.lesions]
+def test_lesions_of_a_scan_lie_on_their_labels(subset):
+    counted = [
+        (scan, lesion) for s in subset.series for scan in [read_labelled_scan(subset, s)] for lesion in scan.lesions
+    ]
     assert any(lesion.counts for _, lesion in counted)
     for scan, lesion in counted:
         if lesion.counts:
             assert scan.label[tuple(round(place) for place in lesion.centre)] == 2
 
 
-def test_a_slice_that_was_not_written_is_unlabelled(part, tmp_path):
-    series = part.series[0]
-    thinned = type(series)(**{**vars(series), "indices": (*series.indices[:3], *series.indices[4:])})
-    whole, scan = read_scan(part.folder, series), read_scan(part.folder, thinned)
+def test_a_slice_that_was_not_written_is_unlabelled(subset, tmp_path):
+    shutil.copytree(subset.folder, tmp_path / "cohort")
+    series = subset.series[0]
+    index = subset.cohort.slice_indices[series.series_id][3]
+    for name in ("slices", "labels"):
+        (tmp_path / "cohort" / name / f"{series.series_id}_{index:04d}.nii.gz").unlink()
+    whole, scan = (read_labelled_scan(one, series) for one in (subset, open_subset(tmp_path / "cohort")))
     assert scan.hu.shape == whole.hu.shape
     assert (scan.label[3] == 255).all()
     assert np.array_equal(np.delete(scan.hu, 3, axis=0), np.delete(whole.hu, 3, axis=0))
 
 
-def test_composites_follow_from_the_seed_and_show_their_nodule(part, composites):
+def test_composites_follow_from_the_seed_and_show_their_nodule(subset, composites):
     assert len(composites) == 6
-    with Composites(part, count=6, seed=0, problems=[]) as again:
+    with Composites(subset, count=6, seed=0, problems=[]) as again:
         assert all(np.array_equal(one.hu, other.hu) for one, other in zip(composites, again, strict=True))
     for image in composites:
         _, row, column = (round(place) for place in image.lesion.centre)
         assert image.label[row, column] == 2
-    assert len({image.lesion.id for image in composites}) == min(6, len(part.judged_nodules))
+    assert len({image.lesion.id for image in composites}) == min(6, len(subset.evaluated_nodules))
 
 
 # Figures
 
 
 def test_an_oracle_is_perfect(perfect):
-    figures = measure(perfect, seed=0)
+    figures = measure_result(perfect, seed=0)
     values = {name: figure.value for name, figure in figures.headline.items()}
     for name in ("sensitivity", "accuracy", "balanced_accuracy", "dice", "cpm", "lung_dice"):
         assert values[name] == 1.0, name
@@ -131,26 +143,26 @@ def test_an_oracle_is_perfect(perfect):
     assert sum(group["sensitivity"].n for group in figures.by_size.values() if "sensitivity" in group) == len(
         perfect.crops.cases
     )
-    assert not [f for f in largest_failures(perfect) if f.image != "lung"]
+    assert not [f for f in largest_errors(perfect) if f.image != "lung"]
 
 
-def test_baselines_and_ceiling_are_in_between(part, composites):
-    nothing = measure(outcome_of(NothingFound(), part, composites), seed=0)
+def test_baselines_and_ceiling_are_in_between(subset, composites):
+    nothing = measure_result(result_of(NothingFound(), subset, composites), seed=0)
     assert nothing.headline["accuracy"].value > 0.9
     assert nothing.headline["balanced_accuracy"].value == 0.5
     assert nothing.headline["sensitivity"].value == nothing.headline["cpm"].value == 0.0
     assert "lung_dice" not in nothing.headline
-    ceiling = measure(SegmentationResult(crops=one_reader_ceiling(read_crops(part, []))), seed=0)
+    ceiling = measure_result(SegmentationResult(crops=one_reader_ceiling(read_crops(subset, []))), seed=0)
     assert 0.5 < ceiling.crops["dice"].value <= 1
     assert "sensitivity" not in ceiling.headline
 
 
-def test_a_guess_at_the_middle_passes_on_crops_and_fails_off_the_centre(part, composites):
-    figures = measure(
-        SegmentationResult(crops=evaluate_crops(read_crops(part, []), MiddleGuess(), name="middle")), seed=0
+def test_a_guess_at_the_middle_passes_on_crops_and_fails_off_the_centre(subset, composites):
+    figures = measure_result(
+        SegmentationResult(crops=evaluate_crops(read_crops(subset, []), MiddleGuess(), name="middle")), seed=0
     )
     assert figures.headline["sensitivity"].value == 1.0
-    small = [nodule.diameter_mm / 2 < 7 for nodule in part.judged_nodules if nodule.drawn]
+    small = [nodule.diameter_mm / 2 < 7 for nodule in subset.evaluated_nodules if nodule.expert_mask]
     assert figures.crops["sensitivity_off_centre"].value == pytest.approx(1 - np.mean(small))
 
 
@@ -164,20 +176,21 @@ def test_the_threshold_finds_a_ball_in_a_crop_and_gives_no_lung_there():
     assert "lung" not in found
 
 
-def test_the_largest_errors_say_what_happened(part, composites):
-    failures = largest_failures(outcome_of(NothingFound(), part, composites))
-    crops = [failure for failure in failures if failure.image == "crop"]
-    assert crops == sorted(crops, key=lambda failure: -failure.diameter_mm)
+def test_the_largest_errors_say_what_happened(subset, composites):
+    errors = largest_errors(result_of(NothingFound(), subset, composites))
+    crops = [error for error in errors if error.image == "crop"]
+    assert crops == sorted(crops, key=lambda error: -error.diameter_mm)
     assert "there is no candidate at all" in crops[0].sentence
-    assert not any(nodule.patient in failure.sentence for failure in failures for nodule in part.nodules)
+    assert not any(nodule.patient_id in error.sentence for error in errors for nodule in subset.nodules)
 
 
 def test_records_are_kept_and_only_for_the_same_evaluation(perfect, tmp_path):
-    save_result(tmp_path / "a.json", perfect, identity="one")
-    assert load_result(tmp_path / "a.json", identity="one") == perfect
-    assert load_result(tmp_path / "a.json", identity="two") is None
-    (tmp_path / "a.json").write_text('{"identity": "one"}')
-    assert load_result(tmp_path / "a.json", identity="one") is None
+    store = result_store(tmp_path)
+    store.save("a", perfect, identity="one")
+    assert store.load("a", identity="one") == perfect
+    assert store.load("a", identity="two") is None
+    store.path("a").write_text('{"identity": "one"}')
+    assert store.load("a", identity="one") is None
 
 
 # Detectors
@@ -197,29 +210,29 @@ def test_what_is_no_detection_is_refused(result, message):
         detect(lambda hu, spacing_mm: result, np.zeros((2, 4, 4), np.int16), (1.0, 1.0, 1.0), name="toy")
 
 
-def test_methods_are_those_with_configs_and_weights(tmp_path):
+def test_methods_are_those_with_configs_and_weights(subset, tmp_path):
     bundles, weights = write_method_bundle(tmp_path, "finding")
-    assert known_methods(bundles) == ["cnn_vgg", "unet", "unet_plus_plus", "dense_unet"]
-    found, missing = find_methods(bundles, weights)
-    assert [method.name for method in found] == ["cnn_vgg", "unet", "dense_unet"]
+    assert detector_names(bundles) == ["cnn_vgg", "unet", "unet_plus_plus", "dense_unet"]
+    methods, missing = find_detectors(subset, bundles, weights)
+    assert [method.name for method in methods] == ["cnn_vgg", "unet", "dense_unet"]
     assert missing["unet_plus_plus"].startswith("unet_plus_plus.pt: expected a weights file")
-    assert found[0].parameters == 6
+    assert methods[0].parameters == 6
     with pytest.raises(InputError, match=r"\['yolo'\] are unknown"):
-        find_methods(bundles, weights, wanted=["yolo"])
+        find_detectors(subset, bundles, weights, requested=["yolo"])
     with pytest.raises(InputError, match=r"unet_plus_plus\.pt: expected a weights file"):
-        find_methods(bundles, weights, wanted=["unet_plus_plus"])
-    own, other = (open_detector(method) for method in (found[2], found[1]))
+        find_detectors(subset, bundles, weights, requested=["unet_plus_plus"])
+    own, other = (method.open() for method in (methods[2], methods[1]))
     assert (own.fill, other.fill) == (0.0, 0.5), "each has its own weights"
 
 
-def test_a_detector_without_operating_point_is_refused(tmp_path):
+def test_a_detector_without_operating_point_is_refused(subset, tmp_path):
     bundles, weights = write_method_bundle(tmp_path, "pointless")
     config = bundles / "lung_seg_bundle" / "configs" / "inference.json"
     config.write_text(
         config.read_text().replace('"ckpt_path": "@ckpt_path"}', '"ckpt_path": "@ckpt_path", "operating_point": 3}')
     )
     with pytest.raises(InputError, match=r"dense_unet: its detector needs an `operating_point` in \[0, 1\]"):
-        open_detector(find_methods(bundles, weights)[0][-1])
+        find_detectors(subset, bundles, weights)[0][-1].open()
 
 
 def test_weights_may_lie_outside_the_bundle(tmp_path):
@@ -230,31 +243,31 @@ def test_weights_may_lie_outside_the_bundle(tmp_path):
         open_bundle(bundles, "lung_seg", component="detector", weights=weights / "none.pt")
 
 
-def test_relation_of_training_and_judged_patients(part):
-    source = part.nodules[0].source
-    assert relation_to(part, {"split_hash": part.split_hash, "data": [{"name": source}]}) == "held_out"
-    assert relation_to(part, {"split_hash": "other", "data": [{"name": source}]}) == "may_have_trained"
-    assert relation_to(part, {"split_hash": "other", "data": [{"name": "elsewhere"}]}) == "other_collections"
-    assert relation_to(part, {}) == "may_have_trained"
+def test_relation_of_training_and_evaluated_patients(subset):
+    source = subset.nodules[0].source
+    assert relation_to(subset, {"split_hash": subset.split_hash, "data": [{"name": source}]}) == "held_out"
+    assert relation_to(subset, {"split_hash": "other", "data": [{"name": source}]}) == "may_have_trained"
+    assert relation_to(subset, {"split_hash": "other", "data": [{"name": "elsewhere"}]}) == "other_collections"
+    assert relation_to(subset, {}) == "may_have_trained"
 
 
 # The whole table
 
 
 @pytest.fixture(scope="module")
-def judged(cohort, tmp_path_factory) -> tuple[SegmentationSettings, str]:
+def evaluated(cohort, tmp_path_factory) -> tuple[SegmentationConfig, str]:
     folder = tmp_path_factory.mktemp("table")
-    bundles, weights = write_method_bundle(folder, "judged")
+    bundles, weights = write_method_bundle(folder, "evaluated")
     split_hash = json.loads((cohort / "cohort.json").read_text())["split_hash"]
-    tell(weights / "unet.pt", split_hash=split_hash, train_minutes=20)
-    settings = SegmentationSettings(cohort=cohort, out=folder / "out", bundles=bundles, weights=weights, composites=4)
+    add_facts(weights / "unet.pt", split_hash=split_hash, train_minutes=20)
+    settings = SegmentationConfig(cohort=cohort, out=folder / "out", bundles=bundles, weights=weights, composites=4)
     uri = f"sqlite:///{folder}/mlflow.db"
     evaluate_segmentation(settings, tracking_uri=uri)
     return settings, uri
 
 
-def test_table_1_has_the_promised_form(judged, cohort):
-    table = json.loads((judged[0].out / "table_1.json").read_text())
+def test_table_1_has_the_promised_form(evaluated, cohort):
+    table = json.loads((evaluated[0].out / "table_1.json").read_text())
     assert {"n_patients", "lung_dice", "lung_dice_threshold", "rows"} <= set(table)
     assert table["n_patients"] == pd.read_csv(cohort / "series.csv")["patient_id"].nunique()
     rows = {row["method"]: row for row in table["rows"]}
@@ -269,42 +282,38 @@ def test_table_1_has_the_promised_form(judged, cohort):
     assert 0.5 < table["lung_dice_threshold"] <= 1
 
 
-def test_table_1_is_written_to_be_read(judged):
-    text = (judged[0].out / "table_1.md").read_text()
-    assert "| Method | Sensitivity | paper | Segmented nodules a scan | paper | Accuracy | paper |" in text
-    assert "May have been trained on judged patients" in text
+def test_table_1_is_written_to_be_read(evaluated):
+    text = (evaluated[0].out / "table_1.md").read_text()
+    assert "| Method | Sensitivity | paper | Segmented nodules per scan | paper | Accuracy | paper |" in text
+    assert "May have been trained on evaluated patients" in text
     assert "**Operating points of other weights**" in text  # sidecars of the toys state none
     assert "Left out: unet_plus_plus: unet_plus_plus.pt" in text
-    assert (judged[0].out / "froc.png").stat().st_size > 5000
-    listed = (judged[0].out / "errors" / "errors.md").read_text()
-    assert all(f"[{path.name}]" in listed for path in (judged[0].out / "errors").glob("*.png"))
+    assert (evaluated[0].out / "froc.png").stat().st_size > 5000
+    listed = (evaluated[0].out / "errors" / "errors.md").read_text()
+    assert all(f"[{path.name}]" in listed for path in (evaluated[0].out / "errors").glob("*.png"))
 
 
-def test_a_second_run_takes_up_what_is_there_and_writes_the_same(judged, monkeypatch):
-    settings, uri = judged
+def test_a_second_run_takes_up_what_is_there_and_writes_the_same(evaluated, caplog):
+    config, uri = evaluated
     files = ["table_1.json", "table_1.md", "errors/errors.md"]
-    before = [(settings.out / name).read_bytes() for name in files]
-    run = contestants._judge
-
-    def only_broken(contestant, images):
-        assert contestant.name == "cnn_vgg", f"{contestant.name} was judged already"
-        return run(contestant, images)
-
-    monkeypatch.setattr(contestants, "_judge", only_broken)
-    evaluate_segmentation(settings, tracking_uri=uri)
-    assert [(settings.out / name).read_bytes() for name in files] == before
+    before = [(config.out / name).read_bytes() for name in files]
+    with caplog.at_level(logging.INFO, logger="evaluation"):
+        evaluate_segmentation(config, tracking_uri=uri)
+    kept = [record.message.partition(":")[0] for record in caplog.records if "taken from" in record.message]
+    assert kept == ["nothing", "threshold", "middle", "unet", "dense_unet"]
+    assert [(config.out / name).read_bytes() for name in files] == before
 
 
-def test_a_wanted_method_that_fails_is_an_error(judged):
-    settings = SegmentationSettings(**{**vars(judged[0]), "methods": ("cnn_vgg",)})
+def test_a_requested_method_that_fails_is_an_error(evaluated):
+    settings = SegmentationConfig(**{**vars(evaluated[0]), "methods": ("cnn_vgg",)})
     with pytest.raises(InputError, match=r"cnn_vgg: failed \(RuntimeError: no memory left\)"):
-        evaluate_segmentation(settings, tracking_uri=judged[1])
+        evaluate_segmentation(settings, tracking_uri=evaluated[1])
 
 
-def test_held_out_patients_can_be_required(judged, tmp_path):
-    settings = SegmentationSettings(**{**vars(judged[0]), "out": tmp_path, "require_held_out": True})
-    with pytest.raises(InputError, match="they may know the judged patients"):
-        evaluate_segmentation(settings, tracking_uri=judged[1])
+def test_held_out_patients_can_be_required(evaluated, tmp_path):
+    settings = SegmentationConfig(**{**vars(evaluated[0]), "out": tmp_path, "require_held_out": True})
+    with pytest.raises(InputError, match="they may have been trained on the evaluated patients"):
+        evaluate_segmentation(settings, tracking_uri=evaluated[1])
 
 
 def _without_crops(cohort: Path) -> None:
@@ -325,11 +334,13 @@ def _without_slices(cohort: Path) -> None:
 @pytest.mark.parametrize(
     ("remove", "known"), [(_without_crops, {"lung_dice_threshold"}), (_without_slices, {"sensitivity", "dice"})]
 )
-def test_a_cohort_of_one_kind_gives_the_figures_it_can(judged, tmp_path, remove: Callable[[Path], None], known):
-    shutil.copytree(judged[0].cohort, tmp_path / "cohort")
+def test_a_cohort_of_one_kind_gives_the_figures_it_can(evaluated, tmp_path, remove: Callable[[Path], None], known):
+    shutil.copytree(evaluated[0].cohort, tmp_path / "cohort")
     remove(tmp_path / "cohort")
     changed = {"cohort": tmp_path / "cohort", "out": tmp_path / "out", "methods": ("dense_unet",)}
-    table = evaluate_segmentation(SegmentationSettings(**{**vars(judged[0]), **changed}), tracking_uri=judged[1]).table
+    table = evaluate_segmentation(
+        SegmentationConfig(**{**vars(evaluated[0]), **changed}), tracking_uri=evaluated[1]
+    ).table
     row = table["rows"][-1]
     figures = {**row, "lung_dice_threshold": table["lung_dice_threshold"]}
     names = ("sensitivity", "dice", "cpm", "false_positives_per_slice", "lung_dice_threshold")
@@ -337,30 +348,33 @@ def test_a_cohort_of_one_kind_gives_the_figures_it_can(judged, tmp_path, remove:
     assert table["n_patients"] > 0
 
 
-def test_one_bad_file_does_not_stop_it(judged, tmp_path, caplog):
+def test_one_bad_file_does_not_stop_it(evaluated, tmp_path, caplog):
     cohort = tmp_path / "cohort"
-    shutil.copytree(judged[0].cohort, cohort)
-    part = open_subset(cohort)
-    (part.judged_nodules[0].patch).write_bytes(b"nothing")
-    series = part.series[0]
-    (cohort / "slices" / f"{series.id}_{series.indices[2]:04d}.nii.gz").write_bytes(b"nothing")
+    shutil.copytree(evaluated[0].cohort, cohort)
+    subset = open_subset(cohort)
+    subset.patch_path(subset.evaluated_nodules[0]).write_bytes(b"nothing")
+    series = subset.series[0]
+    index = subset.cohort.slice_indices[series.series_id][2]
+    (cohort / "slices" / f"{series.series_id}_{index:04d}.nii.gz").write_bytes(b"nothing")
     changed = {"cohort": cohort, "out": tmp_path / "out", "methods": ("dense_unet",)}
     with caplog.at_level(logging.WARNING):
-        result = evaluate_segmentation(SegmentationSettings(**{**vars(judged[0]), **changed}), tracking_uri=judged[1])
+        result = evaluate_segmentation(
+            SegmentationConfig(**{**vars(evaluated[0]), **changed}), tracking_uri=evaluated[1]
+        )
     text = " ".join(result.problems)
-    assert f"nodules/{part.judged_nodules[0].id}.npz" in text
-    assert f"slices/{series.id}_{series.indices[2]:04d}.nii.gz" in text
+    assert f"nodules/{subset.evaluated_nodules[0].nodule_id}.npz" in text
+    assert f"slices/{series.series_id}_{index:04d}.nii.gz" in text
     assert str(tmp_path) not in text
 
 
 def test_a_cohort_without_test_patients_is_refused(cohort):
-    with pytest.raises(InputError, match="its validation part has no patient"):
+    with pytest.raises(InputError, match="its validation split has no patient"):
         open_subset(cohort, "validation")
 
 
-def test_the_script_judges_and_refuses(judged, tmp_path, capsys):
+def test_the_script_evaluates_and_refuses(evaluated, tmp_path, capsys):
     main = runpy.run_path(str(ROOT / "scripts" / "evaluate.py"))["main"]
-    settings, uri = judged
+    settings, uri = evaluated
     places = ["--out", str(settings.out), "--bundles", str(settings.bundles), "--weights", str(settings.weights)]
     options = [*places, "--tracking-uri", uri, "--methods", "dense_unet", "--composites", "4"]
     assert main(["segmentation", "--cohort", str(settings.cohort), *options]) == 0

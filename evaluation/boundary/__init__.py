@@ -1,1 +1,0 @@
-"""Whether the boundary of an inserted nodule is visible."""
