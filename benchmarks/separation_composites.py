@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lungsynth.cohort.reader import Cohort, read_arrays
+from lungsynth.cohort.files import read_arrays
+from lungsynth.cohort.reader import Cohort
 from lungsynth.cohort.scans import SliceStack
 from lungsynth.compositing.nodule import NodulePatch, resample_nodule
 from lungsynth.compositing.overlay import LungBackground, overlay

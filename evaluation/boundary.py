@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from evaluation.cohort_subsets import EVALUATION_SPLITS
 from evaluation.runner import FORMAT
+from lungsynth.cohort.files import read_arrays
 from lungsynth.cohort.patches import NodulePlanes, cut_patches
-from lungsynth.cohort.reader import Cohort, read_arrays
+from lungsynth.cohort.reader import Cohort
 from lungsynth.compositing.render import Rendered, Renderer
 from lungsynth.errors import InputError
 from lungsynth.grids import PATCH_SPACING_MM

@@ -8,12 +8,12 @@ Status: 0; 2 after bad input, with one sentence; 130 after Ctrl-C.
 
 import argparse
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from lungsynth.cli import Command, add_bundles, add_tracking, run_commands, tracking_uri
+from lungsynth.cli import run_commands
+from lungsynth.commands.arguments import Command, Report, add_bundles, add_tracking, tracking_uri
 from lungsynth.config import default_bundles
 
 if TYPE_CHECKING:
@@ -84,17 +84,15 @@ def _settings(options: argparse.Namespace, config: Callable[..., T]) -> T:
     return config(**values)
 
 
-def _print_result(result: "EvaluationResult") -> None:
+def _report(result: "EvaluationResult") -> Report:
     from lungsynth.tracking import ui_command
 
-    print(result.markdown)
-    for problem in result.problems:
-        print(problem, file=sys.stderr)
-    print(f"Table            {result.out / result.name}.md and .json")
+    lines = [result.markdown, f"Table            {result.out / result.name}.md and .json"]
     if result.pictures:
-        print(f"Pictures         {', '.join(str(picture) for picture in result.pictures)}")
+        lines.append(f"Pictures         {', '.join(str(picture) for picture in result.pictures)}")
     if result.tracking_uri not in (None, "none"):
-        print(f"Open the UI with {ui_command(str(result.tracking_uri))}")
+        lines.append(f"Open the UI with {ui_command(str(result.tracking_uri))}")
+    return Report(lines, result.problems)
 
 
 # Table I and cross-validation
@@ -106,10 +104,10 @@ def _add_segmentation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--composites", type=int, default=200, help="slices with a known nodule (default: 200)")
 
 
-def _segmentation(options: argparse.Namespace) -> None:
+def _segmentation(options: argparse.Namespace) -> Report:
     from evaluation.segmentation.run import SegmentationConfig, evaluate_segmentation
 
-    _print_result(evaluate_segmentation(_settings(options, SegmentationConfig), tracking_uri=tracking_uri(options)))
+    return _report(evaluate_segmentation(_settings(options, SegmentationConfig), tracking_uri=tracking_uri(options)))
 
 
 def _add_folds(parser: argparse.ArgumentParser) -> None:
@@ -119,10 +117,10 @@ def _add_folds(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
 
 
-def _folds(options: argparse.Namespace) -> None:
+def _folds(options: argparse.Namespace) -> Report:
     from evaluation.segmentation.folds import evaluate_folds
 
-    _print_result(evaluate_folds(options.folds, options.out, seed=options.seed))
+    return _report(evaluate_folds(options.folds, options.out, seed=options.seed))
 
 
 # Tables II and III
@@ -152,10 +150,10 @@ def _generation_command(kind: str, description: str) -> Command:
     return Command(description, add_arguments, _generation)
 
 
-def _generation(options: argparse.Namespace) -> None:
+def _generation(options: argparse.Namespace) -> Report:
     from evaluation.generation.run import GenerationConfig, evaluate_generation
 
-    _print_result(evaluate_generation(_settings(options, GenerationConfig), tracking_uri=tracking_uri(options)))
+    return _report(evaluate_generation(_settings(options, GenerationConfig), tracking_uri=tracking_uri(options)))
 
 
 def _add_compose_slices(parser: argparse.ArgumentParser) -> None:
@@ -167,14 +165,15 @@ def _add_compose_slices(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="same seed, same bytes (default: 0)")
 
 
-def _compose_slices(options: argparse.Namespace) -> None:
+def _compose_slices(options: argparse.Namespace) -> Report:
     from evaluation.composed_slices import ComposedSliceConfig, compose_slices
 
-    config = _settings(options, ComposedSliceConfig)
+    config, lines = _settings(options, ComposedSliceConfig), []
     for split, counts in compose_slices(config).items():
-        print(f"{split:16} " + ", ".join(f"{count} {name}" for name, count in counts.items()))
-    print(f"Slices           {config.out / 'slices.json'}, real ones {config.out / 'diseased.json'}")
-    print(f"To look at       {config.out / 'montage.png'}")
+        lines.append(f"{split:16} " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+    lines.append(f"Slices           {config.out / 'slices.json'}, real ones {config.out / 'diseased.json'}")
+    lines.append(f"To look at       {config.out / 'montage.png'}")
+    return Report(lines)
 
 
 def _add_train_features(parser: argparse.ArgumentParser) -> None:
@@ -186,15 +185,16 @@ def _add_train_features(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of everything random (default: 0)")
 
 
-def _train_features(options: argparse.Namespace) -> None:
+def _train_features(options: argparse.Namespace) -> Report:
     from evaluation.features import EPOCHS, make_features
 
     logging.getLogger().setLevel(logging.INFO)
     epochs = options.epochs or EPOCHS[options.kind]
     path, validation = make_features(options.cohort, options.kind, options.out, epochs=epochs, seed=options.seed)
-    print(f"{path} ({path.stat().st_size / 1000:.0f} kB)")
+    lines = [f"{path} ({path.stat().st_size / 1000:.0f} kB)"]
     for name, figure in validation.items():
-        print(f"{name}: {figure}")
+        lines.append(f"{name}: {figure}")
+    return Report(lines)
 
 
 # Compositing and enhancement
@@ -210,7 +210,7 @@ def _add_boundary(parser: argparse.ArgumentParser) -> None:
     add("--unmatched", action="store_true", help="without noise and edge of the lung, for comparison")
 
 
-def _boundary(options: argparse.Namespace) -> None:
+def _boundary(options: argparse.Namespace) -> Report:
     from evaluation.boundary import BoundaryReference, measure_catalogue, real_patches, write_boundary_report
     from lungsynth.compositing.render import Renderer
     from lungsynth.placement.assets import AssetLibrary
@@ -221,15 +221,16 @@ def _boundary(options: argparse.Namespace) -> None:
     report = measure_catalogue(read_catalogue(options.catalogue), renderer, reference, samples=options.samples)
     write_boundary_report(report, options.out)
     scores = report.nodules["score"]
-    print(f"{len(scores)} composited nodules against {len(reference.real)} real ones")
-    print(f"boundary score: median {scores.median():.2f}, at most 1 in {(scores <= 1).mean():.0%}")
-    print(f"{'':14}{'real':>8}{'composited':>12}{'in middle 90 %':>16}{'larger than real':>18}")
+    lines = [f"{len(scores)} composited nodules against {len(reference.real)} real ones"]
+    lines.append(f"boundary score: median {scores.median():.2f}, at most 1 in {(scores <= 1).mean():.0%}")
+    lines.append(f"{'':14}{'real':>8}{'composited':>12}{'in middle 90 %':>16}{'larger than real':>18}")
     for name, row in report.features.items():
-        print(
+        lines.append(
             f"{name:14}{row['real_median']:8.2f}{row['composited_median']:12.2f}{row['within_middle_90']:16.0%}"
             f"{row['larger_than_real']:18.2f}"
         )
-    print(f"Worst      {options.out / 'worst.png'}")
+    lines.append(f"Worst      {options.out / 'worst.png'}")
+    return Report(lines)
 
 
 def _add_enhancement(parser: argparse.ArgumentParser) -> None:
@@ -238,10 +239,10 @@ def _add_enhancement(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--composites", type=int, default=1000, help="slices with a known nodule (default: 1000)")
 
 
-def _enhancement(options: argparse.Namespace) -> None:
+def _enhancement(options: argparse.Namespace) -> Report:
     from evaluation.enhancement import EnhancementEvaluationConfig, evaluate_enhancement
 
-    _print_result(evaluate_enhancement(_settings(options, EnhancementEvaluationConfig)))
+    return _report(evaluate_enhancement(_settings(options, EnhancementEvaluationConfig)))
 
 
 # Utility
@@ -270,10 +271,10 @@ def _add_utility(parser: argparse.ArgumentParser) -> None:
     add("--no-enhance", dest="enhance", action="store_false", help="leave out the CycleGAN")
 
 
-def _utility(options: argparse.Namespace) -> None:
+def _utility(options: argparse.Namespace) -> Report:
     from evaluation.utility.run import UtilityConfig, evaluate_utility
 
-    _print_result(evaluate_utility(_settings(options, UtilityConfig), tracking_uri=tracking_uri(options)))
+    return _report(evaluate_utility(_settings(options, UtilityConfig), tracking_uri=tracking_uri(options)))
 
 
 COMMANDS: dict[str, Command] = {

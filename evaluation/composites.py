@@ -18,7 +18,7 @@ from tqdm import tqdm
 from evaluation.cohort_subsets import Subset
 from evaluation.metrics.matching import Case, Lesion, match
 from evaluation.segmentation.detectors import detect, labels_at
-from lungsynth.cohort.reader import read_arrays
+from lungsynth.cohort.files import read_arrays
 from lungsynth.cohort.schema import NoduleRow
 from lungsynth.compositing.render import render
 from lungsynth.ct.write import read_plane

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lungsynth.api import export, generate, load_bundle, plan, prepare, pseudo_label
+    from lungsynth.cohort.reader import Cohort
     from lungsynth.config import EnhancementConfig, GenerateConfig, PlacementConfig, SelectionConfig, default_bundles
     from lungsynth.data.dataset import LayeredLungDataset
     from lungsynth.data.insert import RandInsertNodulesd
     from lungsynth.errors import InputError
 
 __all__ = [
+    "Cohort",
     "EnhancementConfig",
     "GenerateConfig",
     "InputError",
@@ -39,6 +41,7 @@ _HOMES = {
     **dict.fromkeys(
         ("EnhancementConfig", "GenerateConfig", "PlacementConfig", "SelectionConfig", "default_bundles"), "config"
     ),
+    "Cohort": "cohort.reader",
     "InputError": "errors",
     "LayeredLungDataset": "data.dataset",
     "RandInsertNodulesd": "data.insert",

@@ -14,7 +14,8 @@ from lungsynth.config import GenerateConfig, default_bundles
 if TYPE_CHECKING:
     from lungsynth.cohort.prepare import PrepareResult
     from lungsynth.export.writer import ExportResult
-    from lungsynth.generate import GenerateResult, PlanResult
+    from lungsynth.generate import GenerateResult
+    from lungsynth.plan import PlanResult
     from lungsynth.pseudo_labels.run import PseudoLabelResult
 
 __all__ = ["export", "generate", "load_bundle", "plan", "prepare", "pseudo_label"]
@@ -59,7 +60,7 @@ def plan(out: AnyPath, *, count: int, seed: int = 0, cohort: AnyPath | None = No
         cohort: folder that `prepare` wrote.
         settings: further fields of `GenerateConfig`.
     """
-    from lungsynth.generate import plan as run
+    from lungsynth.plan import plan as run
 
     return run(_config(out, count=count, seed=seed, cohort=cohort, **settings))
 

@@ -1,12 +1,10 @@
 """A set of labelled synthetic slices, in four stages: nodules and lungs, a plan, the files, a check.
 
-`generate` runs them all. `plan` stops at the catalogue, which may hold millions of samples; `export.writer` renders
-such a catalogue. Everything that a user can get wrong is looked at before the first file is written. A stage whose
-result stands is not done again; `run.json` says whose results they are.
+`generate` runs them all; `lungsynth.plan` stops at the catalogue, and `export.writer` renders one. Everything that a
+user can get wrong is checked before the first file is written. A stage whose result stands is not done again;
+`run.json` says whose results they are.
 """
 
-import hashlib
-import json
 import logging
 import time
 from collections import Counter
@@ -21,32 +19,30 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lungsynth.bundles import nodule_rule, open_bundle, read_weights, resolved_config
-from lungsynth.categories import AS_LISTED, TEXTURES, CategoryRule
-from lungsynth.cohort.reader import Cohort, CohortSplit
+from lungsynth.bundles import open_bundle, read_weights, resolved_config
+from lungsynth.cohort.reader import CohortSplit
 from lungsynth.config import GenerateConfig
 from lungsynth.contact_sheet import Tile, contact_sheet, pick_tiles
 from lungsynth.ct.write import read_plane
 from lungsynth.detectability import Segmenter, check_detectability
 from lungsynth.enhancement.identity import enhancement_identity
 from lungsynth.enhancement.stage import EnhancementStage, open_stage
-from lungsynth.errors import InputError
 from lungsynth.export.writer import ENHANCED_LUNGS, ExportJob, ExportResult, ShardWriter, write_samples
 from lungsynth.generate_assets import LUNG_CONFIGS, LUNG_WEIGHTS, Samplers, make_assets, open_samplers
 from lungsynth.hounsfield import DISPLAY_WINDOW
 from lungsynth.io.atomic import remove_temporary, write_json, write_picture
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Catalogue, read_catalogue
-from lungsynth.placement.plan_catalogue import PlanRecord, plan_catalogue
+from lungsynth.placement.plan_catalogue import plan_catalogue
+from lungsynth.plan import assets_digest, category_rule, open_cohort
 from lungsynth.run_folder import FORMAT, RunFolder
 from lungsynth.similarity.selection import selection_figures, selection_identity
 from lungsynth.tracking import DEFAULT_URI, Run, Tracker, open_tracker
 from lungsynth.weights import WeightsInfo
 
-__all__ = ["GenerateResult", "Pipeline", "PlanResult", "TrackedStages", "generate", "plan"]
+__all__ = ["GenerateResult", "Pipeline", "TrackedStages", "generate"]
 
 _LOGGED_SAMPLES = 6
-_ASSETS_FILE = "assets.json"  # what the library beside a plan was made with
 
 _logger = logging.getLogger(__name__)
 
@@ -98,23 +94,6 @@ class GenerateResult:
         return self.out / "contact_sheet.png"
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlanResult:
-    """A planned catalogue.
-
-    Args:
-        catalogue: the file.
-        record: what the catalogue remembers of its plan.
-        asset_seconds: to make the assets; 0 when they were there.
-        plan_seconds: from the library's lungs to the written catalogue; 0 when that was there.
-    """
-
-    catalogue: Path
-    record: PlanRecord
-    asset_seconds: float
-    plan_seconds: float
-
-
 def generate(config: GenerateConfig, *, tracking_uri: str | None = DEFAULT_URI) -> GenerateResult:
     """Makes a set of synthetic slices, or goes on with one.
 
@@ -132,34 +111,6 @@ def generate(config: GenerateConfig, *, tracking_uri: str | None = DEFAULT_URI) 
         stages.run("export", pipeline.export)
         stages.run("check", pipeline.check)
     return GenerateResult(out=config.out, tracking_uri=stages.tracker.uri, figures=stages.figures)
-
-
-def plan(config: GenerateConfig) -> PlanResult:
-    """Plans a catalogue without rendering any sample, or finds that it is there.
-
-    Raises:
-        InputError: before anything is written, when an input cannot be used; or when it is of another plan.
-    """
-    cohort = _open_cohort(config)
-    started = time.monotonic()
-    library = AssetLibrary(config.library) if config.library else _plan_assets(config, cohort)
-    identity = _plan_identity(config, cohort, library)
-    asset_seconds, started = time.monotonic() - started, time.monotonic()
-    if config.catalogue_path.exists():
-        record = PlanRecord.read(read_catalogue(config.catalogue_path))
-        if json.loads(json.dumps(identity)) != record.identity:
-            raise InputError(
-                f"{config.catalogue_path}: holds another plan. Give another `out`, or repeat its settings."
-            )
-        return PlanResult(catalogue=config.catalogue_path, record=record, asset_seconds=asset_seconds, plan_seconds=0.0)
-    enhancer = read_weights(config.bundles, "cyclegan").sha256 if config.enhancement.enabled else None
-    record = plan_catalogue(library, config, cohort, enhancer=enhancer, identity=identity)
-    return PlanResult(
-        catalogue=config.catalogue_path,
-        record=record,
-        asset_seconds=asset_seconds,
-        plan_seconds=time.monotonic() - started,
-    )
 
 
 @dataclass(eq=False, kw_only=True)
@@ -213,7 +164,7 @@ class Pipeline:
         Raises:
             InputError: when an input cannot be used, or the folder holds something else.
         """
-        cohort, weights, bundles = _open_cohort(config), _read_all_weights(config), config.bundles
+        cohort, weights, bundles = open_cohort(config), _read_all_weights(config), config.bundles
         identity = _identity(config, cohort, weights)
         RunFolder(path=config.out, identity=identity).check()
         used = {"nodule_weights": weights["wcapsgan"].sha256, "lung_weights": weights["wcapsgan_lung"].sha256}
@@ -224,7 +175,7 @@ class Pipeline:
             identity=identity,
             cohort=cohort,
             weights=weights,
-            samplers=None if finished else open_samplers(bundles, rule=_category_rule(config), **used),
+            samplers=None if finished else open_samplers(bundles, rule=category_rule(config), **used),
             enhancer=open_stage(bundles, label_check=enhancement.label_check, folder=config.out / ENHANCED_LUNGS)
             if enhancement.enabled
             else None,
@@ -357,26 +308,6 @@ class Pipeline:
             run.log_json(weights.sidecar, f"weights/{name}.json")
 
 
-def _open_cohort(config: GenerateConfig) -> CohortSplit | None:
-    if config.cohort is None:
-        return None
-    cohort = Cohort.open(config.cohort, rule=_category_rule(config)).split("training").nonempty()
-    return cohort.without_diseased() if config.exclude_enhancer_patients else cohort
-
-
-def _category_rule(config: GenerateConfig) -> CategoryRule:
-    """What the categories of real nodules are: as the bundles have them that make the nodules.
-
-    The bundles of a library that is there already are asked only where it has others than texture classes, because
-    that takes PyTorch and MONAI; without a cohort there is nothing to name.
-    """
-    if config.cohort is None:
-        return AS_LISTED
-    if config.library and {a.category for a in AssetLibrary(config.library) if a.kind == "nodule"} <= set(TEXTURES):
-        return AS_LISTED
-    return nodule_rule(config.bundles)
-
-
 def _read_all_weights(config: GenerateConfig) -> dict[str, WeightsInfo]:
     bundles = config.bundles
     weights = {
@@ -404,64 +335,5 @@ def _identity(config: GenerateConfig, cohort: CohortSplit | None, weights: Mappi
         **{f"cohort_{key}": cohort.cohort.identity[key] if cohort else None for key in ("split_hash", "datalists")},
         **{f"weights_{name}": weights[name].sha256 if name in weights else None for name in names},
         **{key: last[key] for key in ("enhancer_settings", "label_check_settings")},
-        "library": _assets_digest(AssetLibrary(config.library)) if config.library else None,
+        "library": assets_digest(AssetLibrary(config.library)) if config.library else None,
     }
-
-
-def _plan_identity(config: GenerateConfig, cohort: CohortSplit | None, library: AssetLibrary) -> dict[str, Any]:
-    return {
-        "lungsynth": version("lungsynth"),
-        "settings": config.to_json(),
-        "cohort": cohort.cohort.identity if cohort else None,
-        "assets": _assets_digest(library),
-    }
-
-
-def _assets_digest(library: AssetLibrary) -> str:
-    return hashlib.sha256("".join(asset.hash for asset in library).encode()).hexdigest()
-
-
-def _plan_assets(config: GenerateConfig, cohort: CohortSplit | None) -> AssetLibrary:
-    """The library beside a plan, made when it is not there."""
-    weights = {
-        "nodule_weights": read_weights(config.bundles, "wcapsgan").sha256,
-        "lung_weights": read_weights(config.bundles, "wcapsgan", file=LUNG_WEIGHTS).sha256,
-    }
-    sizes = config.sizes(1)
-    identity = {
-        "format": FORMAT,
-        "lungsynth": version("lungsynth"),
-        "seed": config.seed,
-        "lungs": sizes.lungs,
-        "nodules": sizes.nodules,
-        **{key: config.to_json()[key] for key in ("per_category", "real_share", "real_voxels")},
-        "cohort": cohort.cohort.identity if cohort else None,
-        **selection_identity(config.chosen),
-        **weights,
-    }
-    library, path = AssetLibrary(config.out), config.out / _ASSETS_FILE
-    _check_assets(library, path, identity)
-    if not len(library):
-        samplers = open_samplers(config.bundles, rule=_category_rule(config), **weights)
-        write_json(path, identity, indent=2, sort_keys=True)
-        make_assets(library, samplers, config, cohort=cohort)
-    return library
-
-
-def _check_assets(library: AssetLibrary, path: Path, identity: Mapping[str, Any]) -> None:
-    if not path.is_file():
-        if len(library):
-            raise InputError(
-                f"{library.folder}: holds assets that no plan made. Give {library.folder} as `library` to use them, or "
-                "another folder in `out`."
-            )
-        return
-    try:
-        there = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected the settings of a library, got {error}. Give another `out`.") from error
-    if differing := sorted(key for key in {*there, *identity} if there.get(key) != identity.get(key)):
-        raise InputError(
-            f"{path}: the assets beside `out` were made with other {', '.join(differing)}. Give another `out`, or "
-            f"{library.folder} as `library` to use them as they are."
-        )

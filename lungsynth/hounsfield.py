@@ -69,7 +69,7 @@ class Window:
         return np.rint((self.to_unit(hu.astype(np.float32)) + 1) * 127.5).astype(np.uint8)
 
 
-# The networks of the three bundles see this window; their metadata.json repeat it (tests/test_contracts.py).
+# The networks of the three bundles see this window; their metadata.json repeat it (tests/test_interfaces_bundles.py).
 NETWORK_WINDOW = Window(-1000, 400)
 DISPLAY_WINDOW = Window(-1350, 150)  # lung window, level -600, width 1500
 

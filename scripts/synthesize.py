@@ -9,10 +9,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lungsynth.cli import COMMANDS, generate_config, report_generated, run_command, tracking_uri
+from lungsynth.cli import COMMANDS, run_command
+from lungsynth.commands.arguments import Report, tracking_uri
+from lungsynth.commands.samples import generate_config, report_generated
 
 
-def synthesize(options: argparse.Namespace) -> None:
+def synthesize(options: argparse.Namespace) -> Report:
     """Runs the stages, each a child run of one MLflow run, and says where the results stand."""
     from lungsynth.generate import GenerateResult, Pipeline  # with torch, which --help need not wait for
 
@@ -34,7 +36,7 @@ def synthesize(options: argparse.Namespace) -> None:
 
         # 4. lung_seg_bundle looks at some of the finished slices: how detectable are the nodules?
         stages.run("check", pipeline.check)
-    report_generated(
+    return report_generated(
         GenerateResult(out=pipeline.config.out, tracking_uri=stages.tracker.uri, figures=stages.figures), options
     )
 

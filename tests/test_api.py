@@ -10,7 +10,8 @@ import pytest
 from fake_bundles import write_fake_bundles
 
 import lungsynth as ls
-from lungsynth.cli import COMMANDS, Command, main, run_command
+from lungsynth.cli import COMMANDS, main, run_command
+from lungsynth.commands.arguments import Command, Report
 from lungsynth.errors import InputError
 from lungsynth.placement.catalogue import read_catalogue
 
@@ -100,6 +101,6 @@ def test_each_command_has_help(command, capsys):
 )
 def test_old_flags_still_work(old, name, value):
     found = []
-    command = COMMANDS["generate"]._replace(work=found.append)
+    command = COMMANDS["generate"]._replace(work=lambda options: found.append(options) or Report())
     assert run_command(command, ["--out", "x", *old]) == 0
     assert getattr(found[0], name) == value

@@ -25,18 +25,19 @@ from lungsynth.categories import ANY, CategoryRule
 from lungsynth.cohort.reader import Cohort
 from lungsynth.config import EnhancementConfig, GenerateConfig, PlacementConfig
 from lungsynth.errors import InputError
-from lungsynth.generate import generate, plan
+from lungsynth.generate import generate
 from lungsynth.package_bundles import package_bundles
 from lungsynth.placement.assets import AssetLibrary
+from lungsynth.plan import plan
 from lungsynth.similarity.features import open_features
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "bundles" / "wcapsgan_bundle"
 sys.path.insert(0, str(BUNDLE))
 
-from wcapsgan.categories import CategoryRule as TrainingRule  # noqa: E402
-from wcapsgan.data import CohortSamples  # noqa: E402
-from wcapsgan.weights import load_generator  # noqa: E402
+from wcapsgan.categories import CategoryRule as TrainingRule
+from wcapsgan.data import CohortSamples
+from wcapsgan.weights import load_generator
 
 LEVELS = ("low", "middle", "high")
 MALIGNANCY = {"categories": list(LEVELS), "category_key": "malignancy", "category_edges": [2.5, 3.5]}

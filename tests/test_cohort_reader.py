@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from lungsynth.categories import CategoryRule
-from lungsynth.cohort.reader import Cohort, read_arrays
+from lungsynth.cohort.files import read_arrays
+from lungsynth.cohort.reader import Cohort
 from lungsynth.cohort.scans import read_scan, read_stacks
 from lungsynth.cohort.schema import (
     CubeEntry,

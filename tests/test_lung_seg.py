@@ -15,16 +15,16 @@ from scipy import ndimage
 BUNDLE = Path(__file__).parents[1] / "bundles" / "lung_seg_bundle"
 sys.path.insert(0, str(BUNDLE))
 
-from lung_seg.common.weights import load_weights  # noqa: E402
-from lung_seg.datalist import nodule_weights, read_datalist  # noqa: E402
-from lung_seg.grid import Frame, cut  # noqa: E402
-from lung_seg.losses import MaskedLoss, channel_targets, segmentation_terms  # noqa: E402
-from lung_seg.metrics import BlockDice, PooledDice, mean_of  # noqa: E402
-from lung_seg.network import DenseBlock, DenseUNet  # noqa: E402
-from lung_seg.sampler import EpochSampler  # noqa: E402
-from lung_seg.stacks import LoadStacks, Stack, read_nodule  # noqa: E402
-from lung_seg.transforms import FixedFrame, RandFrame  # noqa: E402
-from trainings import open_training  # noqa: E402
+from lung_seg.common.weights import load_weights
+from lung_seg.datalist import nodule_weights, read_datalist
+from lung_seg.grid import Frame, cut
+from lung_seg.losses import MaskedLoss, channel_targets, segmentation_terms
+from lung_seg.metrics import BlockDice, PooledDice, mean_of
+from lung_seg.network import DenseBlock, DenseUNet
+from lung_seg.sampler import EpochSampler
+from lung_seg.stacks import LoadStacks, Stack, read_nodule
+from lung_seg.transforms import FixedFrame, RandFrame
+from trainings import open_training
 
 TINY = {"channels": [4, 8], "convolutions": 1, "growth_rate": 2, "dense_layers": 2}
 AXIAL = np.diag([-1.0, -1.0, 1.0, 1.0])

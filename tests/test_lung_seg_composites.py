@@ -10,9 +10,9 @@ import torch
 BUNDLE = Path(__file__).parents[1] / "bundles" / "lung_seg_bundle"
 sys.path.insert(0, str(BUNDLE))
 
-from lung_seg.common.clock import CpuClock  # noqa: E402
-from lung_seg.composites import Insert, NoduleBank, RandOverlayNodules, blend  # noqa: E402
-from lung_seg.contexts import ContextBank, RandOverlayContexts  # noqa: E402
+from lung_seg.common.clock import CpuClock
+from lung_seg.composites import Insert, NoduleBank, RandOverlayNodules, blend
+from lung_seg.contexts import ContextBank, RandOverlayContexts
 
 LUNG_HU, NODULE_HU = -850.0, 30.0
 

@@ -15,15 +15,15 @@ from trainings import open_training
 BUNDLE = Path(__file__).parents[1] / "bundles" / "lung_seg_bundle"
 sys.path.insert(0, str(BUNDLE))
 
-from lung_seg.baselines.cubes import CubeBank  # noqa: E402
-from lung_seg.composites import NoduleBank  # noqa: E402
-from lung_seg.datalist import nodule_files, nodule_weights, read_datalist  # noqa: E402
-from lung_seg.losses import MaskedLoss  # noqa: E402
-from lung_seg.stacks import read_nodule  # noqa: E402
+from lung_seg.baselines.cubes import CubeBank
+from lung_seg.composites import NoduleBank
+from lung_seg.datalist import nodule_files, nodule_weights, read_datalist
+from lung_seg.losses import MaskedLoss
+from lung_seg.stacks import read_nodule
 
-from evaluation.cohort_subsets import open_subset  # noqa: E402
-from lungsynth.cohort.phantom.files import write_luna16  # noqa: E402
-from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort  # noqa: E402
+from evaluation.cohort_subsets import open_subset
+from lungsynth.cohort.phantom.files import write_luna16
+from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 
 TINY = {"channels": [4, 8], "convolutions": 1, "growth_rate": 2, "dense_layers": 2}
 SMALL = {"epoch_length": 2, "batch_size": 4, "size_px": 64, "tiles_per_side": 1, "max_epochs": 1, "val_interval": 1}

@@ -14,22 +14,22 @@ ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "bundles" / "lung_seg_bundle"
 sys.path.insert(0, str(BUNDLE))
 
-from lung_seg.baselines.any_size import AnySize  # noqa: E402
-from lung_seg.baselines.cubes import CubeBank  # noqa: E402
-from lung_seg.baselines.dcnn import DEPTH, SIDE_PX  # noqa: E402
-from lung_seg.baselines.detector import SliceDetector  # noqa: E402
-from lung_seg.baselines.faster_rcnn import FasterRcnn3d  # noqa: E402
-from lung_seg.baselines.froc import ImageFroc, match_finds  # noqa: E402
-from lung_seg.baselines.merging import merge_finds  # noqa: E402
-from lung_seg.baselines.objects import ignored_share, objects_of  # noqa: E402
-from lung_seg.baselines.patches import PatchStep, sample_patches  # noqa: E402
-from lung_seg.baselines.peaks import find_peaks  # noqa: E402
-from lung_seg.baselines.proposals import ProposalNetwork  # noqa: E402
-from lung_seg.baselines.pyramid import Pyramid  # noqa: E402
-from lung_seg.baselines.roi_align import level_of, roi_align  # noqa: E402
-from lung_seg.baselines.vgg import PATCH_PX, PatchVgg  # noqa: E402
-from monai.bundle import ConfigWorkflow  # noqa: E402
-from trainings import open_training  # noqa: E402
+from lung_seg.baselines.any_size import AnySize
+from lung_seg.baselines.cubes import CubeBank
+from lung_seg.baselines.dcnn import DEPTH, SIDE_PX
+from lung_seg.baselines.detector import SliceDetector
+from lung_seg.baselines.faster_rcnn import FasterRcnn3d
+from lung_seg.baselines.froc import ImageFroc, match_finds
+from lung_seg.baselines.merging import merge_finds
+from lung_seg.baselines.objects import ignored_share, objects_of
+from lung_seg.baselines.patches import PatchStep, sample_patches
+from lung_seg.baselines.peaks import find_peaks
+from lung_seg.baselines.proposals import ProposalNetwork
+from lung_seg.baselines.pyramid import Pyramid
+from lung_seg.baselines.roi_align import level_of, roi_align
+from lung_seg.baselines.vgg import PATCH_PX, PatchVgg
+from monai.bundle import ConfigWorkflow
+from trainings import open_training
 
 METHODS = ("unet", "unet_plus_plus", "cnn_vgg", "faster_rcnn_3d", "dense_unet_equal")
 SEGMENTERS = ("unet", "unet_plus_plus", "dense_unet_equal")

@@ -16,7 +16,6 @@ from lungsynth.cohort.reader import Cohort
 from lungsynth.compositing.render import render
 from lungsynth.config import PAPER, EnhancementConfig, GenerateConfig, PlacementConfig
 from lungsynth.errors import InputError
-from lungsynth.generate import plan
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import read_catalogue
 from lungsynth.placement.explain import PlanExplainer
@@ -24,6 +23,7 @@ from lungsynth.placement.plan_catalogue import PlanRecord, groups_path
 from lungsynth.placement.policy import shares_of_samples
 from lungsynth.placement.presence import measure_nodules
 from lungsynth.placement.rules import PlacementRules
+from lungsynth.plan import plan
 
 
 @pytest.fixture(scope="module")

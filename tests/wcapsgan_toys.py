@@ -10,8 +10,8 @@ import numpy as np
 BUNDLE = Path(__file__).parents[1] / "bundles" / "wcapsgan_bundle"
 sys.path.insert(0, str(BUNDLE))
 
-from wcapsgan.data import CohortSamples, load_datalist  # noqa: E402
-from wcapsgan.network import FrameSettings, Generator  # noqa: E402
+from wcapsgan.data import CohortSamples, load_datalist
+from wcapsgan.network import FrameSettings, Generator
 
 __all__ = ["BUNDLE", "CATEGORIES", "ONE_CRITIC", "disc", "make_generator", "read_samples", "sphere", "write_cubes"]
 

@@ -19,7 +19,7 @@ from evaluation.cohort_subsets import Subset
 from evaluation.metrics.dice import PixelCounts
 from evaluation.metrics.matching import Case, Lesion, Vector3, match
 from evaluation.segmentation.detectors import detect
-from lungsynth.cohort.reader import read_arrays
+from lungsynth.cohort.files import read_arrays
 from lungsynth.cohort.schema import NoduleRow
 from lungsynth.detector import CandidateDetector
 from lungsynth.errors import InputError

@@ -16,7 +16,7 @@ from jaxtyping import Float64, Int16, Int64
 
 from evaluation.cohort_subsets import Subset
 from evaluation.utility.subcohort import CATEGORIES
-from lungsynth.cohort.reader import read_arrays
+from lungsynth.cohort.files import read_arrays
 from lungsynth.cohort.schema import NoduleEntry
 from lungsynth.compositing.nodule import NodulePatch, resample_nodule
 from lungsynth.compositing.overlay import LungBackground, overlay

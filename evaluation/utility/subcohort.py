@@ -14,7 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from lungsynth.cohort.reader import Cohort, read_cohort_json
+from lungsynth.cohort.files import read_cohort_json
+from lungsynth.cohort.reader import Cohort
 from lungsynth.errors import InputError
 from lungsynth.io.atomic import write_json, write_text
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
-import pandas as pd
 
 from lungsynth.categories import AS_LISTED, CategoryRule
+from lungsynth.cohort.files import damaged, read_arrays, read_cohort_json, read_table
 from lungsynth.cohort.scans import SliceStack, read_scan
 from lungsynth.cohort.schema import (
     COHORT_FORMAT,
@@ -31,8 +31,6 @@ from lungsynth.cohort.schema import (
     NoduleRow,
     SegmentationEntry,
     SeriesRow,
-    columns,
-    from_format_1,
     from_mapping,
 )
 from lungsynth.cohort.series_rows import FINISHED, SeriesRows
@@ -41,7 +39,7 @@ from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label
 from lungsynth.types import Affine, HuPlane, LabelPlane, MaskPlane
 
-__all__ = ["Cohort", "CohortSplit", "RealLung", "RealNodule", "Split", "read_arrays", "read_cohort_json"]
+__all__ = ["Cohort", "CohortSplit", "RealLung", "RealNodule", "Split"]
 
 _logger = logging.getLogger(__name__)
 _REMEDY = "Give `cohort` a folder that `lungsynth prepare` wrote."
@@ -161,7 +159,7 @@ class Cohort:
         Raises:
             InputError: when the table is missing or damaged.
         """
-        return tuple(_read_table(self.folder / "series.csv", SeriesRow))
+        return tuple(read_table(self.folder / "series.csv", SeriesRow))
 
     @cached_property
     def nodules(self) -> tuple[NoduleRow, ...]:
@@ -184,7 +182,7 @@ class Cohort:
                 expert_mask=row.nodule_id in drawn if row.nodule_id in listed else row.votes > 0,
                 sphere=row.nodule_id in spheres,
             )
-            for row in _read_table(self.folder / "nodules.csv", NoduleRow)
+            for row in read_table(self.folder / "nodules.csv", NoduleRow)
         )
 
     @property
@@ -203,7 +201,7 @@ class Cohort:
         try:
             pieces = tuple(SeriesRows.read(path) for path in names)
         except _DAMAGED as error:
-            raise _damaged(self.folder / FINISHED, error) from error
+            raise damaged(self.folder / FINISHED, error) from error
         if {row.series_id for piece in pieces for row in piece.series} != set(self.splits):
             raise InputError(
                 f"{self.folder}: its hidden folder {FINISHED} is missing, or not that of its series.csv. Copy the "
@@ -221,7 +219,7 @@ class Cohort:
         try:
             content = b"".join((self.folder / name).read_bytes() for name in _IDENTIFYING)
         except OSError as error:
-            raise _damaged(self.folder, error) from error
+            raise damaged(self.folder, error) from error
         return hashlib.sha256(content).hexdigest()
 
     @cached_property
@@ -430,65 +428,8 @@ class CohortSplit:
                 from_mapping(row_type, entry) for entry in entries if entry.get("patient_id") not in self.without
             )
         except (InputError, AttributeError) as error:
-            raise _damaged(self.folder / f"{name}.json", error) from error
+            raise damaged(self.folder / f"{name}.json", error) from error
 
     def _of_split(self, rows: Sequence[Row], *, key: Any) -> list[Row]:
         own = (row for row in rows if row.split == self.name and row.patient_id not in self.without)  # type: ignore[attr-defined]
         return sorted(own, key=key)
-
-
-def read_arrays(path: Path, *names: str) -> tuple[np.ndarray, ...]:
-    """Arrays of an npz of a cohort.
-
-    Args:
-        path: the file.
-        names: of its arrays.
-
-    Raises:
-        InputError: naming the file, when it is missing or damaged, or lacks an array.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            old = {name: _OLD_NAMES[name] for name in names if name not in arrays and name in _OLD_NAMES}
-            return tuple(arrays[old.get(name, name)] for name in names)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: expected this file of a cohort, found none. Prepare the cohort again.") from error
-    except _DAMAGED as error:
-        raise _damaged(path, error) from error
-
-
-def read_cohort_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a cohort, in the words of today.
-
-    Raises:
-        InputError: naming the file, when it is missing or damaged.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: expected this file of a cohort, found none. {_REMEDY}") from error
-    except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
-    if not isinstance(content, dict):
-        raise _damaged(path, f"a {type(content).__name__} in place of an object")
-    return dict(from_format_1(content))
-
-
-def _read_table(path: Path, row_type: type[Row]) -> Iterator[Row]:
-    """Rows of a CSV; empty cells have the default."""
-    kinds = {column.name: column.kind for column in columns(row_type)}
-    texts = {name: str for name, kind in kinds.items() if kind is str}
-    try:
-        table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
-        for row in table.to_dict("records"):
-            values = {str(name): value for name, value in row.items() if not pd.isna(value)}
-            values |= {name: int(value) for name, value in values.items() if kinds.get(name) is int}
-            yield from_mapping(row_type, values)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: expected this file of a cohort, found none. {_REMEDY}") from error
-    except _DAMAGED as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, what: object) -> InputError:
-    return InputError(f"{path}: cannot be read as a file of a cohort ({what}). Prepare the cohort again. {_REMEDY}")

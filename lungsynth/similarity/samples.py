@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Float
 
 from lungsynth.categories import AS_LISTED, UNKNOWN, CategoryRule
-from lungsynth.cohort.reader import Cohort, read_arrays, read_cohort_json
+from lungsynth.cohort.files import read_arrays, read_cohort_json
+from lungsynth.cohort.reader import Cohort
 from lungsynth.errors import InputError, NoSamplesError
 from lungsynth.grids import LUNG_FIELD_MM, LUNG_SPACING_MM, PATCH_SPACING_MM, disc_diameter
 from lungsynth.hounsfield import LUNG_HU

@@ -64,7 +64,7 @@ class CycleGANTrainer(Trainer):
         train_handlers: attached to this engine, in this order.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - filled by keyword from a config
         self,
         *,
         device: torch.device | str,

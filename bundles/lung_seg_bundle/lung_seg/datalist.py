@@ -28,7 +28,7 @@ FILE_NAME = "segmentation.json"
 NODULES_NAME = "nodules.json"
 
 
-def read_datalist(
+def read_datalist(  # noqa: PLR0913 - filled by keyword from a config
     dataset_dir: str | Path | None,
     split: str,
     *,

@@ -118,7 +118,7 @@ class WCapsGANTrainer(Trainer):
         ValueError: when the generator makes samples of another dimension than the dataset has.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - filled by keyword from a config
         self,
         device: torch.device | str,
         max_epochs: int,

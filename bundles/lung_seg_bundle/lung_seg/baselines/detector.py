@@ -41,7 +41,7 @@ class SliceDetector:
         ValueError: for a spacing that is not positive.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - filled by keyword from a config
         self,
         network: nn.Module,
         *,

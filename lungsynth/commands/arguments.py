@@ -1,0 +1,119 @@
+"""Arguments that several commands have, and what a command answers."""
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from lungsynth.config import SELECTION_STRATEGIES
+
+__all__ = [
+    "Command",
+    "Report",
+    "add_bundles",
+    "add_cohort",
+    "add_label_check",
+    "add_seed",
+    "add_selection",
+    "add_tracking",
+    "counted",
+    "tracking_uri",
+]
+
+_OLD_STRATEGIES = {"spread": "coverage", "similar": "nearest"}
+
+
+class Report(NamedTuple):
+    """What a command answers.
+
+    Args:
+        lines: for the standard output.
+        problems: for the standard error: what was left out, under a line that counts it.
+    """
+
+    lines: Sequence[str] = ()
+    problems: Sequence[str] = ()
+
+
+class Command(NamedTuple):
+    """A command.
+
+    Args:
+        description: what it does.
+        add_arguments: to its parser.
+        work: does it.
+        stopped: what to say after Ctrl-C.
+    """
+
+    description: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    work: Callable[[argparse.Namespace], Report]
+    stopped: str = "Stopped. The same command goes on from here."
+
+
+def counted(problems: Sequence[str], what: str) -> list[str]:
+    """Problems under a line that counts them; empty without any."""
+    return [f"{len(problems)} {what}:", *(f"  {problem}" for problem in problems)] if problems else []
+
+
+def tracking_uri(options: argparse.Namespace) -> str:
+    """The MLflow store that the options, else the environment, else the default name."""
+    from lungsynth.tracking import DEFAULT_URI
+
+    return options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def add_bundles(parser: argparse.ArgumentParser) -> None:
+    """Adds `--bundles`."""
+    parser.add_argument("--bundles", type=Path, help="folder of the bundles (default: those of this installation)")
+
+
+def add_tracking(parser: argparse.ArgumentParser) -> None:
+    """Adds `--tracking-uri`."""
+    parser.add_argument(
+        "--tracking-uri",
+        help="MLflow store, or none (default: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db)",
+    )
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """Adds `--seed`."""
+    parser.add_argument("--seed", type=int, default=0, help="of everything random; same seed, same bytes (default: 0)")
+
+
+def add_cohort(parser: argparse.ArgumentParser, text: str) -> None:
+    """Adds `--cohort`, with what it is for."""
+    parser.add_argument("--cohort", type=Path, help=text)
+
+
+def add_label_check(parser: argparse.ArgumentParser) -> None:
+    """Adds `--no-label-check`."""
+    parser.add_argument(
+        "--no-label-check",
+        "--no-gate",
+        dest="label_check",
+        action="store_false",
+        help="do not ask lung_seg_bundle whether it still finds the nodules that it found before the CycleGAN",
+    )
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """Adds `--selection`, its old name `--ranking`, and `--candidates`."""
+    add = parser.add_argument
+    add(
+        "--selection",
+        dest="strategy",
+        choices=SELECTION_STRATEGIES,
+        help="which generated nodules and lungs are kept: each real one in turn takes the most similar (coverage, the "
+        "default with a cohort), the paper's most similar of all (nearest), or all (none); copies of training samples "
+        "never are",
+    )
+    add(
+        "--ranking",
+        dest="strategy",
+        type=lambda text: _OLD_STRATEGIES.get(text, text),
+        choices=SELECTION_STRATEGIES,
+        help=argparse.SUPPRESS,
+    )
+    add("--candidates", type=int, help="generated for each one kept (default: 3 where they are ranked)")

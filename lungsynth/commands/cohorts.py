@@ -1,0 +1,154 @@
+"""`lungsynth prepare`, `lungsynth pseudo-label` and `lungsynth phantom`: from CT to cohorts."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lungsynth.commands.arguments import Command, Report, add_bundles, add_seed, add_tracking, counted, tracking_uri
+from lungsynth.config import default_bundles
+from lungsynth.errors import InputError
+
+if TYPE_CHECKING:
+    from lungsynth.cohort.prepare import PrepareResult
+
+__all__ = ["PHANTOM", "PREPARE", "PSEUDO_LABEL"]
+
+_LUNG_SIZES_PX = (256, 512)
+
+
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "sources",
+        nargs="+",
+        type=Path,
+        metavar="SOURCE",
+        help="folder, zip or file, any of: DICOM, NIfTI, MetaImage/LUNA16, LIDC XML, Pascal-VOC boxes, LIDC crops",
+    )
+    add("--out", type=Path, required=True, help="the cohort: a new folder, or one left unfinished")
+    add("--split", choices=("auto", "test"), default="auto", help="test: all patients test (default: auto)")
+    add_seed(parser)
+    add(
+        "--fold",
+        type=int,
+        default=0,
+        help="0 to 4: another fifth of the patients tests, for cross-validation (default: 0)",
+    )
+    add(
+        "--lung-size",
+        type=int,
+        choices=_LUNG_SIZES_PX,
+        default=_LUNG_SIZES_PX[0],
+        help="the lung generator's grid in pixels: 256 at 1.4 mm (default) or 512 at 0.7 mm",
+    )
+    add(
+        "--subset",
+        action="store_true",
+        help="the sources are parts of their collections (a subset of LUNA16): ignore annotations of other series",
+    )
+    add("--workers", type=int, default=2, help="processes (default: 2)")
+
+
+def _prepare(options: argparse.Namespace) -> Report:
+    from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
+    from lungsynth.cohort.series import SliceExtraction
+
+    slices = SliceExtraction(lung_size_px=options.lung_size)
+    settings = PrepareSettings(
+        split=options.split, seed=options.seed, fold=options.fold, slices=slices, subset=options.subset
+    )
+    return _report_cohort(
+        prepare_cohort(options.sources, options.out, settings=settings, workers=options.workers), options.out
+    )
+
+
+def _report_cohort(result: "PrepareResult", out: Path) -> Report:
+    lines = []
+    for split, counts in result.cohort["counts"].items():
+        nodules = sum(counts["nodules"].values())
+        lines.append(f"{split:10}  {counts['patients']:5} patients  {counts['slices']:6} slices  {nodules:5} nodules")
+    lines.append(f"Cohort: {out}. Look at {out / 'report.md'} and {out / 'montage_nodules.png'}.")
+    return Report(lines, counted([problem.message for problem in result.problems], "could not be used"))
+
+
+def _add_pseudo_label(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--cohort", type=Path, required=True, help="folder written by `lungsynth prepare`")
+    add("--out", type=Path, required=True, help="the cohort with pseudo-labels: a new folder, or one left unfinished")
+    add_bundles(parser)
+    add(
+        "--threshold",
+        type=float,
+        help="probability from which on a candidate counts, 0.05 to 1; lower: purer, smaller normal set (default: the "
+        "network's operating point)",
+    )
+    add("--min-diameter-mm", type=float, default=3.0, metavar="MM", help="smaller candidates are ignored (default: 3)")
+    add_tracking(parser)
+
+
+def _pseudo_label(options: argparse.Namespace) -> Report:
+    from lungsynth.pseudo_labels.run import PseudoLabelConfig, pseudo_label_cohort
+
+    config = PseudoLabelConfig(
+        cohort=options.cohort,
+        out=options.out,
+        bundles=options.bundles or default_bundles(),
+        threshold=options.threshold,
+        min_diameter_mm=options.min_diameter_mm,
+    )
+    result = pseudo_label_cohort(config, tracking_uri=tracking_uri(options))
+    facts = result.cohort["pseudo_labels"]
+    lines = []
+    if not facts["series"]:
+        lines.append("No series needed the network: experts have looked at all of them.")
+    for split, after in facts["after"].items():
+        before = facts["before"][split]
+        nodules = [sum(counts["nodules"].values()) for counts in (before, after)]
+        lines.append(
+            f"{split:10}  normal slices {before['normal_slices']:6} -> {after['normal_slices']:6}   "
+            f"nodules {nodules[0]:5} -> {nodules[1]:5}"
+        )
+    out = options.out
+    lines.append(f"Pseudo-labelled cohort: {out}. Look at {out / 'montage_pseudo_labels.png'} and {out / 'report.md'}.")
+    return Report(lines, counted([problem.message for problem in result.problems], "series could not be analysed"))
+
+
+def _add_phantom(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder to write to; must be empty or absent")
+    add("--patients", type=int, default=8, help="how many (default: 8)")
+    add("--seed", type=int, default=0, help="another seed, other patients (default: 0)")
+    add("--size", type=int, default=128, metavar="PX", help="rows and columns, 256: 1.4 mm (default: 128)")
+    add("--slices", type=int, default=40, help="axial slices of each patient (default: 40)")
+    add("--spacing", type=float, default=5.0, metavar="MM", help="between slices (default: 5)")
+
+
+def _phantom(options: argparse.Namespace) -> Report:
+    from lungsynth.cohort.phantom.files import make_phantom_cohort
+
+    out = options.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is not an empty folder; give `out` a new one.")
+    make_phantom_cohort(
+        out,
+        patients=options.patients,
+        seed=options.seed,
+        size_px=options.size,
+        slices=options.slices,
+        slice_spacing_mm=options.spacing,
+    )
+    return Report([f"{options.patients} phantom patients in {out}"])
+
+
+PREPARE = Command("Makes a cohort for the trainings out of chest CT in any mix of layouts.", _add_prepare, _prepare)
+PSEUDO_LABEL = Command(
+    "Runs the detector on the scans of a cohort without expert marks: candidates become nodules, and slices near "
+    "them are normal no longer.",
+    _add_pseudo_label,
+    _pseudo_label,
+)
+PHANTOM = Command(
+    "Draws procedural chest CT with known nodules, in the layouts of LIDC-IDRI, LUNA16 and the Decathlon.",
+    _add_phantom,
+    _phantom,
+)

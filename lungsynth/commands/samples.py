@@ -1,0 +1,259 @@
+"""`lungsynth generate`, `lungsynth plan` and `lungsynth export`: from bundles to samples in files."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from lungsynth.commands.arguments import (
+    Command,
+    Report,
+    add_bundles,
+    add_cohort,
+    add_label_check,
+    add_seed,
+    add_selection,
+    add_tracking,
+    tracking_uri,
+)
+from lungsynth.config import (
+    EXPORT_ENGINES,
+    EXPORT_FORMATS,
+    PAPER,
+    EnhancementConfig,
+    GenerateConfig,
+    PlacementConfig,
+    Policy,
+    SelectionConfig,
+    default_bundles,
+)
+from lungsynth.errors import InputError
+
+if TYPE_CHECKING:
+    from lungsynth.generate import GenerateResult
+    from lungsynth.plan import PlanResult
+
+__all__ = ["EXPORT", "GENERATE", "PLAN", "generate_config", "report_generated"]
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder of the run; one with the same settings is continued")
+    add("--count", type=int, default=64, help="samples to end with (default: 64)")
+    add_seed(parser)
+    add_cohort(parser, "folder written by `lungsynth prepare`, to mix in real nodules and lungs")
+    add_bundles(parser)
+    add("--no-enhance", dest="enhance", action="store_false", help="leave out the CycleGAN")
+    add_label_check(parser)
+    add("--batch-size", type=int, default=16, help="samples that are written together (default: 16)")
+    add_tracking(parser)
+    add("--lungs", type=int, help="distinct lungs (default: the root of 2.5 COUNT, at most 500)")
+    add("--groups", type=int, help="nodule groups (default: 2.5 COUNT / LUNGS, more when too few fit)")
+    add(
+        "--real-share", type=float, help="share of real lungs, and of real nodules (default: the paper's, 1/10 and 1/6)"
+    )
+    add(
+        "--exclude-enhancer-patients",
+        "--spare-diseased",
+        action="store_true",
+        help="use nothing of the patients in enhancement.json: for composites that the CycleGAN is trained on",
+    )
+    add_selection(parser)
+
+
+def generate_config(options: argparse.Namespace) -> GenerateConfig:
+    """The configuration that the options of `generate` describe."""
+    return GenerateConfig(
+        out=options.out,
+        count=options.count,
+        seed=options.seed,
+        bundles=options.bundles or default_bundles(),
+        cohort=options.cohort,
+        exclude_enhancer_patients=options.exclude_enhancer_patients,
+        batch_size=options.batch_size,
+        selection=SelectionConfig(strategy=options.strategy, candidates=options.candidates),
+        placement=PlacementConfig(lungs=options.lungs, groups=options.groups, real_share=options.real_share),
+        enhancement=EnhancementConfig(enabled=options.enhance, label_check=options.label_check),
+    )
+
+
+def _generate(options: argparse.Namespace) -> Report:
+    from lungsynth.generate import generate
+
+    return report_generated(generate(generate_config(options), tracking_uri=tracking_uri(options)), options)
+
+
+def report_generated(result: "GenerateResult", options: argparse.Namespace) -> Report:
+    """What came of a run, and where it stands."""
+    from lungsynth.detectability import describe_detectability
+    from lungsynth.similarity.selection import describe_selection
+    from lungsynth.tracking import ui_command
+
+    lines = [
+        describe_detectability(result.figures["check"]),
+        describe_selection(result.figures["assets"], ranked=options.cohort is not None),
+        f"Contact sheet    {result.contact_sheet}",
+        f"Images           {result.images}",
+        f"Labels           {result.masks} and {result.annotations}",
+        f"Catalogue        {result.catalogue}",
+    ]
+    if result.tracking_uri != "none":
+        lines += [f"MLflow database  {result.tracking_uri}", f"Open the UI with {ui_command(result.tracking_uri)}"]
+    return Report(lines)
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="the catalogue, .parquet; its assets are made beside it")
+    add("--explain", metavar="ID|LUNG:GROUP", help="say why a pair of a finished plan is kept or not, and stop")
+    add("--lungs", type=int, help="distinct lungs, for all categories")
+    add("--groups", type=int, help="nodule groups a category")
+    add("--keep", dest="count", type=int, help="samples a category (matched, balanced: of the one that gets most)")
+    add("--preset", choices=("paper",), help="500 lungs, 5,000 groups, 1,000,000 kept, where not given otherwise")
+    add("--policy", choices=get_args(Policy), default="farthest", help="which pairs are kept (default: farthest)")
+    add("--rules", type=Path, help="JSON file of placement rules, see docs/how_to/plan_at_scale.md")
+    add_cohort(parser, "folder written by `lungsynth prepare`, to lend real lungs and nodules, and to match")
+    add("--no-real-voxels", dest="real_voxels", action="store_false", help="no voxel of a patient in any sample")
+    add("--nodules", type=int, default=PAPER["nodules"], help="distinct nodules a category (default: 1200)")
+    add_bundles(parser)
+    add("--library", type=Path, help="folder with assets to use instead of making some")
+    add("--vessel-masks", type=Path, help="folder with SLICE_ID.nii.gz of vessels and airways of real lungs")
+    add("--enhance", action="store_true", help="note in the recipes that the CycleGAN is to be applied")
+    add_selection(parser)
+    add_seed(parser)
+
+
+def _plan(options: argparse.Namespace) -> Report:
+    if options.explain:
+        return _explain(options)
+    from lungsynth.placement.rules import read_rules
+    from lungsynth.plan import plan
+
+    numbers = {"lungs": options.lungs, "groups": options.groups, "keep": options.count}
+    missing = [f"--{name}" for name, value in numbers.items() if value is None]
+    if missing and not options.preset:
+        raise InputError(f"Give {', '.join(missing)}, or --preset paper.")
+    numbers = {name: PAPER[name] if value is None else value for name, value in numbers.items()}
+    placement = PlacementConfig.at_scale(
+        lungs=numbers["lungs"],
+        groups=numbers["groups"],
+        nodules=options.nodules,
+        policy=options.policy,
+        rules=read_rules(options.rules) if options.rules else None,
+        real_voxels=options.real_voxels,
+        vessel_masks=options.vessel_masks,
+    )
+    config = GenerateConfig(
+        out=options.out.parent,
+        catalogue=options.out.name,
+        count=numbers["keep"],
+        seed=options.seed,
+        bundles=options.bundles or default_bundles(),
+        cohort=options.cohort,
+        library=options.library,
+        selection=SelectionConfig(strategy=options.strategy, candidates=options.candidates),
+        placement=placement,
+        enhancement=EnhancementConfig(enabled=options.enhance),
+    )
+    return _report_plan(plan(config))
+
+
+def _explain(options: argparse.Namespace) -> Report:
+    from lungsynth.placement.explain import PlanExplainer
+
+    explainer = PlanExplainer(options.out, library=options.library, vessel_masks=options.vessel_masks)
+    sample, explanation = explainer.explain(options.explain)
+    return Report([sample, *explanation.lines()])
+
+
+def _report_plan(result: "PlanResult") -> Report:
+    figures, lines = result.record.figures, []
+    for category, part in result.record.parts.items():
+        rejected = ", ".join(f"{n:,} {name.lower()}" for name, n in part.verdicts.items() if n and name != "KEPT")
+        tried, accepted = f"{part.candidates:,} pairs of {part.groups:,} groups", part.verdicts["KEPT"]
+        lines.append(f"{category}: {tried}, {accepted:,} accepted, {part.kept:,} kept")
+        lines.append(f"  rejected: {rejected or 'none'}")
+        if part.gaps:
+            lines.append(f"  off target: {part.gaps[0]:.1%} of the nodules by distance, {part.gaps[1]:.1%} by size")
+    size_mb = result.catalogue.stat().st_size / 1e6
+    lines.append(f"Lungs      {figures['lungs']:,}, of them {figures['real_lungs']:,} real")
+    lines.append(f"Nodules    {figures['nodules']:,}, of them {figures['real_nodules']:,} real")
+    lines.append(f"Samples    {figures['samples']:,} in {result.catalogue} ({size_mb:.1f} MB)")
+    if figures["expansion"]:
+        lines.append(
+            f"Expansion  {figures['expansion']:,.0f} images out for each of {figures['images_in']:,} real images in"
+        )
+    lines.append(f"Time       {result.asset_seconds:.1f} s for assets, {result.plan_seconds:.1f} s for the plan")
+    return Report(lines)
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("catalogue", type=Path, help="catalogue.parquet of `lungsynth plan` or `lungsynth generate`")
+    add("--out", type=Path, required=True, help="folder to fill; one with the same settings is continued")
+    add("--format", required=True, choices=EXPORT_FORMATS, help="of the samples")
+    add("--library", type=Path, help="folder with assets/ (default: the catalogue's)")
+    add("--range", type=_range, default=(0, None), metavar="A:B", help="samples A to B - 1 (default: all)")
+    add("--engine", default="local", choices=EXPORT_ENGINES, help="ray: on several machines (default: local)")
+    add("--workers", type=int, default=1, help="processes, or Ray actors; no byte depends on it (default: 1)")
+    add("--pairs", action="store_true", help="write each slice without its nodules too")
+    add("--growth", type=_days, metavar="DAYS,DAYS", help="the nodules on these days, e.g. 0,90,180")
+    add("--doubling-days", type=float, default=150.0, help="volume-doubling time (default: 150)")
+    add("--enhance", action="store_true", help="send the composites through the CycleGAN")
+    add_label_check(parser)
+    add_bundles(parser)
+
+
+def _export(options: argparse.Namespace) -> Report:
+    from lungsynth.export.sample import Growth
+    from lungsynth.export.writer import ExportJob, export_catalogue
+
+    growth = Growth(days=options.growth, doubling_days=options.doubling_days) if options.growth else None
+    job = ExportJob(
+        catalogue=options.catalogue.absolute(),
+        out=options.out.absolute(),
+        format=options.format,
+        library=options.library and options.library.absolute(),
+        pairs=options.pairs,
+        growth=growth,
+        bundles=(options.bundles or default_bundles()).absolute() if options.enhance else None,
+        label_check=options.label_check,
+    )
+    begin, end = options.range
+    result = export_catalogue(job, begin=begin, end=end, engine=options.engine, workers=options.workers)
+    lines = [f"Samples    {len(result.samples)} in {result.files} files under {options.out}"]
+    if result.left_out:
+        lines.append(f"Left out   {result.left_out} recipes whose nodules would outgrow their lung")
+    lines.append(f"Labels     {options.out / 'annotations.csv'}, detection.json, coco.json")
+    if options.enhance:
+        lines.append(f"Enhanced   {options.out / 'enhanced.json'}: what became of labels and HU")
+    lines.append(f"Checksums  {options.out / 'checksums.sha256'}")
+    return Report(lines)
+
+
+def _range(text: str) -> tuple[int, int | None]:
+    first, colon, last = text.partition(":")
+    try:
+        if colon:
+            return int(first or 0), int(last) if last else None
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected A:B, two numbers of samples, got {text!r}")
+
+
+def _days(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(day) for day in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole days with commas between them, got {text!r}") from None
+
+
+GENERATE = Command(
+    "Makes labelled synthetic lung CT slices, or goes on with a run that was stopped.", _add_generate, _generate
+)
+PLAN = Command(
+    "Plans a catalogue of synthetic samples, millions if asked, without rendering any; or explains a pair of one.",
+    _add_plan,
+    _plan,
+    "Stopped. The same command begins the unfinished part again.",
+)
+EXPORT = Command("Renders a catalogue to files, or goes on with an export that was stopped.", _add_export, _export)

@@ -1,0 +1,160 @@
+"""A plan: nodules and lungs in a library, and the catalogue of the samples that they make.
+
+`plan` stops there, with as many as millions of samples and none rendered; `generate` goes on to files.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lungsynth.bundles import nodule_rule, read_weights
+from lungsynth.categories import AS_LISTED, TEXTURES, CategoryRule
+from lungsynth.cohort.reader import Cohort, CohortSplit
+from lungsynth.config import GenerateConfig
+from lungsynth.errors import InputError
+from lungsynth.generate_assets import LUNG_WEIGHTS, make_assets, open_samplers
+from lungsynth.io.atomic import write_json
+from lungsynth.placement.assets import AssetLibrary
+from lungsynth.placement.catalogue import read_catalogue
+from lungsynth.placement.plan_catalogue import PlanRecord, plan_catalogue
+from lungsynth.run_folder import FORMAT
+from lungsynth.similarity.selection import selection_identity
+
+__all__ = ["PlanResult", "assets_digest", "category_rule", "open_cohort", "plan"]
+
+_ASSETS_FILE = "assets.json"  # what the library beside a plan was made with
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanResult:
+    """A planned catalogue.
+
+    Args:
+        catalogue: the file.
+        record: what the catalogue remembers of its plan.
+        asset_seconds: to make the assets; 0 when they were there.
+        plan_seconds: from the library's lungs to the written catalogue; 0 when that was there.
+    """
+
+    catalogue: Path
+    record: PlanRecord
+    asset_seconds: float
+    plan_seconds: float
+
+
+def plan(config: GenerateConfig) -> PlanResult:
+    """Plans a catalogue without rendering any sample, or finds that it is there.
+
+    Raises:
+        InputError: before anything is written, when an input cannot be used; or when it is of another plan.
+    """
+    cohort = open_cohort(config)
+    started = time.monotonic()
+    library = AssetLibrary(config.library) if config.library else _plan_assets(config, cohort)
+    identity = _plan_identity(config, cohort, library)
+    asset_seconds, started = time.monotonic() - started, time.monotonic()
+    if config.catalogue_path.exists():
+        record = PlanRecord.read(read_catalogue(config.catalogue_path))
+        if json.loads(json.dumps(identity)) != record.identity:
+            raise InputError(
+                f"{config.catalogue_path}: holds another plan. Give another `out`, or repeat its settings."
+            )
+        return PlanResult(catalogue=config.catalogue_path, record=record, asset_seconds=asset_seconds, plan_seconds=0.0)
+    enhancer = read_weights(config.bundles, "cyclegan").sha256 if config.enhancement.enabled else None
+    record = plan_catalogue(library, config, cohort, enhancer=enhancer, identity=identity)
+    return PlanResult(
+        catalogue=config.catalogue_path,
+        record=record,
+        asset_seconds=asset_seconds,
+        plan_seconds=time.monotonic() - started,
+    )
+
+
+def open_cohort(config: GenerateConfig) -> CohortSplit | None:
+    """The training patients who lend real nodules and lungs; None without a cohort.
+
+    Raises:
+        InputError: when the cohort cannot be read, or lends nothing.
+    """
+    if config.cohort is None:
+        return None
+    cohort = Cohort.open(config.cohort, rule=category_rule(config)).split("training").nonempty()
+    return cohort.without_diseased() if config.exclude_enhancer_patients else cohort
+
+
+def category_rule(config: GenerateConfig) -> CategoryRule:
+    """What the categories of real nodules are: as the bundles have them that make the nodules.
+
+    The bundles of a library that is there already are asked only where it has others than texture classes, because
+    that takes PyTorch and MONAI; without a cohort there is nothing to name.
+    """
+    if config.cohort is None:
+        return AS_LISTED
+    if config.library and {a.category for a in AssetLibrary(config.library) if a.kind == "nodule"} <= set(TEXTURES):
+        return AS_LISTED
+    return nodule_rule(config.bundles)
+
+
+def assets_digest(library: AssetLibrary) -> str:
+    """SHA-256 of the hashes of all assets."""
+    return hashlib.sha256("".join(asset.hash for asset in library).encode()).hexdigest()
+
+
+def _plan_identity(config: GenerateConfig, cohort: CohortSplit | None, library: AssetLibrary) -> dict[str, Any]:
+    return {
+        "lungsynth": version("lungsynth"),
+        "settings": config.to_json(),
+        "cohort": cohort.cohort.identity if cohort else None,
+        "assets": assets_digest(library),
+    }
+
+
+def _plan_assets(config: GenerateConfig, cohort: CohortSplit | None) -> AssetLibrary:
+    """The library beside a plan, made when it is not there."""
+    weights = {
+        "nodule_weights": read_weights(config.bundles, "wcapsgan").sha256,
+        "lung_weights": read_weights(config.bundles, "wcapsgan", file=LUNG_WEIGHTS).sha256,
+    }
+    sizes = config.sizes(1)
+    identity = {
+        "format": FORMAT,
+        "lungsynth": version("lungsynth"),
+        "seed": config.seed,
+        "lungs": sizes.lungs,
+        "nodules": sizes.nodules,
+        **{key: config.to_json()[key] for key in ("per_category", "real_share", "real_voxels")},
+        "cohort": cohort.cohort.identity if cohort else None,
+        **selection_identity(config.chosen),
+        **weights,
+    }
+    library, path = AssetLibrary(config.out), config.out / _ASSETS_FILE
+    _check_assets(library, path, identity)
+    if not len(library):
+        samplers = open_samplers(config.bundles, rule=category_rule(config), **weights)
+        write_json(path, identity, indent=2, sort_keys=True)
+        make_assets(library, samplers, config, cohort=cohort)
+    return library
+
+
+def _check_assets(library: AssetLibrary, path: Path, identity: Mapping[str, Any]) -> None:
+    if not path.is_file():
+        if len(library):
+            raise InputError(
+                f"{library.folder}: holds assets that no plan made. Give {library.folder} as `library` to use them, or "
+                "another folder in `out`."
+            )
+        return
+    try:
+        there = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected the settings of a library, got {error}. Give another `out`.") from error
+    if differing := sorted(key for key in {*there, *identity} if there.get(key) != identity.get(key)):
+        raise InputError(
+            f"{path}: the assets beside `out` were made with other {', '.join(differing)}. Give another `out`, or "
+            f"{library.folder} as `library` to use them as they are."
+        )
