@@ -390,5 +390,5 @@ def test_a_resumed_training_equals_one_without_a_stop(cohort, tmp_path):
     assert sidecar["validation"]["dice_mean"] >= 0
     assert 0 <= sidecar["train_minutes"] < 10
     states = [torch.load(tmp_path / run / "resume_4.pt", weights_only=True) for run in ("whole", "second")]
-    assert states[0]["early_stop"]["counter"] == states[1]["early_stop"]["counter"]
-    assert states[0]["best"] == states[1]["best"]
+    assert states[0]["best_weights"]["waited"] == states[1]["best_weights"]["waited"]
+    assert states[0]["best_weights"]["best"] == states[1]["best_weights"]["best"]

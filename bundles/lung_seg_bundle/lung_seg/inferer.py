@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import CHANNELS
+from .common.hounsfield import CT_RANGE_HU, Window
 from .common.precision import use_bfloat16
 from .fused_inference import fuse
 from .grid import Box, covered, resample_part, resampled_shape, source_box
 from .region import lung_boxes
 
 __all__ = ["Segmenter", "VolumeInferer"]
-
-AIR_HU = -1024  # padding lies below, and is air
 
 
 class Segmenter:
@@ -62,7 +61,7 @@ class Segmenter:
         self.device = torch.device(device)
         self.network = network.to(self.device).eval()
         self.spacing_mm = spacing_mm
-        self.window_hu = window_hu
+        self.window = Window(*window_hu)
         self.inferer = inferer or SimpleInferer()
         self.amp = use_bfloat16(self.device, amp)
         self.crop = crop
@@ -144,7 +143,7 @@ class Segmenter:
         return type(self)(
             network,
             spacing_mm=self.spacing_mm,
-            window_hu=self.window_hu,
+            window_hu=(self.window.low_hu, self.window.high_hu),
             device=self.device,
             inferer=self.inferer,
             amp=self.amp,
@@ -161,15 +160,11 @@ class Segmenter:
         # Whole pixels of the network's coarsest level, which it would fill up with repeated borders otherwise.
         part = source_box(box, own, grid).rounded(getattr(self.network, "multiple", 32), grid)
         held = source_box(part, grid, own)
-        planes = hu[(slice(None), *held.index)].to(self.device).float().clamp(min=AIR_HU)[:, None]
+        planes = hu[(slice(None), *held.index)].to(self.device).float().clamp(min=CT_RANGE_HU[0])[:, None]
         planes = resample_part(planes, grid, part, held=held, extent=own)
-        logits = self._logits(self._unit(planes))
+        logits = self._logits(self.window.to_unit(planes, clip=True))
         place = covered(part, grid, own) or box
         return place, torch.sigmoid(resample_part(logits, own, place, held=part, extent=grid))
-
-    def _unit(self, hu: Tensor) -> Tensor:
-        low, high = self.window_hu
-        return ((hu - low) / (high - low) * 2 - 1).clip(-1, 1)
 
     def _logits(self, unit: Tensor) -> Tensor:
         unit = unit.to(memory_format=torch.channels_last)

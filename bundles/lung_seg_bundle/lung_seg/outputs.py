@@ -17,6 +17,7 @@ from monai.transforms import Transform
 from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 
 from .candidates import CandidateFinder
+from .common.atomic import replacing
 from .losses import LUNG, NODULE
 from .pleura import pleural_distances
 
@@ -59,14 +60,11 @@ class CandidateTable:
         """Adds a volume's candidates and writes the table anew."""
         self.rows.extend(rows)
         self.volumes += 1
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".csv.part")
-        with temporary.open("w", newline="") as file:
+        with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             for row in self.rows:
                 writer.writerow({key: f"{v:.3f}" if isinstance(v, float) else v for key, v in row.items()})
-        temporary.rename(self.path)
 
 
 class RecordCandidates(Transform):
@@ -121,7 +119,6 @@ class SaveImageMaps(Transform):
         }
         own = np.asarray(image.meta["original_affine"], dtype=np.float64)
         affine = np.asarray(image.affine, dtype=np.float64)
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         for kind, (values, slope) in maps.items():
             path = self.output_dir / f"{data.get('name', 'image')}_{kind}.nii.gz"
             _write(path, _to_grid(values.to(torch.uint8).numpy(), affine, own), own, slope=slope)
@@ -145,6 +142,5 @@ def _write(path: Path, values: np.ndarray, affine: np.ndarray, *, slope: float |
     image = nibabel.Nifti1Image(values, affine)
     if slope is not None:
         image.header.set_slope_inter(slope, 0)
-    temporary = path.with_name(f".part_{path.name}")
-    nibabel.save(image, temporary)
-    temporary.rename(path)
+    with replacing(path) as temporary:
+        nibabel.save(image, temporary)

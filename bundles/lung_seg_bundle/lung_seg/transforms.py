@@ -19,13 +19,12 @@ from monai.transforms import RandomizableTransform, Transform
 from torch import Tensor
 
 from . import IGNORED
+from .common.hounsfield import AIR_HU, check_hu
 from .grid import Frame, cut, resample, resampled_shape
 from .losses import NODULE
 from .stacks import Stack
 
-__all__ = ["AIR_HU", "CheckHu", "FixedFrame", "RandFrame"]
-
-AIR_HU = -1000
+__all__ = ["CheckHu", "FixedFrame", "RandFrame"]
 
 
 def _whole(stack: Stack, *, spacing_mm: float) -> tuple[Tensor, Tensor]:
@@ -188,11 +187,5 @@ class CheckHu(Transform):
             ValueError: naming the file, the range found and the remedy.
         """
         image = data[self.key]
-        low, high = float(image.min()), float(image.max())
-        if not (math.isfinite(low) and math.isfinite(high)) or low > AIR_HU / 2 or high < 0:
-            name = Path(str(image.meta.get("filename_or_obj", "the image"))).name
-            raise ValueError(
-                f"{name}: expected CT in HU, reaching from air (about {AIR_HU}) to soft tissue (above 0), got "
-                f"[{low:g}, {high:g}]. Convert it back to HU (apply RescaleSlope and RescaleIntercept) first."
-            )
+        check_hu(image, name=Path(str(image.meta.get("filename_or_obj", "the image"))).name)
         return dict(data)

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import IGNORED
+from ..common.hounsfield import Window
 from ..composites import Insert
 from ..datalist import read_datalist
 from ..grid import Frame, cut
@@ -126,7 +127,7 @@ class CubeBank:
         self.dataset_dir = dataset_dir
         self.split = split
         self.spacing_mm = spacing_mm
-        self.window_hu = window_hu
+        self.window = Window(*window_hu)
         self.zoom = zoom
         self.use_spheres = use_spheres
         self.max_slices = max_slices
@@ -182,9 +183,8 @@ class CubeBank:
             torch.from_numpy(rng.uniform(low, high, size=(len(hu), 1, 1, 1, 1))) for low, high in _NOISE_HU
         )
         noise = torch.from_numpy(rng.standard_normal(hu.shape, dtype=np.float32))
-        low, high = self.window_hu
-        unit = (hu + shift.float() + spread.float() * noise - low) / (high - low) * 2 - 1
-        return unit.clip(-1, 1), (torch.arange(len(hu)) < positives).float()
+        unit = self.window.to_unit(hu + shift.float() + spread.float() * noise, clip=True)
+        return unit, (torch.arange(len(hu)) < positives).float()
 
     def _choose(
         self, shares: dict[tuple[str, str], int], count: int, rng: np.random.Generator

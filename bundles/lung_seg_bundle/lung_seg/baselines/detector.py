@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..common.hounsfield import Window
 from ..common.precision import use_bfloat16
 from ..grid import Box, Frame, cut, resample, resampled_shape
 from ..region import lung_boxes
@@ -61,7 +62,7 @@ class SliceDetector:
         self.operating_point = operating_point
         self.pixel_threshold = pixel_threshold
         self.spacing_mm = spacing_mm
-        self.window_hu = window_hu
+        self.window = Window(*window_hu)
         self.batch_size = batch_size
         self.most = most
         self.amp = use_bfloat16(self.device, amp)
@@ -99,8 +100,7 @@ class SliceDetector:
         return result if maps[0] is None else {**result, "nodule": np.concatenate(maps)}
 
     def _unit(self, hu: Tensor) -> Tensor:
-        low, high = self.window_hu
-        return ((hu.to(self.device).float() - low) / (high - low) * 2 - 1).clip(-1, 1)
+        return self.window.to_unit(hu.to(self.device), clip=True)
 
     def _slices(self, hu: Tensor, spacing_mm: tuple[float, ...], *, first: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Finds (n, 5) of slices (B, H, W), the first of which is slice `first`, and their map float16 (B, H, W)."""

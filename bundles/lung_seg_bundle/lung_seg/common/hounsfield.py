@@ -5,7 +5,7 @@
 Images are in HU, int16 on disk, unless a name says `unit`, which means a window mapped linearly to [-1, 1].
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,14 +69,14 @@ class ToUnitd(MapTransform):
 
     Args:
         keys: of the images.
-        window: what the network sees.
+        window: what the network sees, a `Window` or its two ends in HU.
         clip: see `Window.to_unit`.
     """
 
-    def __init__(self, keys: KeysCollection, *, clip: bool, window: Window = NETWORK_WINDOW) -> None:
+    def __init__(self, keys: KeysCollection, *, clip: bool, window: Window | Sequence[float] = NETWORK_WINDOW) -> None:
         super().__init__(keys)
         self.clip = clip
-        self.window = window
+        self.window = window if isinstance(window, Window) else Window(*window)
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         mapped = {key: self.window.to_unit(data[key], clip=self.clip) for key in self.key_iterator(dict(data))}
