@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, value in figures.items():
         print(f"{name:32}{value:12.4g}")
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def measure_inference(bundles: Path, *, repeats: int, samples: int) -> dict[str, float]:

@@ -51,7 +51,9 @@ def main() -> None:
     print(f"| *training reals (floor)* | - | - | - | {floor:.4g} | - | - | - |")
     if args.json:
         ours, resnet = rows.values()
-        args.json.write_text(json.dumps({"ours": ours, "resnet9": resnet, "floor": floor}, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps({"ours": ours, "resnet9": resnet, "floor": floor}, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 def trained(definition: dict[str, Any], args: argparse.Namespace) -> dict[str, float]:

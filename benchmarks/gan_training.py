@@ -53,7 +53,7 @@ def main() -> int:
         figures |= time_generation(arguments)
     print_table(figures)
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
@@ -82,7 +82,7 @@ def write_cohort(folder: Path) -> Path:
         np.savez(folder / f"nodules/{index}.npz", hu=hu.astype(np.int16)[None], alpha=alpha[None], largest=0)
         category = ("solid", "part_solid", "ground_glass")[index % 3]
         entries.append({"nodule": f"nodules/{index}.npz", "category": category})
-    (folder / "nodules.json").write_text(json.dumps({"training": entries, "validation": entries}))
+    (folder / "nodules.json").write_text(json.dumps({"training": entries, "validation": entries}), encoding="utf-8")
     return folder
 
 

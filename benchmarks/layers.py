@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         keys.update(found)
         print("\n".join(lines), flush=True)
     if args.json:
-        args.json.write_text(json.dumps(keys, indent=1) + "\n")
+        args.json.write_text(json.dumps(keys, indent=1) + "\n", encoding="utf-8")
 
 
 def _module(part: str) -> object:

@@ -115,7 +115,9 @@ def fill(folder: Path, count: int) -> LibraryLungs:
 
 def memory_gb(name: str) -> float:
     """`VmHWM` (peak) or `VmRSS` (now) of this process."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    line = next(
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith(name)
+    )
     return int(line.split()[1]) * 1024 / 1e9
 
 

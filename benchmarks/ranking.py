@@ -164,7 +164,7 @@ def main() -> None:
         print(f"{wanted} {what}, {candidates} candidates: {total:.0f} s of one core, {made:.0f} s of it to make them")
         seconds[f"paper_{candidates}"] = total
     if args.json:
-        args.json.write_text(json.dumps(as_json(rows, seconds, args), indent=1) + "\n")
+        args.json.write_text(json.dumps(as_json(rows, seconds, args), indent=1) + "\n", encoding="utf-8")
 
 
 def parse_args() -> argparse.Namespace:

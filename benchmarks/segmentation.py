@@ -64,7 +64,7 @@ def main() -> int:
             figures |= run_part(part, source, arguments)
     print_table(figures)
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
@@ -151,7 +151,7 @@ def time_steps(arguments: argparse.Namespace) -> dict[str, Any]:
         steps = parser.get_parsed_content("postprocessing").transforms
         for name, step in zip(("candidates", "write maps"), steps, strict=True):
             data = timed(seconds, name, lambda step=step, data=data: step(data))
-        rows = len((Path(out) / "candidates.csv").read_text().splitlines()) - 1
+        rows = len((Path(out) / "candidates.csv").read_text(encoding="utf-8").splitlines()) - 1
     return {"steps_seconds": seconds, "candidates": rows, "bfloat16": segmenter.amp}
 
 

@@ -137,7 +137,9 @@ def compose_slices(config: ComposedSliceConfig) -> dict[str, dict[str, int]]:
 
 
 def _finished_counts(out: Path) -> dict[str, dict[str, int]]:
-    composed, diseased = (json.loads((out / f"{name}.json").read_text()) for name in ("slices", "diseased"))
+    composed, diseased = (
+        json.loads((out / f"{name}.json").read_text(encoding="utf-8")) for name in ("slices", "diseased")
+    )
     return {name: {**_count(composed[name]), "diseased": len(diseased[name])} for name in COHORT_SPLITS}
 
 

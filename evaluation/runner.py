@@ -49,7 +49,7 @@ class RecordStore(Generic[Record]):
     def load(self, name: str, *, identity: str) -> Record | None:
         """A record that was kept; None where there is none, or it has another identity."""
         try:
-            content = json.loads(self.path(name).read_text())
+            content = json.loads(self.path(name).read_text(encoding="utf-8"))
             record = self.from_json(content["record"]) if content["identity"] == identity else None
         except _DAMAGED:
             return None

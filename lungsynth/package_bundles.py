@@ -94,7 +94,7 @@ def write_sidecar_settings(bundle: Path) -> None:
 
 def zip_bundle(folder: Path) -> Path:
     """Zips a bundle as the model zoo names it."""
-    version = json.loads((folder / "configs" / "metadata.json").read_text())["version"]
+    version = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"]
     name = folder.parent / f"{folder.name}_v{version}"
     return Path(shutil.make_archive(str(name), "zip", root_dir=folder.parent, base_dir=folder.name))
 
@@ -169,7 +169,7 @@ def _update(path: Path, entries: Mapping[str, Any]) -> None:
         content = _read(path)
         for name, value in entries.items():
             _set(content, name, value)
-        path.write_text(json.dumps(content, indent=4) + "\n")
+        path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
 
 
 def _set(content: dict[str, Any], name: str, value: Any) -> None:
@@ -188,8 +188,8 @@ def _update_format(metadata: Path, config: Mapping[str, Any]) -> None:
     inputs["latent"]["num_channels"] = config["network_def#latent_dim"]
     inputs["category"]["value_range"] = [0, max(len(config["categories"]), 1) - 1]
     outputs["pred"]["spatial_shape"] = [config["size"]] * 2
-    metadata.write_text(json.dumps(facts, indent=4) + "\n")
+    metadata.write_text(json.dumps(facts, indent=4) + "\n", encoding="utf-8")
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text()))
+    return dict(json.loads(path.read_text(encoding="utf-8")))

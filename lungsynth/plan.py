@@ -150,7 +150,7 @@ def _check_assets(library: AssetLibrary, path: Path, identity: Mapping[str, Any]
             )
         return
     try:
-        there = json.loads(path.read_text())
+        there = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected the settings of a library, got {error}. Give another `out`.") from error
     if differing := sorted(key for key in {*there, *identity} if there.get(key) != identity.get(key)):

@@ -106,7 +106,7 @@ class RunFolder:
 
 def _read_identity(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected the settings of a run, got {error}. Give another `out`.") from error
     if not isinstance(stored, dict):

@@ -117,9 +117,9 @@ class Tracker:
         """
         mark = folder / _RUN_MARK
         if mark.exists():
-            self.close_stale(mark.read_text())
+            self.close_stale(mark.read_text(encoding="utf-8"))
         with self.run(name, tags=tags) as run:
-            mark.write_text(run.run_id)
+            mark.write_text(run.run_id, encoding="utf-8")
             yield run
         mark.unlink()
 

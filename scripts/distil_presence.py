@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     text = json.dumps(table, indent=1)
     head, rows = text.split('"density": [', 1)
     rows = json.dumps(table["density"], separators=(",", ":")).replace("],[", "],\n  [")[1:-1]
-    args.out.write_text(f'{head}"density": [\n  {rows}\n ]\n}}\n')
+    args.out.write_text(f'{head}"density": [\n  {rows}\n ]\n}}\n', encoding="utf-8")
     print(f"{len(nodules)} nodules -> {args.out} ({args.out.stat().st_size / 1000:.0f} kB)")
     return 0
 

@@ -35,20 +35,25 @@ def vendor(bundles: Path) -> None:
             path.unlink()
         else:
             path.parent.mkdir(exist_ok=True)
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
 
 
 def differing(bundles: Path) -> list[Path]:
     """Copies that are missing, differ, or should not be there."""
     wanted = copies(bundles)
     present = {path for package in MODULES for path in _folder(bundles, package).glob("*.py")}
-    return sorted(path for path in {*wanted, *present} if path not in present or path.read_text() != wanted.get(path))
+    return sorted(
+        path
+        for path in {*wanted, *present}
+        if path not in present or path.read_text(encoding="utf-8") != wanted.get(path)
+    )
 
 
 def copies(bundles: Path) -> dict[Path, str]:
     """Content of each copy, by its path."""
     return {
-        _folder(bundles, package) / f"{module}.py": HEADER + (bundles / "common" / f"{module}.py").read_text()
+        _folder(bundles, package) / f"{module}.py": HEADER
+        + (bundles / "common" / f"{module}.py").read_text(encoding="utf-8")
         for package, modules in MODULES.items()
         for module in ("__init__", *modules)
     }

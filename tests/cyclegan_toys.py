@@ -95,13 +95,13 @@ def make_folders(tmp_path_factory) -> tuple[Path, Path]:
     out, cohort = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("cohort")
     generator = np.random.default_rng(0)
     (out / "datalist.json").write_text(
-        json.dumps({"training": [write_pair(out, f"c{i}", generator) for i in range(4)]})
+        json.dumps({"training": [write_pair(out, f"c{i}", generator) for i in range(4)]}), encoding="utf-8"
     )
     reals = {
         split: [write_pair(cohort, f"{split}{i}", generator) | {"patient_id": f"{split}{i}"} for i in range(2)]
         for split in ("training", "validation", "test")
     }
-    (cohort / "enhancement.json").write_text(json.dumps(reals))
+    (cohort / "enhancement.json").write_text(json.dumps(reals), encoding="utf-8")
     return out, cohort
 
 

@@ -117,10 +117,10 @@ def write_bundle(bundles: Path, name: str, package: str, configs: dict[str, dict
     root = bundles / f"{name}_bundle"
     for folder in ("configs", "models", package):
         (root / folder).mkdir(parents=True)
-    (root / package / "__init__.py").write_text('"""A fake."""\n')
-    (root / package / "sampling.py").write_text(_SAMPLING)
+    (root / package / "__init__.py").write_text('"""A fake."""\n', encoding="utf-8")
+    (root / package / "sampling.py").write_text(_SAMPLING, encoding="utf-8")
     for file, config in configs.items():
-        (root / "configs" / file).write_text(json.dumps(config))
+        (root / "configs" / file).write_text(json.dumps(config), encoding="utf-8")
     for file, state in weights.items():
         write_weights(root / "models" / file, state)
     return root
@@ -130,7 +130,9 @@ def write_weights(path: Path, state: dict) -> None:
     """Writes weights and the sidecar that names their hash."""
     torch.save(state, path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    path.with_suffix(".json").write_text(json.dumps({"network": "fake", "sha256": sha256, "data": []}))
+    path.with_suffix(".json").write_text(
+        json.dumps({"network": "fake", "sha256": sha256, "data": []}), encoding="utf-8"
+    )
 
 
 def linear_state(width: int, fill: float = 0.0) -> dict:
@@ -141,9 +143,9 @@ def linear_state(width: int, fill: float = 0.0) -> dict:
 def edit_config(bundles: Path, name: str, component: str, **settings: object) -> None:
     """Sets arguments of a component in a bundle's `inference.json`."""
     path = bundles / f"{name}_bundle" / "configs" / "inference.json"
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text(encoding="utf-8"))
     config[component] |= settings
-    path.write_text(json.dumps(config))
+    path.write_text(json.dumps(config), encoding="utf-8")
 
 
 def write_fake_bundles(bundles: Path, prefix: str) -> Path:

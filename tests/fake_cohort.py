@@ -42,9 +42,11 @@ def write_fake_cohort(folder: Path, sampler: Callable) -> Path:
         {"image": "slices/t0.nii.gz", "label": "labels/t9.nii.gz", "patient_id": "p0"}
     )
     for name, row_type in (("series", SeriesRow), ("nodules", NoduleRow)):
-        (folder / f"{name}.csv").write_text(",".join(column.name for column in columns(row_type)) + "\n")
+        (folder / f"{name}.csv").write_text(
+            ",".join(column.name for column in columns(row_type)) + "\n", encoding="utf-8"
+        )
     lists["segmentation"] = {}
-    (folder / "cohort.json").write_text(json.dumps({"format": 1, "split_hash": "ab" * 32}))
+    (folder / "cohort.json").write_text(json.dumps({"format": 1, "split_hash": "ab" * 32}), encoding="utf-8")
     for name, entries in lists.items():
-        (folder / f"{name}.json").write_text(json.dumps(entries))
+        (folder / f"{name}.json").write_text(json.dumps(entries), encoding="utf-8")
     return folder

@@ -77,9 +77,11 @@ def write_toy_cohort(folder: Path, *, patients: int = 12) -> Path:
     pd.DataFrame(rows).to_csv(folder / "nodules.csv", index=False)
     pd.DataFrame(series).to_csv(folder / "series.csv", index=False)
     source = {"name": "TOY", "licence": "none", "citation": "none"}
-    (folder / "cohort.json").write_text(json.dumps({"split_hash": "ab" * 32, "sources": [source], "settings": {}}))
+    (folder / "cohort.json").write_text(
+        json.dumps({"split_hash": "ab" * 32, "sources": [source], "settings": {}}), encoding="utf-8"
+    )
     for name, entries in lists.items():
-        (folder / f"{name}.json").write_text(json.dumps(entries))
+        (folder / f"{name}.json").write_text(json.dumps(entries), encoding="utf-8")
     return folder
 
 
@@ -103,7 +105,7 @@ def write_generator_bundle(folder: Path, prefix: str) -> tuple[Path, Path]:
     root = write_bundle(
         bundles, "wcapsgan", package, configs, {"model.pt": linear_state(3), "model_lung.pt": linear_state(3)}
     )
-    (root / package / "failing.py").write_text(_FAILING)
+    (root / package / "failing.py").write_text(_FAILING, encoding="utf-8")
     weights.mkdir(parents=True)
     for name in ("nodules_gan", "nodules_dcgan", "lungs_dcgan"):
         write_weights(weights / f"{name}.pt", linear_state(3))

@@ -67,7 +67,7 @@ def write_method_bundle(folder: Path, prefix: str) -> tuple[Path, Path]:
     }
     configs = {"inference.json": own} | {f"inference_{name}.json": overlay for name, overlay in overlays.items()}
     root = write_bundle(bundles, "lung_seg", package, configs, {"model.pt": linear_state(2)})
-    (root / package / "detecting.py").write_text(_DETECTING)
+    (root / package / "detecting.py").write_text(_DETECTING, encoding="utf-8")
     weights.mkdir(parents=True)
     for name in ("unet", "cnn_vgg"):
         write_weights(weights / f"{name}.pt", linear_state(2, fill=0.5))
@@ -77,7 +77,7 @@ def write_method_bundle(folder: Path, prefix: str) -> tuple[Path, Path]:
 def add_facts(path: Path, **facts: object) -> None:
     """Adds facts to the sidecar of a weights file."""
     sidecar = path.with_suffix(".json")
-    sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), **facts}))
+    sidecar.write_text(json.dumps({**json.loads(sidecar.read_text(encoding="utf-8")), **facts}), encoding="utf-8")
 
 
 class Oracle:

@@ -55,7 +55,7 @@ def write_rigged_bundles(bundles, prefix):
         {"inference.json": {"bundle_root": ".", "detector": component}},
         {"model.pt": linear_state(2)},
     )
-    (root / package / "seeing.py").write_text(_DETECTOR)
+    (root / package / "seeing.py").write_text(_DETECTOR, encoding="utf-8")
     return bundles
 
 

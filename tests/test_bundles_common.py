@@ -24,8 +24,8 @@ def test_a_file_is_whole_or_as_it_was(tmp_path) -> None:
         write_json(path, {"a": object()})
     with replacing(path.with_name("picture.png")) as temporary:
         assert temporary.suffix == ".png"
-        temporary.write_text("whole")
-    assert path.read_text() == '{\n  "a": 1\n}\n'
+        temporary.write_text("whole", encoding="utf-8")
+    assert path.read_text(encoding="utf-8") == '{\n  "a": 1\n}\n'
     assert sorted(file.name for file in path.parent.iterdir()) == ["facts.json", "picture.png"]
 
 

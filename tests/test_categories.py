@@ -98,7 +98,7 @@ def run_of(folder: Path, network: torch.nn.Module, /, *, file: str = "model.pt",
     write_weights(folder / file, network.state_dict())
     sidecar = (folder / file).with_suffix(".json")
     told = {"network": "wcapsgan.network.Generator", "spacing_mm": 0.7, "split_hash": None, **facts}
-    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | told))
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text(encoding="utf-8")) | told), encoding="utf-8")
     return folder
 
 
@@ -134,7 +134,7 @@ def test_an_exported_generator_keeps_its_names_and_sizes(names, tmp_path) -> Non
     assert {key for key in shipped if shipped[key] != exported[key]} <= {"_meta_"}, "lungs inherit nothing new"
     cubes = ("inference.json", "inference_cube.json")
     assert resolved_config(tmp_path / "out", "wcapsgan", configs=cubes)["categories"][0] == "ground_glass"
-    facts = json.loads((tmp_path / "out" / "wcapsgan_bundle" / "configs" / "metadata.json").read_text())
+    facts = json.loads((tmp_path / "out" / "wcapsgan_bundle" / "configs" / "metadata.json").read_text(encoding="utf-8"))
     assert facts["network_data_format"]["outputs"]["pred"]["spatial_shape"] == [32, 32]
 
 
@@ -188,29 +188,29 @@ def rename(bundles: Path, facts: dict, *, package: str) -> None:
     """Turns a fake generator of three texture classes into one with other categories."""
     root = bundles / "wcapsgan_bundle"
     config = root / "configs" / "inference.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | facts))
+    config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | facts), encoding="utf-8")
     code = root / package / "sampling.py"
     levels = dict(zip(facts["categories"] or [ANY], (-500, -250, 30), strict=False))
     before = 'LEVELS = {"ground_glass": -500, "part_solid": -250, "solid": 30}'
-    assert before in code.read_text()
+    assert before in code.read_text(encoding="utf-8")
     renamed = (
-        code.read_text()
+        code.read_text(encoding="utf-8")
         .replace(before, f"LEVELS = {levels}")
         .replace('CATEGORIES = ("ground_glass", "part_solid", "solid")', f"CATEGORIES = {tuple(levels)}")
     )
-    code.write_text(renamed)
+    code.write_text(renamed, encoding="utf-8")
 
 
 def test_weights_under_other_names_are_refused(tmp_path) -> None:
     bundles = write_fake_bundles(tmp_path, "renamed")
     sidecar = bundles / "wcapsgan_bundle" / "models" / "model.json"
-    facts = json.loads(sidecar.read_text())
+    facts = json.loads(sidecar.read_text(encoding="utf-8"))
     rename(bundles, {"categories": ["ground_glass", "part_solid", "solid"]}, package="renamed_wcapsgan")
     assert open_bundle(bundles, "wcapsgan").categories[0] == "ground_glass", "a sidecar may say nothing"
-    sidecar.write_text(json.dumps(facts | MALIGNANCY))
+    sidecar.write_text(json.dumps(facts | MALIGNANCY), encoding="utf-8")
     with pytest.raises(InputError, match=r"trained with categories \['low', .*config says \['ground_glass', "):
         open_bundle(bundles, "wcapsgan")
-    sidecar.write_text(json.dumps(facts | {"categories": []}))
+    sidecar.write_text(json.dumps(facts | {"categories": []}), encoding="utf-8")
     with pytest.raises(InputError, match=r"trained with categories \[\], but .*'solid'\].*lungsynth package"):
         open_bundle(bundles, "wcapsgan")
 
@@ -231,11 +231,11 @@ def other(request, tmp_path_factory):
     textures = write_fake_bundles(tmp_path_factory.mktemp("textures"), f"{request.param}_textures")
     rename(bundles, facts, package=f"{request.param}_wcapsgan")
     cohort = write_fake_cohort(tmp_path_factory.mktemp("cohort"), open_bundle(textures, "wcapsgan"))
-    lists = json.loads((cohort / "nodules.json").read_text())
+    lists = json.loads((cohort / "nodules.json").read_text(encoding="utf-8"))
     for entries in lists.values():
         for index, entry in enumerate(entries):
             entry["malignancy"] = (1.25, 2.75, 4.5)[index // 6 % 3]
-    (cohort / "nodules.json").write_text(json.dumps(lists))
+    (cohort / "nodules.json").write_text(json.dumps(lists), encoding="utf-8")
     return bundles, cohort, facts["categories"] or [ANY]
 
 
@@ -257,7 +257,7 @@ def test_the_chain_mixes_real_nodules_into_any_categories(other, tmp_path) -> No
     assert {
         nodule.category for nodule in Cohort.open(cohort, rule=nodule_rule(bundles)).split("test").nodules()
     } <= set(names)
-    selection = json.loads((settings.out / "selection.json").read_text())
+    selection = json.loads((settings.out / "selection.json").read_text(encoding="utf-8"))
     assert set(selection["nodules"]) == set(names)
     assert all(count["real"] for count in selection["nodules"].values()), "they were ranked by real ones"
 
@@ -280,11 +280,11 @@ def test_a_plan_matches_real_nodules_of_any_categories(other, tmp_path) -> None:
 def test_the_evaluation_requests_the_generators_categories(other, tmp_path) -> None:
     bundles, _, names = other
     cohort = write_toy_cohort(tmp_path / "cohort")
-    lists = json.loads((cohort / "nodules.json").read_text())
+    lists = json.loads((cohort / "nodules.json").read_text(encoding="utf-8"))
     for entries in lists.values():
         for index, entry in enumerate(entries):
             entry["malignancy"] = (1.25, 2.75, 4.5)[index % 3]
-    (cohort / "nodules.json").write_text(json.dumps(lists))
+    (cohort / "nodules.json").write_text(json.dumps(lists), encoding="utf-8")
     config = GenerationConfig(
         kind="nodules", cohort=cohort, out=tmp_path / "out", bundles=bundles, weights=tmp_path, count=2
     )

@@ -102,9 +102,11 @@ def write_crops(folder, **changes):
     arrays = {"image": ((planes + 1000) / 8).astype(np.uint8), "votes": votes, "row": np.array([0], np.int32)} | changes
     np.savez(folder / "x_64.npz", **arrays)
     (folder / "index.csv").write_text(
-        "row,patient,nodule,slice,px_cut_by_64crop,pixel_spacing_mm\n0,LIDC-IDRI-0001,0,0,0,0.7\n"
+        "row,patient,nodule,slice,px_cut_by_64crop,pixel_spacing_mm\n0,LIDC-IDRI-0001,0,0,0,0.7\n", encoding="utf-8"
     )
-    (folder / "nodules.csv").write_text("patient,nodule,texture,mean_diameter_mm\nLIDC-IDRI-0001,0,5.0,11.5\n")
+    (folder / "nodules.csv").write_text(
+        "patient,nodule,texture,mean_diameter_mm\nLIDC-IDRI-0001,0,5.0,11.5\n", encoding="utf-8"
+    )
 
 
 def test_crops_come_in_with_their_ratings(tmp_path):
@@ -118,8 +120,8 @@ def test_crops_come_in_with_their_ratings(tmp_path):
 
 def test_crops_without_spacing_are_left_out(tmp_path):
     write_crops(tmp_path)
-    index = (tmp_path / "index.csv").read_text()
-    (tmp_path / "index.csv").write_text(index.replace(",0.7\n", ",\n"))
+    index = (tmp_path / "index.csv").read_text(encoding="utf-8")
+    (tmp_path / "index.csv").write_text(index.replace(",0.7\n", ",\n"), encoding="utf-8")
     assert list(read_crops(tmp_path)) == []
 
 
@@ -127,7 +129,7 @@ def test_crops_that_are_not_crops_are_refused(tmp_path):
     write_crops(tmp_path, image=np.zeros((1, 32, 32), np.uint8))
     with pytest.raises(InputError, match=r"x_64.npz: needs uint8 images and votes of \(N, 64, 64\)"):
         list(read_crops(tmp_path))
-    (tmp_path / "index.csv").write_text("row,patient\n")
+    (tmp_path / "index.csv").write_text("row,patient\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"index.csv: needs the columns"):
         list(read_crops(tmp_path))
 
@@ -136,7 +138,9 @@ def test_cube_without_patient_is_marked(tmp_path):
     mask = np.zeros((2, 51, 51, 51), np.uint8)
     mask[:, 20:31, 20:31, 20:31] = 1
     np.savez(tmp_path / "cubes.npz", hu=np.where(mask, 20, -850).astype(np.int16), mask=mask)
-    (tmp_path / "index.csv").write_text("row,name,texture,lidc_patient\n0,a,1.0,LIDC-IDRI-0003\n1,b,5.0,\n")
+    (tmp_path / "index.csv").write_text(
+        "row,name,texture,lidc_patient\n0,a,1.0,LIDC-IDRI-0003\n1,b,5.0,\n", encoding="utf-8"
+    )
     known, unknown = read_cubes(tmp_path)
     assert (known.patient_known, unknown.patient_known) == (True, False)
     assert known.row.diameter_mm == pytest.approx(sphere_diameter_mm(11**3, voxel_volume_mm3=1))

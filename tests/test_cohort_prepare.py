@@ -62,12 +62,12 @@ def test_a_cohort_has_its_files_tables_and_counts(cohort):
     assert series["lung_mask"].tolist() == ["data"] * 4 + ["threshold"] * 2
     assert series["nodule_mask"].tolist() == ["none"] * 4 + ["data"] * 2
     assert len(list((out / "slices").iterdir())) == len(list((out / "labels").iterdir())) == series["slices"].sum()
-    described = json.loads((out / "cohort.json").read_text())
+    described = json.loads((out / "cohort.json").read_text(encoding="utf-8"))
     assert described == outcome.cohort
     assert [source["name"] for source in described["sources"]] == ["LCTSC", "other"]
     assert described["sources"][1]["licence"].startswith("unknown")
     assert described["counts"]["training"]["patients"] == 4, "two of LCTSC, and the two of the small group"
-    assert "larger than" not in (out / "report.md").read_text().split("## Problems")[1]
+    assert "larger than" not in (out / "report.md").read_text(encoding="utf-8").split("## Problems")[1]
     assert {path.name for path in out.iterdir()} >= {"montage_nodules.png", "montage_lungs.png", "report.md"}
 
 
@@ -86,7 +86,7 @@ def test_labels_and_slices_lie_on_one_grid(cohort):
 def test_lists_say_who_drew_what_and_normal_slices_keep_their_distance(cohort):
     out, _ = cohort
     names = ("segmentation", "lungs", "nodules", "enhancement")
-    lists = {name: json.loads((out / f"{name}.json").read_text()) for name in names}
+    lists = {name: json.loads((out / f"{name}.json").read_text(encoding="utf-8")) for name in names}
     assert all(list(datalist) == ["training", "validation", "test"] for datalist in lists.values())
     entries = {name: [e for split in datalist.values() for e in split] for name, datalist in lists.items()}
     assert {(e["series_id"][0], *e["labelled"]) for e in entries["segmentation"]} == {("C", "lung"), ("T", "nodule")}
@@ -179,8 +179,11 @@ def test_one_bad_patient_among_many_is_reported(sources, tmp_path, capsys):
     bad.write_bytes(bad.read_bytes()[:2000])
     assert load_script().main([str(data), "--out", str(tmp_path / "C"), "--workers", "1"]) == 0
     assert "B-001_ct.nii.gz" in capsys.readouterr().err
-    assert json.loads((tmp_path / "C" / "cohort.json").read_text())["problems"][0]["file"] == "B-001_ct.nii.gz"
-    assert "B-001_ct.nii.gz" in (tmp_path / "C" / "report.md").read_text()
+    assert (
+        json.loads((tmp_path / "C" / "cohort.json").read_text(encoding="utf-8"))["problems"][0]["file"]
+        == "B-001_ct.nii.gz"
+    )
+    assert "B-001_ct.nii.gz" in (tmp_path / "C" / "report.md").read_text(encoding="utf-8")
     assert pd.read_csv(tmp_path / "C" / "series.csv")["series_id"].tolist() == ["A-001"]
     write_chest(data, "B-001")
     outcome = prepare([data], tmp_path / "C")
@@ -192,7 +195,7 @@ def test_nothing_usable_is_one_sentence_status_2_and_no_folder(case, tmp_path, c
     data = tmp_path / "data"
     data.mkdir()
     if case == "no_ct":
-        (data / "notes.txt").write_text("no scan here")
+        (data / "notes.txt").write_text("no scan here", encoding="utf-8")
     if case == "bad":
         write_chest(data, "A-001")
         image = data / "A-001_ct.nii.gz"
@@ -246,12 +249,12 @@ def test_a_scan_without_lung_is_refused(tmp_path):
 
 def test_maps_name_patients_and_must_agree(tmp_path):
     table = tmp_path / "map.csv"
-    table.write_text("series_uid,cluster,patient\n1.2,0,P1\n1.2,1,P1\n1.3,0,P2\n")
+    table.write_text("series_uid,cluster,patient\n1.2,0,P1\n1.2,1,P1\n1.3,0,P2\n", encoding="utf-8")
     assert read_patient_map(table) == {"1.2": "P1", "1.3": "P2"}
-    table.write_text("seriesuid,patient_id\n1.2,P1\n1.2,P2\n")
+    table.write_text("seriesuid,patient_id\n1.2,P1\n1.2,P2\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"1\.2 has two patients"):
         read_patient_map(table)
-    table.write_text("a,b\n1,2\n")
+    table.write_text("a,b\n1,2\n", encoding="utf-8")
     assert read_patient_map(table) == {}
 
 

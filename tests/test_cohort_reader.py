@@ -205,7 +205,7 @@ def test_a_rule_gives_nodules_other_categories(folder):
 def test_the_identity_is_that_of_the_content(folder, tmp_path):
     assert Cohort.open(write_cohort(tmp_path / "a")).identity == Cohort.open(folder).identity
     other = write_cohort(tmp_path / "b")
-    lists = json.loads((other / "lungs.json").read_text())
+    lists = json.loads((other / "lungs.json").read_text(encoding="utf-8"))
     write_json(other / "lungs.json", {**lists, "test": []})
     assert Cohort.open(other).identity != Cohort.open(folder).identity
 
@@ -233,7 +233,7 @@ def test_a_folder_that_is_no_cohort_is_refused(folder, tmp_path):
     with pytest.raises(InputError, match="is of format 3, this version reads up to 2"):
         Cohort.open(tmp_path)
     for text in ("{", "[]"):
-        (tmp_path / "cohort.json").write_text(text)
+        (tmp_path / "cohort.json").write_text(text, encoding="utf-8")
         with pytest.raises(InputError, match=r"cohort\.json: cannot be read as a file of a cohort"):
             Cohort.open(tmp_path)
     with pytest.raises(InputError, match="A split is one of training, validation, test, got 'train'"):
@@ -244,7 +244,7 @@ def test_a_damaged_or_missing_file_is_named(tmp_path):
     cohort = Cohort.open(write_cohort(tmp_path))
     (tmp_path / "lungs.json").unlink()
     write_json(tmp_path / "enhancement.json", {"training": [{"image": "a"}]})
-    (tmp_path / "series.csv").write_text("series_id\n1.2\n")
+    (tmp_path / "series.csv").write_text("series_id\n1.2\n", encoding="utf-8")
     training = cohort.split("training")
     for read, name in (
         (training.lungs, "lungs.json: expected this file"),
@@ -267,7 +267,7 @@ def test_patients_of_the_enhancer_can_be_left_out(tmp_path):
     training = Cohort.open(write_cohort(tmp_path)).split("training")
     with pytest.raises(InputError, match="`exclude_enhancer_patients` leaves none"):
         training.without_diseased()
-    lists = json.loads((tmp_path / "lungs.json").read_text())
+    lists = json.loads((tmp_path / "lungs.json").read_text(encoding="utf-8"))
     other = {**lists["training"][0], "patient_id": "P9", "image": "slices/1.9_0001.nii.gz"}
     write_json(tmp_path / "lungs.json", {**lists, "training": [*lists["training"], other]})
     left = Cohort.open(tmp_path).split("training").without_diseased()

@@ -195,7 +195,7 @@ def test_localizers_radiographs_and_reports_are_passed_over(tmp_path):
 
     write_dicom(tmp_path / "scout", make_volume(shape=(1, 12, 16)), localizer)
     write_dicom(tmp_path / "xray", make_volume(shape=(1, 12, 16)), radiograph)
-    (tmp_path / "ct" / "notes").write_text("not an image")
+    (tmp_path / "ct" / "notes").write_text("not an image", encoding="utf-8")
     found = find_series(tmp_path)
     assert [len(files.files) for files in found.series] == [6]
     assert not found.problems

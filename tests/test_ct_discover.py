@@ -77,11 +77,13 @@ def test_luna16_layout(tmp_path):
     for folder, array in {"subset0": make_volume().hu, "seg-lungs-LUNA16": make_volume().hu.astype(np.uint8)}.items():
         (tmp_path / folder).mkdir()
         sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / folder / f"{uid}.mhd"))
-    (tmp_path / "annotations.csv").write_text(TABLE + f"{uid},1,2,3,4\n{uid},5,6,7,8.5\n")
+    (tmp_path / "annotations.csv").write_text(TABLE + f"{uid},1,2,3,4\n{uid},5,6,7,8.5\n", encoding="utf-8")
     (tmp_path / "copy").mkdir()
-    (tmp_path / "copy" / "annotations.csv").write_text(TABLE + f"{uid},1,2,3,4\n")
-    (tmp_path / "annotations_excluded.csv").write_text(TABLE + "another,1,2,3,-1\n")
-    (tmp_path / "candidates.csv").write_text("seriesuid,coordX,coordY,coordZ,class\nanother,1,2,3,0\n")
+    (tmp_path / "copy" / "annotations.csv").write_text(TABLE + f"{uid},1,2,3,4\n", encoding="utf-8")
+    (tmp_path / "annotations_excluded.csv").write_text(TABLE + "another,1,2,3,-1\n", encoding="utf-8")
+    (tmp_path / "candidates.csv").write_text(
+        "seriesuid,coordX,coordY,coordZ,class\nanother,1,2,3,0\n", encoding="utf-8"
+    )
     (files,) = find_series(tmp_path).series
     assert (files.kind, files.series_id, files.patient_known) == ("metaimage", uid, False)
     assert files.lung_mask == tmp_path / "seg-lungs-LUNA16" / f"{uid}.mhd"
@@ -94,16 +96,16 @@ def test_dicom_in_zips_with_annotations(tmp_path):
     write_dicom(inside / "b", make_volume(series_id="4.5.6"))
     write_xml(inside / "a" / "069.xml", nodule(roi(square(4, 8), 2)))
     (inside / "a" / "068.xml").write_text(
-        "<IdriReadMessage><SeriesInstanceUid>1.2.3</SeriesInstanceUid></IdriReadMessage>"
+        "<IdriReadMessage><SeriesInstanceUid>1.2.3</SeriesInstanceUid></IdriReadMessage>", encoding="utf-8"
     )
     uid = pydicom.dcmread(paths[0]).SOPInstanceUID
     (inside / "Annotation").mkdir()
-    (inside / "Annotation" / f"{uid}.xml").write_text(BOX)
+    (inside / "Annotation" / f"{uid}.xml").write_text(BOX, encoding="utf-8")
     source = tmp_path / "source"
     source.mkdir()
     zipped(source / "scan.zip", inside)
     save_nifti(source / "LIDC_nodule_votes4.nii.gz", MASK)
-    (source / "table_luna16_style.csv").write_text(TABLE + "4.5.6,1,2,3,4\n")
+    (source / "table_luna16_style.csv").write_text(TABLE + "4.5.6,1,2,3,4\n", encoding="utf-8")
     for given in (source, source / "scan.zip"):
         with find_series(given) as found:
             first, second = found.series
@@ -126,7 +128,7 @@ def test_one_bad_file_among_many_is_a_problem(tmp_path):
     write_dicom(tmp_path / "a", make_volume())
     (tmp_path / "b.zip").write_bytes(b"PK not a zip")
     (tmp_path / "c.dcm").write_bytes(b"")
-    (tmp_path / "d.xml").write_text("<LidcReadMessage><")
+    (tmp_path / "d.xml").write_text("<LidcReadMessage><", encoding="utf-8")
     found = find_series(tmp_path)
     assert len(found.series) == 1
     messages = sorted(problem.message for problem in found.problems)
@@ -145,7 +147,7 @@ def test_one_bad_file_among_many_is_a_problem(tmp_path):
 )
 def test_nothing_to_read_is_refused(tmp_path, files, message):
     for name, text in files.items():
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message):
         find_series(tmp_path)
 
@@ -164,7 +166,7 @@ def test_no_source_is_refused(tmp_path):
 )
 def test_annotations_that_do_not_fit_are_refused(tmp_path, table, message):
     save_nifti(tmp_path / "A_ct.nii.gz", HU)
-    (tmp_path / "annotations.csv").write_text(table)
+    (tmp_path / "annotations.csv").write_text(table, encoding="utf-8")
     with pytest.raises(InputError, match=message):
         find_series(tmp_path)
 
@@ -179,7 +181,7 @@ def test_folders_above_the_source_name_no_patient(tmp_path):
 
 def test_a_subset_of_a_collection_may_come_with_the_whole_table(tmp_path):
     save_nifti(tmp_path / "A_ct.nii.gz", HU)
-    (tmp_path / "annotations.csv").write_text(TABLE + "A,1,2,3,4\nunknown,1,2,3,4\n")
+    (tmp_path / "annotations.csv").write_text(TABLE + "A,1,2,3,4\nunknown,1,2,3,4\n", encoding="utf-8")
     (files,) = find_series(tmp_path, subset=True).series
     assert {sphere.series_id for sphere in files.annotations.spheres} == {"A"}
 

@@ -50,7 +50,8 @@ def write_xml(path, *sessions, series="1.2.3"):
     body = "".join(f"<readingSession>{session}</readingSession>" for session in sessions)
     path.write_text(
         '<?xml version="1.0" encoding="UTF-8"?><LidcReadMessage xmlns="http://www.nih.gov"><ResponseHeader>'
-        f"<SeriesInstanceUid>{series}</SeriesInstanceUid></ResponseHeader>{body}</LidcReadMessage>"
+        f"<SeriesInstanceUid>{series}</SeriesInstanceUid></ResponseHeader>{body}</LidcReadMessage>",
+        encoding="utf-8",
     )
     return path
 
@@ -131,13 +132,13 @@ def test_boxes_lie_on_their_slices(tmp_path, volume):
     files = dicom_files(write_dicom(tmp_path / "ct", volume))
     frames = read_slice_frames(files)
     uid = next(uid for uid, frame in frames.items() if frame.path == files.files[4])
-    (tmp_path / f"{uid}.xml").write_text(BOX)
+    (tmp_path / f"{uid}.xml").write_text(BOX, encoding="utf-8")
     (box,) = read_voc_boxes([tmp_path / f"{uid}.xml"], read_volume(files), frames)
     assert (box.slice_index, box.row0, box.row1, box.column0, box.column1, box.name) == (4, 5, 7, 3, 8, "A")
-    (tmp_path / "other.xml").write_text(BOX)
+    (tmp_path / "other.xml").write_text(BOX, encoding="utf-8")
     with pytest.raises(InputError, match=r"other\.xml: no slice of series 1\.2\.3 has this SOPInstanceUID"):
         read_voc_boxes([tmp_path / "other.xml"], volume, frames)
-    (tmp_path / f"{uid}.xml").write_text(BOX.replace("<xmin>3</xmin>", ""))
+    (tmp_path / f"{uid}.xml").write_text(BOX.replace("<xmin>3</xmin>", ""), encoding="utf-8")
     with pytest.raises(InputError, match="not readable as Pascal-VOC XML"):
         read_voc_boxes([tmp_path / f"{uid}.xml"], volume, frames)
 

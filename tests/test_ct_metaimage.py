@@ -50,12 +50,12 @@ def _remove_raw(folder):
 
 def _cut_header(folder):
     header = folder / "v.mhd"
-    header.write_text(header.read_text().split("ElementDataFile")[0])
+    header.write_text(header.read_text(encoding="utf-8").split("ElementDataFile")[0], encoding="utf-8")
 
 
 def _no_sizes(folder):
     header = folder / "v.mhd"
-    header.write_text(header.read_text().replace("DimSize", "Size"))
+    header.write_text(header.read_text(encoding="utf-8").replace("DimSize", "Size"), encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ ROW = NoduleSphere(series_id="a", centre_lps_mm=(1.5, -2.25, 3.0), diameter_mm=6
 
 def test_annotations_written_and_read_are_the_same(tmp_path):
     write_annotations(tmp_path / "annotations.csv", [ROW])
-    assert (tmp_path / "annotations.csv").read_text().startswith(COLUMNS)
+    assert (tmp_path / "annotations.csv").read_text(encoding="utf-8").startswith(COLUMNS)
     assert read_luna16_annotations(tmp_path / "annotations.csv", {"a"}) == (ROW,)
 
 
@@ -182,6 +182,6 @@ def test_annotations_written_and_read_are_the_same(tmp_path):
     ],
 )
 def test_bad_annotations_are_refused(tmp_path, text, message):
-    (tmp_path / "annotations.csv").write_text(text)
+    (tmp_path / "annotations.csv").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message):
         read_luna16_annotations(tmp_path / "annotations.csv", {"a"})

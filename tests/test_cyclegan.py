@@ -68,11 +68,11 @@ def test_crops_lie_in_the_image_and_half_show_the_nodule() -> None:
 
 def test_reals_of_patients_in_the_composites_are_left_out(folders, tmp_path) -> None:
     out, cohort = folders
-    entries = json.loads((out / "datalist.json").read_text())["training"]
+    entries = json.loads((out / "datalist.json").read_text(encoding="utf-8"))["training"]
 
     def reals(*patients: str) -> list[str]:
         mixed = [entry | {"patient_id": ["p1", *patients]} for entry in entries]
-        (tmp_path / "datalist.json").write_text(json.dumps({"training": mixed}))
+        (tmp_path / "datalist.json").write_text(json.dumps({"training": mixed}), encoding="utf-8")
         return [entry["patient_id"] for entry in unpaired_entries(tmp_path, cohort, split="training")["reals"]]
 
     assert reals() == ["training0", "training1"]
@@ -85,11 +85,11 @@ def test_reals_of_patients_in_the_composites_are_left_out(folders, tmp_path) -> 
 
 def test_the_log_says_how_many_composites_have_parts_of_no_known_patient(folders, tmp_path, caplog) -> None:
     out, cohort = folders
-    entries = json.loads((out / "datalist.json").read_text())["training"]
+    entries = json.loads((out / "datalist.json").read_text(encoding="utf-8"))["training"]
 
     def told(*provenances: dict) -> list[str]:
         listed = [entry | provenance for entry, provenance in zip(entries, provenances, strict=False)]
-        (tmp_path / "datalist.json").write_text(json.dumps({"training": listed}))
+        (tmp_path / "datalist.json").write_text(json.dumps({"training": listed}), encoding="utf-8")
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="cyclegan"):
             for split in ("training", "validation"):
@@ -112,7 +112,9 @@ def test_patches_stand_in_where_no_slices_show_nodules(tmp_path) -> None:
     context = np.full((2, 64, 64), -800, np.int16)
     np.savez(tmp_path / "nodules" / "n.npz", context=context, alpha=alpha, largest=1)
     entries = [{"nodule": "nodules/n.npz", "patient_id": patient} for patient in ("a", "b")]
-    (tmp_path / "nodules.json").write_text(json.dumps({"training": entries, "validation": [], "test": []}))
+    (tmp_path / "nodules.json").write_text(
+        json.dumps({"training": entries, "validation": [], "test": []}), encoding="utf-8"
+    )
     training, validation = read_reals(tmp_path, split="training"), read_reals(tmp_path, split="validation")
     assert [entry["patient_id"] for entry in (*training, *validation)] == ["a", "b"]
     loaded = LoadSlice()(training[0])
@@ -139,7 +141,7 @@ def test_a_small_image_is_continued_by_its_mirror_image() -> None:
 )
 def test_bad_composites_get_a_sentence(folders, tmp_path, name, content, error, words) -> None:
     if content is not None:
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(error, match=words):
         unpaired_entries(tmp_path, folders[1], split="training")
 
@@ -168,7 +170,7 @@ def test_resumed_training_equals_one_that_never_stopped(folders, tmp_path) -> No
     weights = [torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("whole", "part")]
     assert_same(*weights)
     load_weights(ResidualEnhancer(channels=4, dilations=[1]), tmp_path / "part" / "model.pt")
-    facts = json.loads((tmp_path / "part" / "model.json").read_text())
+    facts = json.loads((tmp_path / "part" / "model.json").read_text(encoding="utf-8"))
     assert {"distance", "distance_before", "nodule_hu_change", "other_hu_change"} <= set(facts["validation"])
 
 

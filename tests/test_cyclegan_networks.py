@@ -86,7 +86,7 @@ def test_the_shipped_generator_is_the_one_of_the_card(config) -> None:
     parser.read_config(str(ROOT / "configs" / config))
     network = parser.get_parsed_content("network_def")
     assert network.receptive_field_px == 57
-    card = (ROOT / "docs" / "README.md").read_text()
+    card = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     assert f"a pixel depends on {network.receptive_field_px} x {network.receptive_field_px} px" in card
     assert f"{sum(weight.numel() for weight in network.parameters()):,} weights in G" in card
 

@@ -36,7 +36,7 @@ ZOO_HEADINGS = [
 
 def _prose(page: Path) -> str:
     """A page without its code blocks."""
-    return re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    return re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 def _anchors(path: Path) -> set[str]:
@@ -57,7 +57,7 @@ def test_relative_links_resolve(page) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_tables_are_whole(page) -> None:
-    lines = (ROOT / page).read_text().splitlines()
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
     for above, line in itertools.pairwise(lines):
         if above.startswith("|") and line.startswith("|"):
             assert _cells(above) == _cells(line), f"{page}: {line}"
@@ -69,12 +69,14 @@ def _cells(line: str) -> int:
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_generated_tables_are_up_to_date(page) -> None:
-    assert reference.generated(ROOT / page) == (ROOT / page).read_text(), "run docs/tools/generate_reference.py"
+    assert reference.generated(ROOT / page) == (ROOT / page).read_text(encoding="utf-8"), (
+        "run docs/tools/generate_reference.py"
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_generated_tables_say_what_each_row_means(page) -> None:
-    for block in reference._BLOCK.finditer((ROOT / page).read_text()):
+    for block in reference._BLOCK.finditer((ROOT / page).read_text(encoding="utf-8")):
         column = 1 if block["name"].startswith(("overlays", "groups")) else -1
         for row in block["body"].strip().splitlines()[2:]:
             cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
@@ -82,7 +84,9 @@ def test_generated_tables_say_what_each_row_means(page) -> None:
 
 
 def test_the_readme_maps_every_folder() -> None:
-    tree = re.search(r"## Where things are\s+```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    tree = re.search(
+        r"## Where things are\s+```\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )[1]
     mapped, top = set(), ""
     for line in tree.splitlines():
         name = line.split()[0]
@@ -98,13 +102,13 @@ def test_the_readme_maps_every_folder() -> None:
 
 
 def _tracked(path: Path) -> bool:
-    ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text().split()]
+    ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").split()]
     return not path.name.startswith((".", "_")) and not any(fnmatch(path.name, name) for name in ignored)
 
 
 @pytest.mark.parametrize("card", CARDS, ids=str)
 def test_cards_follow_the_model_zoo(card) -> None:
-    text = (ROOT / card).read_text()
+    text = (ROOT / card).read_text(encoding="utf-8")
     headings = [heading.strip(" *") for heading in re.findall(r"^##+ +(.+)$", _prose(card), flags=re.MULTILINE)]
     assert [heading for heading in headings if heading in ZOO_HEADINGS] == ZOO_HEADINGS
     assert len(text.encode()) <= 8192
@@ -113,17 +117,20 @@ def test_cards_follow_the_model_zoo(card) -> None:
 
 @pytest.mark.parametrize("card", CARDS, ids=str)
 def test_keys_of_training_and_inference_are_described(card) -> None:
-    blocks = {block["name"] for block in reference._BLOCK.finditer((ROOT / card.with_name("keys.md")).read_text())}
+    blocks = {
+        block["name"]
+        for block in reference._BLOCK.finditer((ROOT / card.with_name("keys.md")).read_text(encoding="utf-8"))
+    }
     assert {"keys train.json", "keys inference.json"} <= blocks
 
 
 @pytest.mark.parametrize("card", CARDS, ids=str)
 def test_options_of_trainings_are_keys_of_a_config(card) -> None:
     """MONAI takes unknown keys without a word, so that a renamed one would do nothing."""
-    configs = [json.loads(path.read_text()) for path in (ROOT / card).parents[1].glob("configs/*.json")]
+    configs = [json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / card).parents[1].glob("configs/*.json")]
     options = set()
     for page in (ROOT / card).parent.glob("*.md"):
-        for command in re.findall(r"(?:^|(?<=`))[^`\n]*--[^`\n]*", page.read_text(), re.MULTILINE):
+        for command in re.findall(r"(?:^|(?<=`))[^`\n]*--[^`\n]*", page.read_text(encoding="utf-8"), re.MULTILINE):
             if not re.search(r"scripts/|lungsynth |ckpt_export|onnx_export", command):
                 options |= set(re.findall(r"--([a-z][\w#]+)(?= [^-])", command))
     assert [name for name in options - TOOL_OPTIONS if not any(_has(config, name) for config in configs)] == []
@@ -142,11 +149,11 @@ def _has(config, name: str) -> bool:
 
 def test_pages_are_short() -> None:
     for page in ("README.md", "docs/evaluation.md"):
-        assert len((ROOT / page).read_text().encode()) <= 8192, page
+        assert len((ROOT / page).read_text(encoding="utf-8").encode()) <= 8192, page
 
 
 def test_pages_that_code_names_exist() -> None:
     for source in SOURCES:
-        for name in re.findall(r"(?<![\w/])docs/[\w/]+\.md", source.read_text()):
+        for name in re.findall(r"(?<![\w/])docs/[\w/]+\.md", source.read_text(encoding="utf-8")):
             bundle = ROOT.joinpath(*source.relative_to(ROOT).parts[:2])
             assert (ROOT / name).exists() or (bundle / name).exists(), f"{source.relative_to(ROOT)}: {name}"

@@ -144,10 +144,10 @@ def bundles(tmp_path) -> Path:
 
 def edit(bundles: Path, name: str, **settings: object) -> None:
     path = bundles / f"{name}_bundle" / "configs" / "inference.json"
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text(encoding="utf-8"))
     for key, value in settings.items():
         config[key] = {**config[key], **value} if isinstance(value, dict) else value
-    path.write_text(json.dumps(config))
+    path.write_text(json.dumps(config), encoding="utf-8")
 
 
 def test_the_key_of_an_enhanced_lung_knows_no_place_and_no_device(bundles) -> None:

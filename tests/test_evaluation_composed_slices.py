@@ -52,7 +52,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def entries(settings: ComposedSliceConfig, name: str = "slices") -> dict[str, list[dict]]:
-    return json.loads((settings.out / f"{name}.json").read_text())
+    return json.loads((settings.out / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def test_slices_of_a_part_show_its_own_lungs_and_nodules_in_turn(settings):
@@ -100,7 +100,7 @@ def test_a_cohort_without_lungs_gives_no_slices(settings, tmp_path):
     for name in ("nodules", "lungs", "enhancement", "cohort"):
         (tmp_path / f"{name}.json").write_bytes((settings.cohort / f"{name}.json").read_bytes())
     (tmp_path / "nodules").symlink_to(settings.cohort / "nodules")
-    (tmp_path / "lungs.json").write_text(json.dumps({part: [] for part in COHORT_SPLITS}))
+    (tmp_path / "lungs.json").write_text(json.dumps({part: [] for part in COHORT_SPLITS}), encoding="utf-8")
     with pytest.raises(InputError, match="gives no slice"):
         compose_slices(replace(settings, cohort=tmp_path, out=tmp_path / "out"))
     with pytest.raises(InputError, match="`held_out`"):
@@ -119,9 +119,9 @@ def test_unlabelled_pixels_are_background_on_the_grid():
 def test_the_bundle_learns_and_makes_slices_in_one_piece(settings, tmp_path):
     folder = tmp_path / "slices"
     compose_slices(replace(settings, out=folder))
-    listed = json.loads((folder / "slices.json").read_text())
+    listed = json.loads((folder / "slices.json").read_text(encoding="utf-8"))
     listed["validation"] = listed["test"]
-    (folder / "slices.json").write_text(json.dumps(listed))
+    (folder / "slices.json").write_text(json.dumps(listed), encoding="utf-8")
     files = ("train.json", "train_lung.json", "train_slice.json", "train_gan.json")
     small = {"size": 16, "network_def#latent_dim": 8, "network_def#widths": [8, 8]}
     workflow = ConfigWorkflow(
@@ -146,8 +146,10 @@ def test_the_bundle_learns_and_makes_slices_in_one_piece(settings, tmp_path):
     assert dataset.diameter_mm.abs().sum() == 0
     assert 0 < dataset.mask.float().mean() < 1
     workflow.run()
-    sidecar = json.loads((tmp_path / "run" / "model.json").read_text())
-    assert sidecar["split_hash"] == json.loads((settings.cohort / "cohort.json").read_text())["split_hash"]
+    sidecar = json.loads((tmp_path / "run" / "model.json").read_text(encoding="utf-8"))
+    assert (
+        sidecar["split_hash"] == json.loads((settings.cohort / "cohort.json").read_text(encoding="utf-8"))["split_hash"]
+    )
     sampler = open_bundle(
         ROOT / "bundles",
         "wcapsgan",

@@ -58,7 +58,7 @@ def test_methods_that_every_fold_has_are_written(tmp_path):
 
     def write_table(folder: Path, split: str, said: dict[str, str | None]) -> None:
         rows = [{"method": name, "training": relation} for name, relation in said.items()]
-        (folder / "table_1.json").write_text(json.dumps({"split_hash": split, "rows": rows}))
+        (folder / "table_1.json").write_text(json.dumps({"split_hash": split, "rows": rows}), encoding="utf-8")
 
     write_table(folds[0], "0", {**said, "unet": "held_out"})
     write_table(folds[1], "1", said)
@@ -66,8 +66,8 @@ def test_methods_that_every_fold_has_are_written(tmp_path):
     assert "| dense_unet | 0.9800" in text
     assert "unet |" not in text.replace("dense_unet |", "")
     assert "seen" not in text
-    assert text == (tmp_path / "out" / "cross_validation.md").read_text()
-    (folds[1] / ".parts" / "dense_unet.json").write_text("{}")
+    assert text == (tmp_path / "out" / "cross_validation.md").read_text(encoding="utf-8")
+    (folds[1] / ".parts" / "dense_unet.json").write_text("{}", encoding="utf-8")
     with pytest.raises(InputError, match=r"dense_unet\.json: expected the records of a method"):
         evaluate_folds(folds, tmp_path / "out")
     write_table(folds[1], "1", {"dense_unet": "may_have_trained"})
@@ -82,12 +82,12 @@ def test_methods_that_every_fold_has_are_written(tmp_path):
 
 def test_records_of_format_1_are_pooled_like_those_of_today(tmp_path):
     """Format 1 has other names: `outcome`, `targets`, `alarms`."""
-    (tmp_path / "table_1.json").write_text(json.dumps({"split_hash": "0", "rows": [NOTHING]}))
+    (tmp_path / "table_1.json").write_text(json.dumps({"split_hash": "0", "rows": [NOTHING]}), encoding="utf-8")
     store = result_store(tmp_path / ".parts")
     store.save("nothing", FOLDS[1], identity="x")
     today = evaluate_folds([tmp_path], tmp_path / "today").table
-    content = json.loads(store.path("nothing").read_text())["record"]
+    content = json.loads(store.path("nothing").read_text(encoding="utf-8"))["record"]
     for scan in content["scans"]["cases"]:
         scan["targets"], scan["alarms"] = scan.pop("nodules"), scan.pop("false_positives")
-    store.path("nothing").write_text(json.dumps({"identity": "x", "outcome": content}))
+    store.path("nothing").write_text(json.dumps({"identity": "x", "outcome": content}), encoding="utf-8")
     assert evaluate_folds([tmp_path], tmp_path / "old").table == today

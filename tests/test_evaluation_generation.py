@@ -68,7 +68,7 @@ def test_samples_are_read_taken_and_joined(cohort, tmp_path):
 
 def test_a_nodule_without_a_pixel_is_no_reference(cohort, tmp_path):
     folder = shutil.copytree(cohort, tmp_path / "cohort")
-    name = json.loads((folder / "nodules.json").read_text())["test"][0]["nodule"]
+    name = json.loads((folder / "nodules.json").read_text(encoding="utf-8"))["test"][0]["nodule"]
     with np.load(folder / name) as file:
         np.savez(folder / name, **{**file, "alpha": np.zeros_like(file["alpha"])})
     assert (len(read_nodules(cohort, "test")), len(read_nodules(folder, "test"))) == (18, 17)
@@ -90,7 +90,7 @@ def test_the_own_method_at_the_others_budget_is_a_line(kind, cohort, tmp_path):
     own = {"nodules": "model.pt", "lungs": "model_lung.pt"}[kind]
     stored = tmp_path / f"{kind}_w_capsulegan_equal.pt"
     assert store_weights(bundles / "wcapsgan_bundle" / "models" / own, stored) == stored.stat().st_size < 3_000_000
-    assert json.loads(stored.with_suffix(".json").read_text())["stored"] == "half precision"
+    assert json.loads(stored.with_suffix(".json").read_text(encoding="utf-8"))["stored"] == "half precision"
     line, shipped = (
         find_generators(kind, part, bundles, tmp_path, requested=[name])[0][0]
         for name in ("w_capsulegan_equal", "w_capsulegan")
@@ -107,7 +107,7 @@ def test_weights_are_copied_as_they_are_below_three_megabytes(tmp_path):
     write_weights(tmp_path / "model.pt", linear_state(3))
     store_weights(tmp_path / "model.pt", tmp_path / "there" / "gan.pt")
     assert (tmp_path / "there" / "gan.pt").read_bytes() == (tmp_path / "model.pt").read_bytes()
-    assert "stored" not in json.loads((tmp_path / "there" / "gan.json").read_text())
+    assert "stored" not in json.loads((tmp_path / "there" / "gan.json").read_text(encoding="utf-8"))
     main = runpy.run_path(str(ROOT / "scripts" / "store_weights.py"))["main"]
     assert main([str(tmp_path / "none.pt"), str(tmp_path / "x.pt")]) == 2
 
@@ -212,7 +212,7 @@ print(baselines(training, "toy")[0].open()(requests).samples.names)
 
 def test_table_2_has_its_keys_and_the_memoriser_is_all_copies(evaluated):
     settings, result, _ = evaluated
-    table = json.loads((settings.out / "table_2.json").read_text())
+    table = json.loads((settings.out / "table_2.json").read_text(encoding="utf-8"))
     rows = {row["method"]: row for row in table["rows"]}
     assert list(rows) == ["memoriser", "average", "dcgan", "w_capsulegan"]
     assert all(set(row) >= KEYS for row in rows.values())

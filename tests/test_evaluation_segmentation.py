@@ -189,7 +189,7 @@ def test_records_are_kept_and_only_for_the_same_evaluation(perfect, tmp_path):
     store.save("a", perfect, identity="one")
     assert store.load("a", identity="one") == perfect
     assert store.load("a", identity="two") is None
-    store.path("a").write_text('{"identity": "one"}')
+    store.path("a").write_text('{"identity": "one"}', encoding="utf-8")
     assert store.load("a", identity="one") is None
 
 
@@ -229,7 +229,10 @@ def test_a_detector_without_operating_point_is_refused(subset, tmp_path):
     bundles, weights = write_method_bundle(tmp_path, "pointless")
     config = bundles / "lung_seg_bundle" / "configs" / "inference.json"
     config.write_text(
-        config.read_text().replace('"ckpt_path": "@ckpt_path"}', '"ckpt_path": "@ckpt_path", "operating_point": 3}')
+        config.read_text(encoding="utf-8").replace(
+            '"ckpt_path": "@ckpt_path"}', '"ckpt_path": "@ckpt_path", "operating_point": 3}'
+        ),
+        encoding="utf-8",
     )
     with pytest.raises(InputError, match=r"dense_unet: its detector needs an `operating_point` in \[0, 1\]"):
         find_detectors(subset, bundles, weights)[0][-1].open()
@@ -258,7 +261,7 @@ def test_relation_of_training_and_evaluated_patients(subset):
 def evaluated(cohort, tmp_path_factory) -> tuple[SegmentationConfig, str]:
     folder = tmp_path_factory.mktemp("table")
     bundles, weights = write_method_bundle(folder, "evaluated")
-    split_hash = json.loads((cohort / "cohort.json").read_text())["split_hash"]
+    split_hash = json.loads((cohort / "cohort.json").read_text(encoding="utf-8"))["split_hash"]
     add_facts(weights / "unet.pt", split_hash=split_hash, train_minutes=20)
     settings = SegmentationConfig(cohort=cohort, out=folder / "out", bundles=bundles, weights=weights, composites=4)
     uri = f"sqlite:///{folder}/mlflow.db"
@@ -267,7 +270,7 @@ def evaluated(cohort, tmp_path_factory) -> tuple[SegmentationConfig, str]:
 
 
 def test_table_1_has_the_promised_form(evaluated, cohort):
-    table = json.loads((evaluated[0].out / "table_1.json").read_text())
+    table = json.loads((evaluated[0].out / "table_1.json").read_text(encoding="utf-8"))
     assert {"n_patients", "lung_dice", "lung_dice_threshold", "rows"} <= set(table)
     assert table["n_patients"] == pd.read_csv(cohort / "series.csv")["patient_id"].nunique()
     rows = {row["method"]: row for row in table["rows"]}
@@ -283,13 +286,13 @@ def test_table_1_has_the_promised_form(evaluated, cohort):
 
 
 def test_table_1_is_written_to_be_read(evaluated):
-    text = (evaluated[0].out / "table_1.md").read_text()
+    text = (evaluated[0].out / "table_1.md").read_text(encoding="utf-8")
     assert "| Method | Sensitivity | paper | Segmented nodules per scan | paper | Accuracy | paper |" in text
     assert "May have been trained on evaluated patients" in text
     assert "**Operating points of other weights**" in text  # sidecars of the toys state none
     assert "Left out: unet_plus_plus: unet_plus_plus.pt" in text
     assert (evaluated[0].out / "froc.png").stat().st_size > 5000
-    listed = (evaluated[0].out / "errors" / "errors.md").read_text()
+    listed = (evaluated[0].out / "errors" / "errors.md").read_text(encoding="utf-8")
     assert all(f"[{path.name}]" in listed for path in (evaluated[0].out / "errors").glob("*.png"))
 
 
@@ -318,9 +321,9 @@ def test_held_out_patients_can_be_required(evaluated, tmp_path):
 
 def _without_crops(cohort: Path) -> None:
     for name in ("segmentation", "nodules"):
-        lists = json.loads((cohort / f"{name}.json").read_text())
+        lists = json.loads((cohort / f"{name}.json").read_text(encoding="utf-8"))
         kept = [entry for entry in lists["test"] if entry.get("kind") == "slice"]
-        (cohort / f"{name}.json").write_text(json.dumps({**lists, "test": kept}))
+        (cohort / f"{name}.json").write_text(json.dumps({**lists, "test": kept}), encoding="utf-8")
     table = pd.read_csv(cohort / "nodules.csv")
     table[table["votes"] < 0].to_csv(cohort / "nodules.csv", index=False)
 
@@ -328,7 +331,7 @@ def _without_crops(cohort: Path) -> None:
 def _without_slices(cohort: Path) -> None:
     for name in ("slices", "labels"):
         shutil.rmtree(cohort / name)
-    (cohort / "lungs.json").write_text(json.dumps({"training": [], "validation": [], "test": []}))
+    (cohort / "lungs.json").write_text(json.dumps({"training": [], "validation": [], "test": []}), encoding="utf-8")
 
 
 @pytest.mark.parametrize(

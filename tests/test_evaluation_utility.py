@@ -79,10 +79,14 @@ def test_few_patients_have_each_category_and_more_begin_with_them():
 
 def test_a_subcohort_knows_no_other_training_patient(cohort, tmp_path):
     made = make_subcohort(cohort, tmp_path / "p2-s0", patients=2, lung_patients=1, seed=0)
-    chosen = set(choose_patients(json.loads((cohort / "nodules.json").read_text())["training"], 2, seed=0))
+    chosen = set(
+        choose_patients(json.loads((cohort / "nodules.json").read_text(encoding="utf-8"))["training"], 2, seed=0)
+    )
     owners: dict[str, set[str]] = {}
     for name in ("segmentation", "nodules", "lungs", "enhancement"):
-        whole, own = (json.loads((folder / f"{name}.json").read_text()) for folder in (cohort, made.folder))
+        whole, own = (
+            json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for folder in (cohort, made.folder)
+        )
         assert {part: own[part] for part in own if part != "training"} == {
             part: whole[part] for part in whole if part != "training"
         }
@@ -94,7 +98,7 @@ def test_a_subcohort_knows_no_other_training_patient(cohort, tmp_path):
     series = pd.read_csv(made.folder / "series.csv")
     assert set(series[series["split"] == "training"]["patient_id"]) == chosen | donors
     assert set(series["split"]) == {"training", "validation", "test"}
-    assert made.split_hash != json.loads((cohort / "cohort.json").read_text())["split_hash"]
+    assert made.split_hash != json.loads((cohort / "cohort.json").read_text(encoding="utf-8"))["split_hash"]
     assert open_subset(made.folder).nodules == open_subset(cohort).nodules
 
 
@@ -241,7 +245,7 @@ def test_the_dose_is_chosen_by_validation_and_a_difference_needs_its_interval():
 
 def test_the_whole_experiment_and_its_report(evaluated):
     settings, result = evaluated
-    content = json.loads((settings.out / "utility.json").read_text())
+    content = json.loads((settings.out / "utility.json").read_text(encoding="utf-8"))
     assert content == json.loads(json.dumps(result.table))
     arms = {name: [row["arm"] for row in content[name]] for name in ("classification", "segmentation")}
     assert arms["classification"][:2] == ["mean_hu", "real"]
@@ -253,7 +257,7 @@ def test_the_whole_experiment_and_its_report(evaluated):
     assert added["generated_x1"] == added["copied_x1"] == content["cohorts"][-1]["crops"]
     runs = list((settings.out / ".parts" / "generated").glob("*/run.json"))
     for run in runs:
-        assert json.loads(run.read_text())["real_share"] == 0
+        assert json.loads(run.read_text(encoding="utf-8"))["real_share"] == 0
         assert {asset["source"] for asset in pq.read_table(run.parent / "assets.parquet").to_pylist()} == {"generated"}
         assert len(read_catalogue(run.parent / "catalogue.parquet")) == added["generated_x1"]
     assert runs
@@ -280,10 +284,12 @@ def test_a_generator_of_the_few_patients_is_taken_and_known(evaluated, bundles, 
     settings, _ = evaluated
     generators = tmp_path / "generators"
     generators.mkdir()
-    made = json.loads((settings.out / "utility.json").read_text())["cohorts"][0]
+    made = json.loads((settings.out / "utility.json").read_text(encoding="utf-8"))["cohorts"][0]
     shutil.copy(bundles / "wcapsgan_bundle" / "models" / "model.pt", generators / f"{made['name']}.pt")
-    sidecar = json.loads((bundles / "wcapsgan_bundle" / "models" / "model.json").read_text())
-    (generators / f"{made['name']}.json").write_text(json.dumps({**sidecar, "split_hash": made["split_hash"]}))
+    sidecar = json.loads((bundles / "wcapsgan_bundle" / "models" / "model.json").read_text(encoding="utf-8"))
+    (generators / f"{made['name']}.json").write_text(
+        json.dumps({**sidecar, "split_hash": made["split_hash"]}), encoding="utf-8"
+    )
     one = {"experiments": ("classification",), "seeds": 1, "generators": generators, "out": tmp_path / "out"}
     content = evaluate_utility(
         UtilityConfig(**{**vars(settings), **one}), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db"

@@ -95,7 +95,7 @@ def test_the_same_bytes_again_and_in_pieces(catalogue, tmp_path, kind, monkeypat
 
 def test_checksums_are_those_of_sha256sum(catalogue, tmp_path):
     out = export(catalogue, tmp_path / "out", "png", pairs=True)
-    lines = [line.split("  ") for line in (out / "checksums.sha256").read_text().splitlines()]
+    lines = [line.split("  ") for line in (out / "checksums.sha256").read_text(encoding="utf-8").splitlines()]
     assert len(lines) == 2 * 2 * N
     for digest, name in lines:
         assert hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
@@ -112,7 +112,7 @@ def test_ranges_fill_one_folder_to_the_same_labels(catalogue, tmp_path):
     export(catalogue, out, "nifti", begin=0, end=1)
     assert not at_work.exists()
     for name in ("checksums.sha256", "annotations.csv", "coco.json", "detection.json"):
-        assert sorted((out / name).read_text()) == sorted((whole / name).read_text())
+        assert sorted((out / name).read_text(encoding="utf-8")) == sorted((whole / name).read_text(encoding="utf-8"))
     assert (out / "checksums.sha256").read_bytes() == (whole / "checksums.sha256").read_bytes()
 
 
@@ -162,7 +162,7 @@ def test_an_enhanced_export_does_not_go_on_with_other_settings(
     out = export(catalogue, tmp_path / "out", "png", **job)
     before = files(out)
     claimed = ExportJob(catalogue=catalogue, out=out, format="png", bundles=mine).identity()
-    assert claimed == json.loads((out / "export.json").read_text()), "the same settings elsewhere"
+    assert claimed == json.loads((out / "export.json").read_text(encoding="utf-8")), "the same settings elsewhere"
     edit_config(mine, name, component, **settings)
     with pytest.raises(InputError, match=f"holds another run \\({part} is"):
         export(catalogue, out, "png", bundles=mine)
@@ -173,8 +173,8 @@ def test_nifti_and_labels_say_what_was_rendered(catalogue, tmp_path):
     out = export(catalogue, tmp_path / "out", "nifti")
     samples = rendered(catalogue)
     table = pd.read_csv(out / "annotations.csv")
-    coco = json.loads((out / "coco.json").read_text())
-    detection = json.loads((out / "detection.json").read_text())
+    coco = json.loads((out / "coco.json").read_text(encoding="utf-8"))
+    detection = json.loads((out / "detection.json").read_text(encoding="utf-8"))
     assert list(table.columns) == ["seriesuid", "coordX", "coordY", "coordZ", "diameter_mm"]
     assert detection["categories"] == ["ground_glass", "solid"]
     for number, (name, sample) in enumerate(samples.items(), start=1):
@@ -325,7 +325,7 @@ def test_a_format_a_growth_or_a_shards_range_that_does_not_exist_is_refused(cata
     with pytest.raises(InputError, match="multiples of 256"):
         export(catalogue, tmp_path / "shards", "webdataset", begin=1)
     (tmp_path / "full").mkdir()
-    (tmp_path / "full/letter.txt").write_text("mine")
+    (tmp_path / "full/letter.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(InputError, match="holds other files"):
         export(catalogue, tmp_path / "full", "png")
 

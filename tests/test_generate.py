@@ -76,7 +76,7 @@ def test_a_run_ends_with_the_files_of_contract_c8(finished):
     assert {path.name for path in out.iterdir()} == names | {"contact_sheet.png", "run.json", "selection.json"}
     for folder in ("images", "masks"):
         assert {path.name.removesuffix(".nii.gz") for path in (out / folder).iterdir()} == ids
-    entries = json.loads((out / "datalist.json").read_text())["training"]
+    entries = json.loads((out / "datalist.json").read_text(encoding="utf-8"))["training"]
     assert all((out / entry[key]).is_file() for entry in entries for key in ("image", "label"))
     assert len(ids) == len(entries) == COUNT
 
@@ -168,9 +168,9 @@ def test_stopped_anywhere_and_started_again_it_ends_with_the_same_bytes(
             generate(settings, tracking_uri=store)
     assert "FAILED" in runs(store, settings.out).values()
     # What a killed process leaves behind, beside its run that never ended.
-    (settings.out / ".run.json.1.tmp").write_text("half")
+    (settings.out / ".run.json.1.tmp").write_text("half", encoding="utf-8")
     (settings.out / "assets").mkdir(exist_ok=True)
-    (settings.out / "assets" / ".a.npy.1.part").write_text("half")
+    (settings.out / "assets" / ".a.npy.1.part").write_text("half", encoding="utf-8")
     generate(settings, tracking_uri=store)
     assert content(settings.out) == content(finished.out)
 
@@ -192,7 +192,7 @@ def test_a_run_of_a_killed_process_is_closed_when_it_goes_on(finished, store, tm
     tracker = open_tracker(store)
     abandoned = tracker.client.create_run(tracker.experiment_id, run_name="killed before")
     settings.out.mkdir()
-    (settings.out / ".mlflow_run").write_text(abandoned.info.run_id)
+    (settings.out / ".mlflow_run").write_text(abandoned.info.run_id, encoding="utf-8")
     generate(settings, tracking_uri=store)
     assert tracker.client.get_run(abandoned.info.run_id).info.status == "KILLED"
 
@@ -249,7 +249,7 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(finished, store, chan
 
 
 def test_a_folder_with_other_files_is_refused(finished, store, tmp_path):
-    (tmp_path / "thesis.txt").write_text("mine")
+    (tmp_path / "thesis.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(InputError, match=r"holds other files and no run\.json"):
         generate(replace(finished, out=tmp_path), tracking_uri=store)
 
@@ -300,14 +300,14 @@ def test_real_ones_are_mixed_in_the_papers_proportion_from_the_training_part(fin
     assert {asset.origin[0] for asset in real} == {"t"}
     lung = next(asset for asset in real if asset.origin == "t0")
     assert lung.spacing_mm == (2.0, 2.0)
-    assert json.loads((settings.out / "run.json").read_text())["cohort_split_hash"] == "ab" * 32
+    assert json.loads((settings.out / "run.json").read_text(encoding="utf-8"))["cohort_split_hash"] == "ab" * 32
 
 
 def test_a_damaged_nodule_is_left_out_and_a_generated_one_takes_its_place(finished, store, tmp_path, cohort, caplog):
     settings = replace(finished, out=tmp_path / "mixed", cohort=tmp_path / "cohort")
     settings.cohort.mkdir()
     for path in cohort.glob("*.json"):
-        (settings.cohort / path.name).write_text(path.read_text())
+        (settings.cohort / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
     generate(settings, tracking_uri=store)  # none of the files stands there
     assert {asset.source for asset in AssetLibrary(settings.out)} == {"generated"}
     assert "left out: " in caplog.text

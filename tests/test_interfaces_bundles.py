@@ -29,7 +29,7 @@ CORE_PACKAGES = {"pytorch": "torch", "monai": "monai", "numpy": "numpy"}
 
 
 def metadata(name: str) -> dict:
-    return json.loads((ROOT / "bundles" / f"{name}_bundle" / "configs" / "metadata.json").read_text())
+    return json.loads((ROOT / "bundles" / f"{name}_bundle" / "configs" / "metadata.json").read_text(encoding="utf-8"))
 
 
 def test_hu_range_and_one_window_for_all_bundles():
@@ -53,7 +53,7 @@ def test_weights_have_their_sidecar(name):
     for weights in models.glob("*.pt"):
         state = torch.load(weights, map_location="cpu", weights_only=True)
         assert all(isinstance(value, torch.Tensor) for value in state.values())
-        sidecar = json.loads(weights.with_suffix(".json").read_text())
+        sidecar = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
         assert sidecar["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
         assert {"network", "split_hash", "data", "seed", "versions", "validation"} <= set(sidecar)
         assert all({"name", "licence", "citation"} <= set(source) for source in sidecar["data"])
@@ -88,7 +88,7 @@ def test_bundles_stand_alone():
         packages = {"torch", "monai", "numpy", *facts["required_packages_version"], name}
         packages = {package.replace("pytorch-ignite", "ignite").replace("pillow", "PIL") for package in packages}
         for path in root.rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
                 modules += [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
                 for module in modules:
@@ -98,7 +98,9 @@ def test_bundles_stand_alone():
         for package, pin in (stated | facts["required_packages_version"]).items():
             assert version(package).split("+")[0] == pin
     for path in (ROOT / "lungsynth").rglob("*.py"):
-        assert not re.search(r"^\s*(from|import) (lung_seg|wcapsgan|cyclegan)\b", path.read_text(), flags=re.M)
+        assert not re.search(
+            r"^\s*(from|import) (lung_seg|wcapsgan|cyclegan)\b", path.read_text(encoding="utf-8"), flags=re.M
+        )
 
 
 def test_what_bundles_share_has_one_source():
@@ -159,7 +161,7 @@ def test_generators_are_weights_of_wcapsgan():
 
 
 def test_pins_of_the_bundles_lie_in_the_ranges_of_the_project():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     texts = [*project["dependencies"], *(text for extra in project["optional-dependencies"].values() for text in extra)]
     ranges = {needed.name.lower(): needed.specifier for needed in map(Requirement, texts) if needed.name != "lungsynth"}
     for name in BUNDLES:

@@ -33,7 +33,7 @@ def cohort(phantom_cohort) -> Path:
 
 
 def datalist(cohort: Path, name: str) -> list[dict]:
-    lists = json.loads((cohort / f"{name}.json").read_text())
+    lists = json.loads((cohort / f"{name}.json").read_text(encoding="utf-8"))
     assert set(lists) == set(SPLITS)
     return [{**entry, "split": split} for split in SPLITS for entry in lists[split]]
 
@@ -107,7 +107,7 @@ def test_cube(cohort, tmp_path):
     (tmp_path / "source").mkdir()
     np.savez(tmp_path / "source" / "cubes.npz", hu=np.where(mask, 20, -850).astype(np.int16), mask=mask)
     (tmp_path / "source" / "index.csv").write_text(
-        "row,name,lidc_patient\n0,a,LIDC-IDRI-0001\n1,b,LIDC-IDRI-0002\n2,c,\n"
+        "row,name,lidc_patient\n0,a,LIDC-IDRI-0001\n1,b,LIDC-IDRI-0002\n2,c,\n", encoding="utf-8"
     )
     prepare_cohort([tmp_path / "source"], tmp_path / "out", settings=PrepareSettings(split="test"), workers=1)
     cubes, nodules = (datalist(tmp_path / "out", name) for name in ("cubes", "nodules"))
@@ -153,7 +153,7 @@ def test_files(cohort):
     series, nodules = pd.read_csv(cohort / "series.csv"), pd.read_csv(cohort / "nodules.csv")
     for table, path in ((series, "series.csv"), (nodules, "nodules.csv")):
         assert set(table.columns) <= documented("formats.md", path)
-    described = json.loads((cohort / "cohort.json").read_text())
+    described = json.loads((cohort / "cohort.json").read_text(encoding="utf-8"))
     assert described["format"] == 2
     assert {"settings", "sources", "split_hash", "counts", "problems"} <= set(described)
     for name in ("montage_nodules.png", "montage_lungs.png", "report.md"):
@@ -202,7 +202,7 @@ def test_no_patient_on_two_sides_and_the_hash_tells(cohort):
         assert (sides == 1).all()
     series = pd.read_csv(cohort / "series.csv")
     lines = sorted({f"{row.patient_id},{row.split}" for row in series.itertuples()})
-    described = json.loads((cohort / "cohort.json").read_text())
+    described = json.loads((cohort / "cohort.json").read_text(encoding="utf-8"))
     digests = {hashlib.sha256(text.encode()).hexdigest() for text in ("\n".join(lines), "\n".join(lines) + "\n")}
     assert described["split_hash"] in digests
     assert inspect.getdoc(assign_splits)
@@ -235,7 +235,7 @@ def test_a_separated_cohort_is_a_cohort_of_the_same_split(separated):
     test_files(after)
     test_datalists(after)
     test_no_patient_on_two_sides_and_the_hash_tells(after)
-    described = [json.loads((cohort / "cohort.json").read_text()) for cohort in separated]
+    described = [json.loads((cohort / "cohort.json").read_text(encoding="utf-8")) for cohort in separated]
     assert described[0]["split_hash"] == described[1]["split_hash"]
     promised = {"threshold", "min_diameter_mm", "weights_lung_seg", "series", "candidates", "before", "after"}
     assert set(described[1]["pseudo_labels"]) == promised

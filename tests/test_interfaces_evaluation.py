@@ -88,11 +88,11 @@ def table_3(rated, slices, tmp_path_factory) -> Path:
     bundles = write_fake_bundles(folder / "bundles", "contract_slices")
     configs, package = bundles / "wcapsgan_bundle" / "configs", "contract_slices_wcapsgan"
     making = {"_target_": f"{package}.slices.SliceSampler", "weights": "@ckpt_path", "size": 256}
-    (configs / "inference_slice.json").write_text(json.dumps({"ckpt_path": None, "sampler": making}))
-    (configs / "inference_dcgan.json").write_text("{}")
+    (configs / "inference_slice.json").write_text(json.dumps({"ckpt_path": None, "sampler": making}), encoding="utf-8")
+    (configs / "inference_dcgan.json").write_text("{}", encoding="utf-8")
     sampler = '"""Slices."""\nfrom .sampling import CATEGORIES, LungSampler\n\n\nclass SliceSampler(LungSampler):\n'
     sampler += "    spacing_mm, categories = 1.4, CATEGORIES\n"
-    (bundles / "wcapsgan_bundle" / package / "slices.py").write_text(sampler)
+    (bundles / "wcapsgan_bundle" / package / "slices.py").write_text(sampler, encoding="utf-8")
     (folder / "weights").mkdir()
     write_weights(folder / "weights" / "slices_dcgan.pt", linear_state(4))
     paths = {"cohort": rated, "out": folder / "out", "bundles": bundles, "weights": folder / "weights"}
@@ -103,13 +103,16 @@ def table_3(rated, slices, tmp_path_factory) -> Path:
 
 
 def datalist(cohort: Path, name: str) -> list[dict]:
-    lists = json.loads((cohort / f"{name}.json").read_text())
+    lists = json.loads((cohort / f"{name}.json").read_text(encoding="utf-8"))
     assert set(lists) == set(SPLITS)
     return [{**entry, "split": split} for split in SPLITS for entry in lists[split]]
 
 
 def test_what_an_evaluation_of_segmentation_writes(evaluated):
-    table, promised = json.loads((evaluated / "table_1.json").read_text()), documented("evaluation_files.md", "Table I")
+    table, promised = (
+        json.loads((evaluated / "table_1.json").read_text(encoding="utf-8")),
+        documented("evaluation_files.md", "Table I"),
+    )
     assert set(table) - {"lungs", "readers_of_the_masks"} <= promised
     assert set(table["rows"][0]) - {"title", "probability_at_one_false_positive_a_slice"} <= promised | {"lung_dice"}
     assert [row["method"] for row in table["rows"]] == ["nothing", "threshold", "middle", "unet", "dense_unet"]
@@ -118,7 +121,7 @@ def test_what_an_evaluation_of_segmentation_writes(evaluated):
 
 
 def test_methods_are_configs_with_weights(evaluated):
-    rows = {row["method"]: row for row in json.loads((evaluated / "table_1.json").read_text())["rows"]}
+    rows = {row["method"]: row for row in json.loads((evaluated / "table_1.json").read_text(encoding="utf-8"))["rows"]}
     assert (rows["unet"]["train_minutes"], rows["unet"]["training"]) == (20, "may_have_trained")
     assert rows["dense_unet"]["train_minutes"] is None
 
@@ -127,7 +130,7 @@ def test_what_an_evaluation_of_the_enhancer_writes(cohort, tmp_path):
     bundles = write_fake_bundles(tmp_path / "bundles", "judging")
     settings = EnhancementEvaluationConfig(cohort=cohort, out=tmp_path / "out", bundles=bundles, composites=3)
     result = evaluate_enhancement(settings).table
-    assert result == json.loads((tmp_path / "out" / "enhancement.json").read_text())
+    assert result == json.loads((tmp_path / "out" / "enhancement.json").read_text(encoding="utf-8"))
     promised = documented("evaluation_files.md", "Enhancement")
     assert set(result) | set(result["checked"]) | set(result["checked"]["labels_kept"]) <= promised
     assert (result["composites"], result["nodules_found"]) == (3, 0)
@@ -153,7 +156,7 @@ def test_what_slices_are(rated, slices):
             assert [arrays[key].dtype.name for key in ("hu", "mask", "label")] == ["int16", "uint8", "uint8"]
             assert arrays["hu"].shape == arrays["mask"].shape == arrays["label"].shape == (256, 256)
             assert 2 in arrays["label"]
-    told, whole = (json.loads((folder / "cohort.json").read_text()) for folder in (slices, rated))
+    told, whole = (json.loads((folder / "cohort.json").read_text(encoding="utf-8")) for folder in (slices, rated))
     assert (told["split_hash"], told["sources"]) == (whole["split_hash"], whole["sources"])
 
 
@@ -168,12 +171,12 @@ def test_the_same_seed_gives_the_same_slices_and_the_bundle_reads_them(rated, sl
     reading = {"_target_": "wcapsgan.data.CohortSamples", "data": "@listed", "sample_type": "slice", "size": 256}
     reading |= {"spacing_mm": 1.4, "categories": {"_target_": "wcapsgan.categories.CategoryRule", "names": []}}
     config = ConfigParser({"listed": {**listing, "split": "training"}, "samples": reading})
-    entries = json.loads((slices / "slices.json").read_text())["training"]
+    entries = json.loads((slices / "slices.json").read_text(encoding="utf-8"))["training"]
     assert len(config.get_parsed_content("samples")) == len(entries) > 0
 
 
 def test_what_table_3_adds(table_3):
-    table = json.loads((table_3 / "table_3.json").read_text())
+    table = json.loads((table_3 / "table_3.json").read_text(encoding="utf-8"))
     assert [row["method"] for row in table["rows"]] == ["memoriser", "average", "dcgan", "first_stage", "two_stage"]
     keys = documented("evaluation_files.md", "Table II") | documented("evaluation_files.md", "Table III")
     assert set(table) <= keys
@@ -189,10 +192,10 @@ def test_what_table_3_adds(table_3):
 
 
 def test_a_subcohort_is_a_cohort_of_few_training_patients(utility):
-    told = json.loads((utility / "utility.json").read_text())
+    told = json.loads((utility / "utility.json").read_text(encoding="utf-8"))
     for about in told["cohorts"]:
         folder = utility / ".parts" / "cohorts" / about["name"]
-        described = json.loads((folder / "cohort.json").read_text())
+        described = json.loads((folder / "cohort.json").read_text(encoding="utf-8"))
         assert described["split_hash"] == about["split_hash"] != described["subcohort"]["split_hash_of_all"]
         assert described["subcohort"]["split_hash_of_all"] == told["split_hash"]
         series = pd.read_csv(folder / "series.csv")
@@ -204,7 +207,7 @@ def test_a_subcohort_is_a_cohort_of_few_training_patients(utility):
 
 
 def test_what_the_experiment_writes(utility):
-    told = json.loads((utility / "utility.json").read_text())
+    told = json.loads((utility / "utility.json").read_text(encoding="utf-8"))
     promised = documented("evaluation_files.md", "Utility")
     assert set(told) <= promised
     assert all(set(about) <= promised for about in told["cohorts"])
@@ -218,7 +221,7 @@ def test_what_the_experiment_writes(utility):
 
 
 def test_what_an_evaluation_of_generation_writes(generated):
-    table = json.loads((generated / "table_2.json").read_text())
+    table = json.loads((generated / "table_2.json").read_text(encoding="utf-8"))
     keys = documented("evaluation_files.md", "Table II")
     assert all((generated / name).is_file() for name in keys if re.fullmatch(r"[\w]+\.\w+", name))
     assert set(table) <= keys
@@ -228,6 +231,6 @@ def test_what_an_evaluation_of_generation_writes(generated):
 
 
 def test_generators_are_configs_with_weights(generated):
-    rows = {row["method"]: row for row in json.loads((generated / "table_2.json").read_text())["rows"]}
+    rows = {row["method"]: row for row in json.loads((generated / "table_2.json").read_text(encoding="utf-8"))["rows"]}
     assert (rows["dcgan"]["train_minutes"], rows["dcgan"]["training"]) == (20, "may_have_trained")
     assert rows["w_capsulegan"]["parameters"] == 8

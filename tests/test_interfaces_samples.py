@@ -46,7 +46,7 @@ def chains(tmp_path_factory) -> list[Path]:
 
 
 def datalist(cohort: Path, name: str) -> list[dict]:
-    lists = json.loads((cohort / f"{name}.json").read_text())
+    lists = json.loads((cohort / f"{name}.json").read_text(encoding="utf-8"))
     assert set(lists) == set(SPLITS)
     return [{**entry, "split": split} for split in SPLITS for entry in lists[split]]
 
@@ -87,7 +87,7 @@ def test_same_seed_same_bytes_whatever_the_batch_size(chains):
 def test_the_selection_accounts_for_every_candidate(chains, enhanced):
     promised = documented("formats.md", "Selection report")
     for out, strategy, candidates in ((chains[0], "none", 1), (enhanced / "out", "coverage", 3)):
-        told = json.loads((out / "selection.json").read_text())
+        told = json.loads((out / "selection.json").read_text(encoding="utf-8"))
         assert set(told) == {"format", "strategy", "candidates", "nodules", "lungs"}
         assert (told["format"], told["strategy"], told["candidates"]) == (2, strategy, candidates)
         kept = dict.fromkeys(("nodules", "lungs"), 0)
@@ -214,7 +214,7 @@ def enhanced(tmp_path_factory) -> Path:
 
 
 def test_composites_name_their_patients_and_spare_those_of_the_reals(enhanced):
-    entries = json.loads((enhanced / "out" / "datalist.json").read_text())["training"]
+    entries = json.loads((enhanced / "out" / "datalist.json").read_text(encoding="utf-8"))["training"]
     cohort = {e["patient_id"] for e in datalist(enhanced / "cohort", "enhancement") if e["split"] == "training"}
     named = {patient for entry in entries for patient in entry["patient_id"]}
     assert cohort == {"p0"}
@@ -232,13 +232,14 @@ def test_composites_name_their_patients_and_spare_those_of_the_reals(enhanced):
 def test_an_enhanced_export_says_what_became_of_labels_and_hu(enhanced):
     promised = documented("formats.md", "enhanced.json")
     for kind, verdict in (("gated", "kept"), ("ungated", "unchecked")):
-        told = json.loads((enhanced / kind / "enhanced.json").read_text())
+        told = json.loads((enhanced / kind / "enhanced.json").read_text(encoding="utf-8"))
         assert {key for key in told if not key.endswith("_hu")} <= promised
         assert (told["samples"], told[verdict]) == (6, 6)
         assert (told["lung_mean_hu"], told["nodule_p95_hu"]) == (1, 0)
         assert not (enhanced / kind / ".enhanced").exists()
     weights = [
-        json.loads((enhanced / kind / "export.json").read_text())["label_check"] for kind in ("gated", "ungated")
+        json.loads((enhanced / kind / "export.json").read_text(encoding="utf-8"))["label_check"]
+        for kind in ("gated", "ungated")
     ]
     assert (bool(weights[0]), weights[1]) == (True, None)
     before = {path.name: path.read_bytes() for path in (enhanced / "out" / "masks").iterdir()}
@@ -247,7 +248,7 @@ def test_an_enhanced_export_says_what_became_of_labels_and_hu(enhanced):
 
 def test_training_takes_what_a_run_of_the_chain_lists(chains):
     read_extra = open_lung_seg("read_extra", path=str(chains[0] / "datalist.json"))
-    assert len(read_extra) == len(json.loads((chains[0] / "datalist.json").read_text())["training"])
+    assert len(read_extra) == len(json.loads((chains[0] / "datalist.json").read_text(encoding="utf-8"))["training"])
     for sample in read_extra:
         assert sample["labelled"] == [1.0, 1.0]
         assert {1, 2} <= set(np.unique(read_plane(sample["label"])[0]))

@@ -211,7 +211,7 @@ def cohort(tmp_path_factory):
         + [write_nodule(root, f"{part}_{i}", rng) for i in range(3)]
         for part in ("training", "validation")
     }
-    (root / "segmentation.json").write_text(json.dumps({**parts, "test": []}))
+    (root / "segmentation.json").write_text(json.dumps({**parts, "test": []}), encoding="utf-8")
     return root
 
 
@@ -289,8 +289,10 @@ def test_nodules_are_shown_in_proportion_to_their_size(tmp_path):
     sizes = [
         {"nodule": entry["image"], "diameter_mm": size} for entry, size in zip(entries, (30, 4, 6, 20), strict=True)
     ]
-    (tmp_path / "segmentation.json").write_text(json.dumps({"training": [*entries, write_slice(tmp_path, "s", rng)]}))
-    (tmp_path / "nodules.json").write_text(json.dumps({"training": sizes}))
+    (tmp_path / "segmentation.json").write_text(
+        json.dumps({"training": [*entries, write_slice(tmp_path, "s", rng)]}), encoding="utf-8"
+    )
+    (tmp_path / "nodules.json").write_text(json.dumps({"training": sizes}), encoding="utf-8")
     samples = read_datalist(tmp_path, "training", nodules_per_sample=2)
     assert [[path.stem for path in sample["nodules"]] for sample in samples[1:]] == [["n1", "n2"], ["n3", "n0"]]
     weights = EpochSampler(samples, samples=8, nodule_crop_share=0.6).weights
@@ -304,8 +306,8 @@ def test_rare_categories_are_shown_more_often_and_stand_together(tmp_path):
         {"nodule": entry["image"], "diameter_mm": 6.0, "category": category}
         for entry, category in zip(entries, ("solid", "solid", "rare", "solid", "solid"), strict=True)
     ]
-    (tmp_path / "segmentation.json").write_text(json.dumps({"training": entries}))
-    (tmp_path / "nodules.json").write_text(json.dumps({"training": facts}))
+    (tmp_path / "segmentation.json").write_text(json.dumps({"training": entries}), encoding="utf-8")
+    (tmp_path / "nodules.json").write_text(json.dumps({"training": facts}), encoding="utf-8")
     assert nodule_weights(tmp_path, "training", category_balance=0.0) == [1.0] * 5
     even = nodule_weights(tmp_path, "training", category_balance=1.0)
     assert even[2] == pytest.approx(sum(even) / 2)
@@ -320,7 +322,7 @@ def write_extra(folder: Path, count: int) -> Path:
     (folder / "extra").mkdir()
     entries = [write_slice(folder / "extra", f"synthetic_{index}", rng) for index in range(count)]
     pairs = [{key: entry[key] for key in ("image", "label")} for entry in entries]
-    (folder / "extra" / "datalist.json").write_text(json.dumps({"training": pairs}))
+    (folder / "extra" / "datalist.json").write_text(json.dumps({"training": pairs}), encoding="utf-8")
     return folder / "extra" / "datalist.json"
 
 
@@ -345,7 +347,7 @@ def test_extra_slices_stand_behind_the_cohort_and_keep_their_share(cohort, tmp_p
 def test_a_training_on_extra_slices_says_so(cohort, tmp_path):
     extra = write_extra(tmp_path, 2)
     train(cohort, tmp_path / "run", max_epochs=1, extra_datalist=str(extra), extra_share=1.0)
-    sidecar = json.loads((tmp_path / "run" / "model.json").read_text())
+    sidecar = json.loads((tmp_path / "run" / "model.json").read_text(encoding="utf-8"))
     assert sidecar["extra_data"] == {"samples": 2, "sha256": hashlib.sha256(extra.read_bytes()).hexdigest()}
     assert str(tmp_path) not in json.dumps(sidecar)
 
@@ -357,7 +359,7 @@ def test_an_extra_list_that_cannot_be_used_is_refused(cohort, tmp_path):
     next((path.parent / "slices").glob("*.nii.gz")).unlink()
     with pytest.raises(ValueError, match=r"datalist\.json names 1 files that are not there"):
         read_datalist(cohort, "training", extra=path)
-    path.write_text(json.dumps({"training": []}))
+    path.write_text(json.dumps({"training": []}), encoding="utf-8")
     with pytest.raises(ValueError, match="is empty"):
         read_datalist(cohort, "training", extra=path)
 
@@ -385,7 +387,7 @@ def test_a_resumed_training_equals_one_without_a_stop(cohort, tmp_path):
     train(cohort, tmp_path / "first", max_epochs=2, rate_epochs=4)
     resumed = train(cohort, tmp_path / "second", max_epochs=4, resume_from=str(tmp_path / "first" / "resume_2.pt"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    sidecar = json.loads((tmp_path / "whole" / "model.json").read_text())
+    sidecar = json.loads((tmp_path / "whole" / "model.json").read_text(encoding="utf-8"))
     assert sidecar["network"] == "lung_seg.network.DenseUNet"
     assert sidecar["validation"]["dice_mean"] >= 0
     assert 0 <= sidecar["train_minutes"] < 10

@@ -221,7 +221,7 @@ def test_other_networks_fit_the_detector(tmp_path):
         "channels": [4, 8],
         "strides": [2],
     }
-    overlay.write_text(json.dumps({"network_def": unet}))
+    overlay.write_text(json.dumps({"network_def": unet}), encoding="utf-8")
     workflow = ConfigWorkflow(
         config_file=[str(BUNDLE / "configs" / "inference.json"), str(overlay)],
         meta_file=str(BUNDLE / "configs" / "metadata.json"),

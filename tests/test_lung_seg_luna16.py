@@ -43,7 +43,9 @@ def luna(patients, tmp_path_factory) -> Path:
 
 
 def entries(cohort: Path, name: str) -> list[dict]:
-    return [entry for part in json.loads((cohort / f"{name}.json").read_text()).values() for entry in part]
+    return [
+        entry for part in json.loads((cohort / f"{name}.json").read_text(encoding="utf-8")).values() for entry in part
+    ]
 
 
 def workflow(cohort: Path, output: Path, *overlays: str, **settings) -> ConfigWorkflow:
@@ -126,7 +128,7 @@ def test_a_training_on_luna16_starts_and_its_weights_say_on_what(luna, tmp_path,
         run.initialize()
         run.run()
     assert "have centre and diameter alone and train with what is dense in their spheres" in caplog.text
-    sidecar = json.loads((tmp_path / "model.json").read_text())
+    sidecar = json.loads((tmp_path / "model.json").read_text(encoding="utf-8"))
     assert sidecar["use_spheres"] is True
     assert np.isfinite(sidecar["validation"]["froc" if overlays else "dice_nodule"])
 

@@ -326,7 +326,7 @@ def cohort(tmp_path_factory):
         + [write_nodule(root, f"{part}_{index}", rng) for index in range(4)]
         for part in ("training", "validation")
     }
-    (root / "segmentation.json").write_text(json.dumps({**parts, "test": []}))
+    (root / "segmentation.json").write_text(json.dumps({**parts, "test": []}), encoding="utf-8")
     return root
 
 
@@ -347,9 +347,9 @@ def test_cubes_hold_what_they_say_and_repeat_with_their_seed(cohort):
 
 
 def test_a_cohort_without_nodules_gives_no_cubes(cohort, tmp_path):
-    entries = json.loads((cohort / "segmentation.json").read_text())["training"]
+    entries = json.loads((cohort / "segmentation.json").read_text(encoding="utf-8"))["training"]
     lungs = [entry for entry in entries if entry["labelled"] == ["lung"]]
-    (tmp_path / "segmentation.json").write_text(json.dumps({"training": lungs}))
+    (tmp_path / "segmentation.json").write_text(json.dumps({"training": lungs}), encoding="utf-8")
     for folder in ("slices", "labels"):
         (tmp_path / folder).symlink_to(cohort / folder)
     with pytest.raises(ValueError, match="has no lung or nodules to cut cubes around"):
@@ -392,7 +392,7 @@ def open_detector(name: str, weights: Path):
 @pytest.mark.parametrize("name", METHODS)
 def test_each_method_trains_and_its_weights_detect(name, cohort, tmp_path):
     run_training(name, cohort, tmp_path, max_epochs=1)
-    sidecar = json.loads((tmp_path / "model.json").read_text())
+    sidecar = json.loads((tmp_path / "model.json").read_text(encoding="utf-8"))
     assert 0 <= sidecar["train_minutes"] < 10
     dices = ("dice_mean", "dice_lung", "dice_nodule", "dice_nodule_pooled")
     metrics = dices if name in SEGMENTERS else ("froc",)
@@ -439,7 +439,7 @@ def test_shipped_weights_are_small_and_agree_with_their_overlay(name):
             f"benchmarks/weights/{name}.pt is not there: bash scripts/train_tables.sh COHORT benchmarks/weights"
         )
     assert (folder / f"{name}.pt").stat().st_size < 3e6
-    sidecar = json.loads((folder / f"{name}.json").read_text())
+    sidecar = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     detector = open_detector(name, folder / f"{name}.pt")
     assert sidecar["operating_point"] == detector.operating_point
     assert sidecar["train_minutes"] > 0

@@ -126,7 +126,9 @@ def test_luna16_gives_back_lungs_and_spheres(patient, tmp_path):
     for sphere, nodule in zip(files.annotations.spheres, patient.nodules, strict=True):
         np.testing.assert_allclose(sphere.centre_lps_mm, nodule.centre_lps_mm, atol=1e-3)
         assert sphere.diameter_mm == pytest.approx(nodule.diameter_mm, abs=1e-3)
-    assert (tmp_path / "patients.csv").read_text().splitlines()[1] == f"{series_uid(patient)},PHANTOM-0005"
+    assert (tmp_path / "patients.csv").read_text(encoding="utf-8").splitlines()[
+        1
+    ] == f"{series_uid(patient)},PHANTOM-0005"
 
 
 def test_decathlon_gives_back_the_nodules(patient, tmp_path):

@@ -254,12 +254,12 @@ def test_the_table_of_lidc_favours_the_posterior_lung_and_not_the_middle(lungs):
 def test_rules_are_a_file(tmp_path):
     rules = PlacementRules(types=("juxta_pleural",), regions=("right", (0.1, 0.2, 0.3, 0.4)), max_distance_mm=9.0)
     path = tmp_path / "rules.json"
-    path.write_text(json.dumps(rules.to_json()))
+    path.write_text(json.dumps(rules.to_json()), encoding="utf-8")
     assert read_rules(path) == rules
-    path.write_text('{"gap": 1}')
+    path.write_text('{"gap": 1}', encoding="utf-8")
     with pytest.raises(InputError, match=r"rules\.json: Unknown placement rules \['gap'\]"):
         read_rules(path)
-    path.write_text('{"gap_mm": "x"}')
+    path.write_text('{"gap_mm": "x"}', encoding="utf-8")
     with pytest.raises(InputError, match=r"rules\.json"):
         read_rules(path)
 

@@ -162,7 +162,7 @@ def test_the_paper_is_a_preset_and_its_numbers_stand():
 
 def test_the_script_tells_what_was_kept_and_why(planned, bundles, cohort, tmp_path, capsys):
     rules = tmp_path / "rules.json"
-    rules.write_text('{"min_distance_mm": 12, "max_shift_mm": 4}')
+    rules.write_text('{"min_distance_mm": 12, "max_shift_mm": 4}', encoding="utf-8")
     out = tmp_path / "plan" / "c.parquet"
     options = ["--out", out, "--lungs", 6, "--groups", 20, "--preset", "paper", "--nodules", 12]
     assert script(*options, "--cohort", cohort, "--bundles", bundles, "--rules", rules) == 0

@@ -11,7 +11,7 @@ from lungsynth.run_folder import RunFolder
 
 def write_half(path):
     with replacing(path) as temporary:
-        temporary.write_text("half")
+        temporary.write_text("half", encoding="utf-8")
         raise RuntimeError
 
 
@@ -21,7 +21,7 @@ def test_a_file_is_whole_or_absent(tmp_path):
         write_half(path)
     assert list(path.parent.iterdir()) == []
     write_text(path, "whole\n")
-    assert path.read_text() == "whole\n"
+    assert path.read_text(encoding="utf-8") == "whole\n"
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -34,9 +34,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 def test_json_is_the_same_text_each_time(tmp_path):
     write_json(tmp_path / "a.json", {"b": 1, "a": [2]}, indent=2, sort_keys=True)
-    assert (tmp_path / "a.json").read_text() == '{\n  "a": [\n    2\n  ],\n  "b": 1\n}\n'
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "a": [\n    2\n  ],\n  "b": 1\n}\n'
     write_json(tmp_path / "a.json", {"b": 1, "a": [2]}, indent=None)
-    assert (tmp_path / "a.json").read_text() == '{"b":1,"a":[2]}\n'
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{"b":1,"a":[2]}\n'
 
 
 @pytest.mark.parametrize("name", [".image.nii.gz.0123.tmp", ".image.nii.gz.0123.part"])
@@ -63,7 +63,7 @@ def test_a_free_folder_is_claimed_once_and_then_continued(tmp_path):
     assert not folder.check()
     assert not (tmp_path / "run").exists(), "a look writes nothing"
     assert not folder.claim()
-    assert json.loads((tmp_path / "run" / "run.json").read_text()) == {
+    assert json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8")) == {
         "format": 2,
         "seed": 1,
         "sizes": [1, 2],
@@ -89,7 +89,7 @@ def test_two_kinds_of_runs_may_share_a_folder(tmp_path):
     ("content", "text"), [("{", "expected the settings of a run"), ("[]", "a JSON object, got list")]
 )
 def test_a_damaged_identity_is_refused(tmp_path, content, text):
-    (tmp_path / "run.json").write_text(content)
+    (tmp_path / "run.json").write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=text):
         RunFolder(path=tmp_path, identity={}).claim()
 
@@ -114,7 +114,7 @@ def test_a_cohort_of_format_1_is_continued_in_the_words_of_today(tmp_path):
     (tmp_path / "series.csv").touch()
     now = {"selection": "coverage", "label_check": True, "sources": ["a"], "source_locations": "ab"}
     assert RunFolder(path=tmp_path, identity=now).claim()
-    assert json.loads((tmp_path / "run.json").read_text()) == {"format": 2, **now}
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8")) == {"format": 2, **now}
     with pytest.raises(InputError, match=r"selection is \"coverage\" there and \"nearest\" here"):
         RunFolder(path=tmp_path, identity={**now, "selection": "nearest"}).claim()
 

@@ -53,7 +53,9 @@ def separated(made):
 
 
 def entries(cohort, name):
-    return [entry for part in json.loads((cohort / f"{name}.json").read_text()).values() for entry in part]
+    return [
+        entry for part in json.loads((cohort / f"{name}.json").read_text(encoding="utf-8")).values() for entry in part
+    ]
 
 
 def normal_of(cohort, series_id):
@@ -136,7 +138,7 @@ def test_slices_with_a_new_nodule_get_a_label_map_of_their_own(made, separated):
 def test_files_are_shared_and_the_split_stays(made, separated):
     folder, _ = made
     out, result = separated
-    described = json.loads((folder / "cohort" / "cohort.json").read_text())
+    described = json.loads((folder / "cohort" / "cohort.json").read_text(encoding="utf-8"))
     assert result.cohort["split_hash"] == described["split_hash"]
     before, after = (pd.read_csv(cohort / "series.csv") for cohort in (folder / "cohort", out))
     assert before.drop(columns="nodule_mask").equals(after.drop(columns="nodule_mask"))
@@ -161,7 +163,7 @@ def test_it_is_a_cohort_for_the_chain_and_says_what_it_did(made, separated):
     facts = result.cohort["pseudo_labels"]
     for when, cohort in (("before", folder / "cohort"), ("after", out)):
         assert sum(counts["normal_slices"] for counts in facts[when].values()) == len(entries(cohort, "lungs"))
-    report = (out / "report.md").read_text()
+    report = (out / "report.md").read_text(encoding="utf-8")
     assert "## Pseudo-labels" in report
     assert "5 series" in report
     assert (out / "montage_pseudo_labels.png").stat().st_size > 10_000
@@ -271,4 +273,4 @@ def test_the_command_prints_counts_and_answers_bad_input_with_one_sentence(made,
 def test_packages_that_come_before_do_not_know_the_bundles():
     for package in ("ct", "cohort"):
         for path in (ROOT / "lungsynth" / package).rglob("*.py"):
-            assert not re.search(r"lungsynth\.bundles", path.read_text()), path
+            assert not re.search(r"lungsynth\.bundles", path.read_text(encoding="utf-8")), path

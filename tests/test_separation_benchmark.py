@@ -43,7 +43,7 @@ def result(benchmark, tmp_path_factory):
     file = folder / "figures.json"
     arguments = ["--cohort", str(folder / "cohort"), "--bundles", str(bundles), "--rounds", "2", "--json", str(file)]
     assert benchmark.main(arguments) == 0
-    return json.loads(file.read_text())
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def at(result, threshold, group):

@@ -102,7 +102,7 @@ def test_no_candidate_is_no_trouble_and_a_broken_detector_is_named():
 def test_a_bundle_without_a_detector_is_refused(tmp_path):
     root = write_rigged_bundles(tmp_path, "detectorless") / "lung_seg_bundle"
     assert callable(open_detector(tmp_path))
-    (root / "configs" / "inference.json").write_text('{"bundle_root": "."}')
+    (root / "configs" / "inference.json").write_text('{"bundle_root": "."}', encoding="utf-8")
     with pytest.raises(InputError, match="expected an entry `detector`"):
         open_detector(tmp_path)
 

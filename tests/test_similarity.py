@@ -113,7 +113,7 @@ def bundles(tmp_path_factory) -> Path:
 def cohort(tmp_path_factory) -> Path:
     """24 patients, of whom 12 train: as many nodules a category."""
     folder = write_toy_cohort(tmp_path_factory.mktemp("cohort") / "toy", patients=24)
-    (folder / "enhancement.json").write_text(json.dumps({"training": []}))
+    (folder / "enhancement.json").write_text(json.dumps({"training": []}), encoding="utf-8")
     return folder
 
 
@@ -191,7 +191,7 @@ def test_only_the_training_part_is_read(cohort, tmp_path, monkeypatch):
     work = np.load
     monkeypatch.setattr(np, "load", lambda path, **options: read.append(Path(path).stem) or work(path, **options))
     real = open_reference_set(cohort, "nodules")
-    lists = json.loads((cohort / "nodules.json").read_text())
+    lists = json.loads((cohort / "nodules.json").read_text(encoding="utf-8"))
     assert set(read) == {entry["nodule_id"] for entry in lists["training"]}
     assert {len(category.vectors) for category in real.categories.values()} == {12}
     assert set(real.slices.owners) == {entry["patient_id"] for entry in lists["training"]}
@@ -219,7 +219,7 @@ def test_a_run_with_a_cohort_ranks_logs_and_ends_in_the_same_bytes(bundles, coho
         enhancement=EnhancementConfig(enabled=False),
     )
     figures = generate(settings, tracking_uri=store).figures["assets"]
-    told = json.loads((settings.out / "selection.json").read_text())
+    told = json.loads((settings.out / "selection.json").read_text(encoding="utf-8"))
     assert (told["strategy"], told["candidates"]) == ("coverage", 2)
     solid = told["nodules"]["solid"]
     assert figures["nodules_solid_generated"] == solid["generated"] >= 2 * solid["kept"]

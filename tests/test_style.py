@@ -49,6 +49,14 @@ def test_input_is_never_checked_by_assert(path):
     assert not nodes(path, ast.Assert)
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_text_is_utf_8_in_any_locale(path):
+    """A machine whose locale is ASCII reads and writes the same files."""
+    for call in nodes(path, ast.Call):
+        if isinstance(call.func, ast.Attribute) and call.func.attr in ("read_text", "write_text"):
+            assert "encoding" in {keyword.arg for keyword in call.keywords}, f"line {call.lineno}"
+
+
 @pytest.mark.parametrize(
     "package", sorted(p.name for p in (ROOT / "lungsynth").iterdir() if p.is_dir() and p.name in LATER)
 )

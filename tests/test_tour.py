@@ -45,18 +45,18 @@ def test_real_and_generated_assets_are_mixed():
 
 
 def test_the_chain_used_the_weights_just_trained():
-    settings = json.loads((TOUR / "synthetic" / "run.json").read_text())
+    settings = json.loads((TOUR / "synthetic" / "run.json").read_text(encoding="utf-8"))
     assert settings["weights_wcapsgan"] == sha256(TOUR / "nodules" / "model.pt")
     assert settings["weights_wcapsgan_lung"] == sha256(TOUR / "lungs" / "model_lung.pt")
     assert settings["weights_cyclegan"] == sha256(TOUR / "cyclegan" / "model.pt")
 
 
 def test_sidecars_name_the_cohort_trained_on():
-    split_hash = json.loads((TOUR / "cohort" / "cohort.json").read_text())["split_hash"]
+    split_hash = json.loads((TOUR / "cohort" / "cohort.json").read_text(encoding="utf-8"))["split_hash"]
     sidecars = sorted(TOUR.glob("*/model*.json"))
     assert len(sidecars) == 5  # lungs are trained twice, small and grown
     for sidecar in sidecars:
-        assert json.loads(sidecar.read_text())["split_hash"] == split_hash
+        assert json.loads(sidecar.read_text(encoding="utf-8"))["split_hash"] == split_hash
 
 
 def test_all_runs_are_logged_and_finished():

@@ -72,7 +72,7 @@ def test_a_store_that_cannot_be_used_is_refused(uri, message):
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path):
-    (tmp_path / "mlflow.db").write_text("not a database at all")
+    (tmp_path / "mlflow.db").write_text("not a database at all", encoding="utf-8")
     with pytest.raises(InputError, match="is no SQLite database"):
         open_tracker(f"sqlite:///{tmp_path}/mlflow.db")
 

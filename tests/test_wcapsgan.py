@@ -72,7 +72,9 @@ def cohort(tmp_path_factory) -> Path:
         hu = np.where(alpha > 0, -500 if category == "ground_glass" else 0, -850).astype(np.int16)
         np.savez(folder / "nodules" / f"{i}.npz", hu=hu, alpha=alpha, largest=1)
         entries.append({"nodule": f"nodules/{i}.npz", "category": category})
-    (folder / "nodules.json").write_text(json.dumps({"training": entries, "validation": entries, "test": []}))
+    (folder / "nodules.json").write_text(
+        json.dumps({"training": entries, "validation": entries, "test": []}), encoding="utf-8"
+    )
     return folder
 
 
@@ -265,7 +267,7 @@ def test_outside_the_mask_a_nodule_lies_on_one_level() -> None:
 def test_edges_of_generated_nodules_are_those_of_a_cohort() -> None:
     """A soft mask is its outline, filtered; any other one would give each generated nodule away."""
     for name in ("train.json", "inference.json"):
-        assert json.loads((BUNDLE / "configs" / name).read_text())["frame"]["edge_px"] == EDGE_PX
+        assert json.loads((BUNDLE / "configs" / name).read_text(encoding="utf-8"))["frame"]["edge_px"] == EDGE_PX
     network = make_generator(size=64, flat_background=True, use_canvas=True, edge_px=EDGE_PX)
     outline, draw = torch.zeros(64, 64), seeded_generator(1)
     outline[20:40, 25:44] = 1
@@ -540,7 +542,7 @@ def test_resumed_training_equals_uninterrupted_training(cohort, tmp_path) -> Non
         for key, value in whole[part].items():
             assert torch.equal(value, resumed[part][key]), (part, key)
 
-    sidecar = json.loads((tmp_path / "parts" / "model.json").read_text())
+    sidecar = json.loads((tmp_path / "parts" / "model.json").read_text(encoding="utf-8"))
     assert (sidecar["categories"], sidecar["category_key"], sidecar["category_edges"]) == (CATEGORIES, "category", [])
     assert sidecar["settings"]["network_def"]["channels"] == 8
     assert (sidecar["settings"]["size"], sidecar["settings"]["frame"]["use_canvas"]) == (16, True)

@@ -168,7 +168,7 @@ def test_resumed_training_of_cubes_equals_uninterrupted_training(cohort, tmp_pat
     for part in ("generator", "critic", "ema"):
         for key, value in whole[part].items():
             assert torch.equal(value, resumed[part][key]), (part, key)
-    sidecar = json.loads((tmp_path / "parts" / "model_cube.json").read_text())
+    sidecar = json.loads((tmp_path / "parts" / "model_cube.json").read_text(encoding="utf-8"))
     assert sidecar["sample_type"] == "cube"
     assert "swd" in sidecar["validation"]
     assert (tmp_path / "parts" / "samples" / "epoch_0002.png").is_file()

@@ -61,7 +61,9 @@ def cohort(tmp_path_factory) -> Path:
         hu = np.where(alpha > 0, -400 if i % 2 else 0, -850) + rng.normal(0, 30, alpha.shape)
         np.savez(folder / "nodules" / f"{i}.npz", hu=hu.astype(np.int16), alpha=alpha, largest=1)
         entries.append({"nodule": f"nodules/{i}.npz", "category": CATEGORIES[1 - i % 2]})
-    (folder / "nodules.json").write_text(json.dumps({"training": entries, "validation": entries, "test": []}))
+    (folder / "nodules.json").write_text(
+        json.dumps({"training": entries, "validation": entries, "test": []}), encoding="utf-8"
+    )
     return folder
 
 
@@ -79,7 +81,9 @@ def ovals(tmp_path_factory) -> Path:
         hu = np.where(alpha > 0, -400 if i % 2 else 0, -850) + rng.normal(0, 30, alpha.shape)
         np.savez(folder / "nodules" / f"{i}.npz", hu=hu.astype(np.int16), alpha=alpha, largest=0)
         entries.append({"nodule": f"nodules/{i}.npz", "category": CATEGORIES[1 - i % 2]})
-    (folder / "nodules.json").write_text(json.dumps({"training": entries, "validation": entries, "test": []}))
+    (folder / "nodules.json").write_text(
+        json.dumps({"training": entries, "validation": entries, "test": []}), encoding="utf-8"
+    )
     return folder
 
 
@@ -260,7 +264,7 @@ def test_a_method_trains_resumes_and_samples(name: str, cohort, tmp_path) -> Non
     resumed = train(name, cohort, tmp_path / "parts", resume_from=resume)
     assert_equal_states(whole, resumed)
     assert resumed["clock"]["minutes"] >= 0
-    sidecar = json.loads((tmp_path / "whole" / "model.json").read_text())
+    sidecar = json.loads((tmp_path / "whole" / "model.json").read_text(encoding="utf-8"))
     assert sidecar["train_minutes"] >= 0
     assert "swd" in sidecar["validation"]
     tiny = {key: value for key, value in TINY[name].items() if key.startswith("network_def")}
@@ -298,7 +302,7 @@ def test_overlays_fit_lungs_and_stay_small(name: str) -> None:
         lung = generator(torch.randn(2, generator.latent_dim), torch.zeros(2, dtype=torch.int64), torch.zeros(2))
         assert critic(lung, torch.zeros(2, dtype=torch.int64), torch.zeros(2)).shape == (2,)
     train_config, inference_config = (
-        json.loads((CONFIGS / f"{kind}_{name}.json").read_text()) for kind in ("train", "inference")
+        json.loads((CONFIGS / f"{kind}_{name}.json").read_text(encoding="utf-8")) for kind in ("train", "inference")
     )
     same = {key for key in train_config["network_def"] if key != "_desc_"}
     assert all(train_config["network_def"][key] == inference_config["network_def"][key] for key in same)
@@ -325,7 +329,7 @@ def test_a_training_ends_with_its_budget_and_the_clock_goes_on(cohort, tmp_path)
 def kept_of(output: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The kept weights and their sidecar."""
     state = torch.load(output / "model.pt", weights_only=True)
-    sidecar = json.loads((output / "model.json").read_text())
+    sidecar = json.loads((output / "model.json").read_text(encoding="utf-8"))
     assert sidecar["sha256"] == file_sha256(output / "model.pt")
     return state, sidecar
 
@@ -492,7 +496,7 @@ def outputs_together(rank: int, cohort: Path, folder: Path) -> dict[str, list[di
         together[name] = outputs
         wrapped += networks
     leave_processes(wrapped)
-    threads = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
+    threads = {path.read_text(encoding="utf-8").strip() for path in Path("/proc/self/task").glob("*/comm")}
     assert not {thread for thread in threads if "gloo" in thread}
     return together
 

@@ -54,5 +54,7 @@ def write_cubes(folder: Path, categories: list[str], *, size: int = 32) -> Path:
         hu = np.where(alpha > 0, -500 if category == "ground_glass" else 0, -850).astype(np.int16)
         np.savez(folder / "cubes" / f"{i}.npz", hu=hu, alpha=alpha)
         entries.append({"cube": f"cubes/{i}.npz", "category": category})
-    (folder / "cubes.json").write_text(json.dumps({"training": entries, "validation": entries, "test": []}))
+    (folder / "cubes.json").write_text(
+        json.dumps({"training": entries, "validation": entries, "test": []}), encoding="utf-8"
+    )
     return folder

@@ -50,7 +50,7 @@ def read(logs: Sequence[str], steps: int) -> tuple[dict[str, Curve], list[float]
     curves: dict[str, Curve] = {key: ([], []) for key, _ in FIGURES}
     joints, done = [], 0.0
     for log in logs:
-        for _, found in LINE.findall(Path(log).read_text()):
+        for _, found in LINE.findall(Path(log).read_text(encoding="utf-8")):
             values = dict(re.findall(r"(\w+): (-?[\d.]+)", found))
             done += steps * ("wasserstein" in values)  # the others are validations
             for key, (x, y) in curves.items():

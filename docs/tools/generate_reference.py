@@ -37,10 +37,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; status 1 when a page is out of date")
     check = parser.parse_args().check
-    stale = {path: text for path in pages() if (text := generated(path)) != path.read_text()}
+    stale = {path: text for path in pages() if (text := generated(path)) != path.read_text(encoding="utf-8")}
     for path, text in stale.items():
         if not check:
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
         sys.stdout.write(f"{'out of date' if check else 'written'}: {path.relative_to(ROOT)}\n")
     return int(check and bool(stale))
 
@@ -57,7 +57,7 @@ def generated(path: Path) -> str:
         kind, _, of = match["name"].partition(" ")
         return f"{match[1]}{_MAKERS[kind](path, of, match['body'])}\n{match[4]}"
 
-    return _BLOCK.sub(block, path.read_text())
+    return _BLOCK.sub(block, path.read_text(encoding="utf-8"))
 
 
 def table(header: Row, rows: Iterable[Row]) -> str:
@@ -73,7 +73,7 @@ def columns(_path: Path, of: str, _body: str) -> str:
     if dataclasses.is_dataclass(schema):
         rows = [_field(item) for item in dataclasses.fields(schema) if item.metadata["column"]]
     else:
-        meanings = json.loads((ROOT / "docs/tools/columns.json").read_text())[of]
+        meanings = json.loads((ROOT / "docs/tools/columns.json").read_text(encoding="utf-8"))[of]
         rows = [(f"`{item.name}`", _arrow_name(item.type), meanings.get(item.name, "")) for item in schema]
     return table(("column", "type", "content"), rows)
 
@@ -146,7 +146,7 @@ def overlays(path: Path, of: str, body: str) -> str:
     base, old = of.removesuffix(".json"), {name: meaning for name, meaning, _ in _rows(body)}
     rows = []
     for overlay in sorted((path.parents[1] / "configs").glob(f"{base}_*.json")):
-        content = json.loads(overlay.read_text())
+        content = json.loads(overlay.read_text(encoding="utf-8"))
         stated = content.get("_desc_")
         meaning = stated if isinstance(stated, str) else old.get(f"`{overlay.name}`", "")
         values = ", ".join(f"`{key}` {shown(value)}" for key, value in settings(content))
@@ -187,7 +187,7 @@ def _help(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
 
 
 def _config(path: Path, name: str) -> dict[str, Any]:
-    return json.loads((path.parents[1] / "configs" / name).read_text())
+    return json.loads((path.parents[1] / "configs" / name).read_text(encoding="utf-8"))
 
 
 def _of_components(value: Any) -> bool:

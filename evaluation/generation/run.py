@@ -187,7 +187,7 @@ def _slices(config: GenerationConfig, subset: Subset) -> tuple[Path | None, str]
         compose_slices(ComposedSliceConfig(cohort=config.cohort, out=folder))
     try:
         content = (folder / "slices.json").read_bytes() + (folder / "cohort.json").read_bytes()
-        split_hash = json.loads((folder / "cohort.json").read_text()).get("split_hash")
+        split_hash = json.loads((folder / "cohort.json").read_text(encoding="utf-8")).get("split_hash")
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: expected composed slices for `slices`, got {error}.") from error
     if split_hash != subset.split_hash:

@@ -156,7 +156,9 @@ def write_errors(
         rows.append([f"[{name}]({name})", error.sentence, error.case])
     heading = f"# Largest errors: {title}\n\n" if result else "# No method was evaluated\n\n"
     legend = "Yellow: the readers' outline (or the composite's mask). Blue: the method's, where it has one.\n\n"
-    (temporary / "errors.md").write_text(heading + legend + markdown_table(["picture", "what happened", "image"], rows))
+    (temporary / "errors.md").write_text(
+        heading + legend + markdown_table(["picture", "what happened", "image"], rows), encoding="utf-8"
+    )
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     return tuple(folder / name for name in names)

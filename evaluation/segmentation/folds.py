@@ -64,7 +64,7 @@ def read_fold(folder: Path) -> FoldTable:
     """
     path = folder / "table_1.json"
     try:
-        table = json.loads(path.read_text())
+        table = json.loads(path.read_text(encoding="utf-8"))
         methods = {row["method"] for row in table["rows"] if row["training"] in (None, "held_out")}
         return FoldTable(folder=folder, split_hash=table["split_hash"], held_out=frozenset(methods))
     except _DAMAGED as error:
@@ -134,7 +134,7 @@ def _read_result(fold: Path, name: str) -> SegmentationResult:
     """The records of a method from a finished evaluation; format 1 has them under `outcome`."""
     path = result_store(records_folder(fold)).path(name)
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         return result_from_json(content["record" if "record" in content else "outcome"])
     except _DAMAGED as error:
         raise InputError(

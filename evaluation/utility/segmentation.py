@@ -223,7 +223,7 @@ def _train_and_evaluate(
     )
     method = Method(name=arm.name, title=arm.title, open=opened, identity="")
     result = evaluate_detector(method, experiment.images, scans=False)
-    value = json.loads((folder / "model.json").read_text()).get("validation", {}).get("dice_nodule")
+    value = json.loads((folder / "model.json").read_text(encoding="utf-8")).get("validation", {}).get("dice_nodule")
     shutil.rmtree(folder)
     return SegmentationRun(result=result, added=added, validation=None if value is None else float(value))
 
@@ -321,7 +321,7 @@ def _add_real_assets(library: AssetLibrary, training: CohortSplit, *, seed: int)
 
 def _draw_entries(datalist: Path, count: int, *, seed: int) -> Path:
     """A data list of `count` of the samples, beside the whole one; fewer are the first of more."""
-    entries: Sequence[dict[str, str]] = json.loads(datalist.read_text())["training"]
+    entries: Sequence[dict[str, str]] = json.loads(datalist.read_text(encoding="utf-8"))["training"]
     if count > len(entries):
         raise InputError(f"{datalist}: {count} samples are needed, it lists {len(entries)}. Remove it and run again.")
     order = np.random.default_rng(seed).permutation(len(entries))[:count]

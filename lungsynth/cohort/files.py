@@ -54,7 +54,7 @@ def read_cohort_json(path: Path) -> dict[str, Any]:
         InputError: naming the file, when it is missing or damaged.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: expected this file of a cohort, found none. {_REMEDY}") from error
     except (OSError, ValueError) as error:

@@ -66,7 +66,7 @@ class SeriesRows:
     @classmethod
     def read(cls, path: Path) -> "SeriesRows":
         """The finished rows that `save` wrote to `path`."""
-        stored: dict[str, Any] = from_format_1(json.loads(path.read_text()))
+        stored: dict[str, Any] = from_format_1(json.loads(path.read_text(encoding="utf-8")))
         return cls(
             task_id=stored["task_id"],
             fingerprint=stored["fingerprint"],

@@ -348,7 +348,7 @@ _ENGINES = {"local": _local, "ray": _ray}
 
 def _finish(job: ExportJob, count: int) -> ExportResult:
     """Writes label files and checksums of all that is done; tidies up when that is all."""
-    records = [json.loads(job.record(shard).read_text()) for shard in job.done()]
+    records = [json.loads(job.record(shard).read_text(encoding="utf-8")) for shard in job.done()]
     samples = {sample["name"]: sample for record in records for sample in record["samples"]}
     files = {name: digest for record in records for name, digest in record["files"].items()}
     write_labels(list(samples.values()), job.out)

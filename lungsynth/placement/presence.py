@@ -142,7 +142,11 @@ def fit_presence(
 
 @cache
 def _table() -> dict[str, Any]:
-    return dict(json.loads(resources.files("lungsynth.placement").joinpath("data/lidc_presence.json").read_text()))
+    return dict(
+        json.loads(
+            resources.files("lungsynth.placement").joinpath("data/lidc_presence.json").read_text(encoding="utf-8")
+        )
+    )
 
 
 def lidc_nodules_per_slice() -> dict[int, float]:

@@ -163,7 +163,7 @@ def read_rules(path: Path) -> PlacementRules:
         InputError: when the file is missing or is not one.
     """
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected a JSON object of placement rules, got {error}.") from error
     if not isinstance(values, dict):

@@ -147,7 +147,7 @@ def still_normal(
 
 def read_candidates(out: Path, series: SeriesRow) -> list[CandidateRow]:
     """The candidates of a finished series."""
-    stored = json.loads((out / CANDIDATES / f"{series.series_id}.json").read_text())
+    stored = json.loads((out / CANDIDATES / f"{series.series_id}.json").read_text(encoding="utf-8"))
     owner = {"patient_id": series.patient_id, "source": series.source, "split": series.split}
     return [from_mapping(CandidateRow, {**row, **owner, "outcome": CandidateStatus(row["outcome"])}) for row in stored]
 

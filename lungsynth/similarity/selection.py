@@ -254,7 +254,7 @@ def selection_figures(out: Path) -> dict[str, float]:
     """
     path = out / _FILE
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected counts of generated samples, got {error}. Use a new `out`.") from error
     figures: dict[str, float] = {}

@@ -108,7 +108,7 @@ def _without_empty(training: list[Entry], validation: list[Entry], file: Path) -
 
 def _read_list(file: Path, name: str) -> list[Mapping[str, Any]]:
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         return list(content.get(name, []))
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{file}: expected a datalist with lists of entries under {_SPLITS}, got {error}.") from error

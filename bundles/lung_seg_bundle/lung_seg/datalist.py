@@ -106,7 +106,7 @@ def read_extra(path: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(path)
     try:
-        entries = json.loads(path.read_text())["training"]
+        entries = json.loads(path.read_text(encoding="utf-8"))["training"]
         pairs = [(path.parent / entry["image"], path.parent / entry["label"]) for entry in entries]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
@@ -212,7 +212,7 @@ def _read_split(dataset_dir: str | Path | None, split: str) -> list[dict[str, An
             f"This needs a COHORT with {FILE_NAME}, got dataset_dir={dataset_dir}. Give dataset_dir, "
             "a folder written by scripts/prepare.py."
         )
-    entries = json.loads(path.read_text()).get(split) or []
+    entries = json.loads(path.read_text(encoding="utf-8")).get(split) or []
     if not entries:
         raise ValueError(f"{path}: the split '{split}' is empty. Prepare a cohort of more patients, or another split.")
     return entries
@@ -221,7 +221,7 @@ def _read_split(dataset_dir: str | Path | None, split: str) -> list[dict[str, An
 def _known(root: Path, split: str, key: str) -> dict[str, Any]:
     """What the COHORT's list of nodules says of each, by file; empty where it has none."""
     path = root / NODULES_NAME
-    entries = json.loads(path.read_text()).get(split, []) if path.is_file() else []
+    entries = json.loads(path.read_text(encoding="utf-8")).get(split, []) if path.is_file() else []
     return {entry["nodule"]: entry[key] for entry in entries if key in entry}
 
 

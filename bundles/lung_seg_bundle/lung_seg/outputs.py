@@ -60,7 +60,7 @@ class CandidateTable:
         """Adds a volume's candidates and writes the table anew."""
         self.rows.extend(rows)
         self.volumes += 1
-        with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
+        with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             for row in self.rows:

@@ -73,7 +73,7 @@ def load_datalist(dataset_dir: str | Path, *, sample_type: str, split: str) -> l
             f"{path}: expected the data list of a cohort, found none. Prepare one (lungsynth prepare; slices: "
             "scripts/make_slices.py) and give its folder as dataset_dir."
         )
-    entries = json.loads(path.read_text()).get(split) or []
+    entries = json.loads(path.read_text(encoding="utf-8")).get(split) or []
     if not entries:
         whose = f"whose scans (or cubes) cover {_CUBE_MM} mm around their nodules" if sample_type == "cube" else ""
         raise ValueError(

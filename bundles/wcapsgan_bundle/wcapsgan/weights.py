@@ -57,7 +57,7 @@ def load_pretrained(networks: Sequence[nn.Module], pretrained: str | Path) -> No
 def _check_categories(weights: Path, categories: Sequence[str]) -> None:
     """Networks count categories; only the sidecar says what they are."""
     sidecar = weights.with_suffix(".json")
-    trained = json.loads(sidecar.read_text()).get("categories") if sidecar.is_file() else None
+    trained = json.loads(sidecar.read_text(encoding="utf-8")).get("categories") if sidecar.is_file() else None
     if trained is not None and list(trained) != list(categories):
         raise ValueError(
             f"{weights}: trained with the categories {list(trained)}, but the config names {list(categories)}. "

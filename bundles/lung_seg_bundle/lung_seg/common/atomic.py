@@ -37,7 +37,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     """Writes an object as indented JSON."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def save_weights(path: str | Path, network: nn.Module) -> None:

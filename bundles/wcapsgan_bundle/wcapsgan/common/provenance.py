@@ -62,7 +62,7 @@ class Sidecar:
             return
         sidecar = self.ckpt_path.with_suffix(".json")
         sha256 = file_sha256(self.ckpt_path)
-        if sidecar.is_file() and json.loads(sidecar.read_text())["sha256"] == sha256:
+        if sidecar.is_file() and json.loads(sidecar.read_text(encoding="utf-8"))["sha256"] == sha256:
             return  # the weights are still those of an earlier epoch
         facts = self.describe(sha256) | {"epochs": engine.state.epoch, "iterations": engine.state.iteration}
         write_json(sidecar, facts)
@@ -70,7 +70,7 @@ class Sidecar:
     def describe(self, sha256: str) -> dict[str, Any]:
         """The facts, as plain JSON types."""
         cohort_file = self.dataset_dir / "cohort.json"
-        cohort = json.loads(cohort_file.read_text()) if cohort_file.is_file() else {}
+        cohort = json.loads(cohort_file.read_text(encoding="utf-8")) if cohort_file.is_file() else {}
         return {
             "network": self.network,
             "sha256": sha256,
