@@ -78,7 +78,7 @@ class SegmentationTraining:
         size_px: side of the squares.
         tiles: crops in a row of a square.
         learning_rate: at its highest.
-        amp: bfloat16.
+        amp: bfloat16; None: where the device has instructions for it.
         validation_samples: that choose the weights.
         crop_share: of crops of real nodules in what is shown, in all arms with real samples.
         added_share: of added slices, in these arms; slices with lungs are the rest.
@@ -90,7 +90,7 @@ class SegmentationTraining:
     size_px: int = 128
     tiles: int = 2
     learning_rate: float = 2e-3
-    amp: bool = True
+    amp: bool | None = None
     validation_samples: int = 24
     crop_share: float = 0.35
     added_share: float = 0.325
