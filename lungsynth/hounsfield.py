@@ -80,18 +80,38 @@ def to_int16(hu: Any) -> np.ndarray:
 
 
 def check_hu(image: np.ndarray, *, name: str) -> None:
-    """Refuses images that cannot be a chest CT in HU: scaled to 0..1 or 0..255, or without air.
+    """Refuses images whose values cannot be a chest CT in HU: NaN, grey values, scaled to 0..1, or without air.
+
+    Whether lung and tissue lie where they should is judged when they are known (`lungsynth.cohort.hu_check`).
 
     Args:
         image: any shape; padding below -1024 may still be there.
         name: the file, for the message.
 
     Raises:
-        InputError: naming the file, the range found and the remedy.
+        InputError: naming the file, what was found and the remedy.
     """
-    low, high = float(np.min(image)), float(np.max(image))
-    if not np.isfinite([low, high]).all() or low > AIR_HU / 2 or high > 32767 or high < 0:
+    if lost := int(image.size - np.isfinite(image).sum()) if image.dtype.kind == "f" else 0:
         raise InputError(
-            f"{name}: expected CT in HU, reaching from air (about {AIR_HU}) to soft tissue (above 0), got "
-            f"[{low:g}, {high:g}]. Convert it back to HU (apply RescaleSlope and RescaleIntercept) before preparing it."
+            f"{name}: expected CT in HU, got NaN or infinity (not a number) in {lost / image.size:.1%} of its voxels. "
+            f"Write air there ({AIR_HU}) if they lie outside the scan, or export it again."
+        )
+    low, high = float(np.min(image)), float(np.max(image))
+    found = f"expected CT in HU, reaching from air (about {AIR_HU}) to soft tissue (above 0), got [{low:g}, {high:g}]"
+    if low >= -1.5 and high <= 1.5:
+        raise InputError(f"{name}: {found}, values that were scaled to 0..1 or so. Convert it back to HU first.")
+    if low >= 0 and high <= 255:
+        raise InputError(
+            f"{name}: {found}, grey values of 8 bits and not HU: a window was applied to them, which cannot be undone. "
+            "Export the CT again."
+        )
+    if low > AIR_HU / 2 or high > 32767 or high < 0:
+        looks = ""
+        if low >= 0 and 1024 < high < 8192:
+            looks = ", values that look 1024 too high (stored ones)"
+        elif high < 0:
+            looks = ", values that look 1024 too low (RescaleIntercept applied twice)"
+        raise InputError(
+            f"{name}: {found}{looks}. Convert it back to HU (apply RescaleSlope and RescaleIntercept once) before "
+            "preparing it."
         )

@@ -127,7 +127,7 @@ def _not_hu(ds, index):
         (_tilted, "gantry tilt, 12.0 degrees.*Correct it by resampling"),
         (_oblique, "oblique .*12.00 degrees.*Resample it"),
         (_sheared, "shift sideways by 2.50 mm.*gantry tilt, 11.3 degrees"),
-        (_two_orientations, "several orientations.*Keep the axial slices"),
+        (_two_orientations, "1 missing slices"),
         (_two_shapes, r"\(12, 16\) and \(16, 12\) pixels"),
         (_uneven, "uneven slice spacing"),
         (_duplicate, "1 duplicate slices, first .* Keep one of each"),

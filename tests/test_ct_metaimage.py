@@ -64,7 +64,7 @@ def _no_sizes(folder):
         (_truncate_raw, r"v\.raw: truncated, expected 2304 bytes .* got 2204\. Copy it again"),
         (_remove_raw, r"v\.mhd: its data file v\.raw is missing; put it beside"),
         (_cut_header, r"v\.mhd: no ElementDataFile"),
-        (_no_sizes, r"v\.mhd: DimSize or ElementType is missing"),
+        (_no_sizes, r"v\.mhd: its MetaImage header says NDims = 3 and DimSize = nothing"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, damage, message):

@@ -48,8 +48,9 @@ def claim_cohort_folder(folder: RunFolder) -> None:
 
 def forget_others(out: Path, task_ids: Set[str]) -> None:
     """Removes what an earlier run wrote for series that are no longer there."""
+    kept = {SeriesRows.path(out, task_id) for task_id in task_ids}
     for path in (out / FINISHED).glob("*.json"):
-        if path.stem in task_ids or path.stem == "identity":  # the second is of format 1
+        if path in kept or path.stem == "identity":  # the second is of format 1
             continue
         for name in SeriesRows.read(path).files():
             (out / name).unlink(missing_ok=True)

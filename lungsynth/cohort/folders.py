@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from lungsynth.cohort.calibration_check import compare_with_cubes
+from lungsynth.cohort.calibration import compare_with_cubes
 from lungsynth.cohort.collections import recognise
 from lungsynth.cohort.layout import FolderTask
 from lungsynth.cohort.lidc_nodules import read_crops, read_cubes
@@ -26,17 +26,18 @@ def prepare_folder(task: FolderTask, out: Path) -> SeriesRows:
     Raises:
         InputError: when the folder's files are damaged or lack columns.
     """
-    nodules = []
+    nodules, notes = [], []
     total = _nodules_listed(task)
     for nodule in tqdm(_READERS[task.kind](task.path), desc=task.task_id, total=total, unit="nodule"):
         nodule.patches.save(out, nodule.row.nodule_id)
         nodules.append((nodule.row, nodule.patient_known))
+        notes += nodule.notes
     rows = SeriesRows(
         task_id=task.task_id,
         fingerprint=task.fingerprint,
         series=tuple(_series_rows(nodules, task)),
         nodules=tuple(row for row, _ in nodules),
-        notes=tuple(_left_out(task, total, len(nodules))),
+        notes=(*_left_out(task, total, len(nodules)), *notes),
     )
     rows.save(out)
     return rows

@@ -10,7 +10,7 @@ one reader's, so `mask_votes` is 1. Cubes without a known patient are marked so:
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ import pandas as pd
 from lungsynth.cohort.calibration import estimate_calibration
 from lungsynth.cohort.cubes import cut_cube
 from lungsynth.cohort.patches import NodulePatches, NodulePlanes, cut_patches, sphere_diameter_mm, texture_class
-from lungsynth.cohort.schema import RATINGS, NoduleRow
-from lungsynth.errors import InputError
-from lungsynth.hounsfield import to_int16
+from lungsynth.cohort.schema import RATINGS, NoduleRow, nodule_id
+from lungsynth.errors import InputError, naming_file
+from lungsynth.hounsfield import check_hu, to_int16
+from lungsynth.io.names import file_stem, readable
 
 __all__ = ["COLLECTION", "ImportedNodule", "is_crop_folder", "is_cube_folder", "read_crops", "read_cubes"]
 
@@ -31,18 +32,33 @@ _logger = logging.getLogger(__name__)
 
 COLLECTION = "LIDC-IDRI"
 INDEX_COLUMNS = ("row", "patient", "nodule", "slice", "px_cut_by_64crop", "pixel_spacing_mm")
+_CROP_NUMBERS = ("row", "nodule", "px_cut_by_64crop", "pixel_spacing_mm")
+_ID_COLUMNS = ("patient", "lidc_patient", "name")
 CUBE_SPACING_MM = 1.0
 # LIDC's characteristics, by the names that this project uses.
 _RATINGS = {"internalStructure" if name == "internal_structure" else name: name for name in RATINGS}
 
 
+_HIGHEST = {"calcification": 6, "internal_structure": 4}  # ratings go from 1 to 5, but for these
+_SPACING_MM = (0.1, 3.0)  # of a pixel of chest CT
+_UNREADABLE = "could not be read as LIDC nodules"
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ImportedNodule:
-    """A nodule without its scan; `patient_known` is False where its patient id is only a stand-in."""
+    """A nodule without its scan.
+
+    Args:
+        row: its row.
+        patient_known: False where its patient id is only a stand-in.
+        patches: its slices.
+        notes: ratings that were left out, and why.
+    """
 
     row: NoduleRow
     patient_known: bool
     patches: NodulePatches
+    notes: tuple[str, ...] = ()
 
 
 def is_crop_folder(folder: Path) -> bool:
@@ -54,58 +70,74 @@ def read_crops(folder: Path) -> Iterator[ImportedNodule]:
     """Yields the nodules of a crop folder, in the order of index.csv.
 
     Raises:
-        InputError: when a file lacks columns or arrays, or index and images disagree.
+        InputError: when a file is damaged, lacks columns or arrays, or index and images disagree.
     """
     archive = sorted(folder.glob("*_64.npz"))[0]
-    index = _read_index(folder / "index.csv")
-    images, votes = _read_arrays(archive, index)
+    index = _read_index(folder / "index.csv", INDEX_COLUMNS, _CROP_NUMBERS)
+    images, votes = _read_crop_arrays(archive, index)
     ratings = _read_ratings(folder / "nodules.csv")
     for (patient, nodule), rows in index.groupby(["patient", "nodule"], sort=False):
         spacing = float(rows["pixel_spacing_mm"].iloc[0])
         whole = rows[rows["px_cut_by_64crop"] == 0]
         lines = whole.index.to_numpy()
-        if len(lines) == 0 or not votes[lines].any() or len(whole) < len(rows) or not spacing > 0:
+        known = _SPACING_MM[0] <= spacing <= _SPACING_MM[1]
+        if len(lines) == 0 or not votes[lines].any() or len(whole) < len(rows) or not known:
             _logger.debug("%s nodule %s is cut by its crop, without mask or without spacing", patient, nodule)
             continue
         hu = np.stack([to_int16(estimate_calibration(images[k]).to_hu(images[k])) for k in lines])
         patches = cut_patches(NodulePlanes(hu=hu, votes=votes[lines], spacing_mm=(spacing, spacing)))
-        row = _row(
-            patches,
-            {"nodule_id": f"{patient}_n{int(nodule):02d}", "patient_id": str(patient), "series_id": f"{patient}_crops"},
-            ratings.get((patient, nodule), {}),
-            diameter_mm=patches.disc_diameter_mm,
-        )
-        yield ImportedNodule(row=row, patient_known=True, patches=patches)
+        ids = {
+            "nodule_id": nodule_id(patient, int(nodule)),
+            "patient_id": patient,
+            "series_id": f"{patient}_crops",
+        }
+        kept, notes = _in_range(ratings.get((patient, nodule), {}), ids["nodule_id"])
+        row = _row(patches, ids, kept, diameter_mm=patches.disc_diameter_mm)
+        yield ImportedNodule(row=row, patient_known=True, patches=patches, notes=notes)
 
 
-def _read_index(path: Path) -> pd.DataFrame:
-    index = pd.read_csv(path)
-    missing = [name for name in INDEX_COLUMNS if name not in index.columns]
-    if missing:
-        raise InputError(
-            f"{path}: needs the columns {list(INDEX_COLUMNS)}, lacks {missing}; take the index of the crops."
-        )
-    return index
+def _read_index(path: Path, columns: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
+    """A table with these columns, ids as one line of text."""
+    with naming_file(path, _UNREADABLE):
+        index = pd.read_csv(path, encoding="utf-8-sig", dtype=dict.fromkeys(_ID_COLUMNS, str))
+        if missing := [name for name in columns if name not in index.columns]:
+            raise InputError(
+                f"{path}: needs the columns {list(columns)}, lacks {missing}; take the index of the export."
+            )
+        for name in numbers:
+            index[name] = pd.to_numeric(index[name], errors="coerce")
+        whole = [name for name in numbers if name in ("row", "nodule")]
+        if (bad := ~np.isfinite(index[whole]).all(axis=1)).any():
+            raise InputError(f"{path}: line {int(bad.idxmax()) + 2} has no number as {' or '.join(whole)}; mend it.")
+        for name in _ID_COLUMNS:
+            if name in index.columns:
+                index[name] = index[name].map(readable, na_action="ignore")
+        return index
 
 
-def _read_arrays(archive: Path, index: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+def _read_crop_arrays(archive: Path, index: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Images and votes in the order of `index`."""
-    with np.load(archive) as arrays:
-        missing = [name for name in ("image", "votes", "row") if name not in arrays]
-        if missing:
-            raise InputError(f"{archive}: needs the arrays image, votes and row, lacks {missing}.")
-        images, votes, rows = arrays["image"], arrays["votes"], arrays["row"]
+    images, votes, rows = _read_arrays(archive, "image", "votes", "row")
     if images.dtype != np.uint8 or images.shape != votes.shape or images.shape[1:] != (64, 64):
         raise InputError(
             f"{archive}: needs uint8 images and votes of (N, 64, 64), "
             f"got {images.dtype} {images.shape} and {votes.shape}."
         )
-    place = pd.Series(np.arange(len(rows)), index=rows)
-    absent = ~index["row"].isin(place.index)
-    if absent.any():
-        raise InputError(f"{archive}: lacks {int(absent.sum())} rows of index.csv; both must come from one export.")
-    order = place.loc[index["row"]].to_numpy()
-    return images[order], votes[order]
+    with naming_file(archive, _UNREADABLE):
+        votes = votes.astype(np.uint8)
+        place = pd.Series(np.arange(len(rows)), index=rows)
+        absent = ~index["row"].isin(place.index)
+        if absent.any() or not place.index.is_unique:
+            raise InputError(f"{archive}: lacks {int(absent.sum())} rows of index.csv; both must come from one export.")
+        order = place.loc[index["row"]].to_numpy()
+        return images[order], votes[order]
+
+
+def _read_arrays(archive: Path, *names: str) -> tuple[np.ndarray, ...]:
+    with naming_file(archive, _UNREADABLE), np.load(archive, allow_pickle=False) as arrays:
+        if missing := [name for name in names if name not in arrays]:
+            raise InputError(f"{archive}: needs the arrays {', '.join(names)}, lacks {missing}, has {arrays.files}.")
+        return tuple(arrays[name] for name in names)
 
 
 def _read_ratings(path: Path) -> dict[tuple[str, int], dict[str, float]]:
@@ -113,12 +145,29 @@ def _read_ratings(path: Path) -> dict[tuple[str, int], dict[str, float]]:
     if not path.is_file():
         return {}
     names = {**_RATINGS, "mean_diameter_mm": "reader_diameter_mm"}
-    table = pd.read_csv(path)
+    table = _read_index(path, ("patient", "nodule"), ("nodule", *(_columns_of(path) & set(names))))
     columns = [name for name in names if name in table.columns]
     return {
         (str(row["patient"]), int(row["nodule"])): {names[c]: float(row[c]) for c in columns if pd.notna(row[c])}
         for row in table.to_dict("records")
     }
+
+
+def _columns_of(path: Path) -> set[str]:
+    with naming_file(path, _UNREADABLE):
+        return set(pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns)
+
+
+def _in_range(values: Mapping[str, float], nodule: str) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Ratings and diameters that can be, and notes on the others."""
+    kept, notes = {}, []
+    for name, value in values.items():
+        low, high = (0.0, 300.0) if name == "reader_diameter_mm" else (1.0, _HIGHEST.get(name, 5))
+        if low <= value <= high:
+            kept[name] = value
+        else:
+            notes.append(f"{nodule}: {name} {value:g} lies outside {low:g}..{high:g} and was left out")
+    return kept, tuple(notes)
 
 
 def is_cube_folder(folder: Path) -> bool:
@@ -130,34 +179,44 @@ def read_cubes(folder: Path) -> Iterator[ImportedNodule]:
     """Yields the nodules of a cube folder, in the order of index.csv.
 
     Raises:
-        InputError: when an array or a column is missing, or the cubes are not in HU.
+        InputError: when a file is damaged, an array or a column is missing, or a cube is not in HU.
     """
-    index = pd.read_csv(folder / "index.csv")
-    missing = [name for name in ("row", "name", "lidc_patient") if name not in index.columns]
-    if missing:
-        raise InputError(f"{folder / 'index.csv'}: needs the columns row, name and lidc_patient, lacks {missing}.")
-    with np.load(folder / "cubes.npz") as arrays:
-        if not {"hu", "mask"} <= set(arrays.files):
-            raise InputError(f"{folder / 'cubes.npz'}: needs the arrays hu and mask, got {arrays.files}.")
-        cubes, masks = arrays["hu"], arrays["mask"]
+    path = folder / "cubes.npz"
+    index = _read_index(folder / "index.csv", ("row", "name", "lidc_patient"), ("row", *_columns_of_ratings(folder)))
+    cubes, masks = _read_arrays(path, "hu", "mask")
+    if cubes.ndim != 4 or cubes.shape != masks.shape or not index["row"].isin(range(len(cubes))).all():
+        raise InputError(
+            f"{path}: needs hu and mask of one shape (N, depth, height, width) for the rows of index.csv, got "
+            f"{cubes.shape} and {masks.shape}; both must come from one export."
+        )
     for record in index.to_dict("records"):
         row, known = int(record["row"]), pd.notna(record["lidc_patient"])
         mask = masks[row] > 0
         if not mask.any():
             continue
+        check_hu(cubes[row], name=f"{path}, row {row}")
         hu, name = to_int16(cubes[row]), f"cube{row:03d}"
         planes = NodulePlanes(hu=hu, votes=mask.astype(np.uint8), spacing_mm=(CUBE_SPACING_MM, CUBE_SPACING_MM))
         patches = replace(cut_patches(planes), cube=cut_cube(hu, mask, spacing_mm=(CUBE_SPACING_MM,) * 3))
+        patient = str(record["lidc_patient"]) if known else f"LIDC-{name}"
         ids = {
-            "nodule_id": f"{record['lidc_patient']}_{name}" if known else f"LIDC-{name}",
-            "patient_id": str(record["lidc_patient"]) if known else f"LIDC-{name}",
+            "nodule_id": f"{file_stem(patient)}_{name}" if known else patient,
+            "patient_id": patient,
             "series_id": f"LIDC-{name}",
         }
-        ratings = {_RATINGS[key]: float(value) for key, value in record.items() if key in _RATINGS and pd.notna(value)}
+        given = {_RATINGS[key]: float(value) for key, value in record.items() if key in _RATINGS and pd.notna(value)}
+        ratings, notes = _in_range(given, ids["nodule_id"])
         diameter_mm = sphere_diameter_mm(int(mask.sum()), voxel_volume_mm3=CUBE_SPACING_MM**3)
         yield ImportedNodule(
-            row=_row(patches, ids, ratings, diameter_mm=diameter_mm), patient_known=bool(known), patches=patches
+            row=_row(patches, ids, ratings, diameter_mm=diameter_mm),
+            patient_known=bool(known),
+            patches=patches,
+            notes=notes,
         )
+
+
+def _columns_of_ratings(folder: Path) -> set[str]:
+    return _columns_of(folder / "index.csv") & set(_RATINGS)
 
 
 def _row(

@@ -7,8 +7,9 @@ those that are finished (`series_rows.FINISHED`). `cohort.json` is written last.
 import logging
 import multiprocessing
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -28,7 +29,7 @@ from lungsynth.cohort.series_rows import CohortRows, SeriesRows
 from lungsynth.cohort.slices import LUNG_SIZES_PX
 from lungsynth.cohort.split import FOLDS, assign_splits
 from lungsynth.ct.series import Problem
-from lungsynth.errors import InputError
+from lungsynth.errors import InputError, naming_file
 from lungsynth.io.atomic import write_json, write_text
 
 __all__ = ["PrepareResult", "PrepareSettings", "prepare_cohort"]
@@ -147,24 +148,18 @@ class _Pieces:
     def _take(self, task_id: str, path: Path, call: Callable[[], SeriesRows]) -> None:
         """Rows, or a problem: one bad piece does not stop the others."""
         try:
-            self.rows[task_id] = call()
+            with naming_file(path, "could not be prepared", remedy="remove it or report it"):
+                self.rows[task_id] = call()
         except InputError as error:
-            self.problems.append(Problem(path, str(error)))
-        except BrokenProcessPool as error:
-            raise InputError(
-                "A worker was ended, most likely for want of memory; run again with `workers` 1."
-            ) from error
-        except Exception as error:  # a defect met by one series must not cost the others
             _logger.debug("%s", path, exc_info=True)
-            told = f"{path}: could not be prepared ({type(error).__name__}: {error}); remove it or report it."
-            self.problems.append(Problem(path, told))
+            self.problems.append(Problem(path, str(error)))
 
     def _calibrate(self, folders: Iterable[FolderTask]) -> None:
         try:
-            rows = calibration_rows([task for task in folders if task.task_id in self.rows], self.out)
-        except (InputError, ValueError, KeyError, OSError) as error:
-            told = f"The HU of the crops could not be compared with the cubes ({error})."
-            self.problems.append(Problem(self.out, told))
+            with naming_file(self.out, "the HU of the crops could not be compared with the cubes"):
+                rows = calibration_rows([task for task in folders if task.task_id in self.rows], self.out)
+        except InputError as error:
+            self.problems.append(Problem(self.out, str(error)))
             return
         if rows is not None:
             self.rows[rows.task_id] = rows
@@ -178,14 +173,49 @@ def _run_all(
         for task in tasks:
             yield task, partial(run, task)
         return
-    # Spawned, not forked: progress bars and libraries of the parent hold threads.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        futures: dict[Future[SeriesRows], SeriesTask] = {pool.submit(run, task): task for task in tasks}
-        for future in as_completed(futures):
-            yield futures[future], future.result
-    finally:
-        pool.shutdown(cancel_futures=True)
+    lanes = _Lanes(run)
+    with ThreadPoolExecutor(workers) as threads:
+        futures: dict[Future[SeriesRows], SeriesTask] = {threads.submit(lanes.run, task): task for task in tasks}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+            lanes.close()
+
+
+class _Lanes:
+    """A process for each thread: one that dies costs the file that it was at, and the thread starts another."""
+
+    def __init__(self, run: Callable[[SeriesTask], SeriesRows], method: str = "spawn") -> None:
+        # Spawned, not forked: progress bars and libraries of the parent hold threads.
+        self._run, self._context = run, multiprocessing.get_context(method)
+        self._own = threading.local()
+        self._all: set[ProcessPoolExecutor] = set()
+
+    def run(self, task: SeriesTask) -> SeriesRows:
+        """Prepares one series in the process of the calling thread.
+
+        Raises:
+            InputError: when the process died, naming the file; and what preparing it raised.
+        """
+        lane: ProcessPoolExecutor | None = getattr(self._own, "lane", None)
+        if lane is None:
+            lane = self._own.lane = ProcessPoolExecutor(1, mp_context=self._context)
+            self._all.add(lane)
+        try:
+            return lane.submit(self._run, task).result()
+        except BrokenProcessPool as error:
+            self._own.lane = None
+            raise InputError(
+                f"{task.files.files[0]}: the process that read it died, for want of memory or in a decoder; the other "
+                "files went on. Copy it again, or run with fewer `workers`."
+            ) from error
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for lane in self._all:
+            lane.shutdown(cancel_futures=True)
 
 
 def _write_cohort(

@@ -28,6 +28,7 @@ from lungsynth.ct.nodule import ReadNodule, mask_centre_lps
 from lungsynth.ct.series import NoduleSphere, SeriesFiles
 from lungsynth.ct.voc import SliceBox
 from lungsynth.ct.volume import Volume, lps_to_voxel
+from lungsynth.errors import InputError
 from lungsynth.grids import PATCH_PX, PATCH_SPACING_MM
 from lungsynth.hounsfield import SOLID_HU
 
@@ -36,6 +37,7 @@ __all__ = ["ScanNodules", "cut_nodule", "nodule_row", "read_scan_nodules", "sphe
 _DENSE_ABOVE_HU = -600  # half-way from lung to a faint ground-glass nodule's core
 _SMALLEST_SHARE = 0.2  # of the sphere: with less, the centre or the threshold is wrong and nothing is nodule
 _SPHERE_MARGIN_MM = 2.0
+_MOST_SPHERES = 1000
 
 _Mask = Bool[np.ndarray, "depth height width"]
 
@@ -92,9 +94,14 @@ def _findings(volume: Volume, nodules: tuple[ReadNodule, ...], *, min_votes: int
 def _from_spheres(volume: Volume, spheres: tuple[NoduleSphere, ...]) -> ScanNodules:
     nodule, unlabelled = np.zeros(volume.hu.shape, bool), np.zeros(volume.hu.shape, bool)
     nodules, notes = [], []
+    if len(spheres) > _MOST_SPHERES:
+        raise InputError(
+            f"{volume.series_id}: {len(spheres)} nodules in its annotations table, more than the {_MOST_SPHERES} that "
+            "a scan can have; keep the rows of nodules."
+        )
     for sphere in spheres:
-        found, around = sphere_nodule(volume, sphere)
-        unlabelled |= around
+        found, box, around = _look_into(volume, sphere)
+        unlabelled[box] |= around
         if found is None:
             notes.append(f"{volume.series_id}: nothing dense at {sphere.centre_lps_mm}, left unlabelled")
             continue
@@ -119,29 +126,54 @@ def sphere_nodule(volume: Volume, sphere: NoduleSphere) -> tuple[ReadNodule | No
     Returns:
         The nodule, or None when less than a fifth of the sphere is dense; and the sphere with a margin.
     """
+    nodule, box, around = _look_into(volume, sphere)
+    full = np.zeros(volume.hu.shape, bool)
+    full[box] = around
+    return nodule, full
+
+
+def _look_into(volume: Volume, sphere: NoduleSphere) -> tuple[ReadNodule | None, tuple[slice, ...], _Mask]:
+    """The nodule, the box of the sphere with its margin, and where in the box that is.
+
+    Raises:
+        InputError: when all of the sphere lies outside the scan.
+    """
     centre = lps_to_voxel(volume.affine, np.asarray(sphere.centre_lps_mm))
-    steps = [(np.arange(size) - c) * mm for size, c, mm in zip(volume.hu.shape, centre, volume.spacing_mm, strict=True)]
-    z, y, x = np.meshgrid(*steps, indexing="ij", sparse=True)
-    distance_mm = np.sqrt(z**2 + y**2 + x**2)
     # Thick slices can lie on both sides of a small nodule: half a slice is added along the axis' worst case.
-    inside = distance_mm <= max(sphere.diameter_mm / 2, volume.spacing_mm[0] / 2)
-    around = distance_mm <= sphere.diameter_mm / 2 + _SPHERE_MARGIN_MM
-    dense = inside & (volume.hu > _DENSE_ABOVE_HU)
+    radius_mm = max(sphere.diameter_mm / 2, volume.spacing_mm[0] / 2)
+    reach = np.ceil((radius_mm + _SPHERE_MARGIN_MM) / np.asarray(volume.spacing_mm)) + 1
+    low = np.maximum(np.floor(centre - reach), 0).astype(int)
+    high = np.minimum(np.ceil(centre + reach) + 1, volume.hu.shape).astype(int)
+    box = tuple(slice(start, stop) for start, stop in zip(low.tolist(), high.tolist(), strict=True))
+    if (low >= high).any() or not (distance_mm := _distance_mm(volume, box, centre)).min() <= radius_mm:
+        raise InputError(
+            f"{volume.series_id}: the nodule at {sphere.centre_lps_mm} mm (LPS) of its annotations table lies outside "
+            "the scan; mend the row, or give the table of this scan."
+        )
+    inside, around = distance_mm <= radius_mm, distance_mm <= sphere.diameter_mm / 2 + _SPHERE_MARGIN_MM
+    dense = inside & (volume.hu[box] > _DENSE_ABOVE_HU)
     if not dense.any() or dense.sum() < _SMALLEST_SHARE * inside.sum():
-        return None, around
+        return None, box, around
     found = np.argwhere(dense)
-    low, high = found.min(axis=0), found.max(axis=0) + 1
-    votes = dense[low[0] : high[0], low[1] : high[1], low[2] : high[2]].astype(np.uint8)
-    offset = (int(low[0]), int(low[1]), int(low[2]))
-    centre_mm = mask_centre_lps(votes > 0, offset, volume.affine)
+    first, last = found.min(axis=0), found.max(axis=0) + 1
+    votes = dense[first[0] : last[0], first[1] : last[1], first[2] : last[2]].astype(np.uint8)
+    z, y, x = (first + low).tolist()
     nodule = ReadNodule(
         votes=votes,
-        offset=offset,
+        offset=(z, y, x),
         readers=1,
-        centre_lps_mm=centre_mm,
+        centre_lps_mm=mask_centre_lps(votes > 0, (z, y, x), volume.affine),
         reader_diameter_mm=sphere.diameter_mm,
     )
-    return nodule, around
+    return nodule, box, around
+
+
+def _distance_mm(volume: Volume, box: tuple[slice, ...], centre: np.ndarray) -> np.ndarray:
+    steps = [
+        (np.arange(part.start, part.stop) - c) * mm for part, c, mm in zip(box, centre, volume.spacing_mm, strict=True)
+    ]
+    z, y, x = np.meshgrid(*steps, indexing="ij", sparse=True)
+    return np.asarray(np.sqrt(z**2 + y**2 + x**2))
 
 
 def _box(nodule: ReadNodule) -> tuple[slice, ...]:

@@ -11,6 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
 from lungsynth.errors import InputError
+from lungsynth.io.names import file_stem
 
 __all__ = [
     "COHORT_FORMAT",
@@ -29,6 +30,7 @@ __all__ = [
     "columns",
     "from_format_1",
     "from_mapping",
+    "nodule_id",
     "slice_id",
     "to_json",
 ]
@@ -95,7 +97,7 @@ class SeriesRow:
 class SliceRow:
     """An axial slice that was written; no table lists them, but file names and data lists do."""
 
-    slice_id: str = field(metadata=about("`<series_id>_<index:04d>`"))
+    slice_id: str = field(metadata=about("`<series_id>_<index:04d>`, the series as a file name"))
     series_id: str = field(metadata=about("whose slice"))
     shows_nodule: bool = field(metadata=about("whether a pixel is a labelled nodule"))
     normal: bool = field(metadata=about("whether it is in `lungs/`"))
@@ -150,7 +152,7 @@ class _Measurements:
 
 @dataclass(frozen=True, kw_only=True)
 class _NoduleIds:
-    nodule_id: str = field(metadata=about("`<series_id>_n<number:02d>`, or as its source names it"))
+    nodule_id: str = field(metadata=about("`<series_id>_n<number:02d>`, or as its source names it, as a file name"))
     patient_id: str = field(metadata=about("of the series"))
     series_id: str = field(metadata=about("whose it is"))
     source: str = field(metadata=about("name of the collection"))
@@ -259,8 +261,13 @@ class DiseasedEntry(_Owner, _Pair):
 
 
 def slice_id(series_id: str, index: int) -> str:
-    """Id of a slice of a series."""
-    return f"{series_id}_{index:04d}"
+    """Id of a slice of a series, which is the stem of its files too."""
+    return f"{file_stem(series_id)}_{index:04d}"
+
+
+def nodule_id(owner: str, number: int) -> str:
+    """Id of a nodule of a series or patient, which is the stem of its files too."""
+    return f"{file_stem(owner)}_n{number:02d}"
 
 
 def columns(row_type: type) -> tuple[Column, ...]:

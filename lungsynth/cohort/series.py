@@ -7,11 +7,13 @@ import numpy as np
 from jaxtyping import Bool
 
 from lungsynth.cohort.collections import Collection
+from lungsynth.cohort.hu_check import check_lung_and_tissue, explain_missing_lung
 from lungsynth.cohort.lung_mask import threshold_lung_mask
 from lungsynth.cohort.scan_nodules import ScanNodules, cut_nodule, nodule_row, read_scan_nodules, with_cube, with_sphere
-from lungsynth.cohort.schema import NoduleRow, SeriesRow, SliceRow, slice_id
+from lungsynth.cohort.schema import NoduleRow, SeriesRow, SliceRow, nodule_id, slice_id
 from lungsynth.cohort.series_rows import SeriesRows
 from lungsynth.cohort.slices import label_volume, lung_area_cm2, lung_on_grid, normal_slices
+from lungsynth.ct.dicom import RESCALE_MISSING
 from lungsynth.ct.read import read_lung_mask, read_volume
 from lungsynth.ct.series import SeriesFiles
 from lungsynth.ct.volume import Volume
@@ -64,7 +66,9 @@ def prepare_series(task: SeriesTask, out: Path, settings: SliceExtraction) -> Se
     """
     volume = read_volume(task.files)
     findings = read_scan_nodules(task.files, volume)
-    lung = _lungs(task.files, volume) | findings.nodule
+    lung = _lungs(task.files, volume)
+    _check_levels(task.files, volume, lung)
+    lung |= findings.nodule
     labels = label_volume(lung=lung, nodule=findings.nodule, unlabelled=findings.unlabelled)
     slices = _write_slices(volume, labels, lung, findings, out, settings)
     nodules, notes = _write_nodules(volume, findings, task.collection.name, out)
@@ -74,7 +78,7 @@ def prepare_series(task: SeriesTask, out: Path, settings: SliceExtraction) -> Se
         series=(_series_row(task, volume, len(slices), expert=findings.expert),),
         slices=tuple(slices),
         nodules=tuple(nodules),
-        notes=(*findings.notes, *notes),
+        notes=(*volume.notes, *findings.notes, *notes),
     )
     rows.save(out)
     return rows
@@ -104,11 +108,25 @@ def _lungs(files: SeriesFiles, volume: Volume) -> Bool[np.ndarray, "depth height
         return read_lung_mask(files.lung_mask, volume)
     lung = threshold_lung_mask(volume.hu, spacing_mm=volume.spacing_mm)
     if not lung.any():
-        raise InputError(
-            f"{files.files[0]}: no lung was found in series {volume.series_id} (no air inside the body); "
-            "give a chest CT, or put a lung mask beside it."
-        )
+        name, hint = f"{files.files[0]}: series {volume.series_id}", _rescale_hint(volume)
+        raise InputError(explain_missing_lung(volume.hu, spacing_mm=volume.spacing_mm, name=name, hint=hint))
     return lung
+
+
+def _check_levels(files: SeriesFiles, volume: Volume, lung: Bool[np.ndarray, "depth height width"]) -> None:
+    check_lung_and_tissue(
+        volume.hu,
+        lung,
+        spacing_mm=volume.spacing_mm,
+        drawn=files.lung_mask is not None,
+        name=f"{files.files[0]}: series {volume.series_id}",
+        hint=_rescale_hint(volume),
+    )
+
+
+def _rescale_hint(volume: Volume) -> str:
+    """What reading has noticed of the scale of the values."""
+    return next((RESCALE_MISSING for note in volume.notes if RESCALE_MISSING in note), "")
 
 
 def _write_slices(
@@ -152,12 +170,12 @@ def _write_lung(path: Path, volume: Volume, lung: np.ndarray, index: int, size_p
 def _write_nodules(volume: Volume, findings: ScanNodules, source: str, out: Path) -> tuple[list[NoduleRow], list[str]]:
     rows, notes = [], []
     for number, nodule in enumerate(findings.nodules):
-        nodule_id = f"{volume.series_id}_n{number:02d}"
-        row = nodule_row(volume, nodule, nodule_id=nodule_id, source=source, expert=bool(findings.expert))
+        name = nodule_id(volume.series_id, number)
+        row = nodule_row(volume, nodule, nodule_id=name, source=source, expert=bool(findings.expert))
         patches = cut_nodule(volume, nodule)
         if patches is None:
             notes.append(
-                f"{nodule_id} ({row.diameter_mm:.1f} mm, sphere of equal volume) reaches beyond a patch of 44.8 mm: "
+                f"{name} ({row.diameter_mm:.1f} mm, sphere of equal volume) reaches beyond a patch of 44.8 mm: "
                 "it has a row, but no patch"
             )
         else:
@@ -165,7 +183,7 @@ def _write_nodules(volume: Volume, findings: ScanNodules, source: str, out: Path
                 patches = with_cube(patches, volume, nodule)
             else:
                 patches = with_sphere(patches, volume, nodule, findings.nodule | findings.unlabelled)
-            patches.save(out, nodule_id)
+            patches.save(out, name)
         has_cube = patches is not None and patches.cube is not None
         rows.append(replace(row, has_patch=patches is not None, has_cube=has_cube, sphere=not findings.expert))
     return rows, notes

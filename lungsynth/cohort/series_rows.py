@@ -13,6 +13,7 @@ from typing import Any
 
 from lungsynth.cohort.schema import COHORT_FORMAT, NoduleRow, SeriesRow, SliceRow, from_format_1, from_mapping
 from lungsynth.io.atomic import write_json
+from lungsynth.io.names import file_stem
 
 __all__ = ["FINISHED", "CohortRows", "SeriesRows"]
 
@@ -52,14 +53,19 @@ class SeriesRows:
 
     def save(self, cohort: Path) -> Path:
         """Writes `<task_id>.json` into the folder of finished rows."""
-        path = cohort / FINISHED / f"{self.task_id}.json"
+        path = self.path(cohort, self.task_id)
         write_json(path, {"format": COHORT_FORMAT, **asdict(self)})
         return path
+
+    @staticmethod
+    def path(cohort: Path, task_id: str) -> Path:
+        """Where the finished rows of a task stand."""
+        return cohort / FINISHED / f"{file_stem(task_id)}.json"
 
     @classmethod
     def load(cls, cohort: Path, task_id: str, *, fingerprint: str) -> "SeriesRows | None":
         """The finished rows, or None when there are none or when the files have changed since."""
-        path = cohort / FINISHED / f"{task_id}.json"
+        path = cls.path(cohort, task_id)
         rows = cls.read(path) if path.exists() else None
         return rows if rows is not None and rows.fingerprint == fingerprint else None
 

@@ -16,7 +16,7 @@ import numpy as np
 from lungsynth.errors import InputError
 from lungsynth.types import Affine
 
-__all__ = ["SliceFrame", "stack_slices"]
+__all__ = ["SliceFrame", "leave_out_strays", "stack_slices"]
 
 _logger = logging.getLogger(__name__)
 _SAME_POSITION_MM = 1e-2  # slices nearer than this are one position (duplicates); rounding of headers is below it
@@ -24,6 +24,9 @@ _SAME_POSITION_MM = 1e-2  # slices nearer than this are one position (duplicates
 _GAP_ROUNDING, _GAP_UNEVEN, _GAP_MISSING = 0.01, 0.1, 1.5
 _DRIFT_ROUNDING_MM, _DRIFT_PIXELS = 1e-2, 0.5  # of the slices' origins in plane: ignored, and refused from there on
 _SAME_ORIENTATION = 1e-3  # difference of direction cosines; real headers round them to about 1e-4
+_SCOUT_TURN = 0.5  # difference of normals from which a slice lies across the others, as scouts do
+_MOST_KINDS = 8  # of slices in a series; with more there is no rule to be found
+_SCOUTS, _SLICES_A_SCOUT = 3, 10  # so few parallel slices of another shape are scouts, among so many a scout
 _RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -33,6 +36,7 @@ class SliceFrame:
 
     Args:
         path: its file.
+        index: which frame of the file it is.
         sop_uid: SOPInstanceUID.
         position_lps_mm: centre of the first pixel (3,).
         column_direction: unit vector (3,) along which the column index grows.
@@ -50,6 +54,7 @@ class SliceFrame:
     spacing_mm: tuple[float, float]
     shape: tuple[int, int]
     thickness_mm: float = 1.0
+    index: int = 0
 
     @property
     def normal(self) -> np.ndarray:
@@ -66,6 +71,36 @@ class SliceFrame:
         across = np.multiply.outer(np.asarray(columns, float) * self.spacing_mm[1], self.column_direction)
         down = np.multiply.outer(np.asarray(rows, float) * self.spacing_mm[0], self.row_direction)
         return self.position_lps_mm + across + down
+
+
+def leave_out_strays(frames: Sequence[SliceFrame], *, name: str) -> tuple[list[SliceFrame], tuple[str, ...]]:
+    """Leaves out scouts and the like that were filed with a series: the few slices that are unlike all others.
+
+    A slice that lies across most others is left out when such slices are fewer than a third; parallel ones of another
+    shape or spacing only when they are one in ten and three at most.
+
+    Returns:
+        The others, and a note on what was left out.
+    """
+    alike: list[list[SliceFrame]] = []
+    for frame in frames:
+        group = next((group for group in alike if _difference(group[0], frame) is None), None)
+        if group is None and len(alike) == _MOST_KINDS:
+            return list(frames), ()
+        if group is None:
+            alike.append([frame])
+        else:
+            group.append(frame)
+    main = max(alike, key=len)
+    strays = [frame for group in alike if group is not main for frame in group]
+    across = [f for f in strays if np.abs(np.abs(f.normal) - np.abs(main[0].normal)).max() > _SCOUT_TURN]
+    few = len(strays) - len(across) <= min(_SCOUTS, len(main) // _SLICES_A_SCOUT)
+    if not strays or not few or 3 * len(across) >= len(frames):
+        return list(frames), ()
+    names = ", ".join(frame.path.name for frame in strays[:3]) + (" and others" if len(strays) > 3 else "")
+    note = f"{name}: {names} left out, unlike the {len(main)} other slices in shape or orientation (a scout?)"
+    _logger.warning("%s", note)
+    return main, (note,)
 
 
 def stack_slices(frames: Sequence[SliceFrame], *, name: str) -> tuple[list[SliceFrame], Affine]:
@@ -95,15 +130,21 @@ def stack_slices(frames: Sequence[SliceFrame], *, name: str) -> tuple[list[Slice
 
 
 def _check_uniform(frames: Sequence[SliceFrame], *, name: str) -> None:
-    first = frames[0]
     for frame in frames[1:]:
-        if frame.shape != first.shape:
-            _refuse_mixture(first, frame, f"{first.shape} and {frame.shape} pixels", name=name)
-        if not np.allclose(frame.spacing_mm, first.spacing_mm, rtol=1e-3):
-            _refuse_mixture(first, frame, f"pixel spacings {first.spacing_mm} and {frame.spacing_mm} mm", name=name)
-        turned = np.abs(frame.column_direction - first.column_direction).max()
-        if max(turned, np.abs(frame.row_direction - first.row_direction).max()) > _SAME_ORIENTATION:
-            _refuse_mixture(first, frame, "several orientations", name=name)
+        if (what := _difference(frames[0], frame)) is not None:
+            _refuse_mixture(frames[0], frame, what, name=name)
+
+
+def _difference(one: SliceFrame, other: SliceFrame) -> str | None:
+    """Why two slices are of no one volume; None when they may be."""
+    if other.shape != one.shape:
+        return f"{one.shape} and {other.shape} pixels"
+    if not np.allclose(other.spacing_mm, one.spacing_mm, rtol=1e-3):
+        return f"pixel spacings {one.spacing_mm} and {other.spacing_mm} mm"
+    turned = np.abs(other.column_direction - one.column_direction).max()
+    if max(turned, np.abs(other.row_direction - one.row_direction).max()) > _SAME_ORIENTATION:
+        return "several orientations"
+    return None
 
 
 def _refuse_mixture(one: SliceFrame, other: SliceFrame, what: str, *, name: str) -> None:

@@ -9,9 +9,10 @@ from jaxtyping import Bool
 from lungsynth.ct.dicom import read_dicom
 from lungsynth.ct.metaimage import read_metaimage
 from lungsynth.ct.nifti import read_nifti
+from lungsynth.ct.orientation import same_grid
 from lungsynth.ct.series import SeriesFiles
 from lungsynth.ct.volume import Volume
-from lungsynth.errors import InputError
+from lungsynth.errors import InputError, naming_file
 from lungsynth.hounsfield import CT_RANGE_HU, check_hu, to_int16
 from lungsynth.types import LabelVolume
 
@@ -19,7 +20,7 @@ __all__ = ["is_metaimage", "is_nifti", "read_lung_mask", "read_mask", "read_volu
 
 _LUNA16_LUNGS = (3, 4)  # LUNA16's seg-lungs: 3 and 4 are the lungs, 5 the trachea
 _LUNA16_VALUES = {0, 3, 4, 5}
-_AFFINE_TOLERANCE_MM = 1e-3  # late digits in which writers of NIfTI differ; larger differences are another grid
+_ALMOST_WHOLE = 1e-3  # labels that went through floating point, such as 0.9999999998
 
 
 def is_nifti(path: Path) -> bool:
@@ -42,8 +43,10 @@ def read_volume(files: SeriesFiles) -> Volume:
         InputError: one sentence with the file or series, what is wrong and the remedy.
     """
     info: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
     if files.kind == "dicom":
-        values, affine, info = read_dicom(files)
+        with naming_file(files.files[0].parent, "could not be read as a DICOM series"):
+            values, affine, info, notes = read_dicom(files)
     else:
         values, affine = _read_file(files.files[0])
     name = f"Series {files.series_id} in {files.files[0].parent}" if files.kind == "dicom" else str(files.files[0])
@@ -55,6 +58,7 @@ def read_volume(files: SeriesFiles) -> Volume:
         patient_id=files.patient_id,
         patient_known=files.patient_known,
         modality_info=info,
+        notes=notes,
     )
 
 
@@ -71,14 +75,12 @@ def read_mask(path: Path, like: Volume, *, values: Collection[int] | None = None
     """
     labels, affine = _read_file(path)
     shape, wanted = labels.shape, like.hu.shape
-    if shape != wanted or np.abs(affine - like.affine).max() > _AFFINE_TOLERANCE_MM:
+    if shape != wanted or not same_grid(affine, like.affine, (wanted[2], wanted[1], wanted[0])):
         raise InputError(
             f"{path}: the mask's grid differs from its image {like.series_id}: (depth, height, width) {shape} at "
             f"{_grid(affine)} and {wanted} at {_grid(like.affine)}. Resample the mask to the image, nearest neighbour."
         )
-    if labels.dtype != np.uint8 and not _are_labels(labels):
-        raise InputError(f"{path}: a mask holds whole numbers 0..255, got others; is it an image? Threshold it first.")
-    labels = labels.astype(np.uint8)
+    labels = _whole_labels(path, labels)
     return labels if values is None else np.isin(labels, list(values)).astype(np.uint8)
 
 
@@ -100,8 +102,16 @@ def _read_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return read_nifti(path) if is_nifti(path) else read_metaimage(path)
 
 
-def _are_labels(values: np.ndarray) -> bool:
-    return bool(values.min() >= 0 and values.max() <= 255 and (values == np.rint(values)).all())
+def _whole_labels(path: Path, values: np.ndarray) -> LabelVolume:
+    """uint8 of whole numbers 0..255, or of what is all but whole."""
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise InputError(f"{path}: a mask holds whole numbers 0..255, got NaN or infinity; write 0 there.")
+    whole = np.rint(values)
+    if whole.min() < 0 or whole.max() > 255 or np.abs(values - whole).max() > _ALMOST_WHOLE:
+        raise InputError(f"{path}: a mask holds whole numbers 0..255, got others; is it an image? Threshold it first.")
+    return whole.astype(np.uint8)
 
 
 def _grid(affine: np.ndarray) -> str:

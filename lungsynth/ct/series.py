@@ -1,10 +1,14 @@
 """What a source holds, before any pixel is read: the files of a series, its masks and its annotations."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from lungsynth.errors import InputError
+from lungsynth.io.names import readable
+
+_LARGEST_MM = 300.0  # of a nodule; a lung is not longer
 
 __all__ = ["Annotations", "NoduleSphere", "Problem", "SeriesFiles"]
 
@@ -16,10 +20,10 @@ class NoduleSphere:
     Args:
         series_id: SeriesInstanceUID, or the id of a synthetic sample.
         centre_lps_mm: (x, y, z) in LPS millimetres.
-        diameter_mm: positive.
+        diameter_mm: positive, at most 300.
 
     Raises:
-        InputError: when the diameter is not positive.
+        InputError: when the diameter is not so, or the centre is no place.
     """
 
     series_id: str
@@ -27,8 +31,13 @@ class NoduleSphere:
     diameter_mm: float
 
     def __post_init__(self) -> None:
-        if not self.diameter_mm > 0:
-            raise InputError(f"{self.series_id}: a nodule's diameter_mm must be positive, got {self.diameter_mm:g}.")
+        if not 0 < self.diameter_mm <= _LARGEST_MM:
+            raise InputError(
+                f"{self.series_id}: a nodule's diameter_mm must be positive and at most {_LARGEST_MM:g}, got "
+                f"{self.diameter_mm:g}."
+            )
+        if not all(map(math.isfinite, self.centre_lps_mm)):
+            raise InputError(f"{self.series_id}: a nodule's centre must be three numbers, got {self.centre_lps_mm}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +57,7 @@ class Annotations:
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesFiles:
-    """The files of one CT series.
+    """The files of one CT series. Its ids become one line of text that can be printed and written.
 
     Args:
         kind: which reader opens it.
@@ -76,11 +85,16 @@ class SeriesFiles:
     def __post_init__(self) -> None:
         if not self.files:
             raise InputError(f"Series {self.series_id} has no files; give at least one.")
+        for name in ("series_id", "patient_id"):
+            object.__setattr__(self, name, readable(getattr(self, name)))
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A file or series that could not be used, and the sentence that says why and what to do."""
+    """A file or series that could not be used, and the sentence that says why and what to do, as one line of text."""
 
     path: Path
     message: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", readable(self.message))

@@ -53,6 +53,7 @@ class Volume:
         patient_id: PatientID; the series itself where none is known (see `patient_known`).
         patient_known: False when `patient_id` is only the series.
         modality_info: kernel, manufacturer and the like, where the files tell.
+        notes: what was left out or taken on trust while reading.
 
     Raises:
         InputError: when the affine is not axial in the stated orientation.
@@ -64,6 +65,7 @@ class Volume:
     patient_id: str
     patient_known: bool = True
     modality_info: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         linear = self.affine[:3, :3]

@@ -21,6 +21,7 @@ from lungsynth.ct.write import write_plane
 from lungsynth.detector import CandidateDetector
 from lungsynth.hounsfield import Label
 from lungsynth.io.atomic import link_or_copy, write_json
+from lungsynth.io.names import file_stem
 from lungsynth.pseudo_labels.candidates import Candidate, find_candidates
 from lungsynth.pseudo_labels.triage import AssessedCandidate, CandidateRow, CandidateStatus, TriageRules, assess
 from lungsynth.types import Affine, LabelPlane
@@ -79,7 +80,7 @@ def pseudo_label_series(rows: SeriesRows, job: SeriesJob) -> SeriesRows:
     for stack in read_stacks(job.cohort, series, [row.index for row in rows.slices]):
         candidates = find_candidates(job.detector, stack.volume)
         for number, candidate in enumerate(candidates, start=len(findings)):
-            candidate_id = f"{series.series_id}_c{number:03d}"
+            candidate_id = f"{file_stem(series.series_id)}_c{number:03d}"
             finding = assess(candidate, stack, candidate_id=candidate_id, source=series.source, rules=job.rules)
             findings.append(finding)
             if finding.nodule is not None:
@@ -147,7 +148,7 @@ def still_normal(
 
 def read_candidates(out: Path, series: SeriesRow) -> list[CandidateRow]:
     """The candidates of a finished series."""
-    stored = json.loads((out / CANDIDATES / f"{series.series_id}.json").read_text(encoding="utf-8"))
+    stored = json.loads((out / CANDIDATES / f"{file_stem(series.series_id)}.json").read_text(encoding="utf-8"))
     owner = {"patient_id": series.patient_id, "source": series.source, "split": series.split}
     return [from_mapping(CandidateRow, {**row, **owner, "outcome": CandidateStatus(row["outcome"])}) for row in stored]
 
@@ -191,5 +192,5 @@ def _write(
             finding.patches.save(job.out, finding.row.candidate_id)
     for slice_id, (label, affine) in drawn.items():
         write_plane(job.out / NETWORK / f"{slice_id}.nii.gz", label, affine)
-    write_json(job.out / CANDIDATES / f"{new.task_id}.json", [asdict(finding.row) for finding in findings])
+    write_json(job.out / CANDIDATES / f"{file_stem(new.task_id)}.json", [asdict(finding.row) for finding in findings])
     new.save(job.out)
