@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 
 from lungsynth.ct.orientation import check_size, same_grid, to_volume_axes
-from lungsynth.ct.streams import inflate
+from lungsynth.ct.streams import first_bytes, inflate
 from lungsynth.errors import InputError, naming_file
 from lungsynth.types import Affine
 
@@ -21,6 +21,7 @@ __all__ = ["read_nifti"]
 _GZIP = b"\x1f\x8b"
 _HEADER_BYTES = 540  # of NIfTI-2; of NIfTI-1 they are 348
 _MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}  # metre, millimetre, micrometre; others are taken for millimetres
+_LATEST_START = 1 << 24  # byte at which voxels begin, after the header's extensions
 _PADDING_BYTES = 1 << 16  # zeros after the voxels
 
 
@@ -39,8 +40,11 @@ def read_nifti(path: Path) -> tuple[np.ndarray, Affine]:
     """
     with naming_file(path, "could not be read as NIfTI"):
         packed = path.read_bytes()
-        content = memoryview(inflate(packed, name=str(path)) if packed.startswith(_GZIP) else packed)
-        header = _read_header(path, content)
+        is_packed = packed.startswith(_GZIP)
+        header = _read_header(path, memoryview(first_bytes(packed, _HEADER_BYTES) if is_packed else packed))
+        # The header is read first, so that no more is inflated than it says.
+        most = _end_of_voxels(path, header) + _PADDING_BYTES
+        content = memoryview(inflate(packed, name=str(path), most=most) if is_packed else packed)
         array = _voxels(path, header, content)
         return to_volume_axes(array, _affine(path, header, array.shape), name=str(path))
 
@@ -58,15 +62,22 @@ def _read_header(path: Path, content: memoryview) -> nib.Nifti1Header:
         return header.from_fileobj(io.BytesIO(content[:_HEADER_BYTES]), check=False)
 
 
-def _voxels(path: Path, header: nib.Nifti1Header, content: memoryview) -> np.ndarray:
-    """(column, row, slice) of the file's grid, scaled."""
+def _end_of_voxels(path: Path, header: nib.Nifti1Header) -> int:
+    """Bytes of a file that is what its header says, checked."""
     shape, dtype = _shape(path, header), header.get_data_dtype()
     if dtype.fields is not None or dtype.kind not in "iuf":
         raise InputError(f"{path}: expected one number a voxel, got {dtype}; split its channels and keep one.")
     check_size(shape, name=str(path))
-    start, expected = int(header["vox_offset"]), int(np.prod(shape)) * dtype.itemsize
-    if not header.single_vox_offset <= start <= len(content):
+    start = int(header["vox_offset"])
+    if not header.single_vox_offset <= start <= _LATEST_START:
         raise InputError(f"{path}: its header says that voxels begin at byte {start}; copy it again from its source.")
+    return start + int(np.prod(shape)) * dtype.itemsize
+
+
+def _voxels(path: Path, header: nib.Nifti1Header, content: memoryview) -> np.ndarray:
+    """(column, row, slice) of the file's grid, scaled."""
+    shape, dtype, start = _shape(path, header), header.get_data_dtype(), int(header["vox_offset"])
+    expected = _end_of_voxels(path, header) - start
     voxels = content[start : start + expected]
     if len(voxels) < expected:
         raise InputError(

@@ -4,10 +4,18 @@ import zlib
 
 from lungsynth.errors import InputError
 
-__all__ = ["inflate"]
+__all__ = ["first_bytes", "inflate"]
 
 _ZLIB_OR_GZIP = 47  # of zlib's window bits: the header tells which
 _STEP = 1 << 24
+
+
+def first_bytes(packed: bytes, count: int) -> bytes:
+    """At most the first bytes of what a stream holds; fewer when it is damaged or short."""
+    try:
+        return zlib.decompressobj(_ZLIB_OR_GZIP).decompress(packed, count)
+    except zlib.error:
+        return b""
 
 
 def inflate(packed: bytes, expected: int | None = None, *, name: str, most: int = 1 << 32) -> bytearray:

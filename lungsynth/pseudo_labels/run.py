@@ -20,7 +20,7 @@ from lungsynth.cohort.reader import Cohort
 from lungsynth.cohort.report import count_splits, markdown_report, rows_text, summarise, write_rows
 from lungsynth.cohort.series_rows import CohortRows, SeriesRows
 from lungsynth.ct.series import Problem
-from lungsynth.errors import InputError
+from lungsynth.errors import InputError, reason
 from lungsynth.io.atomic import link_or_copy, write_json, write_picture, write_text
 from lungsynth.pseudo_labels.candidates import open_detector, operating_point
 from lungsynth.pseudo_labels.montage import pseudo_label_montage
@@ -140,7 +140,7 @@ def _label_pieces(pieces: Sequence[SeriesRows], job: SeriesJob) -> tuple[tuple[S
         except Exception as error:  # one bad series must not cost the others
             _logger.debug("%s", rows.task_id, exc_info=True)
             known = isinstance(error, InputError)
-            message = str(error) if known else f"{rows.task_id}: the network failed ({type(error).__name__}: {error})"
+            message = str(error) if known else f"{rows.task_id}: the network failed ({reason(error)})."
             problems.append(Problem(job.cohort / rows.task_id, f"{message} None of its slices counts as normal."))
             labelled[rows.task_id] = _without_slices(rows, job)
     return tuple(labelled.values()), tuple(problems)
