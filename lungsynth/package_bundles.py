@@ -185,7 +185,7 @@ def _update_format(metadata: Path, config: Mapping[str, Any]) -> None:
     """States the inputs and outputs of the nodules' network."""
     facts = _read(metadata)
     inputs, outputs = (facts["network_data_format"][side] for side in ("inputs", "outputs"))
-    inputs["latent"]["num_channels"] = config["network_def#latent_dim"]
+    inputs["image"]["num_channels"] = config["network_def#latent_dim"]
     inputs["category"]["value_range"] = [0, max(len(config["categories"]), 1) - 1]
     outputs["pred"]["spatial_shape"] = [config["size"]] * 2
     metadata.write_text(json.dumps(facts, indent=4) + "\n", encoding="utf-8")

@@ -65,4 +65,4 @@ step "synthesise through all stages"
 python scripts/synthesize.py --cohort "$tour/cohort" --bundles "$tour/bundles" --out "$tour/synthetic" --count 12 --seed 2
 
 step "check what came out"
-LUNGSYNTH_TOUR="$tour" python -m pytest tests/test_tour.py
+LUNGSYNTH_TOUR="$tour" python -m pytest tests/test_tour.py tests/test_bundles_shared.py

@@ -28,7 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/**/*.md", "bundles/*/docs/*.md")
 _BLOCK = re.compile(r"(<!-- generated: (?P<name>[^\n]+?) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
-_NOT_SETTINGS = ("imports", "initialize", "run", "finalize", "_desc_", "bundle_root")
+_NOT_SETTINGS = ("imports", "initialize", "run", "finalize", "_desc_", "bundle_root", "package_path")
 Row = tuple[str, ...]
 
 

@@ -17,7 +17,7 @@ from lungsynth.enhancement.label_check import LABEL_CHECK_RULES
 __all__ = ["enhancement_identity", "enhancement_key"]
 
 _ENHANCER, _DETECTOR = ("cyclegan", "enhancer"), ("lung_seg", "detector")  # bundles and their components
-_NO_SETTINGS = {"bundle_root", "device", "batch_size", "sw_batch_size", "_desc_"}  # they change no result
+_NO_SETTINGS = {"bundle_root", "device", "batch_size", "sw_batch_size", "_desc_", "_requires_"}  # they change no result
 
 
 def enhancement_identity(bundles: Path | None, *, label_check: bool) -> dict[str, str | None]:

@@ -125,17 +125,21 @@ class Generator(nn.Module):
         self.edge = Smooth(1, taps=gaussian_taps(frame.edge_px), spatial_dims=spatial_dims)
         self.register_buffer("diameter_quantiles", torch.zeros(n_categories, 101))
 
-    def forward(self, latent: Tensor, category: Tensor, diameter_mm: Tensor) -> Tensor:
+    def forward(self, latent: Tensor, category: Tensor | None = None, diameter_mm: Tensor | None = None) -> Tensor:
         """Generates samples.
 
         Args:
             latent: standard normal, shape (B, latent_dim).
-            category: index, int64, shape (B,).
-            diameter_mm: disc diameter, shape (B,); 0 where it means nothing.
+            category: index, int64, shape (B,); the first category when None, as MONAI's tools call it.
+            diameter_mm: disc diameter, shape (B,); 0 where it means nothing, the category's median when None.
 
         Returns:
             Images in [-1, 1] and masks in [0, 1], float32, shape (B, 2, size, size).
         """
+        if category is None:
+            category = torch.zeros(latent.shape[0], dtype=torch.long, device=latent.device)
+        if diameter_mm is None:
+            diameter_mm = self.diameter_quantiles[category, 50]
         conditions = torch.cat([latent, self.category(category), self.diameter(diameter_mm)], dim=1)
         style = self.mapping(conditions)
         x = self.start(style)
