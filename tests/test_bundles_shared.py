@@ -94,9 +94,7 @@ def test_onnx_gives_what_the_network_gives(name, downloads, empty):
     x = torch.rand(INPUTS[name] if name != "wcapsgan_bundle" else (2, 8))
     how = {} if name == "wcapsgan_bundle" else EXPORTER
     shape = {"input_shape": list(x.shape)}
-    bundle.onnx_export(
-        "network_def", "model.onnx", "model.pt", **files(downloads, name), **shape, **TINY[name], **how
-    )
+    bundle.onnx_export("network_def", "model.onnx", "model.pt", **files(downloads, name), **shape, **TINY[name], **how)
     session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     with torch.no_grad():
