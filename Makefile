@@ -1,6 +1,7 @@
 # make demo: 64 synthetic slices from the weights in the repository.   make test, make check: what CI runs.
 # make tables COHORT=...: trains what the tables compare, then prints them (hours).
 # make vendor: copies what the bundles share from bundles/common into each of them.
+# make docs: the documentation as a site, in site/.
 # make tour: the whole life of a cohort on the procedural phantom, training included, at tiny sizes.
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ TOUR := runs/tour
 TABLES ?= runs/tables
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test check tour tables bundles vendor clean
+.PHONY: demo test check tour tables bundles docs vendor clean
 
 demo: $(INSTALLED)
 	$(PY) scripts/synthesize.py --out demo --count 64 --seed 0
@@ -38,6 +39,10 @@ tables: $(INSTALLED_TEST)
 bundles: $(INSTALLED)
 	$(PY) scripts/package_bundles.py --out dist --zip
 
+docs: $(INSTALLED)
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
+
 # torch first and alone: a pinned torch keeps pip from choosing another build for the packages that depend on it.
 $(INSTALLED): pyproject.toml setup.py
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -53,4 +58,4 @@ vendor: $(INSTALLED)
 	$(PY) scripts/vendor_common.py
 
 clean:
-	rm -rf demo dist runs
+	rm -rf demo dist runs site

@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,12 +126,12 @@ def network_problems(folder: Path) -> list[str]:
 
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(shutil.copytree(folder, Path(temporary) / folder.name))
-        files = {"meta_file": str(copy / "configs/metadata.json"), "config_file": str(copy / "configs/inference.json")}
-        exported = {"filepath": str(copy / "model.ts"), "ckpt_file": str(copy / "models/model.pt")}
-        steps = {
+        meta, config = str(copy / "configs/metadata.json"), str(copy / "configs/inference.json")
+        exported, weights = str(copy / "model.ts"), str(copy / "models/model.pt")
+        steps: dict[str, Callable[[], None]] = {
             "monai.bundle.load": lambda: _load(copy),
-            "verify_net_in_out": lambda: verify_net_in_out("network_def", **files, device="cpu", any=_ANY_PX),
-            "ckpt_export": lambda: ckpt_export("network_def", **files, **exported),
+            "verify_net_in_out": lambda: verify_net_in_out("network_def", meta, config, device="cpu", any=_ANY_PX),
+            "ckpt_export": lambda: ckpt_export("network_def", exported, weights, meta, config),
         }
         for name, step in steps.items():
             try:
