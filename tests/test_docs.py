@@ -157,3 +157,16 @@ def test_pages_that_code_names_exist() -> None:
         for name in re.findall(r"(?<![\w/])docs/[\w/]+\.md", source.read_text(encoding="utf-8")):
             bundle = ROOT.joinpath(*source.relative_to(ROOT).parts[:2])
             assert (ROOT / name).exists() or (bundle / name).exists(), f"{source.relative_to(ROOT)}: {name}"
+
+
+def test_the_site_has_every_page_and_its_links_hold() -> None:
+    spec = importlib.util.spec_from_file_location("site_links", ROOT / "docs/tools/site_links.py")
+    site = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(site)
+    listed = set(re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    results = {f"results/{path.name}" for path in (ROOT / "docs/results").glob("*.md")}
+    own = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert own - results <= listed
+    assert listed <= own | {site.site_name(path) for path in ROOT.glob("bundles/*/docs/README.md")}
+    links = "[a](../../bundles/lung_seg_bundle/docs/keys.md#x) [b](../../README.md)"
+    assert site.mended(links, ROOT / "docs/how_to/export.md") == "[a](../bundles/lung_seg_bundle/keys.md#x) b"
