@@ -121,6 +121,10 @@ def metaimage(folder, name="v.mhd", *, compress=False, **fields):
         ({"ElementToIntensityFunctionSlope": "2"}, "scales its values"),
         ({"HeaderSize": "-2"}, "truncated"),
         ({"HeaderSize": "10"}, "truncated"),
+        (
+            {"CompressedData": "True", "CompressedDataSize": "99"},
+            r"v\.raw: holds 2304 bytes .* CompressedDataSize = 99",
+        ),
         ({"ElementDataFile": "LIST"}, "no data file is listed"),
         ({"ElementDataFile": "%s%s%n 1 3 1"}, "no name of a data file"),
         ({"ElementDataFile": "v%999d.raw 1 3 1"}, "too wide"),
@@ -207,7 +211,7 @@ def test_flipped_bits_of_compressed_volumes_are_found(tmp_path):
 
 @pytest.mark.parametrize("change", ["short", "long", "bomb"])
 def test_compressed_data_are_as_long_as_the_header_says(tmp_path, change):
-    files = metaimage(tmp_path, compress=True)
+    files = metaimage(tmp_path, compress=True, CompressedDataSize="0")
     packed = tmp_path / "v.zraw"
     data = packed.read_bytes()
     data = {
@@ -325,6 +329,7 @@ def test_affines_within_a_quarter_of_a_voxel_are_one_grid(tmp_path):
         (-2000, -10, "look 1024 too low"),
         (0, 255, "8 bits"),
         (0, 1, "scaled to 0..1"),
+        (-160, 240, "cut to a window"),
         (-1000, np.nan, "NaN"),
         (-np.inf, 10, "NaN or infinity"),
     ],
@@ -464,6 +469,7 @@ def test_copies_and_scouts_are_left_out_and_said(tmp_path):
     scout.save_as(tmp_path / "scout.dcm")
     read = read_volume(dicom_files([*paths, copy, tmp_path / "scout.dcm"]))
     np.testing.assert_array_equal(read.hu, volume.hu)
+    assert float(read.modality_info["RescaleIntercept"]) == -1024
     assert "scout.dcm left out" in read.notes[0]
     assert "copy.dcm: 1 slices are in the series twice" in read.notes[1]
     other = pydicom.dcmread(copy)

@@ -67,9 +67,11 @@ def check_lung_and_tissue(
 def explain_missing_lung(hu: HuVolume, *, spacing_mm: tuple[float, float, float], name: str, hint: str = "") -> str:
     """Why no lung was found, as one sentence: the values are no HU, or this is no chest."""
     mistake = _mistake(hu, spacing_mm)
-    if mistake is None and not hint:
+    if mistake is None:
+        known = f" ({hint})" if hint else ""
         return (
-            f"{name}: no lung was found (no air inside the body); give a chest CT in HU, or put a lung mask beside it."
+            f"{name}: no lung was found (no air inside the body); give a chest CT in HU{known}, or put a lung mask "
+            "beside it."
         )
     return _sentence(name, "no lung was found", mistake, hint)
 

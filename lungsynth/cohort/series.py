@@ -125,8 +125,11 @@ def _check_levels(files: SeriesFiles, volume: Volume, lung: Bool[np.ndarray, "de
 
 
 def _rescale_hint(volume: Volume) -> str:
-    """What reading has noticed of the scale of the values."""
-    return next((RESCALE_MISSING for note in volume.notes if RESCALE_MISSING in note), "")
+    """What reading has noticed of the scale of the values; empty where nothing is unusual."""
+    if any(RESCALE_MISSING in note for note in volume.notes):
+        return RESCALE_MISSING
+    slope, intercept = (volume.modality_info.get(f"Rescale{name}", "") for name in ("Slope", "Intercept"))
+    return f"RescaleSlope is {slope}, RescaleIntercept is {intercept}" if slope or intercept else ""
 
 
 def _write_slices(

@@ -12,6 +12,7 @@ others a value that makes no sense is as good as none.
 import logging
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,7 @@ _INFO_TAGS = (
     "KVP",
     "ContrastBolusAgent",
 )
+_RESCALE_TAGS = ("RescaleSlope", "RescaleIntercept")
 # What a frame of an enhanced CT says of itself, or all frames share, and in which sequence.
 _FRAME_TAGS = {
     "ImagePositionPatient": "PlanePositionSequence",
@@ -71,6 +73,7 @@ _FRAME_TAGS = {
 }
 _DICOM_SUFFIXES = {".dcm", ".dicom", ".ima"}
 _PIXELS = {Tag("PixelData"), Tag("FloatPixelData"), Tag("DoubleFloatPixelData")}
+_MOST_BYTES = 1 << 31  # of a file: it is read whole
 _MOST_ELEMENTS = 20_000  # of a header; what has more is no DICOM, or would take minutes
 _SLOPES, _MOST_INTERCEPT = (1e-3, 100.0), 1e5  # RescaleSlope is 1 in nearly all CT, and some write 0.1 to 10
 
@@ -153,12 +156,15 @@ def read_dicom(files: SeriesFiles) -> tuple[np.ndarray, Affine, dict[str, str], 
     name = f"Series {files.series_id} in {files.files[0].parent}"
     frames, notes = leave_out_strays([frame for path in files.files for frame in _frames(path)], name=name)
     check_size((len(frames), *frames[0].shape), name=name)
-    frames, copies = _without_copies(frames)
-    frames, affine = stack_slices(frames, name=name)
-    first = _read_whole(frames[0].path)
+    try:
+        frames, copies = _without_copies(frames)
+        frames, affine = stack_slices(frames, name=name)
+        stack, unscaled = _read_stack(frames)
+        first = _read_whole(frames[0].path)
+    finally:
+        _pixels.cache_clear()
     if abs(_lenient(first, "GantryDetectorTilt")) > 0.1 and np.allclose(abs(frames[0].normal[2]), 1):
         _logger.warning("%s: GantryDetectorTilt is set though the slices are axial; taken as corrected.", name)
-    stack, unscaled = _read_stack(frames)
     if unscaled and len(unscaled) < len(frames):
         raise InputError(
             f"{name}: {RESCALE_MISSING} in {len(unscaled)} of {len(frames)} slices, first {unscaled[0]}; export the "
@@ -168,6 +174,7 @@ def read_dicom(files: SeriesFiles) -> tuple[np.ndarray, Affine, dict[str, str], 
         notes += (f"{name}: {RESCALE_MISSING}, its values are taken for HU",)
     hu, volume_affine = to_volume_axes(rearrange(stack, "slice row column -> column row slice"), affine, name=name)
     info = {tag: _text(first, tag) for tag in _INFO_TAGS if _text(first, tag)}
+    info |= {tag: text for tag in _RESCALE_TAGS if (text := _text(_flat(first, frames[0].index), tag))}
     return hu, volume_affine, info, notes + copies
 
 
@@ -189,6 +196,8 @@ def _read(path: Path, *, tags: Sequence[str] = (), whole: bool = False) -> Datas
 
 def _read_whole(path: Path) -> Dataset:
     with naming_file(path, "damaged DICOM file"):
+        if path.stat().st_size > _MOST_BYTES:
+            raise InputError(f"{path}: larger than the {_MOST_BYTES} bytes of a DICOM file that is read; convert it.")
         return _read(path, whole=True)
 
 
@@ -252,7 +261,10 @@ def _frames(path: Path) -> list[SliceFrame]:
                 f"{path}: multi-frame DICOM that does not say where its {count} frames lie is not read; convert it to "
                 "one file a slice or to NIfTI (dcm2niix)."
             )
-        check_size((count, header.Rows, header.Columns), name=str(path))
+        rows, columns = (int(_lenient(header, tag)) for tag in ("Rows", "Columns"))
+        if min(rows, columns) < 1:
+            raise InputError(f"{path}: Rows and Columns are {rows} and {columns}; copy it again from its source.")
+        check_size((count, rows, columns), name=str(path))
         return [_frame(path, header, index) for index in range(count)]
 
 
@@ -294,7 +306,7 @@ def _without_copies(frames: list[SliceFrame]) -> tuple[list[SliceFrame], tuple[s
     for frame in frames:
         key = (*frame.position_lps_mm.round(2).tolist(), *frame.normal.round(3).tolist())
         first = kept.setdefault(key, frame)
-        if first is not frame and np.array_equal(_read_stack([first])[0], _read_stack([frame])[0]):
+        if first.path != frame.path and np.array_equal(_read_stack([first])[0], _read_stack([frame])[0]):
             copies.append(frame)
         else:
             unique.append(frame)
@@ -309,8 +321,7 @@ def _read_stack(frames: Sequence[SliceFrame]) -> tuple[np.ndarray, list[str]]:
     for place, frame in enumerate(frames):
         places.setdefault(frame.path, []).append(place)
     for path, of_file in places.items():
-        dataset = _read_whole(path)
-        stored = _decode(dataset, path=path)
+        dataset, stored = _pixels(path)
         for place in of_file:
             index = frames[place].index
             if index >= len(stored) or stored[index].shape != frames[place].shape:
@@ -320,6 +331,13 @@ def _read_stack(frames: Sequence[SliceFrame]) -> tuple[np.ndarray, list[str]]:
             if not (_text(plane, "RescaleSlope") or _text(plane, "RescaleIntercept")):
                 unscaled.append(path.name)
     return stack, unscaled
+
+
+@lru_cache(maxsize=2)  # copies are compared frame by frame
+def _pixels(path: Path) -> tuple[Dataset, np.ndarray]:
+    """A data set, and its stored values (frame, row, column)."""
+    dataset = _read_whole(path)
+    return dataset, _decode(dataset, path=path)
 
 
 def _to_hu(stored: np.ndarray, dataset: Dataset, plane: Dataset, *, path: Path) -> np.ndarray:

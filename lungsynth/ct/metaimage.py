@@ -44,6 +44,7 @@ _BIG_ENDIAN = ("binarydatabyteordermsb", "elementbyteordermsb")
 _NUMBERED = re.compile(r"([^%]*%0?\d*d[^%\s]*)((?:\s+-?\d{1,6}){2,3})")  # name%03d.raw FIRST LAST [STEP]
 _RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0])
 _MOST_FILES = 10_000
+_MOST_PACKED = 1.01  # zlib makes what cannot be compressed a little larger
 
 
 def read_metaimage(path: Path) -> tuple[np.ndarray, Affine]:
@@ -73,6 +74,7 @@ class _Header:
     dtype: np.dtype
     affine: Affine
     compressed: bool
+    packed_bytes: int
     skipped: int
     lines: tuple[str, ...]
 
@@ -121,6 +123,7 @@ def _parse(path: Path, fields: Mapping[str, str], rest: Sequence[str]) -> _Heade
         dtype=np.dtype(order + _TYPES[kind.upper()]),
         affine=_affine(path, fields),
         compressed=_flag(path, fields, "compresseddata", default=False),
+        packed_bytes=_whole(path, fields.get("compresseddatasize", "0"), "CompressedDataSize"),
         skipped=_whole(path, fields.get("headersize", "0"), "HeaderSize"),
         lines=(fields["elementdatafile"], *rest),
     )
@@ -256,12 +259,16 @@ def _beside(path: Path, name: str) -> Path:
 
 def _content(path: Path, data: Path, header: _Header, start: int, expected: int) -> bytes | bytearray:
     """Exactly as many bytes of pixels as the header says."""
-    with naming_file(data):
-        raw = data.read_bytes()[start:]
+    held = data.stat().st_size - start
     if header.compressed:
-        return inflate(raw, expected, name=str(data))
-    skipped = len(raw) - expected if header.skipped == -1 else header.skipped
-    present = len(raw) - max(skipped, 0)
+        if header.packed_bytes not in (0, held) or held > expected * _MOST_PACKED + _HEADER_BYTES:
+            raise InputError(
+                f"{data}: holds {held} bytes for {expected} of pixels, {path.name} says CompressedDataSize = "
+                f"{header.packed_bytes}; one of them is truncated or damaged. Copy both again from their source."
+            )
+        return inflate(_read(data, start), expected, name=str(data))
+    skipped = held - expected if header.skipped == -1 else header.skipped
+    present = held - max(skipped, 0)
     if header.skipped < -1 or skipped < 0 or present < expected:
         raise InputError(
             f"{data}: truncated, expected {expected} bytes of pixels for {header.shape[::-1]} of {header.dtype.name}, "
@@ -272,4 +279,10 @@ def _content(path: Path, data: Path, header: _Header, start: int, expected: int)
             f"{data}: holds {present - expected} bytes more than {path.name} says ({expected}); one of them is damaged "
             "or belongs to another image. Copy both again from their source."
         )
-    return raw[skipped:]
+    return _read(data, start + skipped)
+
+
+def _read(data: Path, start: int) -> bytes:
+    with naming_file(data), data.open("rb") as stream:
+        stream.seek(start)
+        return stream.read()

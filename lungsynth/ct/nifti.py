@@ -20,6 +20,8 @@ __all__ = ["read_nifti"]
 
 _GZIP = b"\x1f\x8b"
 _HEADER_BYTES = 540  # of NIfTI-2; of NIfTI-1 they are 348
+_FIRST_BYTES = 1 << 16  # of a file, that hold the header, compressed or not
+_MOST_PACKED = 1.01  # gzip makes what cannot be compressed a little larger
 _MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}  # metre, millimetre, micrometre; others are taken for millimetres
 _LATEST_START = 1 << 24  # byte at which voxels begin, after the header's extensions
 _PADDING_BYTES = 1 << 16  # zeros after the voxels
@@ -39,11 +41,15 @@ def read_nifti(path: Path) -> tuple[np.ndarray, Affine]:
             3 dimensions, with a slope or an affine that makes no sense, or oblique.
     """
     with naming_file(path, "could not be read as NIfTI"):
-        packed = path.read_bytes()
-        is_packed = packed.startswith(_GZIP)
-        header = _read_header(path, memoryview(first_bytes(packed, _HEADER_BYTES) if is_packed else packed))
-        # The header is read first, so that no more is inflated than it says.
+        with path.open("rb") as stream:
+            head = stream.read(_FIRST_BYTES)
+        is_packed = head.startswith(_GZIP)
+        header = _read_header(path, memoryview(first_bytes(head, _HEADER_BYTES) if is_packed else head))
+        # The header is read first, so that no more is read and inflated than it says.
         most = _end_of_voxels(path, header) + _PADDING_BYTES
+        if path.stat().st_size > most * _MOST_PACKED:
+            raise InputError(f"{path}: holds more bytes than its header says ({most}); copy it again from its source.")
+        packed = path.read_bytes()
         content = memoryview(inflate(packed, name=str(path), most=most) if is_packed else packed)
         array = _voxels(path, header, content)
         return to_volume_axes(array, _affine(path, header, array.shape), name=str(path))

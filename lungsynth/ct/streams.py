@@ -7,7 +7,7 @@ from lungsynth.errors import InputError
 __all__ = ["first_bytes", "inflate"]
 
 _ZLIB_OR_GZIP = 47  # of zlib's window bits: the header tells which
-_STEP = 1 << 24
+_STEP = 1 << 22
 
 
 def first_bytes(packed: bytes, count: int) -> bytes:
@@ -44,8 +44,12 @@ def inflate(packed: bytes, expected: int | None = None, *, name: str, most: int 
 
 def _inflate_member(packed: bytes, content: bytearray, limit: int, *, name: str) -> bytes:
     """Adds what one member holds to `content`, and gives the bytes after it."""
-    stream, waiting = zlib.decompressobj(_ZLIB_OR_GZIP), packed
+    stream, position = zlib.decompressobj(_ZLIB_OR_GZIP), 0
     while not stream.eof:
+        waiting = stream.unconsumed_tail
+        if not waiting:
+            waiting = packed[position : position + _STEP]
+            position += len(waiting)
         try:
             part = stream.decompress(waiting, min(_STEP, limit + 1 - len(content)))
         except zlib.error as error:
@@ -56,7 +60,6 @@ def _inflate_member(packed: bytes, content: bytearray, limit: int, *, name: str)
                 f"{name}: holds more than the {limit} bytes that its header says or that are read; copy it again from "
                 "its source."
             )
-        waiting = stream.unconsumed_tail
         if not (stream.eof or waiting or part):
             raise InputError(f"{name}: truncated, the compressed data end early; copy it again from its source.")
-    return stream.unused_data
+    return stream.unused_data + packed[position:]
