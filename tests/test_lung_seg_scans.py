@@ -251,3 +251,12 @@ def test_pleural_distance_is_to_the_edge_and_not_to_a_vessel():
     found = pleural_distances(lung, places, (2.0, 0.8, 0.8))
     assert found == pytest.approx([15.5 * 0.8, 10.5 * 0.8, 1.5 * 0.8, 0], abs=1.2)
     assert not pleural_distances(np.zeros_like(lung), places, (2.0, 0.8, 0.8)).any()
+
+
+@pytest.mark.parametrize("slice_mm", [0.5, 0.7, 1.0, 2.5])
+def test_a_single_slice_has_distances_whatever_its_thickness(slice_mm):
+    """The grid of distances takes every second slice of thin ones: of a stack of one, that is the one there is."""
+    rows, columns = np.mgrid[:101, :101]
+    lung = (np.hypot(rows - 50, columns - 50) <= 40)[None].astype(float)
+    found = pleural_distances(lung, np.array([[0, 50, 50], [0, 50, 20]]), (slice_mm, 1.0, 1.0))
+    assert found == pytest.approx([40, 10], abs=3)

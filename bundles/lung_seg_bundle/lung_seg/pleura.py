@@ -23,7 +23,11 @@ def pleural_distances(lung: np.ndarray, places: np.ndarray, spacing_mm: tuple[fl
     Returns:
         float64 (n,).
     """
-    steps = tuple(max(1, int(DISTANCE_GRID_MM / mm + 0.5)) for mm in spacing_mm)
+    # No step is longer than its axis: half of it would lie beyond the only slice.
+    steps = tuple(
+        min(max(1, int(DISTANCE_GRID_MM / mm + 0.5)), max(1, size))
+        for mm, size in zip(spacing_mm, lung.shape, strict=True)
+    )
     grid_mm = np.array([mm * step for mm, step in zip(spacing_mm, steps, strict=True)])
     sampled = lung[tuple(slice(step // 2, None, step) for step in steps)]
     if not len(places) or not sampled.size:
