@@ -71,6 +71,14 @@ def test_a_cohort_has_its_files_tables_and_counts(cohort):
     assert {path.name for path in out.iterdir()} >= {"montage_nodules.png", "montage_lungs.png", "report.md"}
 
 
+def test_what_a_small_cohort_lacks_is_told(cohort):
+    out, outcome = cohort
+    lacks = " ".join(outcome.cohort["lacks"])
+    assert "training: 1 of 2 nodules do not fit a patch of 44.8 mm" in lacks
+    assert "test: no nodule, so nothing of nodules can be measured here" in lacks
+    assert all(text in (out / "report.md").read_text(encoding="utf-8") for text in outcome.cohort["lacks"])
+
+
 def test_labels_and_slices_lie_on_one_grid(cohort):
     out, _ = cohort
     hu, affine = read_plane(out / "slices" / "T-001_0008.nii.gz")

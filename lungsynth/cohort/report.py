@@ -14,10 +14,20 @@ from lungsynth.cohort.schema import COHORT_FORMAT, NoduleRow, SeriesRow, columns
 from lungsynth.cohort.series_rows import CohortRows
 from lungsynth.cohort.split import EXCLUDED, SPLITS, split_hash
 from lungsynth.ct.series import Problem
+from lungsynth.grids import PATCH_PX, PATCH_SPACING_MM
 from lungsynth.io.atomic import write_json, write_picture, write_text
 from lungsynth.io.tables import csv_text, markdown_table
 
-__all__ = ["CLASSES", "count_splits", "describe_sources", "markdown_report", "rows_text", "summarise", "write_rows"]
+__all__ = [
+    "CLASSES",
+    "count_splits",
+    "describe_sources",
+    "lacks",
+    "markdown_report",
+    "rows_text",
+    "summarise",
+    "write_rows",
+]
 
 CLASSES = ("solid", "part_solid", "ground_glass", "unknown")
 _COUNTS = ("patients", "series", "slices", "normal_slices")
@@ -48,6 +58,7 @@ def summarise(rows: CohortRows, *, settings: Mapping[str, Any], problems: Iterab
         "sources": describe_sources(rows),
         "split_hash": split_hash((row.patient_id, row.split) for row in rows.series),
         "counts": count_splits(rows),
+        "lacks": lacks(rows),
         "problems": [{"file": problem.path.name, "message": problem.message} for problem in problems],
     }
 
@@ -89,6 +100,43 @@ def _count_split(rows: CohortRows, split: str) -> dict[str, Any]:
     }
 
 
+def lacks(rows: CohortRows) -> list[str]:
+    """What trainings and generation will miss in a cohort, a sentence each, with what to do."""
+    lines = [line for split in SPLITS for line in _lacks_of_split(rows, split)]
+    for name in sorted({row.source for row in rows.series}):
+        ids = {row.series_id for row in rows.series if row.source == name}
+        nodules = sum(row.series_id in ids for row in rows.nodules)
+        normal = sum(row.normal for row in rows.slices if row.series_id in ids)
+        if not nodules and not normal:
+            lines.append(
+                f"{name}: {len(ids)} series gave neither a nodule nor a normal slice; `report.md` says under Left out "
+                "and Problems what became of them. Slices need 120 cm2 of lung, nodules a mask, boxes or annotations."
+            )
+    return lines
+
+
+def _lacks_of_split(rows: CohortRows, split: str) -> Iterator[str]:
+    series = {row.series_id for row in rows.series if row.split == split}
+    if not series:
+        yield f"{split}: no patient. Add patients; the split is by patient, 4 to 1, and a tenth of the rest validates."
+        return
+    nodules = [row for row in rows.nodules if row.split == split]
+    large = [row for row in nodules if not row.has_patch]
+    if large:
+        widest = max(row.diameter_mm for row in large)
+        yield (
+            f"{split}: {len(large)} of {len(nodules)} nodules do not fit a patch of {PATCH_PX * PATCH_SPACING_MM:.1f} "
+            f"mm (the largest is {widest:.1f} mm): they are in whole slices, and in no training of nodules."
+        )
+    if len(nodules) == len(large):
+        yield (
+            f"{split}: no nodule{' that fits a patch' if large else ''}, so nothing of nodules can be "
+            f"{'trained' if split == 'training' else 'measured'} here. Add patients with nodules, or another `seed`."
+        )
+    if not any(row.normal for row in rows.slices if row.series_id in series):
+        yield f"{split}: no normal slice, so no real lungs. Add scans with lung around the nodules, or without nodules."
+
+
 def markdown_report(cohort: Mapping[str, Any], rows: CohortRows) -> str:
     """The text of `report.md`; `cohort` is what `cohort.json` holds."""
     return "\n".join(
@@ -102,6 +150,10 @@ def markdown_report(cohort: Mapping[str, Any], rows: CohortRows) -> str:
             "## Sources",
             "",
             *_source_lines(cohort),
+            "",
+            "## What is missing",
+            "",
+            *_bullets(cohort.get("lacks", []), otherwise="nothing"),
             "",
             "## Masks",
             "",

@@ -67,6 +67,7 @@ def _report_cohort(result: "PrepareResult", out: Path) -> Report:
     for split, counts in result.cohort["counts"].items():
         nodules = sum(counts["nodules"].values())
         lines.append(f"{split:10}  {counts['patients']:5} patients  {counts['slices']:6} slices  {nodules:5} nodules")
+    lines += [f"Missing     {text}" for text in result.cohort.get("lacks", [])]
     lines.append(f"Cohort: {out}. Look at {out / 'report.md'} and {out / 'montage_nodules.png'}.")
     return Report(lines, counted([problem.message for problem in result.problems], "could not be used"))
 
