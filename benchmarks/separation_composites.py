@@ -116,7 +116,7 @@ def _place(stack: SliceStack, centre: int, nodule: HeldOutNodule, rng: np.random
             rotation_deg=float(rng.uniform(0, 360)),
             flip=bool(rng.integers(2)),
         )
-        resolved = resolve(shape, NoduleGroup((member,)), PlacementRules())
+        resolved = resolve(shape, NoduleGroup((member,)), PlacementRules(min_diameter_mm=0, min_pixels=0))
         if resolved.placements:
             return resolved.placements[0]
     return None

@@ -38,6 +38,7 @@ __all__ = ["LUNG_TRIALS", "Composite", "Composites", "PatientTurns", "evaluate_c
 _PLACEMENT_TRIALS = 32  # groups drawn for a lung before the next one is tried; more find rarer places and take longer
 LUNG_TRIALS = 4  # lungs tried before a slice is left out; more leave out fewer
 _SLICE_MM = 1.0  # thickness that a lone slice states; no distance depends on it
+_RULES = PlacementRules(min_diameter_mm=0.0, min_pixels=0.0)  # small ones count, too
 _ONE_NODULE = GroupSettings(count_probabilities={1: 1.0}, scale_range=(1.0, 1.0))  # at its own size
 
 Item = TypeVar("Item")
@@ -241,7 +242,7 @@ def first_placement(
         settings: of the groups.
     """
     for group in draw_groups(nodules, _PLACEMENT_TRIALS, seed=seed, prior=prior, settings=settings):
-        resolution = resolve(shape, group, PlacementRules())
+        resolution = resolve(shape, group, _RULES)
         if resolution.verdict is PlacementVerdict.KEPT:
             return make_recipe(lung, group, resolution.placements, seed=seed)
     return None

@@ -4,9 +4,10 @@ A configuration checks itself when it is made; its messages name its fields (`co
 into flags (`--count`).
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import ceil, sqrt
+from math import ceil, inf, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EXPORT_ENGINES",
     "EXPORT_FORMATS",
+    "MIN_DIAMETER_MM",
     "PAPER",
     "SELECTION_STRATEGIES",
     "EnhancementConfig",
@@ -30,9 +32,11 @@ __all__ = [
     "Sizes",
     "default_bundles",
     "even_shares",
+    "shares_of",
 ]
 
-Policy = Literal["farthest", "matched", "balanced"]  # which accepted pairs become samples, see `placement.policy`
+# Which accepted pairs become samples, see `placement.policy`.
+Policy = Literal["varied", "farthest", "matched", "balanced"]
 SelectionStrategy = Literal["coverage", "nearest", "none"]
 SELECTION_STRATEGIES: tuple[SelectionStrategy, ...] = get_args(SelectionStrategy)
 EXPORT_FORMATS = ("nifti", "dicom", "png", "webdataset", "zarr")
@@ -45,7 +49,14 @@ PAPER = {"lungs": 500, "groups": 5000, "keep": 1_000_000, "nodules": 1200}
 _PAIRS_PER_SAMPLE = 2.5  # 2,500,000 overlays for 1,000,000 samples
 _REAL_NODULES = Fraction(200, 1200)
 _REAL_LUNGS = Fraction(50, 500)
-_NODULES_PER_GROUP = 2  # a group has 1.4 on average, so that few nodules are drawn twice in a small run
+_NODULES_PER_GROUP = 2  # of the paper's preset: a group has 1.4 on average, so that few are drawn twice in a small run
+
+# A set that does not repeat itself. More nodules than samples, because a slice has 1.1 on average and some fit nowhere.
+_NODULES_PER_SAMPLE = 1.35
+_SAMPLES_PER_LUNG = 2  # a lung takes the longest to make and to enhance, so each is used twice
+_GROUPS_PER_SAMPLE = 6  # places at which each nodule is tried
+MIN_DIAMETER_MM = 3.0  # what is smaller is no nodule in LIDC-IDRI, and hardly shows on any grid
+_BALANCED_MM = (4.0, 30.0)  # diameters that are asked for, evenly on a scale of ratios; masses begin at 30 mm
 
 
 def default_bundles() -> Path:
@@ -126,23 +137,29 @@ class SelectionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PlacementConfig:
-    """Which nodules are placed on which lungs; the defaults suit a run whose images are all made.
+    """Which nodules are placed on which lungs; by default each sample has nodules and places of its own.
 
-    `at_scale` gives those of a catalogue of millions. Numbers that are None follow from `count` in the paper's
-    proportions (`GenerateConfig.sizes`).
+    `paper` gives the crossing of lungs and groups of Chi et al. (2023), `at_scale` the settings of a catalogue of
+    millions. Numbers that are None follow from `count` (`GenerateConfig.sizes`).
 
     Args:
         lungs: distinct lungs, for all categories.
         groups: nodule groups; when None, more are drawn while too few pairs are accepted.
         nodules: distinct nodules.
         per_category: `count`, `groups` and `nodules` are numbers of each category (with `matched` and `balanced`:
-            `count` of the category that gets most); else of all together, in equal shares.
+            `count` of the category that gets most); else of all together, in the shares of `categories`.
         policy: which of the accepted pairs become samples, see `placement.policy`.
         rules: which pairs are accepted; those of the policy when None.
-        max_reuse: no lung and no group is used more often than this many times its even share while others are left,
-            so that a short catalogue is not the widest lung alone; None for no limit.
+        crossing: the paper's way: every group on every lung, and numbers in the paper's proportions; nothing keeps
+            nodules and places from coming again. Else `placement.spread` chooses.
+        max_reuse: no lung, group or nodule is used more often than this many times its even share while others are
+            left; None for no limit.
         allow_fewer: fewer samples than asked for are no error.
         keep_real_sizes: no nodule is scaled out of the range of its category's real diameters.
+        categories: share of the samples of each category, scaled to a sum of 1; all of the generator's, evenly, when
+            None.
+        diameters_mm: range of the diameters, in which generated nodules are spread evenly on a scale of ratios; None
+            for 4 to 30 mm, or for the real ones' diameters with the policy `matched` and the paper's crossing.
         real_share: share of real lungs, and of real nodules; None for the paper's.
         real_voxels: whether a patient's voxels may be in samples.
         vessel_masks: folder with `<slice id>.nii.gz` of vessels and airways of real lungs.
@@ -155,11 +172,14 @@ class PlacementConfig:
     groups: int | None = None
     nodules: int | None = None
     per_category: bool = False
-    policy: Policy = "farthest"
+    policy: Policy = "varied"
     rules: "PlacementRules | None" = None
-    max_reuse: float | None = 2.0
+    crossing: bool = False
+    max_reuse: float | None = 1.0
     allow_fewer: bool = False
     keep_real_sizes: bool = False
+    categories: Mapping[str, float] | None = None
+    diameters_mm: tuple[float, float] | None = None
     real_share: float | None = None
     real_voxels: bool = True
     vessel_masks: Path | None = None
@@ -169,8 +189,21 @@ class PlacementConfig:
             _check_at_least(name, getattr(self, name), 1)
         if self.policy not in get_args(Policy):
             raise InputError(f"`policy` must be one of {', '.join(get_args(Policy))}, got {self.policy!r}.")
-        if self.policy != "farthest" and not self.per_category:
-            raise InputError(f"The policy {self.policy} needs `per_category`: categories get unequal numbers.")
+        if self.max_reuse is None and not self.crossing:
+            raise InputError("`max_reuse` None is for the paper's `crossing`; give at least 1, the even share.")
+        if self.max_reuse is not None and not self.max_reuse >= 1:
+            raise InputError(f"`max_reuse` must be at least 1, the even share, got {self.max_reuse:g}.")
+        _check_categories(self.categories)
+        if self.categories is not None and self.policy in ("matched", "balanced"):
+            raise InputError(
+                f"`categories` asks for shares that the policy {self.policy} sets itself. Give one of them."
+            )
+        if self.diameters_mm is not None and not MIN_DIAMETER_MM <= self.diameters_mm[0] < self.diameters_mm[1]:
+            low, high = self.diameters_mm
+            raise InputError(
+                f"`diameters_mm` needs {MIN_DIAMETER_MM:g} <= low < high, got {low:g} and {high:g}: what is smaller "
+                "than 3 mm is no nodule in LIDC-IDRI, and hardly shows in a slice."
+            )
         if self.real_share is not None and not 0 <= self.real_share <= 1:
             raise InputError(f"`real_share` must lie in [0, 1], got {self.real_share:g}.")
         if self.vessel_masks is not None and not self.vessel_masks.is_dir():
@@ -178,9 +211,19 @@ class PlacementConfig:
 
     @classmethod
     def at_scale(cls, **settings: Any) -> "PlacementConfig":
-        """The configuration of a catalogue of millions: numbers count for each category, nothing limits reuse."""
-        usual = {"per_category": True, "max_reuse": None, "allow_fewer": True, "keep_real_sizes": True}
-        return cls(**{**usual, "nodules": PAPER["nodules"], **settings})
+        """The configuration of a catalogue that is not rendered: numbers count for each category, fewer are allowed."""
+        return cls(**{"per_category": True, "allow_fewer": True, "keep_real_sizes": True, **settings})
+
+    @classmethod
+    def paper(cls, **settings: Any) -> "PlacementConfig":
+        """The paper's crossing: few lungs and groups, each on each, and the pairs farthest from the pleura."""
+        return cls(**{"policy": "farthest", "crossing": True, "max_reuse": 2.0, **settings})
+
+    @classmethod
+    def paper_at_scale(cls, **settings: Any) -> "PlacementConfig":
+        """The paper's million of each category: nothing limits reuse."""
+        usual = {"policy": "farthest", "crossing": True, "max_reuse": None, "nodules": PAPER["nodules"]}
+        return cls.at_scale(**{**usual, **settings})
 
     @property
     def placement_rules(self) -> "PlacementRules":
@@ -189,7 +232,32 @@ class PlacementConfig:
 
         if self.rules is not None or self.policy == "farthest":
             return self.rules or PlacementRules()
-        return PlacementRules(types=("isolated", "juxta_pleural", "juxta_vascular"))
+        return PlacementRules(types=("isolated", "juxta_pleural", "juxta_vascular"), pleural_clearance=0.5)
+
+    @property
+    def allowed_mm(self) -> tuple[float, float]:
+        """Range of diameters of real nodules that are used."""
+        return self.diameters_mm or (MIN_DIAMETER_MM, inf)
+
+    def category_shares(self, total: int, names: Sequence[str]) -> dict[str, int]:
+        """A total of samples or nodules by category: as asked for, else even.
+
+        Raises:
+            InputError: when a category was asked for that there is not.
+        """
+        if self.categories is None:
+            return dict(zip(names, even_shares(total, len(names)), strict=True))
+        if unknown := sorted(set(self.categories) - set(names)):
+            raise InputError(f"`categories` names {unknown}; there are {list(names)}.")
+        weights = [self.categories.get(name, 0.0) for name in names]
+        return dict(zip(names, shares_of(total, weights), strict=True))
+
+    @property
+    def requested_mm(self) -> tuple[float, float] | None:
+        """Range in which diameters of generated nodules are asked for; None for those of the training."""
+        if self.diameters_mm is not None or self.policy == "matched" or self.crossing:
+            return self.diameters_mm
+        return _BALANCED_MM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,10 +359,12 @@ class GenerateConfig:
     def to_json(self) -> dict[str, Any]:
         """What decides over the bytes, beside the cohort, the library and the weights; flat, without paths."""
         placement, enhancement = self.placement, self.enhancement
-        plain = ("lungs", "groups", "nodules", "per_category", "policy", "max_reuse", "allow_fewer", "keep_real_sizes")
+        plain = ("lungs", "groups", "nodules", "per_category", "policy", "crossing", "max_reuse", "allow_fewer")
         return {
             **{name: getattr(self, name) for name in ("count", "seed", "exclude_enhancer_patients")},
-            **{name: getattr(placement, name) for name in (*plain, "real_share", "real_voxels")},
+            **{name: getattr(placement, name) for name in (*plain, "keep_real_sizes", "real_share", "real_voxels")},
+            "categories": None if placement.categories is None else dict(placement.categories),
+            "diameters_mm": None if placement.requested_mm is None else list(placement.requested_mm),
             "rules": placement.placement_rules.to_json(),
             "vessel_masks": placement.vessel_masks is not None,
             "enhance": enhancement.enabled,
@@ -304,10 +374,16 @@ class GenerateConfig:
     def sizes(self, categories: int) -> Sizes:
         """How many lungs, groups and nodules these settings ask for, of all categories together."""
         placement, times = self.placement, categories if self.placement.per_category else 1
-        pairs = ceil(_PAIRS_PER_SAMPLE * self.count)
-        lungs = placement.lungs or min(PAPER["lungs"], ceil(sqrt(pairs)))
-        groups = placement.groups or ceil(pairs / lungs)
-        nodules = placement.nodules or min(PAPER["nodules"], _NODULES_PER_GROUP * groups)
+        if placement.crossing:
+            pairs = ceil(_PAIRS_PER_SAMPLE * self.count)
+            lungs = placement.lungs or min(PAPER["lungs"], ceil(sqrt(pairs)))
+            groups = placement.groups or ceil(pairs / lungs)
+            nodules = placement.nodules or min(PAPER["nodules"], _NODULES_PER_GROUP * groups)
+        else:
+            # As many as the samples need, so that none comes twice; beyond the paper's numbers some do.
+            lungs = placement.lungs or min(PAPER["lungs"], ceil(times * self.count / _SAMPLES_PER_LUNG))
+            nodules = placement.nodules or min(PAPER["nodules"], ceil(_NODULES_PER_SAMPLE * self.count))
+            groups = placement.groups or min(PAPER["groups"], _GROUPS_PER_SAMPLE * self.count)
         return Sizes(
             lungs=lungs,
             groups=groups * times,
@@ -320,6 +396,21 @@ class GenerateConfig:
 def even_shares(total: int, parts: int) -> list[int]:
     """Splits a total as evenly as integers allow; the first parts get the rest."""
     return [total // parts + (index < total % parts) for index in range(parts)]
+
+
+def shares_of(total: int, weights: Sequence[float]) -> list[int]:
+    """Splits a total in proportion to weights, not negative and not all 0; the largest remainders get the rest."""
+    exact = [total * weight / sum(weights) for weight in weights]
+    shares = [int(value) for value in exact]
+    order = sorted(range(len(exact)), key=lambda index: (shares[index] - exact[index], index))
+    for index in order[: total - sum(shares)]:
+        shares[index] += 1
+    return shares
+
+
+def _check_categories(categories: Mapping[str, float] | None) -> None:
+    if categories is not None and (not categories or min(categories.values()) < 0 or not sum(categories.values()) > 0):
+        raise InputError(f"`categories` needs names with shares, none negative and not all 0, got {dict(categories)}.")
 
 
 def _check_at_least(name: str, value: int | None, low: int) -> None:

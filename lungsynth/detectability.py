@@ -19,7 +19,7 @@ from lungsynth.types import HuPlane, LabelPlane, MaskPlane
 
 __all__ = ["Segmenter", "check_detectability", "compare_with_label", "describe_detectability"]
 
-_CHECKED_SAMPLES = 32
+_CHECKED_SAMPLES = 16  # half a second of the detector each
 _NEIGHBOURHOOD_PX = 3  # a mask that is a little wider than the label is no other finding
 
 Segmenter = Callable[[HuPlane, tuple[float, float]], dict[str, np.ndarray]]

@@ -34,15 +34,17 @@ from lungsynth.io.atomic import remove_temporary, write_json, write_picture
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Catalogue, read_catalogue
 from lungsynth.placement.plan_catalogue import plan_catalogue
-from lungsynth.plan import assets_digest, category_rule, open_cohort
+from lungsynth.plan import assets_digest, category_rule, grows, lacks_assets, open_cohort, planned
 from lungsynth.run_folder import FORMAT, RunFolder
 from lungsynth.similarity.selection import selection_figures, selection_identity
 from lungsynth.tracking import DEFAULT_URI, Run, Tracker, open_tracker
+from lungsynth.variety import VarietyFigures, measure_variety
 from lungsynth.weights import WeightsInfo
 
 __all__ = ["GenerateResult", "Pipeline", "TrackedStages", "generate"]
 
 _LOGGED_SAMPLES = 6
+_MAY_GROW = ("count",)  # a finished run goes on to more samples
 
 _logger = logging.getLogger(__name__)
 
@@ -62,6 +64,11 @@ class GenerateResult:
     out: Path
     tracking_uri: str
     figures: dict[str, Figures]
+
+    @property
+    def variety(self) -> VarietyFigures:
+        """What repeats in the set, and how it is distributed."""
+        return VarietyFigures.read(self.out)
 
     @property
     def images(self) -> Path:
@@ -166,9 +173,9 @@ class Pipeline:
         """
         cohort, weights, bundles = open_cohort(config), _read_all_weights(config), config.bundles
         identity = _identity(config, cohort, weights)
-        RunFolder(path=config.out, identity=identity).check()
+        RunFolder(path=config.out, identity=identity, may_grow=_MAY_GROW).check()
         used = {"nodule_weights": weights["wcapsgan"].sha256, "lung_weights": weights["wcapsgan_lung"].sha256}
-        finished = config.library is not None or (config.out / "assets.parquet").exists()
+        finished = config.library is not None or not lacks_assets(config)
         enhancement = config.enhancement
         return cls(
             config=config,
@@ -193,7 +200,7 @@ class Pipeline:
             InputError: before anything is written, when the store cannot be used.
         """
         tracker, out = open_tracker(tracking_uri), self.config.out
-        RunFolder(path=out, identity=self.identity).claim()
+        RunFolder(path=out, identity=self.identity, may_grow=_MAY_GROW).claim()
         remove_temporary(out, recursive=True)
         with tracker.resumable_run(out, f"generate {out.name}", tags={"command": "generate"}) as parent:
             self._log_inputs(parent)
@@ -231,14 +238,17 @@ class Pipeline:
 
     def plan(self, run: Run) -> Figures:
         """Nodules are placed on lungs: the catalogue says which, where and how turned, and nothing is rendered yet."""
-        figures: Figures = {}
-        if not self.config.catalogue_path.exists():
+        figures, previous = Figures(), planned(self.config)
+        if previous is None or grows(self.config, previous):
             enhancer = self.weights["cyclegan"].sha256 if "cyclegan" in self.weights else None
             identity = {"settings": self.config.to_json(), "run": dict(self.identity)}
-            record = plan_catalogue(self.library, self.config, self.cohort, enhancer=enhancer, identity=identity)
-            figures = {key: float(value) for key, value in record.figures.items() if value is not None}
-        distances = self.catalogue.table["min_distance_mm"].to_numpy()
-        return {**figures, "samples": float(len(distances)), "mean_distance_mm": float(np.mean(distances))}
+            record = plan_catalogue(
+                self.library, self.config, self.cohort, enhancer=enhancer, identity=identity, previous=previous
+            )
+            figures = {key: float(value) for key, value in record.figures.items() if isinstance(value, int | float)}
+        variety = measure_variety(self.catalogue, self.library)
+        run.log_file(variety.write(self.config.out))
+        return figures | variety.metrics()
 
     def export(self, run: Run) -> Figures:
         """Samples are composited, enhanced by cyclegan_bundle and written with their labels, and a picture of some."""

@@ -1,12 +1,16 @@
 """The nodules and lungs of a run, real and generated, into its `AssetLibrary`.
 
-The shares are the paper's: of 1,200 nodules 200 are real, of 500 lungs 50. Categories get equal numbers; where a cohort
-has too few real ones of a category, generated ones fill up. With a cohort, more are generated than needed, ranked by
+The shares of real ones are the paper's: of 1,200 nodules 200 are real, of 500 lungs 50. Categories get equal numbers,
+or those asked for; where a cohort has too few real ones of a category, generated ones fill up. Sizes are asked of the
+generator evenly over the range of the run. With a cohort, more are generated than needed, ranked by
 similarity to its training samples, and copies of those refused (`similarity.selection`). All follows from the seed.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +20,11 @@ from tqdm import tqdm
 from lungsynth.bundles import open_bundle
 from lungsynth.categories import AS_LISTED, CategoryRule
 from lungsynth.cohort.reader import CohortSplit
-from lungsynth.config import GenerateConfig, Selection, Sizes, even_shares
+from lungsynth.config import GenerateConfig, Selection, Sizes, even_shares, shares_of
 from lungsynth.ct.volume import axial_affine
 from lungsynth.errors import InputError
-from lungsynth.placement.assets import Asset, AssetLibrary
+from lungsynth.placement.assets import Asset, AssetLibrary, TooSmallError, nodule_diameter
+from lungsynth.placement.policy import shares_by_counts
 from lungsynth.seeds import SeedStream, seeds
 from lungsynth.similarity.samples import SampleKind
 from lungsynth.similarity.selection import (
@@ -44,9 +49,12 @@ __all__ = [
     "real_nodules",
 ]
 
+_logger = logging.getLogger(__name__)
+
 LUNG_CONFIGS = ("inference.json", "inference_lung.json")
 LUNG_WEIGHTS = "model_lung.pt"
 _SHOWN = 32  # from so many on, progress is shown
+_SHOWN_MARGIN = 1.02  # of the smallest diameter: what comes out is a little smaller or larger than what was asked
 _SLICE_MM = 1.0  # thickness that a generated slice states
 
 
@@ -93,10 +101,15 @@ def make_assets(
         config: of the run; of it the sizes, the selection and the seed.
         cohort: lends real ones; without it all are generated.
 
+    A library that has some already gets what is missing.
+
     Raises:
         InputError: when a sampler gives too few usable samples.
     """
-    maker = _Maker(library, samplers, config, cohort if config.placement.real_voxels else None)
+    made = Counter((str(asset.kind), asset.category) for asset in library if asset.source == "generated")
+    grown = (len(library),) if len(library) else ()
+    lender = cohort if config.placement.real_voxels else None
+    maker = _Maker(library, samplers, config, lender, made, grown)
     counts: dict[SampleKind, dict[str, CandidateCounts]] = {"nodules": maker.nodules(), "lungs": maker.lungs()}
     write_selection(library.folder, config.chosen, counts)
     library.save_table()
@@ -117,6 +130,8 @@ class _Maker:
     samplers: Samplers
     config: GenerateConfig
     cohort: CohortSplit | None
+    made: Mapping[tuple[str, str], int]  # generated ones that are there, by kind and category
+    grown: tuple[int, ...]  # how many assets are there, a key of the seeds of further ones
 
     @property
     def sizes(self) -> Sizes:
@@ -124,26 +139,80 @@ class _Maker:
 
     def nodules(self) -> dict[str, CandidateCounts]:
         sampler, sizes, seed = self.samplers.nodules, self.sizes, self.config.seed
-        categories = list(sampler.categories)
-        missing = dict(zip(categories, even_shares(sizes.nodules, len(categories)), strict=True))
-        real_shares = even_shares(sizes.real_nodules, len(categories))
-        for index, (category, count) in enumerate(zip(categories, real_shares, strict=True)):
+        placement, categories = self.config.placement, list(sampler.categories)
+        missing, real_shares = (self._shares(count, categories) for count in (sizes.nodules, sizes.real_nodules))
+        self._tell_unused(categories)
+        for index, (category, count) in enumerate(real_shares.items()):
             order = seeds(seed, SeedStream.REAL_NODULES, index, n=1)[0]
-            missing[category] -= len(_distinct(real_nodules(self.library, self.cohort, category, seed=order), count))
+            real = real_nodules(self.library, self.cohort, category, seed=order, diameters_mm=placement.allowed_mm)
+            missing[category] -= len(_distinct(real, count)) + self.made["nodule", category]
+
+        least = self._least_mm
 
         def store(hu: np.ndarray, alpha: np.ndarray, *, category: str, origin: str) -> Asset:
+            if nodule_diameter(alpha) < least:
+                raise TooSmallError(f"nodule {origin} is smaller than {least:.1f} mm")
             facts: dict[str, Any] = {"category": category, "source": "generated", "origin": origin}
             return self.library.add_nodule(hu, alpha, weights=self.samplers.nodule_weights, **facts)
 
         source = _source(sampler, "nodules", self.config.chosen, rule=self.samplers.rule)
-        return _generate(source, missing, store, stream=SeedStream.GENERATED_NODULES, seed=seed)
+        source = replace(source, diameters_mm=self._requested_mm())
+        return self._generate(source, missing, store, stream=SeedStream.GENERATED_NODULES)
+
+    @property
+    def _least_mm(self) -> float:
+        """The smallest nodule that a generated lung can show; the paper's preset makes smaller ones, too."""
+        if self.config.placement.crossing:
+            return 0.0
+        row_mm, column_mm = (float(mm) for mm in np.broadcast_to(self.samplers.lungs.spacing_mm, 2))
+        return self.config.placement.placement_rules.smallest_mm((row_mm, column_mm))
+
+    def _requested_mm(self) -> tuple[float, float] | None:
+        placement, least = self.config.placement, self._least_mm * _SHOWN_MARGIN
+        if (requested := placement.requested_mm) is None or requested[0] >= least:
+            return requested
+        if placement.diameters_mm is not None:
+            _logger.warning("no nodules under %.1f mm are made: the lungs' pixels cannot show them", self._least_mm)
+        if requested[1] <= least:
+            raise InputError(
+                f"`diameters_mm` up to {requested[1]:g} mm were asked for; the lungs' pixels show {least:.1f} mm at "
+                "least. Ask for larger ones."
+            )
+        return least, requested[1]
+
+    def _shares(self, total: int, categories: Sequence[str]) -> dict[str, int]:
+        """Nodules of each category: in the proportions in which the policy places them."""
+        placement = self.config.placement
+        if placement.crossing or self.cohort is None or placement.policy not in ("matched", "balanced"):
+            return placement.category_shares(total, categories)
+        counts = Counter(nodule.category for nodule in self.cohort.nodules())
+        weights = shares_by_counts(placement.policy, self.config.count, {name: counts[name] for name in categories})
+        return dict(zip(categories, shares_of(total, [weights.get(name, 0) for name in categories]), strict=True))
+
+    def _tell_unused(self, categories: Sequence[str]) -> None:
+        """Says which real nodules cannot be placed."""
+        real = self.cohort.nodules() if self.cohort else ()
+        low, high = self.config.placement.allowed_mm
+        other = sum(nodule.category not in categories for nodule in real)
+        beyond = sum(nodule.category in categories and not low <= nodule.diameter_mm <= high for nodule in real)
+        if other:
+            _logger.warning(
+                "%d of %d real nodules are of none of the categories %s (their texture is unknown), and are not placed",
+                other,
+                len(real),
+                ", ".join(categories),
+            )
+        if beyond:
+            limits = f"under {low:g} mm" if high == inf else f"outside {low:g} to {high:g} mm"
+            _logger.warning("%d of %d real nodules are %s, and are not placed", beyond, len(real), limits)
 
     def lungs(self) -> dict[str, CandidateCounts]:
-        sampler, sizes, seed = self.samplers.lungs, self.sizes, self.config.seed
-        order = seeds(seed, SeedStream.REAL_LUNGS, n=1)[0]
+        sampler, sizes = self.samplers.lungs, self.sizes
+        order = seeds(self.config.seed, SeedStream.REAL_LUNGS, n=1)[0]
         real = _distinct(real_lungs(self.library, self.cohort, seed=order), sizes.real_lungs)
         categories = list(sampler.categories)
         missing = dict(zip(categories, even_shares(sizes.lungs - len(real), len(categories)), strict=True))
+        missing = {category: count - self.made["lung", category] for category, count in missing.items()}
         row_mm, column_mm = (float(mm) for mm in np.broadcast_to(sampler.spacing_mm, 2))
 
         def store(hu: np.ndarray, mask: np.ndarray, *, category: str, origin: str) -> Asset:
@@ -152,19 +221,22 @@ class _Maker:
             return self.library.add_lung(hu, mask > 0, affine=affine, weights=self.samplers.lung_weights, **facts)
 
         source = _source(sampler, "lungs", self.config.chosen)
-        return _generate(source, missing, store, stream=SeedStream.GENERATED_LUNGS, seed=seed)
+        return self._generate(source, missing, store, stream=SeedStream.GENERATED_LUNGS)
 
-
-def _generate(
-    source: CandidateSource, missing: Mapping[str, int], store: Store, *, stream: SeedStream, seed: int
-) -> dict[str, CandidateCounts]:
-    """Stores as many generated ones of each category as are missing, and says what became of the candidates."""
-    counts = {}
-    for index, (category, wanted) in enumerate(missing.items()):
-        candidates = seeds(seed, stream, index, n=TRIES * source.selection.candidates * wanted)
-        kept, counts[category] = kept_assets(source, category, wanted, candidates, store)
-        _check_complete(kept, wanted, counts[category], what=f"{source.kind} of category {category}")
-    return counts
+    def _generate(
+        self, source: CandidateSource, missing: Mapping[str, int], store: Store, *, stream: SeedStream
+    ) -> dict[str, CandidateCounts]:
+        """Stores as many generated ones of each category as are missing, and says what became of the candidates."""
+        counts = {}
+        for index, (category, wanted) in enumerate(missing.items()):
+            if wanted <= 0:
+                counts[category] = CandidateCounts()
+                continue
+            n = TRIES * source.selection.candidates * wanted
+            candidates = seeds(self.config.seed, stream, index, *self.grown, n=n)
+            kept, counts[category] = kept_assets(source, category, wanted, candidates, store)
+            _check_complete(kept, wanted, counts[category], what=f"{source.kind} of category {category}")
+        return counts
 
 
 def _source(sampler: Any, kind: SampleKind, selection: Selection, *, rule: CategoryRule = AS_LISTED) -> CandidateSource:
@@ -176,9 +248,18 @@ def _source(sampler: Any, kind: SampleKind, selection: Selection, *, rule: Categ
     return CandidateSource(sampler=sampler, kind=kind, selection=selection, real=real)
 
 
-def real_nodules(library: AssetLibrary, cohort: CohortSplit | None, category: str, *, seed: int) -> Iterator[Asset]:
-    """Adds the cohort's nodules of a category to the library, one by one, in an order that the seed gives."""
+def real_nodules(
+    library: AssetLibrary,
+    cohort: CohortSplit | None,
+    category: str,
+    *,
+    seed: int,
+    diameters_mm: tuple[float, float] = (0.0, inf),
+) -> Iterator[Asset]:
+    """Adds the cohort's nodules of a category and a range of sizes to the library, one by one, in a seeded order."""
     for nodule in cohort.read_nodules(category, seed=seed) if cohort else ():
+        if not diameters_mm[0] <= nodule_diameter(nodule.alpha) <= diameters_mm[1]:
+            continue
         facts = {"category": category, "source": "real", "origin": nodule.origin}
         if asset := store_usable(library.add_nodule, nodule.hu, nodule.alpha, **facts):
             yield asset

@@ -6,6 +6,7 @@
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,13 +21,24 @@ from lungsynth.errors import InputError
 from lungsynth.generate_assets import LUNG_WEIGHTS, make_assets, open_samplers
 from lungsynth.io.atomic import write_json
 from lungsynth.placement.assets import AssetLibrary
-from lungsynth.placement.catalogue import read_catalogue
+from lungsynth.placement.catalogue import Catalogue, read_catalogue
 from lungsynth.placement.plan_catalogue import PlanRecord, plan_catalogue
 from lungsynth.run_folder import FORMAT
 from lungsynth.similarity.selection import selection_identity
+from lungsynth.variety import VarietyFigures, measure_variety
 
-__all__ = ["PlanResult", "assets_digest", "category_rule", "open_cohort", "plan"]
+__all__ = [
+    "PlanResult",
+    "assets_digest",
+    "category_rule",
+    "grows",
+    "lacks_assets",
+    "open_cohort",
+    "plan",
+    "planned",
+]
 
+_ASSET_SETTINGS = ("per_category", "real_share", "real_voxels", "categories", "diameters_mm")
 _ASSETS_FILE = "assets.json"  # what the library beside a plan was made with
 
 
@@ -39,12 +51,14 @@ class PlanResult:
         record: what the catalogue remembers of its plan.
         asset_seconds: to make the assets; 0 when they were there.
         plan_seconds: from the library's lungs to the written catalogue; 0 when that was there.
+        variety: what repeats in the set, and how it is distributed.
     """
 
     catalogue: Path
     record: PlanRecord
     asset_seconds: float
     plan_seconds: float
+    variety: VarietyFigures
 
 
 def plan(config: GenerateConfig) -> PlanResult:
@@ -64,14 +78,17 @@ def plan(config: GenerateConfig) -> PlanResult:
             raise InputError(
                 f"{config.catalogue_path}: holds another plan. Give another `out`, or repeat its settings."
             )
-        return PlanResult(catalogue=config.catalogue_path, record=record, asset_seconds=asset_seconds, plan_seconds=0.0)
-    enhancer = read_weights(config.bundles, "cyclegan").sha256 if config.enhancement.enabled else None
-    record = plan_catalogue(library, config, cohort, enhancer=enhancer, identity=identity)
+        plan_seconds = 0.0
+    else:
+        enhancer = read_weights(config.bundles, "cyclegan").sha256 if config.enhancement.enabled else None
+        record = plan_catalogue(library, config, cohort, enhancer=enhancer, identity=identity)
+        plan_seconds = time.monotonic() - started
     return PlanResult(
         catalogue=config.catalogue_path,
         record=record,
         asset_seconds=asset_seconds,
-        plan_seconds=time.monotonic() - started,
+        plan_seconds=plan_seconds,
+        variety=measure_variety(read_catalogue(config.catalogue_path), library),
     )
 
 
@@ -98,6 +115,30 @@ def category_rule(config: GenerateConfig) -> CategoryRule:
     if config.library and {a.category for a in AssetLibrary(config.library) if a.kind == "nodule"} <= set(TEXTURES):
         return AS_LISTED
     return nodule_rule(config.bundles)
+
+
+def planned(config: GenerateConfig) -> Catalogue | None:
+    """The catalogue of a run, where it is planned already."""
+    return read_catalogue(config.catalogue_path) if config.catalogue_path.exists() else None
+
+
+def grows(config: GenerateConfig, catalogue: Catalogue) -> bool:
+    """Whether more samples are asked for than a finished catalogue was planned for."""
+    if config.placement.per_category or not PlanRecord.stands_in(catalogue):
+        return False
+    return int(PlanRecord.read(catalogue).figures.get("asked", len(catalogue))) < config.count
+
+
+def lacks_assets(config: GenerateConfig) -> bool:
+    """Whether nodules or lungs are still to be made for a run: none are there, or fewer than a larger run needs."""
+    library = AssetLibrary(config.out)
+    if not len(library):
+        return True
+    there = Counter(asset.kind for asset in library)
+    sizes = config.sizes(len({asset.category for asset in library if asset.kind == "nodule"}))
+    catalogue = planned(config)
+    few = there["nodule"] < sizes.nodules or there["lung"] < sizes.lungs
+    return few and catalogue is not None and grows(config, catalogue)
 
 
 def assets_digest(library: AssetLibrary) -> str:
@@ -127,7 +168,7 @@ def _plan_assets(config: GenerateConfig, cohort: CohortSplit | None) -> AssetLib
         "seed": config.seed,
         "lungs": sizes.lungs,
         "nodules": sizes.nodules,
-        **{key: config.to_json()[key] for key in ("per_category", "real_share", "real_voxels")},
+        **{key: config.to_json()[key] for key in _ASSET_SETTINGS},
         "cohort": cohort.cohort.identity if cohort else None,
         **selection_identity(config.chosen),
         **weights,

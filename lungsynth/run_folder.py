@@ -40,11 +40,13 @@ class RunFolder:
         path: the folder.
         identity: what decides the bytes of the run, without `format`; anything that JSON can hold.
         file: name of the file that holds the identity, where several kinds of runs may share a folder.
+        may_grow: names of numbers that may be larger than those of the run that is there: it is continued all the same.
     """
 
     path: Path
     identity: Mapping[str, Any]
     file: str = "run.json"
+    may_grow: tuple[str, ...] = ()
 
     def check(self) -> bool:
         """Looks whether the run may use the folder, without writing.
@@ -100,8 +102,12 @@ class RunFolder:
         return [
             f"{key} is {_short(stored.get(key))} there and {_short(wanted.get(key))} here"
             for key in sorted({*stored, *wanted})
-            if stored.get(key) != wanted.get(key)
+            if stored.get(key) != wanted.get(key) and not self._grows(key, stored, wanted)
         ]
+
+    def _grows(self, key: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+        before, now = stored.get(key), wanted.get(key)
+        return key in self.may_grow and isinstance(before, int) and isinstance(now, int) and before < now
 
 
 def _read_identity(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:

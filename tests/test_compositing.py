@@ -223,3 +223,18 @@ def test_cosines_leave_room_for_the_libm_of_any_machine():
         for value in (math.cos(math.radians(tenth / 10)), math.sin(math.radians(tenth / 10))):
             part = value * (1 << 24) % 1
             assert abs(part - 0.5) > 1e-6
+
+
+def test_a_nodule_at_the_pleura_ends_there():
+    mask = lung_mask()
+    base = np.where(mask, -850, -100).astype(np.int16)  # a wall of fat, darker than the nodule
+    centre = 60.5 - 48  # two pixels from the edge of a lung of radius 50
+    result = lay(base, mask, placement(100.5, centre), FLAT)
+    nodule = result.label == 2
+    assert nodule.any()
+    assert not (nodule & ~mask).any()
+    changed = result.image != base
+    assert not changed[~ndimage.binary_dilation(mask)].any(), "the wall stays, but for the pixel that borders on lung"
+    whole = lay(base, mask, placement(100.5, 60.5), FLAT)
+    assert 0.4 < nodule.sum() / (whole.label == 2).sum() < 0.8
+    assert result.nodules[0].diameter_mm < whole.nodules[0].diameter_mm

@@ -6,7 +6,7 @@ from monai.transforms import Compose, EnsureTyped
 from placement_toys import add_lung, add_nodule, group_at, lung_hu, lung_mask, write_catalogue
 
 from lungsynth.data.dataset import LayeredLungDataset, LayeredLungLoader, collate_samples
-from lungsynth.data.insert import RandInsertNodulesd
+from lungsynth.data.insert import InsertionSettings, RandInsertNodulesd
 from lungsynth.errors import InputError
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import make_recipe
@@ -127,6 +127,22 @@ def test_insertion_extends_what_is_known_and_can_be_left_to_chance(catalogue):
     chained = Compose([RandInsertNodulesd(catalogue.parent, spacing_mm=(0.7, 0.7)), EnsureTyped(keys="image")])
     chained.set_random_state(3)
     assert isinstance(chained(users_slice("array"))["image"], torch.Tensor)
+
+
+def test_insertion_shares_the_policies_of_plans(catalogue):
+    library = AssetLibrary(catalogue.parent)
+    nodules = [asset for asset in library if asset.kind == "nodule"]
+    shape = LungShape.from_mask(lung_mask(), spacing_mm=(0.7, 0.7))
+
+    def distances(policy):
+        placed = [InsertionSettings(policy=policy).choose(shape, nodules, seed=seed) for seed in range(60)]
+        return np.array([nodule.distance_mm for nodules in placed for nodule in nodules])
+
+    varied, farthest = distances("varied"), distances("farthest")
+    assert (varied < 10).mean() >= 0.3
+    assert farthest.mean() > varied.mean()
+    with pytest.raises(InputError, match="policy varied or farthest, got matched"):
+        InsertionSettings(policy="matched")
 
 
 @pytest.mark.parametrize(

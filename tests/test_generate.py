@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import shutil
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +25,11 @@ from lungsynth.export import formats
 from lungsynth.generate import generate
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import read_catalogue
-from lungsynth.placement.plan_catalogue import spread_pairs
+from lungsynth.placement.rules import PlacementRules
+from lungsynth.placement.spread import spread_pairs
 from lungsynth.seeds import SeedStream, seeds
 from lungsynth.tracking import open_tracker
+from lungsynth.variety import VarietyFigures
 
 COUNT = 12
 MODULE = sys.modules["lungsynth.generate"]  # whose name is that of a function in the package
@@ -73,7 +77,12 @@ def test_a_run_ends_with_the_files_of_contract_c8(finished):
     ids = {recipe.id for recipe in recipes}
     names = {"images", "masks", "assets", "annotations.csv", "catalogue.parquet", "datalist.json", "assets.parquet"}
     names |= {"catalogue.groups.parquet", "coco.json", "detection.json", "checksums.sha256", "enhanced.json", ".parts"}
-    assert {path.name for path in out.iterdir()} == names | {"contact_sheet.png", "run.json", "selection.json"}
+    assert {path.name for path in out.iterdir()} == names | {
+        "contact_sheet.png",
+        "run.json",
+        "selection.json",
+        "variety.json",
+    }
     for folder in ("images", "masks"):
         assert {path.name.removesuffix(".nii.gz") for path in (out / folder).iterdir()} == ids
     entries = json.loads((out / "datalist.json").read_text(encoding="utf-8"))["training"]
@@ -208,7 +217,8 @@ def test_the_parent_run_has_a_child_a_stage_and_holds_no_path(finished, store):
     assert {run.info.status for run in [parent, *children.values()]} == {"FINISHED"}
     assert children["export"].data.metrics["samples_total"] == COUNT
     assert 0 <= children["check"].data.metrics["nodules_found"] <= 1
-    assert children["plan"].data.metrics["mean_distance_mm"] > 0
+    assert children["plan"].data.metrics["distinct_nodules"] >= COUNT
+    assert [item.path for item in tracker.client.list_artifacts(children["plan"].info.run_id)] == ["variety.json"]
     artifacts = [item.path for item in tracker.client.list_artifacts(children["export"].info.run_id)]
     assert artifacts == ["contact_sheet.png", "samples"]
     assert [item.path for item in tracker.client.list_artifacts(parent.info.run_id)] == [
@@ -237,7 +247,7 @@ def test_a_mark_finds_its_nodule_or_is_another_finding():
         ({"enhancement": EnhancementConfig(enabled=False)}, "enhance is true there and false here"),
         (
             {"count": 13, "placement": PlacementConfig(lungs=3)},
-            "count is 12 there and 13 here; lungs is null there and 3 here",
+            "lungs is null there and 3 here",
         ),
     ],
 )
@@ -275,8 +285,78 @@ def test_numbers_out_of_range_are_refused(finished, option, message):
 
 
 def test_the_papers_numbers_come_out_at_a_million():
-    sizes = GenerateConfig(out=Path("out"), count=1_000_000, seed=0, bundles=Path("bundles")).sizes(3)
+    config = GenerateConfig(
+        out=Path("out"), count=1_000_000, bundles=Path("bundles"), placement=PlacementConfig.paper()
+    )
+    sizes = config.sizes(3)
     assert (sizes.lungs, sizes.groups, sizes.nodules) == (500, 5000, 1200)
+
+
+@pytest.mark.parametrize(("count", "lungs", "nodules"), [(10, 5, 14), (64, 32, 87), (1000, 500, 1200)])
+def test_what_is_made_follows_from_how_many_samples_are_asked_for(count, lungs, nodules):
+    sizes = GenerateConfig(out=Path("out"), count=count, bundles=Path("bundles")).sizes(3)
+    assert (sizes.lungs, sizes.nodules) == (lungs, nodules)
+
+
+def test_a_finished_run_grows_and_keeps_its_samples(finished, tmp_path):
+    out = tmp_path / "grown"
+    shutil.copytree(finished.out, out)
+    before = content(out)
+    grown = replace(finished, out=out, count=COUNT + 6)
+    result = generate(grown, tracking_uri=None)
+    recipes, earlier = (read_catalogue(run.out / "catalogue.parquet") for run in (grown, finished))
+    assert [recipe.id for recipe in recipes][:COUNT] == [recipe.id for recipe in earlier]
+    assert len(recipes) == COUNT + 6
+    after = content(out)
+    assert all(
+        after[name] == value for name, value in before.items() if name.startswith(("images/", "masks/", "assets/"))
+    )
+    assert result.variety.distinct_nodules >= COUNT + 6
+    generate(grown, tracking_uri=None)
+    assert content(out) == after
+    with pytest.raises(InputError, match="count is 18 there and 12 here"):
+        generate(replace(grown, count=COUNT), tracking_uri=None)
+
+
+def test_each_sample_has_nodules_and_places_of_its_own(finished):
+    variety = VarietyFigures.read(finished.out)
+    assert variety.distinct_nodules == variety.nodules >= variety.samples == COUNT
+    assert variety.distinct_places == variety.nodules
+    assert (variety.most_often_nodule, variety.most_often_lung) == (1, 2)
+    lung = next(asset for asset in AssetLibrary(finished.out) if asset.kind == "lung")
+    assert variety.smallest_mm >= PlacementRules().smallest_mm(lung.spacing_mm)
+    assert not variety.warnings
+    assert f"{COUNT} samples with {variety.nodules} different nodules" in variety.lines()[0]
+    assert variety.metrics()["distinct_lungs"] == 6
+
+
+def test_a_set_that_repeats_itself_is_told(finished):
+    poor = replace(
+        VarietyFigures.read(finished.out), samples=64, asked=70, nodules=64, within_10_mm=0.1, target_gap=0.7
+    )
+    said = " ".join(poor.warnings)
+    assert "64 samples have" in said
+    assert "64 of 70 samples fit" in said
+    assert "10% of the nodules lie within 10 mm" in said
+    assert "the target is missed: 70%" in said
+
+
+def test_the_papers_crossing_is_a_preset(finished, tmp_path):
+    settings = replace(finished, out=tmp_path / "paper", placement=PlacementConfig.paper())
+    variety = generate(settings, tracking_uri=None).variety
+    assert variety.distinct_nodules < COUNT
+    assert any("repeats itself" in text for text in variety.warnings)
+
+
+def test_categories_and_sizes_come_as_asked(finished, tmp_path):
+    asked = {"categories": {"solid": 2.0, "part_solid": 1.0}, "diameters_mm": (8.0, 12.0)}
+    settings = placed(replace(finished, out=tmp_path / "asked", count=9), **asked)
+    variety = generate(settings, tracking_uri=None).variety
+    recipes = read_catalogue(settings.out / "catalogue.parquet")
+    assert Counter(recipe.category for recipe in recipes) == {"solid": 6, "part_solid": 3}
+    assert variety.smallest_mm > 6.5
+    with pytest.raises(InputError, match=r"`categories` names \['cubic'\]"):
+        generate(placed(replace(finished, out=tmp_path / "b"), categories={"cubic": 1.0}), tracking_uri=None)
 
 
 def test_more_seeds_begin_with_the_fewer():
@@ -290,7 +370,7 @@ def cohort(tmp_path_factory, bundles) -> Path:
 
 
 def test_real_ones_are_mixed_in_the_papers_proportion_from_the_training_part(finished, store, tmp_path, cohort):
-    settings = placed(replace(finished, out=tmp_path / "mixed", cohort=cohort), lungs=20, groups=36)
+    settings = placed(replace(finished, out=tmp_path / "mixed", cohort=cohort), lungs=20, groups=36, nodules=72)
     generate(settings, tracking_uri=store)
     assets = list(AssetLibrary(settings.out))
     real = [asset for asset in assets if asset.source == "real"]

@@ -1,6 +1,7 @@
 """Laws of planning at scale: explained pairs agree with the plan, policies reach their targets, order is no matter."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,7 +21,7 @@ from lungsynth.placement.catalogue import (
     write_pairs,
 )
 from lungsynth.placement.explain import PairPlace, explain
-from lungsynth.placement.groups import draw_groups
+from lungsynth.placement.groups import PHASES, GroupSettings, draw_groups
 from lungsynth.placement.lung_shape import LibraryLungs, LungShape
 from lungsynth.placement.planning import Pairs, TopK, plan_pairs
 from lungsynth.placement.policy import (
@@ -33,6 +34,7 @@ from lungsynth.placement.policy import (
 )
 from lungsynth.placement.presence import analytic_presence, expected_distances, lidc_nodules_per_slice, lidc_presence
 from lungsynth.placement.rules import PlacementRules, PlacementVerdict, read_rules, resolve
+from lungsynth.placement.spread import CategoryChoice, Uses, spread_plans
 from lungsynth.seeds import HashDomain, hash_arrays, hash_words
 
 ALL_TYPES = PlacementRules(types=("isolated", "juxta_pleural", "juxta_vascular"))
@@ -283,3 +285,78 @@ def test_rules_that_cannot_be_are_refused(values, message):
 def test_a_policy_without_its_target_is_refused(lungs, groups):
     with pytest.raises(InputError, match="needs a target"):
         plan_pairs(lungs, groups, keep=3, policy="balanced")
+
+
+def test_nodules_are_dealt_like_cards(library):
+    nodules = [asset for asset in library if asset.kind == "nodule"]
+    settings = GroupSettings(count_probabilities={1: 0.5, 2: 0.5}, deal=True)
+    dealt = draw_groups(nodules, 60, seed=1, prior=analytic_presence(), settings=settings)
+    assert draw_groups(nodules, 20, seed=1, prior=analytic_presence(), settings=settings) == dealt[:20]
+    hands = [[member.asset for member in group.members] for group in dealt]
+    assert all(len(set(hand)) == len(hand) for hand in hands)
+    uses = Counter(asset for hand in hands for asset in hand)
+    assert len(uses) == len(nodules)
+    assert max(uses.values()) - min(uses.values()) <= 1
+
+
+def choice(plan, groups, wanted, target=None, nodules=40):
+    return CategoryChoice(plan=plan, groups=groups, wanted=wanted, target=target, real_share=None, nodules=nodules)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A library of forty nodules and five lungs, and groups that are dealt."""
+    library = AssetLibrary(tmp_path_factory.mktemp("many"))
+    nodules = [add_nodule(library, 4.5 + 0.2 * index, weights="w") for index in range(40)]
+    settings = GroupSettings(count_probabilities={1: 1.0}, deal=True)
+    return draw_groups(nodules, 240, seed=2, prior=analytic_presence(), settings=settings)
+
+
+def test_a_spread_repeats_no_nodule_and_no_place_while_there_are_others(lungs, many):
+    shapes, frames = list(lungs), lungs.frames()
+    hashes = [asset.hash for asset in lungs.assets]
+    plan = plan_pairs(shapes, many, keep=len(shapes) * len(many), rules=ALL_TYPES)
+    spread = spread_plans({"": choice(plan, many, 30)}, lung_hashes=hashes, frames=frames, max_reuse=1.0)[""]
+    uses = Counter(many[group].members[0].asset for _, group in spread)
+    assert len(spread) == len(uses) == 30
+    assert set(Counter(lung for lung, _ in spread).values()) == {6}
+    pairs = spread.pairs
+    places = frames.places_mm(pairs.lung, pairs.row[:, :1] / PHASES, pairs.col[:, :1] / PHASES)[:, 0]
+    apart = np.hypot(*(places[:, None] - places[None]).transpose(2, 0, 1)) + np.eye(30) * 1e9
+    height, width = frames.size_mm
+    assert apart.min() >= 0.5 * (height * width * 0.5 / 30) ** 0.5
+    more = spread_plans({"": choice(plan, many, 100)}, lung_hashes=hashes, frames=frames, max_reuse=1.0)[""]
+    assert max(Counter(many[group].members[0].asset for _, group in more).values()) <= 3
+    assert len(set(more)) == 100
+
+
+def test_a_spread_meets_its_target(lungs, many):
+    shapes = list(lungs)
+    near = np.array([1, 2, 2, 2, 1, 1, 0, 0, 0, 0], dtype=float)
+    target = TargetDistribution(distance=near, size=np.array([0, 1, 1, 1, 1, 0, 0, 0], dtype=float))
+    settings = {"policy": "varied", "target": target, "rules": ALL_TYPES}
+    plan = plan_pairs(shapes, many, keep=len(shapes) * len(many), **settings)
+    hashes = [asset.hash for asset in lungs.assets]
+    choices = {"": choice(plan, many, 20, target)}
+    spread = spread_plans(choices, lung_hashes=hashes, frames=lungs.frames(), max_reuse=1.0)[""]
+    assert spread.gaps[0] <= 0.15
+    assert spread.gaps[1] <= 0.15
+
+
+def test_what_is_there_already_counts(lungs, many):
+    plan = plan_pairs(list(lungs), many, keep=len(lungs) * len(many), rules=ALL_TYPES)
+    hashes = [asset.hash for asset in lungs.assets]
+    uses = Uses(nodules=Counter({many[0].members[0].asset: 1}), lungs=Counter({hashes[0]: 4}))
+    options = {"lung_hashes": hashes, "frames": lungs.frames(), "max_reuse": 1.0, "uses": uses}
+    spread = spread_plans({"": choice(plan, many, 16)}, **options)[""]
+    assert many[0].members[0].asset not in {many[group].members[0].asset for _, group in spread}
+    assert Counter(lung for lung, _ in spread)[0] == 0
+
+
+def test_what_the_grid_cannot_show_is_not_placed(lungs, library):
+    rules = PlacementRules(min_pixels=40)  # of 0.7 mm: 5 mm
+    small = min((asset for asset in library if asset.kind == "nodule"), key=lambda asset: asset.diameter_mm)
+    assert rules.smallest_mm((0.7, 0.7)) == pytest.approx(5.0, abs=0.01)
+    assert PlacementRules().smallest_mm((1.4, 1.4)) == pytest.approx(3.87, abs=0.01)
+    assert PlacementRules().smallest_mm((0.5, 0.5)) == 3.0
+    assert resolve(lungs[0], group_at(small, (0.2, 0.5)), rules).verdict is PlacementVerdict.TOO_SMALL

@@ -181,7 +181,10 @@ def test_the_script_tells_what_was_kept_and_why(planned, bundles, cohort, tmp_pa
     [
         ({"count": 0}, "`count` must be at least 1"),
         ({"cohort": None, "placement": {"policy": "matched"}}, "needs a `cohort`"),
-        ({"placement": {"policy": "matched", "per_category": False}}, "needs `per_category`"),
+        ({"placement": {"policy": "matched", "categories": {"solid": 1}}}, "asks for shares"),
+        ({"placement": {"categories": {"solid": -1}}}, "`categories` needs names with shares"),
+        ({"placement": {"diameters_mm": (2.0, 9.0)}}, "`diameters_mm` needs 3 <= low < high"),
+        ({"placement": {"max_reuse": None}}, "`max_reuse` None is for the paper's `crossing`"),
         ({"placement": {"vessel_masks": Path("nowhere")}}, "`vessel_masks`: expected a folder"),
     ],
 )
@@ -193,7 +196,8 @@ def test_settings_that_cannot_be_are_refused(planned, change, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--groups", 3), "Give --lungs, --keep, or --preset paper"),
+        (("--groups", 3), "Give --count, the number of samples, or --keep, that of each category"),
+        (("--count", 3, "--keep", 3), "Give --count, samples of all categories together, or --keep"),
         (("--preset", "paper", "--lungs", 0), "--lungs must"),
     ],
 )

@@ -1,8 +1,9 @@
 """`lungsynth generate`, `lungsynth plan` and `lungsynth export`: from bundles to samples in files."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from lungsynth.commands.arguments import (
     Command,
@@ -31,8 +32,11 @@ from lungsynth.errors import InputError
 if TYPE_CHECKING:
     from lungsynth.generate import GenerateResult
     from lungsynth.plan import PlanResult
+    from lungsynth.variety import VarietyFigures
 
 __all__ = ["EXPORT", "GENERATE", "PLAN", "generate_config", "report_generated"]
+
+_FEW = 20  # samples of which shares are noise
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
@@ -46,8 +50,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add_label_check(parser)
     add("--batch-size", type=int, default=16, help="samples that are written together (default: 16)")
     add_tracking(parser)
-    add("--lungs", type=int, help="distinct lungs (default: the root of 2.5 COUNT, at most 500)")
-    add("--groups", type=int, help="nodule groups (default: 2.5 COUNT / LUNGS, more when too few fit)")
+    _add_placement(parser)
     add(
         "--real-share", type=float, help="share of real lungs, and of real nodules (default: the paper's, 1/10 and 1/6)"
     )
@@ -58,6 +61,41 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         help="use nothing of the patients in enhancement.json: for composites that the CycleGAN is trained on",
     )
     add_selection(parser)
+
+
+def _add_placement(parser: argparse.ArgumentParser) -> None:
+    """Adds what decides which nodules come to lie where; the same for sets that are rendered and for plans."""
+    add = parser.add_argument
+    add("--preset", choices=("paper",), help="the paper's crossing of lungs and groups, farthest from the pleura")
+    add("--policy", choices=get_args(Policy), help="which placements become samples (default: varied)")
+    add("--categories", type=_categories, metavar="NAME[=SHARE],...", help="of nodules (default: all, evenly)")
+    add(
+        "--sizes",
+        dest="diameters_mm",
+        type=_sizes,
+        metavar="LOW:HIGH",
+        help="diameters in mm, spread evenly on a scale of ratios (default: 4:30; matched: as real ones)",
+    )
+    add("--lungs", type=int, help="distinct lungs (default: half as many as samples, at most 500)")
+    add("--groups", type=int, help="nodule groups that are tried (default: 6 a sample, at most 5000)")
+    add("--nodules", type=int, help="distinct nodules (default: 1.35 a sample, at most 1200)")
+    add("--rules", type=Path, help="JSON file of placement rules, see docs/how_to/plan_at_scale.md")
+
+
+def _placement(options: argparse.Namespace, *, per_category: bool = False, **settings: Any) -> PlacementConfig:
+    from lungsynth.placement.rules import read_rules
+
+    names = ("lungs", "groups", "nodules", "policy", "categories", "diameters_mm")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.rules:
+        given["rules"] = read_rules(options.rules)
+    presets: dict[tuple[bool, bool], Callable[..., PlacementConfig]] = {
+        (False, False): PlacementConfig,
+        (False, True): PlacementConfig.at_scale,
+        (True, False): PlacementConfig.paper,
+        (True, True): PlacementConfig.paper_at_scale,
+    }
+    return presets[options.preset is not None, per_category](**settings, **given)
 
 
 def generate_config(options: argparse.Namespace) -> GenerateConfig:
@@ -71,7 +109,7 @@ def generate_config(options: argparse.Namespace) -> GenerateConfig:
         exclude_enhancer_patients=options.exclude_enhancer_patients,
         batch_size=options.batch_size,
         selection=SelectionConfig(strategy=options.strategy, candidates=options.candidates),
-        placement=PlacementConfig(lungs=options.lungs, groups=options.groups, real_share=options.real_share),
+        placement=_placement(options, real_share=options.real_share),
         enhancement=EnhancementConfig(enabled=options.enhance, label_check=options.label_check),
     )
 
@@ -89,6 +127,7 @@ def report_generated(result: "GenerateResult", options: argparse.Namespace) -> R
     from lungsynth.tracking import ui_command
 
     lines = [
+        *result.variety.lines(),
         describe_detectability(result.figures["check"]),
         describe_selection(result.figures["assets"], ranked=options.cohort is not None),
         f"Contact sheet    {result.contact_sheet}",
@@ -98,22 +137,27 @@ def report_generated(result: "GenerateResult", options: argparse.Namespace) -> R
     ]
     if result.tracking_uri != "none":
         lines += [f"MLflow database  {result.tracking_uri}", f"Open the UI with {ui_command(result.tracking_uri)}"]
-    return Report(lines)
+    return Report(lines, _warnings(result.variety))
+
+
+def _warnings(variety: "VarietyFigures") -> list[str]:
+    return [f"WARNING {text}" for text in variety.warnings]
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="the catalogue, .parquet; its assets are made beside it")
     add("--explain", metavar="ID|LUNG:GROUP", help="say why a pair of a finished plan is kept or not, and stop")
-    add("--lungs", type=int, help="distinct lungs, for all categories")
-    add("--groups", type=int, help="nodule groups a category")
-    add("--keep", dest="count", type=int, help="samples a category (matched, balanced: of the one that gets most)")
-    add("--preset", choices=("paper",), help="500 lungs, 5,000 groups, 1,000,000 kept, where not given otherwise")
-    add("--policy", choices=get_args(Policy), default="farthest", help="which pairs are kept (default: farthest)")
-    add("--rules", type=Path, help="JSON file of placement rules, see docs/how_to/plan_at_scale.md")
+    add("--count", type=int, help="samples of all categories together; numbers below are of all together, too")
+    add(
+        "--keep",
+        type=int,
+        help="samples a category (matched, balanced: of the one that gets most), instead of --count; groups and "
+        "nodules are of a category, too",
+    )
+    _add_placement(parser)
     add_cohort(parser, "folder written by `lungsynth prepare`, to lend real lungs and nodules, and to match")
     add("--no-real-voxels", dest="real_voxels", action="store_false", help="no voxel of a patient in any sample")
-    add("--nodules", type=int, default=PAPER["nodules"], help="distinct nodules a category (default: 1200)")
     add_bundles(parser)
     add("--library", type=Path, help="folder with assets to use instead of making some")
     add("--vessel-masks", type=Path, help="folder with SLICE_ID.nii.gz of vessels and airways of real lungs")
@@ -125,36 +169,37 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 def _plan(options: argparse.Namespace) -> Report:
     if options.explain:
         return _explain(options)
-    from lungsynth.placement.rules import read_rules
     from lungsynth.plan import plan
 
-    numbers = {"lungs": options.lungs, "groups": options.groups, "keep": options.count}
-    missing = [f"--{name}" for name, value in numbers.items() if value is None]
-    if missing and not options.preset:
-        raise InputError(f"Give {', '.join(missing)}, or --preset paper.")
-    numbers = {name: PAPER[name] if value is None else value for name, value in numbers.items()}
-    placement = PlacementConfig.at_scale(
-        lungs=numbers["lungs"],
-        groups=numbers["groups"],
-        nodules=options.nodules,
-        policy=options.policy,
-        rules=read_rules(options.rules) if options.rules else None,
-        real_voxels=options.real_voxels,
-        vessel_masks=options.vessel_masks,
-    )
+    if options.count is not None and options.keep is not None:
+        raise InputError("Give `count`, samples of all categories together, or `keep`, samples of each; not both.")
+    if options.count is None and options.keep is None and not options.preset:
+        raise InputError("Give `count`, the number of samples, or `keep`, that of each category.")
+    per_category = options.count is None
+    if options.preset and per_category:
+        for name in ("lungs", "groups"):
+            setattr(options, name, PAPER[name] if getattr(options, name) is None else getattr(options, name))
     config = GenerateConfig(
         out=options.out.parent,
         catalogue=options.out.name,
-        count=numbers["keep"],
+        count=_samples(options),
         seed=options.seed,
         bundles=options.bundles or default_bundles(),
         cohort=options.cohort,
         library=options.library,
         selection=SelectionConfig(strategy=options.strategy, candidates=options.candidates),
-        placement=placement,
+        placement=_placement(
+            options, per_category=per_category, real_voxels=options.real_voxels, vessel_masks=options.vessel_masks
+        ),
         enhancement=EnhancementConfig(enabled=options.enhance),
     )
     return _report_plan(plan(config))
+
+
+def _samples(options: argparse.Namespace) -> int:
+    """Samples that a plan ends with, in all or of each category."""
+    asked = next((number for number in (options.count, options.keep) if number is not None), None)
+    return PAPER["keep"] if asked is None else int(asked)
 
 
 def _explain(options: argparse.Namespace) -> Report:
@@ -172,7 +217,7 @@ def _report_plan(result: "PlanResult") -> Report:
         tried, accepted = f"{part.candidates:,} pairs of {part.groups:,} groups", part.verdicts["KEPT"]
         lines.append(f"{category}: {tried}, {accepted:,} accepted, {part.kept:,} kept")
         lines.append(f"  rejected: {rejected or 'none'}")
-        if part.gaps:
+        if part.gaps and part.kept >= _FEW:
             lines.append(f"  off target: {part.gaps[0]:.1%} of the nodules by distance, {part.gaps[1]:.1%} by size")
     size_mb = result.catalogue.stat().st_size / 1e6
     lines.append(f"Lungs      {figures['lungs']:,}, of them {figures['real_lungs']:,} real")
@@ -183,7 +228,7 @@ def _report_plan(result: "PlanResult") -> Report:
             f"Expansion  {figures['expansion']:,.0f} images out for each of {figures['images_in']:,} real images in"
         )
     lines.append(f"Time       {result.asset_seconds:.1f} s for assets, {result.plan_seconds:.1f} s for the plan")
-    return Report(lines)
+    return Report([*lines, *result.variety.lines()], _warnings(result.variety))
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
@@ -238,6 +283,22 @@ def _range(text: str) -> tuple[int, int | None]:
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(f"expected A:B, two numbers of samples, got {text!r}")
+
+
+def _sizes(text: str) -> tuple[float, float]:
+    low, _, high = text.partition(":")
+    try:
+        return float(low), float(high)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected LOW:HIGH, two diameters in mm, got {text!r}") from None
+
+
+def _categories(text: str) -> dict[str, float]:
+    try:
+        parts = [part.partition("=") for part in text.split(",")]
+        return {name.strip(): float(share) if equals else 1.0 for name, equals, share in parts}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected names, or NAME=SHARE, with commas between, got {text!r}") from None
 
 
 def _days(text: str) -> tuple[int, ...]:

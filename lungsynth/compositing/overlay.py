@@ -9,15 +9,17 @@ k keeps what is denser than the nodule, so vessels run on into ground glass and 
 noise of the lung's covariance, sigma its level at this place: that of lung where the nodule is thin, that of soft
 tissue where it is dense. g tops up the variance: of the lung's own noise (1 - w) is left, and of the nodule's only a
 share q is there, so g^2 = 1 - (1 - w)^2 - q w^2. Where w is 0 the lung is untouched, bit for bit.
+A nodule at the pleura ends there, as real ones do.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32
+from scipy import ndimage
 
 from lungsynth.compositing.nodule import ResampledNodule
 from lungsynth.compositing.noise import TILE_PX, TILE_UNIT, LungNoise, measure_noise
@@ -25,7 +27,7 @@ from lungsynth.errors import InputError
 from lungsynth.grids import disc_diameter
 from lungsynth.hounsfield import CT_RANGE_HU, Label
 from lungsynth.placement.groups import NodulePlacement
-from lungsynth.placement.lung_shape import Box
+from lungsynth.placement.lung_shape import Box, filled_lung
 from lungsynth.seeds import GOLDEN_STEP, mix_bits
 from lungsynth.types import HuPlane, LabelPlane, MaskPlane
 
@@ -61,12 +63,14 @@ class LungBackground:
         label: `Label` ids without nodules.
         spacing_mm: (row, column).
         noise: its noise and sharpness; None for nodules without noise, with the edges of their patches.
+        inside: (H, W), true in lung and its vessels; there ends what is seen of a nodule. None for no such limit.
     """
 
     hu: HuPlane
     label: LabelPlane
     spacing_mm: tuple[float, float]
     noise: LungNoise | None = None
+    inside: MaskPlane | None = None
 
     @classmethod
     def of(
@@ -75,7 +79,7 @@ class LungBackground:
         """A slice and its lung mask; `matched` measures its noise, which takes some milliseconds."""
         label = np.where(mask, np.uint8(Label.LUNG), np.uint8(Label.BACKGROUND))
         noise = measure_noise(hu, mask, spacing_mm=spacing_mm) if matched else None
-        return cls(hu, label, spacing_mm, noise)
+        return cls(hu, label, spacing_mm, noise, filled_lung(mask, spacing_mm))
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +121,7 @@ def overlay(
     visible = []
     for index, (placement, nodule) in enumerate(nodules):
         window, part = _window(placement, nodule, image.shape)
+        nodule = _cut_at_pleura(nodule, part, background.inside, window)
         mask = nodule.nodule[part]
         if not mask.any():
             raise InputError(
@@ -128,6 +133,25 @@ def overlay(
         label[window.pixels][mask] = Label.NODULE
         visible.append(_visible(mask, window, background.spacing_mm))
     return Overlay(image, label, tuple(visible))
+
+
+def _cut_at_pleura(
+    nodule: ResampledNodule, part: tuple[slice, slice], inside: MaskPlane | None, window: Box
+) -> ResampledNodule:
+    """The nodule as far as it lies in the lung: the label ends at the edge, the image a pixel later.
+
+    The pixel that follows the edge is part lung, part wall; without it, a dark line would stay between nodule and wall.
+    """
+    if inside is None or inside[window.pixels].all():
+        return nodule
+    top, left = max(0, window.row_from - 1), max(0, window.column_from - 1)
+    near = ndimage.binary_dilation(inside[top : window.row_to + 1, left : window.column_to + 1])
+    rows = slice(window.row_from - top, window.row_to - top)
+    columns = slice(window.column_from - left, window.column_to - left)
+    weight, mask = np.zeros_like(nodule.weight), np.zeros_like(nodule.nodule)
+    weight[part] = np.where(near[rows, columns], nodule.weight[part], 0)
+    mask[part] = nodule.nodule[part] & inside[window.pixels]
+    return replace(nodule, weight=weight, nodule=mask)
 
 
 def _window(

@@ -5,7 +5,7 @@ left, which `LoadImaged`, `EnsureChannelFirstd`, `Orientationd(axcodes="PLS")` a
 before any transform of intensities.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,16 @@ from monai.transforms.transform import MapTransform, RandomizableTransform
 
 from lungsynth.compositing.nodule import NoduleMatch, NodulePatch, ResampledNodule, match_noise_and_edge
 from lungsynth.compositing.overlay import LungBackground, Overlay, overlay
+from lungsynth.config import PlacementConfig, Policy
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label, check_hu, to_int16
-from lungsynth.placement.assets import AssetLibrary
-from lungsynth.placement.groups import GroupSettings, NodulePlacement, draw_groups
+from lungsynth.placement.assets import Asset, AssetLibrary
+from lungsynth.placement.groups import GroupArrays, GroupSettings, NodulePlacement, draw_groups
 from lungsynth.placement.lung_shape import LungShape
-from lungsynth.placement.presence import PresencePrior, analytic_presence
-from lungsynth.placement.rules import PlacementRules, resolve
+from lungsynth.placement.planning import usable_pairs
+from lungsynth.placement.policy import classes_of, varied_ranks
+from lungsynth.placement.presence import PresencePrior, expected_distances, lidc_presence
+from lungsynth.placement.rules import PlacementRules, resolve, score
 
 __all__ = ["InsertionSettings", "RandInsertNodulesd"]
 
@@ -36,16 +39,52 @@ class InsertionSettings:
     """How nodules are placed on a slice.
 
     Args:
-        prior: where nodules occur.
+        policy: which of the groups that fit is inserted, as in a plan: `varied` or `farthest`.
+        prior: where nodules occur; LIDC-IDRI's density on the slice's own lungs when None.
         groups: how many there are on a slice, their scales and turns.
-        rules: where they may lie.
-        tries: groups drawn until one fits; a slice on which none does stays as it is.
+        rules: where they may lie; those of the policy when None.
+        tries: groups drawn; a slice on which none fits stays as it is.
+
+    Raises:
+        InputError: when the policy needs a cohort.
     """
 
-    prior: PresencePrior = field(default_factory=analytic_presence)
+    policy: Policy = "varied"
+    prior: PresencePrior | None = None
     groups: GroupSettings = field(default_factory=GroupSettings)
-    rules: PlacementRules = field(default_factory=PlacementRules)
+    rules: PlacementRules | None = None
     tries: int = 20
+
+    def __post_init__(self) -> None:
+        if self.policy not in ("varied", "farthest"):
+            raise InputError(f"Nodules are inserted with the policy varied or farthest, got {self.policy}.")
+
+    @property
+    def placement_rules(self) -> PlacementRules:
+        """The rules given, else those of the policy."""
+        return PlacementConfig(policy=self.policy, rules=self.rules).placement_rules
+
+    def choose(self, shape: LungShape, nodules: Sequence[Asset], *, seed: int) -> tuple[NodulePlacement, ...]:
+        """Where nodules come to lie on a lung; none when no group fits.
+
+        Args:
+            shape: of the lung.
+            nodules: to choose from.
+            seed: of all that is random.
+        """
+        prior = self.prior or lidc_presence([shape])
+        groups = draw_groups(nodules, self.tries, seed=seed, prior=prior, settings=self.groups)
+        arrays = GroupArrays.of(groups)
+        scores = score(shape, arrays, self.placement_rules)
+        usable = usable_pairs(scores)
+        if not len(usable):
+            return ()
+        if self.policy == "farthest":
+            best = usable[int(scores.min_distance[usable].argmax())]
+        else:
+            classes = classes_of(arrays, scores.distance[arrays.places[usable]], usable)
+            best = usable[int(varied_ranks(classes, expected_distances(prior, [shape]), seed=seed).argmin())]
+        return resolve(shape, groups[int(best)], self.placement_rules).placements
 
 
 class RandInsertNodulesd(RandomizableTransform, MapTransform):
@@ -109,12 +148,8 @@ class RandInsertNodulesd(RandomizableTransform, MapTransform):
         lung = (labelled == Label.LUNG) | (labelled == Label.NODULE)
         shape = LungShape.from_mask(lung, spacing_mm=spacing_mm, hu=to_int16(hu))
         background = LungBackground.of(to_int16(hu), lung, spacing_mm=spacing_mm)
-        prior, groups, tries = self.settings.prior, self.settings.groups, self.settings.tries
-        for group in draw_groups(self.nodules, tries, seed=self.seed, prior=prior, settings=groups):
-            placements = resolve(shape, group, self.settings.rules).placements
-            if placements:
-                self._insert(result, background, placements)
-                break
+        if placements := self.settings.choose(shape, self.nodules, seed=self.seed):
+            self._insert(result, background, placements)
         return result
 
     def _insert(

@@ -29,8 +29,10 @@ __all__ = [
     "AssetArray",
     "AssetKind",
     "AssetLibrary",
+    "TooSmallError",
     "content_hash",
     "load_asset",
+    "nodule_diameter",
     "open_asset",
 ]
 
@@ -168,7 +170,7 @@ class AssetLibrary:
             InputError: when alpha leaves [0, 1], reaches 0.5 nowhere, or is not 0 on the border.
         """
         _check_alpha(alpha, origin)
-        measured = disc_diameter(int((alpha >= 0.5).sum()) * PATCH_SPACING_MM * PATCH_SPACING_MM)
+        measured = nodule_diameter(alpha)
         stored = np.stack([hu, np.rint(alpha.astype(np.float64) * ALPHA_SCALE).astype(np.int16)])
         asset = Asset(
             hash=content_hash(stored),
@@ -268,6 +270,15 @@ class AssetLibrary:
             with replacing(path) as part, part.open("wb") as file:
                 np.save(file, array)
         return stored
+
+
+class TooSmallError(InputError):
+    """A nodule that is smaller than what is placed; many are, so that they are counted and not told one by one."""
+
+
+def nodule_diameter(alpha: Float[np.ndarray, "64 64"]) -> float:
+    """Diameter in mm of the disc of equal area to alpha >= 0.5."""
+    return float(disc_diameter(int((alpha >= 0.5).sum()) * PATCH_SPACING_MM * PATCH_SPACING_MM))
 
 
 def open_asset(path: Path) -> AssetArray:

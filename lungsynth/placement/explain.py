@@ -37,6 +37,7 @@ _REASONS = {
     PlacementVerdict.ON_AIRWAY: "a nodule lies on an airway",
     PlacementVerdict.WRONG_TYPE: "a nodule is of a type that the rules do not allow",
     PlacementVerdict.OVERLAP: "two nodules are closer than gap_mm",
+    PlacementVerdict.TOO_SMALL: "a nodule is smaller than min_diameter_mm, or than the lung's pixels can show",
 }
 
 
@@ -156,7 +157,7 @@ def explain(
         kept = rank is not None and rank <= threshold
     reason = _REASONS[verdict]
     if rank is not None and not kept:
-        reason += ", but the policy keeps others first"
+        reason += ", but others come first, or its nodules, lung or place were used already"
     elif kept:
         reason += ", and the policy keeps it"
     return Explanation(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["PHASES", "GroupArrays", "GroupSettings", "Member", "NoduleGroup", "NodulePlacement", "draw_groups", "place"]
 
 PHASES = 4  # a centre lies on a quarter of a pixel: 0.2 mm, and few resampled nodules to keep
+_DECK = 1  # tells the random numbers of decks from those of groups
 _NUMBERS = 9  # uniform numbers a member takes: nodule, cell, u, v, scale, rotation, flip, two phases
 
 
@@ -126,6 +127,7 @@ class GroupSettings:
         diameter_range_mm: no nodule of this range is scaled out of it; None for any.
         rotate: by any angle; else not at all.
         flip: mirror every second nodule on average.
+        deal: like cards: all nodules come once before any comes again; else each is drawn from all of them.
 
     Raises:
         InputError: when a probability is negative, all are zero, a count is below 1, or a range is empty.
@@ -136,6 +138,7 @@ class GroupSettings:
     diameter_range_mm: tuple[float, float] | None = None
     rotate: bool = True
     flip: bool = True
+    deal: bool = False
 
     def __post_init__(self) -> None:
         weights, counts = self.count_probabilities.values(), self.count_probabilities.keys()
@@ -183,20 +186,23 @@ def draw_groups(
     sizes = np.searchsorted(edges[:-1], numbers[:, 0] * edges[-1], side="right")
     draws = numbers[:, 1:].reshape(n, counts[-1], _NUMBERS)
     places = prior.positions(draws[:, :, 1:4].reshape(-1, 3)).reshape(n, counts[-1], 2)
+    members = [counts[size] for size in sizes]
+    if settings.deal:
+        hands = _hands(members, len(nodules), seed=seed)
+    else:
+        hands = [_choose(draws[index, :count, 0].tolist(), len(nodules)) for index, count in enumerate(members)]
     return [
-        NoduleGroup(_members(nodules, draws[index], places[index], counts[sizes[index]], settings))
-        for index in range(n)
+        NoduleGroup(_members([nodules[place] for place in hand], draws[index], places[index], settings))
+        for index, hand in enumerate(hands)
     ]
 
 
 def _members(
-    nodules: Sequence["Asset"], draws: np.ndarray, places: np.ndarray, count: int, settings: GroupSettings
+    nodules: Sequence["Asset"], draws: np.ndarray, places: np.ndarray, settings: GroupSettings
 ) -> tuple[Member, ...]:
     members = []
-    indices = _choose(draws[:count, 0].tolist(), len(nodules))
-    numbers, positions = draws[:count].tolist(), places[:count].tolist()
-    for index, (_, _, _, _, scale, rotation, flip, row, col), (u, v) in zip(indices, numbers, positions, strict=True):
-        nodule = nodules[index]
+    numbers, positions = draws[: len(nodules)].tolist(), places[: len(nodules)].tolist()
+    for nodule, (_, _, _, _, scale, rotation, flip, row, col), (u, v) in zip(nodules, numbers, positions, strict=True):
         diameter_mm = nodule.diameter_mm or 0.0
         scaled = settings.scaled(diameter_mm, scale)
         # Rounded so that the text is short and says all there is.
@@ -216,6 +222,21 @@ def _members(
             )
         )
     return tuple(members)
+
+
+def _hands(sizes: Sequence[int], n: int, *, seed: int) -> list[list[int]]:
+    """Indices below n for each group, dealt from one shuffled deck after the other; none twice in a hand."""
+    deck: list[int] = []
+    hands, decks = [], 0
+    for size in sizes:
+        hand: list[int] = []
+        for _ in range(size):
+            if not deck:
+                deck, decks = np.random.default_rng([seed, decks, _DECK]).permutation(n).tolist(), decks + 1
+            fresh = next((place for place, index in enumerate(deck) if index not in hand), 0)
+            hand.append(deck.pop(fresh))
+        hands.append(hand)
+    return hands
 
 
 def _choose(numbers: list[float], n: int) -> list[int]:

@@ -8,13 +8,13 @@ from them is the same on every machine.
 `LibraryLungs` are those of a library, measured one at a time and forgotten again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int16, Int32
+from jaxtyping import Float64, Int16, Int32
 from scipy import ndimage
 
 from lungsynth.errors import InputError
@@ -24,7 +24,17 @@ from lungsynth.types import HuPlane, MaskPlane
 if TYPE_CHECKING:
     from lungsynth.placement.assets import Asset, AssetLibrary
 
-__all__ = ["AIRWAY_HU", "MARGIN_PX", "UNITS_PER_MM", "Box", "LibraryLungs", "LungShape"]
+__all__ = [
+    "AIRWAY_HU",
+    "MARGIN_PX",
+    "UNITS_PER_MM",
+    "Box",
+    "Frames",
+    "LibraryLungs",
+    "LungShape",
+    "bounding_box",
+    "filled_lung",
+]
 
 AIRWAY_HU = -960  # what is darker is the lumen of airways, or emphysema, and no place for a nodule
 UNITS_PER_MM = 64  # of distances: steps of 0.016 mm, and up to 512 mm in int16
@@ -44,6 +54,12 @@ class Box(NamedTuple):
     def pixels(self) -> tuple[slice, slice]:
         """The index of its pixels in a slice."""
         return slice(self.row_from, self.row_to), slice(self.column_from, self.column_to)
+
+
+def bounding_box(mask: MaskPlane) -> Box:
+    """The box around what is true, something at least."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return Box(int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -90,9 +106,8 @@ class LungShape:
                 f"Expected a lung mask with lung in it on the grid of its slice, got {int(mask.sum())} lung pixels, "
                 f"shape {mask.shape} and slice {others}. Leave it out or mend its mask."
             )
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        box = Box(int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
-        lung = _fill_small_holes(np.pad(_crop(mask, box), MARGIN_PX), spacing_mm)
+        box = bounding_box(mask)
+        lung = filled_lung(np.pad(_crop(mask, box), MARGIN_PX), spacing_mm)
         vessel_sums = airway_sums = None
         if vessels is not None:
             vessel_sums = _sums(lung & np.pad(_crop(vessels, box), MARGIN_PX))
@@ -139,12 +154,13 @@ def _crop(plane: np.ndarray, box: Box) -> np.ndarray:
     return plane[box.row_from : box.row_to, box.column_from : box.column_to]
 
 
-def _fill_small_holes(lung: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:
+def filled_lung(lung: MaskPlane, spacing_mm: tuple[float, float]) -> MaskPlane:
+    """A lung mask with the holes that vessels leave, of background at the first pixel; (row, column) in mm."""
     holes, _ = ndimage.label(~lung)
     small = np.bincount(holes.ravel()) * spacing_mm[0] * spacing_mm[1] <= _MAX_HOLE_MM2
     # Label 0 is lung; the label of the margin is what surrounds the lungs, however small.
     small[[0, holes[0, 0]]] = False
-    return lung | small[holes]
+    return np.asarray(lung | small[holes])
 
 
 def _signed_distance(lung: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:
@@ -161,6 +177,36 @@ def _sums(pixels: np.ndarray) -> np.ndarray:
     sums = np.zeros((pixels.shape[0] + 1, pixels.shape[1] + 1), dtype=np.int32)
     np.cumsum(np.cumsum(pixels, axis=0, dtype=np.int32), axis=1, out=sums[1:, 1:])
     return sums
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Frames:
+    """Boxes around lungs, which make places on different lungs comparable.
+
+    Args:
+        boxes: of each lung: first row, first column, rows, columns.
+        size_mm: mean height and width.
+    """
+
+    boxes: Float64[np.ndarray, "lungs 4"]
+    size_mm: tuple[float, float]
+
+    @classmethod
+    def of(cls, boxes: Iterable[tuple[Box, tuple[float, float]]]) -> "Frames":
+        """Frames of boxes on grids of a spacing (row, column) in mm; at least one."""
+        rows, sizes = [], []
+        for box, spacing_mm in boxes:
+            height, width = box.row_to - box.row_from, box.column_to - box.column_from
+            rows.append((box.row_from, box.column_from, height, width))
+            sizes.append((height * spacing_mm[0], width * spacing_mm[1]))
+        height_mm, width_mm = np.mean(sizes, axis=0).tolist()
+        return cls(boxes=np.array(rows, dtype=np.float64), size_mm=(height_mm, width_mm))
+
+    def places_mm(self, lung: np.ndarray, row_px: np.ndarray, col_px: np.ndarray) -> Float64[np.ndarray, "pairs n 2"]:
+        """Places of the n nodules of each pair on the mean lung: (down, left) in mm from its box's corner."""
+        first_row, first_column, rows, columns = (side[:, None] for side in self.boxes[lung].T)
+        v, u = (row_px + 0.5 - first_row) / rows, (col_px + 0.5 - first_column) / columns
+        return np.stack([v * self.size_mm[0], u * self.size_mm[1]], axis=-1)
 
 
 _SAMPLE = 48  # lungs at most that a mean shape is taken of; more cost time and change little
@@ -212,6 +258,13 @@ class LibraryLungs(Sequence[LungShape]):
 
     def __iter__(self) -> Iterator[LungShape]:
         return (self[index] for index in range(len(self)))
+
+    def frames(self) -> Frames:
+        """The boxes around the lungs alone, which takes no measuring."""
+        return Frames.of((self._box(asset), asset.spacing_mm) for asset in self.assets)
+
+    def _box(self, asset: "Asset") -> Box:
+        return bounding_box(self.library.load(asset.hash, keep=False)[1] > 0)
 
     def first(self, count: int) -> "LibraryLungs":
         """The first so many."""

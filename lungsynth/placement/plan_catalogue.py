@@ -1,9 +1,10 @@
 """From a library's nodules and lungs to a catalogue: groups are drawn, tried on all lungs, and the best pairs kept.
 
-Each category gets groups of its own. Of the pairs that the rules accept, the policy says which are best; with
-`max_reuse`, no lung and no group gets more than so many times its even share while there are others, so that a short
-catalogue is not the widest lung and the most central group alone. At the paper's size that hardly binds. Where the
-number of groups is not fixed, more are drawn while too few pairs are accepted.
+Each category gets groups of its own. Of the pairs that the rules accept, the policy says which are best, and
+`placement.spread` which of those repeat nothing. In the paper's crossing no lung and no group gets more than
+`max_reuse` times its even share, so that a short catalogue is not the widest lung and the most central group alone. At
+the paper's size that hardly binds. Where the number of groups is not fixed, more are drawn while too few pairs are
+accepted.
 
 The catalogue remembers its plan: a `PlanRecord` stands in its file and all groups in one beside it, enough to explain
 any pair (`placement.explain`).
@@ -11,8 +12,9 @@ any pair (`placement.explain`).
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,17 +23,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lungsynth.config import GenerateConfig, PlacementConfig, even_shares
+from lungsynth.config import GenerateConfig, PlacementConfig, even_shares, shares_of
 from lungsynth.errors import InputError
 from lungsynth.io.atomic import replacing
 from lungsynth.placement.assets import Asset, AssetLibrary
 from lungsynth.placement.catalogue import Catalogue, PlanWeights, TableWriter, write_pairs
 from lungsynth.placement.groups import GroupSettings, NoduleGroup, draw_groups
-from lungsynth.placement.lung_shape import LibraryLungs, LungShape
+from lungsynth.placement.lung_shape import Frames, LibraryLungs, LungShape
 from lungsynth.placement.planning import CategoryPlan, PairOrder, PlacementPlan, plan_categories
-from lungsynth.placement.policy import PolicyWeights, shares_of_samples, target_of
+from lungsynth.placement.policy import SIZE_EDGES_MM, PolicyWeights, shares_of_samples, size_class, target_of
 from lungsynth.placement.presence import NoduleStatistics, PresencePrior, measure_nodules
 from lungsynth.placement.rules import PlacementRules
+from lungsynth.placement.spread import CategoryChoice, Uses, spread_pairs, spread_plans
 from lungsynth.seeds import SeedStream, seeds
 
 if TYPE_CHECKING:
@@ -47,12 +50,14 @@ __all__ = [
     "plan_catalogue",
     "read_groups",
     "sample_seed",
-    "spread_pairs",
+    "uses_of",
     "write_groups",
 ]
 
 METADATA_KEY = "plan"
 _GROWTH = 1.5  # by which the groups grow while too few pairs are accepted
+_LEAST_GROUPS = 12  # of a category that gets few samples, so that there is a choice
+_RANKED_PER_SAMPLE, _RANKED = 60, 20_000  # pairs remembered for the choice among them; more find more, and take memory
 _MAX_GROWTH = 10  # times the groups of the beginning; then the lungs are too narrow, and the user is told
 
 
@@ -170,6 +175,11 @@ class PlanRecord:
             "prior": np.round(self.prior.grid, 4).tolist(),
         }
 
+    @staticmethod
+    def stands_in(catalogue: Catalogue) -> bool:
+        """Whether a catalogue's file has a record."""
+        return f"lungsynth.{METADATA_KEY}".encode() in (catalogue.table.schema.metadata or {})
+
     @classmethod
     def read(cls, catalogue: Catalogue) -> "PlanRecord":
         """The record in a catalogue's file.
@@ -203,6 +213,7 @@ def plan_catalogue(
     *,
     enhancer: str | None = None,
     identity: Mapping[str, Any] | None = None,
+    previous: Catalogue | None = None,
 ) -> PlanRecord:
     """Plans the samples of a run and writes its catalogue, one sample of each category in turn.
 
@@ -212,6 +223,7 @@ def plan_catalogue(
         cohort: says where real nodules lie, and how many and how large they are.
         enhancer: SHA-256 of the enhancer's weights, for the recipes; None when samples are not enhanced.
         identity: of the plan, for its record.
+        previous: a smaller plan of this run; its samples stand first, and others are added up to `count`.
 
     Raises:
         InputError: when the library lacks nodules or lungs, or the rules accept too few pairs.
@@ -221,16 +233,22 @@ def plan_catalogue(
     lungs = lungs.first(placement.lungs) if placement.lungs else lungs
     nodules = _usable_nodules(library, placement)
     occurrence = measure_occurrence(lungs, cohort)
-    plans = _Planner(lungs, nodules, occurrence, config).plan()
+    planner = _Planner(lungs, nodules, occurrence, config, previous)
+    plans = planner.plan()
     record = PlanRecord(
         identity=identity or {},
         sample_seed=sample_seed(config.seed),
         parts={category: CategoryRecord.of(plan, len(groups)) for category, (plan, groups) in plans.items()},
-        figures=_figures(lungs, nodules, plans),
+        figures={**_figures(lungs, nodules, plans, previous), **planner.expected(plans)},
         prior=occurrence.prior,
     )
-    write_groups({category: groups for category, (_, groups) in plans.items()}, config.catalogue_path)
+    earlier = list(read_groups(config.catalogue_path)) if previous is not None else []
+    write_groups({category: groups for category, (_, groups) in plans.items()}, config.catalogue_path, earlier=earlier)
     with TableWriter(config.catalogue_path, {METADATA_KEY: record.to_json()}) as writer:
+        if previous is not None:
+            writer.write(previous.table)
+        if not plans:
+            return record
         write_pairs(
             writer,
             lungs.assets,
@@ -246,35 +264,17 @@ def sample_seed(seed: int) -> int:
     return seeds(seed, SeedStream.SAMPLES, n=1)[0]
 
 
-def spread_pairs(
-    pairs: Iterable[tuple[int, int]], keep: int, *, lungs: int, groups: int, max_reuse: float
-) -> list[int]:
-    """Chooses `keep` pairs that use no lung and no group too often.
-
-    Args:
-        pairs: (lung, group), the best first.
-        keep: how many.
-        lungs: number of lungs.
-        groups: number of groups.
-        max_reuse: times the even share of one lung or group, above which a pair is taken only for want of others.
-
-    Returns:
-        Places in `pairs`.
-    """
-    taken: list[int] = []
-    postponed: list[int] = []
-    per_lung, per_group = ceil(max_reuse * keep / lungs), ceil(max_reuse * keep / groups)
-    lung_uses, group_uses = [0] * lungs, [0] * groups
-    for place, (lung, group) in enumerate(pairs):
-        if lung_uses[lung] < per_lung and group_uses[group] < per_group:
-            taken.append(place)
-            lung_uses[lung] += 1
-            group_uses[group] += 1
-        else:
-            postponed.append(place)
-        if len(taken) == keep:
-            break
-    return taken + postponed[: keep - len(taken)]
+def uses_of(catalogue: Catalogue, lungs: LibraryLungs, frames: Frames) -> Uses:
+    """What the samples of a catalogue use; its lungs must be among these."""
+    index = {asset.hash: place for place, asset in enumerate(lungs.assets)}
+    uses = Uses()
+    for recipe in catalogue:
+        uses.lungs[recipe.lung] += 1
+        uses.nodules.update(nodule.asset for nodule in recipe.nodules)
+        row, col = (np.array([[getattr(nodule, name) for nodule in recipe.nodules]]) for name in ("row_px", "col_px"))
+        places = frames.places_mm(np.array([index[recipe.lung]]), row, col)[0].tolist()
+        uses.places_mm += [(down, left) for down, left in places]
+    return uses
 
 
 def groups_path(catalogue: Path) -> Path:
@@ -282,11 +282,16 @@ def groups_path(catalogue: Path) -> Path:
     return catalogue.with_name(f"{catalogue.stem}.groups.parquet")
 
 
-def write_groups(groups: Mapping[str, Sequence[NoduleGroup]], catalogue: Path) -> Path:
-    """Writes the groups of each category."""
-    rows = [(category, group.id, group.json) for category, own in groups.items() for group in own]
+def write_groups(
+    groups: Mapping[str, Sequence[NoduleGroup]], catalogue: Path, *, earlier: Sequence[tuple[str, str, str]] = ()
+) -> Path:
+    """Writes the groups of each category, after those that `read_groups` found."""
+    rows = [
+        *earlier,
+        *((category, group.id, group.json) for category, own in groups.items() for group in own),
+    ]
     names = ("category", "id", "group")
-    columns = zip(*rows, strict=True)
+    columns = zip(*dict.fromkeys(rows), strict=True)  # after a stop, those of a growing run are there already
     table = pa.table({name: list(column) for name, column in zip(names, columns, strict=True)})
     with replacing(groups_path(catalogue)) as part:
         pq.write_table(table, part, compression="zstd", use_dictionary=["category"])
@@ -306,6 +311,9 @@ def read_groups(catalogue: Path) -> Iterator[tuple[str, str, str]]:
     return zip(*(table[name].to_pylist() for name in ("category", "id", "group")), strict=True)
 
 
+_Planned = dict[str, tuple[PlacementPlan, list[NoduleGroup]]]  # a category's plan, and the groups that it means
+
+
 @dataclass(frozen=True, eq=False)
 class _Planner:
     """The plans of all categories: those with too few pairs are planned again with more groups."""
@@ -314,15 +322,16 @@ class _Planner:
     nodules: Mapping[str, Sequence[Asset]]
     occurrence: Occurrence
     config: GenerateConfig
+    previous: Catalogue | None
 
-    def plan(self) -> dict[str, tuple[PlacementPlan, list[NoduleGroup]]]:
-        wanted, counts = self._wanted(), self._group_counts()
-        complete: dict[str, tuple[PlacementPlan, list[NoduleGroup]]] = {}
+    def plan(self) -> "_Planned":
+        complete: _Planned = {}
         # Measured once where they may be planned with again; streamed where there may be thousands.
         shapes: Sequence[LungShape] = self.lungs if self.config.placement.allow_fewer else list(self.lungs)
-        while missing := [category for category in wanted if category not in complete]:
+        counts = dict(self.group_counts)
+        while missing := [category for category in self.wanted if category not in complete]:
             groups = {category: self._draw(category, counts[category]) for category in missing}
-            parts = {category: self._part(category, groups[category], wanted[category]) for category in missing}
+            parts = {category: self._part(category, groups[category]) for category in missing}
             plans = plan_categories(
                 shapes,
                 parts,
@@ -331,41 +340,81 @@ class _Planner:
                 seed=sample_seed(self.config.seed),
             )
             for category, plan in plans.items():
-                if self._suffices(plan, wanted[category], counts[category], begin=self._group_counts()[category]):
-                    complete[category] = self._spread(plan, wanted[category], counts[category]), groups[category]
+                if self._suffices(plan, self.wanted[category], counts[category], begin=self.group_counts[category]):
+                    complete[category] = plan, groups[category]
                 counts[category] = ceil(counts[category] * _GROWTH)
-        return {category: complete[category] for category in wanted}
+        return self._chosen({category: complete[category] for category in self.wanted})
 
-    def _wanted(self) -> dict[str, int]:
-        """Samples of each category that gets any."""
+    @cached_property
+    def wanted(self) -> dict[str, int]:
+        """Samples of each category that gets any, beyond those that are there."""
         count, placement, categories = self.config.count, self.config.placement, tuple(self.nodules)
-        if placement.per_category:
-            return shares_of_samples(placement.policy, count, self.occurrence.real, categories)
-        shares = zip(categories, even_shares(count, len(categories)), strict=True)
-        return {category: share for category, share in shares if share}
+        if not placement.per_category and placement.policy in ("matched", "balanced"):
+            weights = shares_of_samples(placement.policy, count, self.occurrence.real, categories)
+            shares = dict(zip(weights, shares_of(count, list(weights.values())), strict=True))
+        elif not placement.per_category:
+            shares = placement.category_shares(count, categories)
+        elif placement.categories is not None:
+            most = max(placement.categories.values())
+            scaled = {name: share / most for name, share in placement.categories.items()}
+            shares = {name: round(count * scaled.get(name, 0.0)) for name in categories}
+        else:
+            shares = shares_of_samples(placement.policy, count, self.occurrence.real, categories)
+        there = Counter(self.previous.table["category"].to_pylist()) if self.previous else Counter[str]()
+        return {category: share - there[category] for category, share in shares.items() if share > there[category]}
 
-    def _group_counts(self) -> dict[str, int]:
+    @cached_property
+    def group_counts(self) -> dict[str, int]:
         """Groups of each category to begin with."""
+        placement, names = self.config.placement, list(self.wanted)
         total = self.config.sizes(len(self.nodules)).groups
-        shares = even_shares(total, len(self.nodules))
-        return {category: max(1, share) for category, share in zip(self.nodules, shares, strict=True)}
+        if placement.crossing or placement.groups is not None:
+            shares = even_shares(total, len(self.nodules))
+            return {name: max(1, dict(zip(self.nodules, shares, strict=True))[name]) for name in names}
+        samples = sum(self.wanted.values())
+        return {name: max(_LEAST_GROUPS, ceil(total * self.wanted[name] / samples)) for name in names}
+
+    def expected(self, plans: "_Planned") -> dict[str, Any]:
+        """What the set is to be held against: what was asked for, and real nodules by distance, size and category."""
+        real, parts = self.occurrence.real, [(self._part(name, groups), plan) for name, (plan, groups) in plans.items()]
+        distances = real.distances(self.occurrence.prior, self.occurrence.sample)
+        diameters = np.array([mm for own in real.diameters_mm.values() for mm in own])
+        aimed = [part.target.distance * len(plan) for part, plan in parts if part.target is not None]
+        total = sum(aimed[1:], aimed[0]) if aimed else None
+        return {
+            "asked": sum(self.wanted.values()) + (0 if self.previous is None else len(self.previous)),
+            "target_distances": None if total is None else np.round(total / total.sum(), 4).tolist(),
+            "real_distances": np.round(distances / distances.sum(), 4).tolist(),
+            "real_sizes": np.bincount(size_class(diameters), minlength=len(SIZE_EDGES_MM) + 1).tolist(),
+            "real_categories": {category: len(own) for category, own in sorted(real.diameters_mm.items())},
+        }
 
     def _draw(self, category: str, count: int) -> list[NoduleGroup]:
         index = list(self.nodules).index(category)
-        seed = seeds(self.config.seed, SeedStream.GROUPS, index, n=1)[0]
+        grown = () if self.previous is None else (len(self.previous),)
+        seed = seeds(self.config.seed, SeedStream.GROUPS, index, *grown, n=1)[0]
         settings = self.occurrence.group_settings(category if self.config.placement.keep_real_sizes else None)
+        settings = replace(settings, deal=not self.config.placement.crossing)
         pool = self.nodules[category]
         return draw_groups(pool, count, seed=seed, prior=self.occurrence.prior, settings=settings)
 
-    def _part(self, category: str, groups: Sequence[NoduleGroup], wanted: int) -> CategoryPlan:
-        placement, occurrence = self.config.placement, self.occurrence
+    def _part(self, category: str, groups: Sequence[NoduleGroup]) -> CategoryPlan:
+        placement, occurrence, wanted = self.config.placement, self.occurrence, self.wanted[category]
         per_group = sum(len(group.members) for group in groups) / len(groups)
-        target = None
-        if placement.policy != "farthest":
-            measured = (occurrence.real, occurrence.prior, occurrence.sample)
-            target = target_of(placement.policy, category, *measured, nodules=wanted * per_group)
-        keep = wanted if placement.max_reuse is None else len(self.lungs) * len(groups)
-        return CategoryPlan(groups=groups, keep=keep, policy=placement.policy, target=target)
+        target = target_of(
+            placement.policy,
+            category,
+            occurrence.real,
+            occurrence.prior,
+            occurrence.sample,
+            nodules=wanted * per_group,
+            diameters_mm=[nodule.diameter_mm or 0.0 for nodule in self.nodules[category]],
+        )
+        pairs = len(self.lungs) * len(groups)
+        pool = None if placement.max_reuse is None else min(pairs, wanted * _RANKED_PER_SAMPLE + _RANKED)
+        if placement.crossing and placement.max_reuse is not None:
+            pool = pairs
+        return CategoryPlan(groups=groups, keep=wanted, policy=placement.policy, target=target, pool=pool)
 
     def _suffices(self, plan: PlacementPlan, wanted: int, groups: int, *, begin: int) -> bool:
         placement = self.config.placement
@@ -378,11 +427,49 @@ class _Planner:
             )
         return False
 
-    def _spread(self, plan: PlacementPlan, wanted: int, groups: int) -> PlacementPlan:
-        if (max_reuse := self.config.placement.max_reuse) is None:
-            return plan
-        places = spread_pairs(plan, wanted, lungs=len(self.lungs), groups=groups, max_reuse=max_reuse)
-        return replace(plan, pairs=plan.pairs.take(np.array(places)))
+    def _chosen(self, plans: "_Planned") -> "_Planned":
+        """Of the ranked pairs, those that become samples."""
+        placement = self.config.placement
+        if placement.max_reuse is None or not plans:
+            return plans
+        if placement.crossing:
+            return {
+                category: (self._limited(*plan, self.wanted[category]), plan[1]) for category, plan in plans.items()
+            }
+        choices = {
+            category: CategoryChoice(
+                plan=plan,
+                groups=groups,
+                wanted=self.wanted[category],
+                target=self._part(category, groups).target,
+                real_share=self._real_share(category),
+                nodules=len(self.nodules[category]),
+            )
+            for category, (plan, groups) in plans.items()
+        }
+        frames = self.lungs.frames()
+        chosen = spread_plans(
+            choices,
+            lung_hashes=[asset.hash for asset in self.lungs.assets],
+            frames=frames,
+            max_reuse=placement.max_reuse,
+            uses=None if self.previous is None else uses_of(self.previous, self.lungs, frames),
+        )
+        return {category: (chosen[category], groups) for category, (_, groups) in plans.items()}
+
+    def _limited(self, plan: PlacementPlan, groups: Sequence[NoduleGroup], wanted: int) -> PlacementPlan:
+        max_reuse = self.config.placement.max_reuse or 1.0
+        places = spread_pairs(plan, wanted, lungs=len(self.lungs), groups=len(groups), max_reuse=max_reuse)
+        pairs = plan.pairs.take(np.array(places, dtype=np.int64))
+        return replace(plan, pairs=pairs)
+
+    def _real_share(self, category: str) -> float | None:
+        """Of a category's nodules in samples: as many as the library was to have, as far as it has them."""
+        pool = self.nodules[category]
+        real = sum(nodule.source == "real" for nodule in pool)
+        if not real or real == len(pool):
+            return None
+        return min(float(self.config.sizes(1).real_nodules_share), real / len(pool))
 
 
 def _usable_nodules(library: AssetLibrary, placement: PlacementConfig) -> dict[str, list[Asset]]:
@@ -407,14 +494,13 @@ def _nodule_weights(library: AssetLibrary, nodules: Mapping[str, Sequence[Asset]
 
 
 def _figures(
-    lungs: LibraryLungs,
-    nodules: Mapping[str, Sequence[Asset]],
-    plans: Mapping[str, tuple[PlacementPlan, Sequence[NoduleGroup]]],
+    lungs: LibraryLungs, nodules: Mapping[str, Sequence[Asset]], plans: "_Planned", previous: Catalogue | None
 ) -> dict[str, float | int | None]:
     """Images out / images in: slices of real lungs, and the slices from which real nodules were cut."""
     real_lungs = sum(asset.source == "real" for asset in lungs.assets)
     real_nodules = {asset.origin for pool in nodules.values() for asset in pool if asset.source == "real"}
-    samples, sources = sum(len(plan) for plan, _ in plans.values()), real_lungs + len(real_nodules)
+    samples = sum(len(plan) for plan, _ in plans.values()) + (0 if previous is None else len(previous))
+    sources = real_lungs + len(real_nodules)
     verdicts: Counter[str] = Counter()
     for plan, _ in plans.values():
         verdicts.update({f"pairs_{verdict.name.lower()}": count for verdict, count in plan.verdicts.items()})

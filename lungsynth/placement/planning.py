@@ -45,6 +45,7 @@ __all__ = [
 
 _PAIR_BITS = np.uint64(48)  # of a rank, for the number of the pair; the distance stands above
 _SLACK = 1000  # pairs beyond what is kept, so that few are not sorted out again and again; speed alone
+_FITTED_LEAST = 2000  # pairs whose shares are fitted, where few are kept of many
 _FITTED_LUNGS = 64  # on which the weights of a policy are fitted; more fit better, and measure more lungs twice
 
 
@@ -56,7 +57,8 @@ class CategoryPlan:
         groups: all of them are tried on each lung.
         keep: at most so many pairs.
         policy: which of them.
-        target: what `matched` and `balanced` should reach.
+        target: what all policies but `farthest` should reach.
+        pool: pairs to remember, the best, for a choice among them (`placement.spread`); `keep` when None.
 
     Raises:
         InputError: when the policy is unknown, lacks its target, or a number is below 1.
@@ -66,6 +68,7 @@ class CategoryPlan:
     keep: int
     policy: Policy = "farthest"
     target: TargetDistribution | None = None
+    pool: int | None = None
 
     def __post_init__(self) -> None:
         if self.policy not in get_args(Policy) or self.keep < 1:
@@ -287,7 +290,7 @@ class _CategoryRun:
         self.category, self.rules = category, rules
         self.arrays = GroupArrays.of(category.groups)
         self.order = PairOrder(seed=seed)
-        self.best = TopK(category.keep, self.arrays.places.shape[1])
+        self.best = TopK(category.pool or category.keep, self.arrays.places.shape[1])
         self.counts = np.zeros(len(PlacementVerdict), dtype=np.int64)
         self.hashes = np.empty(0, dtype=np.uint64)
         if category.policy != "farthest":
@@ -304,8 +307,11 @@ class _CategoryRun:
             usable = usable_pairs(scores)
             classes.append(classes_of(self.arrays, scores.distance[self.arrays.places[usable]], usable))
             numbers.append(shuffled(self.order.seed, name, self.hashes[usable]))
+        joined, ranks = Classes.joined(classes), np.concatenate(numbers)
         keep = max(1, round(self.category.keep * share))
-        weights = fit_weights(Classes.joined(classes), np.concatenate(numbers), keep=keep, target=self.category.target)
+        if self.category.pool is not None:  # the shares of a few pairs are noise
+            keep = max(keep, min(_FITTED_LEAST, len(ranks) // 2))
+        weights = fit_weights(joined, ranks, keep=keep, target=self.category.target)
         self.order = PairOrder(weights=weights, seed=self.order.seed)
 
     def observe(self, index: int, name: int, shape: LungShape) -> None:

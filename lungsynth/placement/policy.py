@@ -1,19 +1,21 @@
 """Policies: which of the pairs that the rules accept become samples.
 
+- `varied` (the default): nodules are distributed by distance to the edge as real ones are, at least `_NEAR_SHARE` of
+  them near the pleura, and by size as those that there are; categories as asked for, else evenly.
 - `farthest` (the paper's): those whose nodule nearest to the edge of the lung is farthest from it. Equal distances: the
   earlier lung, then the earlier group.
 - `matched`: nodules are distributed as the real ones are, by distance to the edge and by size.
 - `balanced`: together with the real ones, all classes of distance and of size are as frequent as each other, as far as
   the number of samples can make up for what is lacking.
 
-The last two draw pairs at random with unequal chances: a pair with the uniform number U and the weight w has the rank
-U / w, and the lowest ranks are taken (sequential Poisson sampling, Ohlsson, 1998). U follows from seed, lung and group.
+All but `farthest` draw pairs at random with unequal chances: a pair with the uniform number U and the weight w has the
+rank U / w, and the lowest are taken (sequential Poisson sampling, Ohlsson, 1998). U follows from seed, lung and group.
 The weight is a product over a pair's nodules of one factor for the class of its distance and one for the class of its
 size. The factors are found by trying on some of the lungs: a class that comes out too often gets a lower one, and again
 (raking).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,9 +42,11 @@ __all__ = [
     "distance_class",
     "fit_weights",
     "order_rank",
+    "shares_by_counts",
     "shares_of_samples",
     "size_class",
     "target_of",
+    "varied_ranks",
 ]
 
 # Limits of the classes whose shares `matched` and `balanced` aim at, finer where nodules are many. Sizes follow the
@@ -53,6 +57,8 @@ _ROUNDS = 40  # of raking; fewer leave a larger gap to the target, more change l
 _FITTED_PAIRS = 100_000  # on which it is done at most: time, against noise of the shares
 _FACTORS = (1e-6, 1e6)  # range of a class's factor: a class that cannot be reached must not run away
 _WEIGHTS = (1e-150, 1e150)  # range of a pair's weight, so that U / w stays a finite, positive float64
+_NEAR_CLASSES = 4  # of distance, up to 10 mm
+_NEAR_SHARE = 0.35  # of nodules, at least; LIDC-IDRI's density is blurred, so that it gives fewer (0.30) than there are
 _MIN_COUNT = 0.5  # an empty class counts as half a nodule, so that its factor rises by a finite step
 
 DistanceShares = Float64[np.ndarray, " distance_classes"]
@@ -179,6 +185,20 @@ def order_rank(numbers: UInt64[np.ndarray, " pairs"], weights: np.ndarray) -> UI
     return (uniform / weights).view(np.uint64)
 
 
+def varied_ranks(classes: Classes, expected: np.ndarray, *, seed: int) -> UInt64[np.ndarray, " pairs"]:
+    """Ranks of groups on a single lung with which nodules come near to the pleura as often as `varied` has it.
+
+    Args:
+        classes: of the groups.
+        expected: share of each class of distance where nodules lie as drawn.
+        seed: of the order.
+    """
+    wanted = _with_near(expected)
+    distance = np.where(expected > 0, wanted / np.maximum(expected / expected.sum(), 1e-9), 1.0)
+    weights = PolicyWeights(distance=distance, size=np.ones(len(SIZE_EDGES_MM) + 1)).of(classes)
+    return order_rank(np.random.default_rng(seed).integers(0, 1 << 63, len(weights), dtype=np.uint64) << 1, weights)
+
+
 def shuffled(seed: int, lung: int, groups: UInt64[np.ndarray, " groups"]) -> UInt64[np.ndarray, " groups"]:
     """The random number of each pair of a lung with groups, from their hashes."""
     return hash_arrays(HashDomain.ORDER, seed, lung, groups)
@@ -216,8 +236,9 @@ def fit_weights(classes: Classes, numbers: np.ndarray, *, keep: int, target: Tar
 def shares_of_samples(policy: Policy, keep: int, real: "NoduleStatistics", categories: Sequence[str]) -> dict[str, int]:
     """Samples of each category.
 
-    `farthest`: `keep` of each. `matched`: in the proportions of the real nodules, the most frequent category gets
-    `keep`. `balanced`: so many that with the real ones all categories are equally frequent, the rarest gets `keep`.
+    `varied` and `farthest`: `keep` of each. `matched`: in the proportions of the real nodules, the most frequent
+    category gets `keep`. `balanced`: so many that with the real ones all categories are equally frequent, the rarest
+    gets `keep`.
 
     Args:
         policy: of the plan.
@@ -228,8 +249,19 @@ def shares_of_samples(policy: Policy, keep: int, real: "NoduleStatistics", categ
     Raises:
         InputError: when `matched` finds no real nodule of these categories.
     """
-    counts = {category: len(real.diameters_mm.get(category, ())) for category in categories}
-    if policy == "farthest":
+    return shares_by_counts(
+        policy, keep, {category: len(real.diameters_mm.get(category, ())) for category in categories}
+    )
+
+
+def shares_by_counts(policy: Policy, keep: int, counts: Mapping[str, int]) -> dict[str, int]:
+    """As `shares_of_samples`, from the number of real nodules of each category.
+
+    Raises:
+        InputError: likewise.
+    """
+    categories = list(counts)
+    if policy in ("varied", "farthest"):
         return dict.fromkeys(categories, keep)
     if policy == "balanced":
         level = keep + min(counts.values())
@@ -237,7 +269,7 @@ def shares_of_samples(policy: Policy, keep: int, real: "NoduleStatistics", categ
     most = max(counts.values())
     if not most:
         raise InputError(
-            f"The policy matched needs real nodules: the cohort's training patients have none of {list(categories)}."
+            f"The policy matched needs real nodules: the cohort's training patients have none of {categories}."
         )
     return {category: max(1, round(keep * count / most)) for category, count in counts.items() if count}
 
@@ -250,6 +282,7 @@ def target_of(
     lungs: Sequence[LungShape],
     *,
     nodules: float,
+    diameters_mm: Sequence[float] = (),
 ) -> TargetDistribution | None:
     """What a category's nodules should be distributed like; None for `farthest`.
 
@@ -260,15 +293,29 @@ def target_of(
         prior: where nodules are found.
         lungs: some of the plan's.
         nodules: how many will be added.
+        diameters_mm: of the nodules that there are to place, for `varied`.
     """
     if policy == "farthest":
         return None
+    if policy == "varied":
+        sizes = np.bincount(size_class(np.array(diameters_mm)), minlength=len(SIZE_EDGES_MM) + 1)
+        return TargetDistribution(distance=_with_near(real.distances(prior, lungs)), size=sizes.astype(np.float64))
     target = real.target(category, prior, lungs)
     if policy == "matched":
         return target
     if target is None:
         return TargetDistribution(distance=np.ones(len(DISTANCE_EDGES_MM) + 1), size=np.ones(len(SIZE_EDGES_MM) + 1))
     return balanced_target(target, real_nodules=float(len(real.diameters_mm[category])), nodules=nodules)
+
+
+def _with_near(shares: np.ndarray) -> np.ndarray:
+    """Shares of classes of distance with at least `_NEAR_SHARE` near the edge; within near and far as they were."""
+    shares = shares / shares.sum()
+    near = float(shares[:_NEAR_CLASSES].sum())
+    if near >= _NEAR_SHARE or near in (0.0, 1.0):
+        return np.asarray(shares)
+    factors = np.where(np.arange(len(shares)) < _NEAR_CLASSES, _NEAR_SHARE / near, (1 - _NEAR_SHARE) / (1 - near))
+    return np.asarray(shares * factors)
 
 
 def _gap(counts: np.ndarray, wanted: np.ndarray) -> float:

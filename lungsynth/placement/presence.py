@@ -246,20 +246,24 @@ class NoduleStatistics:
         diameters_mm = self.diameters_mm.get(category)
         return (min(diameters_mm), max(diameters_mm)) if diameters_mm else None
 
-    def target(self, category: str, prior: PresencePrior, lungs: Sequence[LungShape]) -> TargetDistribution | None:
-        """Distribution of a category's real nodules; None when the cohort has none of them.
+    def distances(self, prior: PresencePrior, lungs: Sequence[LungShape]) -> Float64[np.ndarray, " distance_classes"]:
+        """Nodules of each class of distance, of all categories alike.
 
         Few cohorts outline lungs and nodules on the same slices, so the distances that the prior gives on these lungs
-        count as `_PRIOR_NODULES`, and measured ones are taken for all categories alike.
+        count as `_PRIOR_NODULES`.
         """
-        sizes = self.diameters_mm.get(category)
-        if not sizes:
-            return None
         measured = np.bincount(
             distance_class(self.distance_mm), weights=self.weights, minlength=len(DISTANCE_EDGES_MM) + 1
         )
+        return np.asarray(measured + _PRIOR_NODULES * expected_distances(prior, lungs))
+
+    def target(self, category: str, prior: PresencePrior, lungs: Sequence[LungShape]) -> TargetDistribution | None:
+        """Distribution of a category's real nodules; None when the cohort has none of them."""
+        sizes = self.diameters_mm.get(category)
+        if not sizes:
+            return None
         return TargetDistribution(
-            distance=measured + _PRIOR_NODULES * expected_distances(prior, lungs),
+            distance=self.distances(prior, lungs),
             size=np.bincount(size_class(np.array(sizes)), minlength=len(SIZE_EDGES_MM) + 1).astype(np.float64),
         )
 

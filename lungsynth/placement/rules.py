@@ -20,7 +20,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Int, Int16, UInt8
 
+from lungsynth.config import MIN_DIAMETER_MM
 from lungsynth.errors import InputError
+from lungsynth.grids import disc_diameter
 from lungsynth.placement.groups import PHASES, GroupArrays, NoduleGroup, NodulePlacement, place
 from lungsynth.placement.lung_shape import MARGIN_PX, UNITS_PER_MM, LungShape
 
@@ -62,6 +64,7 @@ class PlacementVerdict(IntEnum):
     ON_AIRWAY = 7
     WRONG_TYPE = 8
     OVERLAP = 9  # two nodules closer than the gap
+    TOO_SMALL = 10  # smaller than min_diameter_mm, or than the lung's pixels can show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +85,8 @@ class PlacementRules:
         max_vessel_share: of a nodule's square that is vessel.
         max_airway_share: likewise of airway.
         juxta_vascular_share: see above.
+        min_diameter_mm: of a nodule.
+        min_pixels: of the lung's grid that a nodule's disc covers: on 1.4 mm, 6 pixels are 3.9 mm.
         regions: names of `REGIONS`, or (u from, u to, v from, v to); a centre lies in one of them. All when empty.
 
     Raises:
@@ -98,6 +103,8 @@ class PlacementRules:
     max_vessel_share: float = 0.5
     max_airway_share: float = 0.5
     juxta_vascular_share: float = 0.1
+    min_diameter_mm: float = MIN_DIAMETER_MM
+    min_pixels: float = 6.0
     regions: tuple[str | Region, ...] = ()
 
     def __post_init__(self) -> None:
@@ -127,6 +134,10 @@ class PlacementRules:
     def edge_clearance(self) -> float:
         """Radii that the centre of an allowed nodule keeps from the edge at least."""
         return self.pleural_clearance if "juxta_pleural" in self.types else self.clearance
+
+    def smallest_mm(self, spacing_mm: tuple[float, float]) -> float:
+        """The smallest diameter that is placed on a lung of this spacing (row, column)."""
+        return max(self.min_diameter_mm, float(disc_diameter(self.min_pixels * spacing_mm[0] * spacing_mm[1])))
 
     def type_of(self, distance_mm: float, diameter_mm: float, vessel_share: float) -> NoduleType:
         """The type of a nodule at a distance from the edge, with a share of vessels in its square."""
@@ -241,6 +252,7 @@ def score(shape: LungShape, groups: GroupArrays, rules: PlacementRules) -> PairS
     member[misplaced] = np.where(start_distance < 0, PlacementVerdict.OUTSIDE_LUNG, PlacementVerdict.CROSSES_EDGE)[
         misplaced
     ]
+    member[groups.diameter_mm < rules.smallest_mm(shape.spacing_mm)] = PlacementVerdict.TOO_SMALL
     row_quarters, col_quarters = row * PHASES + groups.row_phase, col * PHASES + groups.col_phase
     return PairScores(
         row=row_quarters.astype(np.int16),

@@ -8,7 +8,8 @@ order of generation.
 
 A candidate is unlike real ones when it lies in no real sample's sphere, which reaches to that sample's fifth nearest of
 other patients (the manifold of Naeem et al., 2020). Under `coverage` and `nearest` such candidates come last. Copies
-are never kept.
+are never kept. Where diameters are asked for, as many are kept of each part of their range, and the strategy chooses
+within each part.
 
 Candidate i of a category has a seed of its own. A round draws `candidates` for each sample that is still missing, so
 the second one, which replaces copies and what cannot be used (an empty mask), is small. Nothing is stored but what is
@@ -30,7 +31,7 @@ from lungsynth.config import Selection, SelectionStrategy
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import to_int16
 from lungsynth.io.atomic import write_json
-from lungsynth.placement.assets import Asset
+from lungsynth.placement.assets import Asset, TooSmallError
 from lungsynth.similarity.samples import SampleKind, Samples
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ __all__ = [
     "SimilarityScores",
     "Store",
     "describe_selection",
+    "evenly",
     "kept_assets",
     "preference",
     "selection_figures",
@@ -56,6 +58,8 @@ __all__ = [
 NEIGHBOURS = 5  # which nearest real sample counts: 5 as in Naeem et al. (2020); fewer follow outliers, more blur
 TRIES = 4  # rounds' worth of candidates, before a sampler is given up
 _FILE = "selection.json"
+_GOLDEN = (5**0.5 - 1) / 2
+_SIZE_CLASSES = 8  # equal parts of the range of diameters, on a scale of ratios, of which as many are kept
 _CHUNK = 32  # seeds a call; only a matter of progress
 
 _logger = logging.getLogger(__name__)
@@ -122,17 +126,21 @@ class CandidateSource:
         kind: nodules or lungs.
         selection: how they are chosen.
         real: what ranks them; None where nothing does.
+        diameters_mm: range over which diameters are spread evenly, on a scale of ratios; None for those of training.
     """
 
     sampler: Any
     kind: SampleKind
     selection: Selection
     real: "ReferenceSet | None" = None
+    diameters_mm: tuple[float, float] | None = None
 
-    def draw(self, seeds: Sequence[int], category: str) -> Samples:
-        """One sample a seed, diameters as in training."""
+    def draw(self, seeds: Sequence[int], category: str, *, first: int = 0) -> Samples:
+        """One sample a seed; `first` of the category's candidates were drawn before."""
         names = tuple(str(seed) for seed in seeds)
-        hu, mask = (np.concatenate(planes) for planes in zip(*self._chunks(seeds, category), strict=True))
+        requested = [self._diameter_mm(first + index) for index in range(len(seeds))]
+        chunks = self._chunks(seeds, category, requested)
+        hu, mask = (np.concatenate(planes) for planes in zip(*chunks, strict=True))
         return Samples(
             hu=to_int16(hu),
             mask=mask.astype(np.float16),
@@ -146,10 +154,28 @@ class CandidateSource:
         """Compares them with real ones; nothing is known of them where there are none."""
         return unranked(len(samples)) if self.real is None else self.real.score(samples, category)
 
-    def _chunks(self, seeds: Sequence[int], category: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def size_classes(self, samples: Samples) -> Int[np.ndarray, " n"] | None:
+        """Which of `_SIZE_CLASSES` equal parts of the range of diameters each sample is of; None without a range."""
+        if self.diameters_mm is None:
+            return None
+        low, high = np.log(self.diameters_mm)
+        place = (np.log(np.maximum(samples.diameter_mm, 0.1)) - low) / (high - low)
+        return np.clip((place * _SIZE_CLASSES).astype(int), 0, _SIZE_CLASSES - 1)
+
+    def _diameter_mm(self, index: int) -> float | None:
+        """Of a candidate: multiples of the golden ratio, which are even over any number of candidates."""
+        if self.diameters_mm is None:
+            return None
+        low, high = self.diameters_mm
+        high = min(high, getattr(self.sampler, "largest_mm", high))
+        return float(low * (high / low) ** ((index + 1) * _GOLDEN % 1))
+
+    def _chunks(
+        self, seeds: Sequence[int], category: str, diameters_mm: Sequence[float | None]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for begin in tqdm(range(0, len(seeds), _CHUNK), desc=category, leave=False, disable=len(seeds) <= _CHUNK):
             part = list(seeds[begin : begin + _CHUNK])
-            batch = self.sampler(part, [category] * len(part), [None] * len(part))
+            batch = self.sampler(part, [category] * len(part), list(diameters_mm[begin : begin + _CHUNK]))
             yield np.asarray(batch["hu"]), np.asarray(batch["alpha" if self.kind == "nodules" else "mask"])
 
 
@@ -177,6 +203,23 @@ def preference(scores: SimilarityScores, strategy: SelectionStrategy, *, seed: i
     else:
         first = like[_in_turns(scores.distances[like], seed=seed)]
     return np.concatenate([first, _nearest_first(unlike, nearness)])
+
+
+def evenly(order: Int[np.ndarray, " n"], classes: Int[np.ndarray, " n"], wanted: int) -> Int[np.ndarray, " n"]:
+    """An order whose first ones are as many of each class, as far as there are so many; within a class as it was.
+
+    Args:
+        order: places, the best first.
+        classes: of each, in this order.
+        wanted: how many will be taken.
+    """
+    turn = np.zeros(len(order), np.int64)
+    for name in np.unique(classes):
+        own = classes == name
+        turn[own] = np.arange(int(own.sum()))
+    level = next((n for n in range(1, len(order) + 1) if int((turn < n).sum()) >= wanted), len(order))
+    early = turn < level
+    return np.concatenate([order[early], order[~early]])
 
 
 def _nearest_first(places: Int[np.ndarray, " n"], nearness: Float[np.ndarray, " all"]) -> Int[np.ndarray, " n"]:
@@ -213,10 +256,12 @@ def kept_assets(
     counts, drawn = CandidateCounts(), 0
     while len(assets) < wanted and drawn < len(seeds):
         part = seeds[drawn : drawn + source.selection.candidates * (wanted - len(assets))]
+        samples = source.draw(part, category, first=drawn)
         drawn += len(part)
-        samples = source.draw(part, category)
         scores = source.score(samples, category)
         order = preference(scores, source.selection.strategy, seed=seeds[0])
+        if (classes := source.size_classes(samples)) is not None:
+            order = evenly(order, classes[order], wanted - len(assets))
         counts += _take(assets, samples, scores, order, wanted=wanted, store=store)
     return list(assets.values()), counts
 
@@ -238,10 +283,13 @@ def selection_identity(selection: Selection) -> dict[str, Any]:
 def write_selection(
     out: Path, selection: Selection, counts: Mapping[SampleKind, Mapping[str, CandidateCounts]]
 ) -> Path:
-    """Writes `selection.json`: the rule, and the counts by kind and category."""
+    """Writes `selection.json`: the rule, and the counts by kind and category; of a run that grows, they add up."""
+    before = _read_counts(out) if (out / _FILE).is_file() else {}
     content: dict[str, Any] = {"format": 2, **selection.to_json()}
     for kind, categories in counts.items():
-        content[kind] = {name: asdict(count) for name, count in categories.items()}
+        earlier = before.get(kind, {})
+        sums = {name: count + earlier.get(name, CandidateCounts()) for name, count in categories.items()}
+        content[kind] = {name: asdict(count) for name, count in sums.items()}
     write_json(out / _FILE, content)
     return out / _FILE
 
@@ -252,19 +300,25 @@ def selection_figures(out: Path) -> dict[str, float]:
     Raises:
         InputError: when the file is missing or damaged.
     """
-    path = out / _FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected counts of generated samples, got {error}. Use a new `out`.") from error
     figures: dict[str, float] = {}
-    for kind in ("nodules", "lungs"):
-        counts = {name: CandidateCounts.from_json(values) for name, values in content[kind].items()}
+    for kind, counts in _read_counts(out).items():
         for category, own in counts.items():
             figures |= {f"{kind}_{category}_{name}": float(value) for name, value in asdict(own).items()}
         total = sum(counts.values(), CandidateCounts())
         figures |= {f"{kind}_candidates_{name}": float(v) for name, v in asdict(total).items() if name != "real"}
     return figures
+
+
+def _read_counts(out: Path) -> dict[str, dict[str, CandidateCounts]]:
+    path = out / _FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            kind: {name: CandidateCounts.from_json(values) for name, values in content[kind].items()}
+            for kind in ("nodules", "lungs")
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: expected counts of generated samples, got {error}. Use a new `out`.") from error
 
 
 def describe_selection(figures: Mapping[str, float], *, ranked: bool) -> str:
@@ -325,5 +379,5 @@ def store_usable(store: Callable[..., Asset], *arrays: np.ndarray, **facts: Any)
     try:
         return store(*arrays, **facts)
     except InputError as error:
-        _logger.warning("passed over: %s", error)
+        _logger.log(logging.DEBUG if isinstance(error, TooSmallError) else logging.WARNING, "passed over: %s", error)
         return None
