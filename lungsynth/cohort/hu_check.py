@@ -24,7 +24,7 @@ _FEWEST_VOXELS = 50  # of tissue, for a median
 _WIDTH_MM = (25.0, 600.0)  # of both lungs together, from a premature infant to the largest field of view
 _OFFSET = 1024
 _GREY_LEVELS, _GREY_STEP_HU = (32, 256), 3.0  # how many values an 8-bit image has, and how far apart
-_SEEN_SLICES = 16
+_SEEN_SLICES = 32  # of a scan, which are enough for medians
 
 _MaskVolume = Bool[np.ndarray, "depth height width"]
 # What a wrong image does when a mistake is undone, and the mistake in words.
@@ -87,11 +87,11 @@ def _sentence(name: str, found: str, mistake: str | None, hint: str) -> str:
 
 def _levels(hu: np.ndarray, lung: _MaskVolume) -> tuple[float, float]:
     """Medians of lung, and of tissue in the box around it; NaN where there is hardly any tissue."""
-    box = tuple(
-        slice(int(line[0]), int(line[-1]) + 1)
-        for line in (np.flatnonzero(lung.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
-    )
-    around = hu[box][~lung[box]]
+    slices, rows, columns = (np.flatnonzero(lung.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
+    step = max(1, len(slices) // _SEEN_SLICES)  # the first one has lung
+    box = (slices[::step], slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    hu, lung = hu[box], lung[box]
+    around = hu[~lung]
     tissue = around[around > _TISSUE_ABOVE_HU]
     enough = len(tissue) >= _FEWEST_VOXELS
     return float(np.median(hu[lung])), float(np.median(tissue)) if enough else float("nan")
