@@ -12,7 +12,13 @@ sys.path.insert(0, str(BUNDLE))
 
 from lung_seg.network import DenseUNet
 
-TINY = {"channels": [4, 8], "convolutions": 1, "growth_rate": 2, "dense_layers": 2}
+TINY = {
+    "stem_channels": 4,
+    "channels": [4, 8],
+    "convolutions": 1,
+    "growth_rate": 2,
+    "dense_layers": 2,
+}
 
 
 SPACING = (2.0, 1.0, 1.0)
@@ -27,7 +33,8 @@ class Density(torch.nn.Module):
     """Lung where it is darker than soft tissue and not empty, nodule where it is bright."""
 
     def forward(self, image):
-        return torch.cat([40 * (image.abs() < 0.9) - 20.0, 20 * image - 14], dim=1)
+        own = image[:, image.shape[1] // 2, None]
+        return torch.cat([40 * (own.abs() < 0.9) - 20.0, 20 * own - 14], dim=1)
 
 
 def sphere(shape, centre, diameter_mm, spacing_mm) -> np.ndarray:

@@ -182,9 +182,17 @@ def test_datalists(cohort):
     for entry in datalist(cohort, "segmentation"):
         if entry["kind"] != "slice":
             is_sphere = entry in spheres
-            with np.load(cohort / entry["image"]) as patch:
-                assert ("sphere" in patch.files, entry["labelled"]) == (is_sphere, [] if is_sphere else ["nodule"])
-                assert not is_sphere or patch["sphere"].shape == patch["votes"].shape
+            assert entry["labelled"] == ([] if is_sphere else ["nodule"])
+            with np.load(cohort / entry["image"]) as window:
+                assert (
+                    window["hu"].shape
+                    == window["label"].shape
+                    == window["votes"].shape
+                    == (len(window["z_mm"]), 128, 128)
+                )
+                assert (np.diff(window["z_mm"]) > 0).all()
+            with np.load(cohort / "nodules" / Path(entry["image"]).name) as patch:
+                assert ("sphere" in patch.files) == is_sphere
             assert (nodules["votes"][Path(entry["image"]).stem] == 0) == is_sphere
     assert measured <= set(nodules.columns)
     for entry in datalist(cohort, "nodules"):

@@ -216,7 +216,7 @@ def test_other_networks_fit_the_detector(tmp_path):
     unet = {
         "_target_": "monai.networks.nets.UNet",
         "spatial_dims": 2,
-        "in_channels": 1,
+        "in_channels": 3,
         "out_channels": 2,
         "channels": [4, 8],
         "strides": [2],
@@ -250,7 +250,7 @@ def export_arguments(tmp_path: Path, network: torch.nn.Module) -> dict:
 
 
 def test_torchscript_equals_the_network_at_any_size(tmp_path):
-    network, image = tiny_network(), torch.randn(2, 1, 37, 50, generator=torch.Generator().manual_seed(0))
+    network, image = tiny_network(), torch.randn(2, 3, 37, 50, generator=torch.Generator().manual_seed(0))
     ckpt_export(filepath=str(tmp_path / "model.ts"), **export_arguments(tmp_path, network))
     exported = torch.jit.load(tmp_path / "model.ts")
     torch.testing.assert_close(exported(image), network(image))
@@ -264,7 +264,7 @@ def test_onnx_equals_the_network_at_multiples_of_its_coarsest_pixel(tmp_path):
     onnx_export(
         filepath=str(tmp_path / "model.onnx"),
         use_trace=True,
-        input_shape=[1, 1, 32, 32],
+        input_shape=[1, 3, 32, 32],
         converter_kwargs={
             "dynamo": False,
             "input_names": ["image"],
@@ -274,7 +274,7 @@ def test_onnx_equals_the_network_at_multiples_of_its_coarsest_pixel(tmp_path):
         **export_arguments(tmp_path, network),
     )
     session = runtime.InferenceSession(str(tmp_path / "model.onnx"))
-    for shape in [(1, 1, 32, 32), (2, 1, 46, 50)]:
+    for shape in [(1, 3, 32, 32), (2, 3, 48, 52)]:
         image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         (found,) = session.run(None, {"image": image.numpy()})
         torch.testing.assert_close(torch.from_numpy(found), network(image).detach(), atol=1e-5, rtol=1e-4)

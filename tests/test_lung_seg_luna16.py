@@ -19,7 +19,7 @@ from lung_seg.baselines.cubes import CubeBank
 from lung_seg.composites import NoduleBank
 from lung_seg.datalist import nodule_files, nodule_weights, read_datalist
 from lung_seg.losses import MaskedLoss
-from lung_seg.stacks import read_nodule
+from lung_seg.stacks import read_window
 
 from evaluation.cohort_subsets import open_subset
 from lungsynth.cohort.phantom.files import write_luna16
@@ -60,7 +60,9 @@ def workflow(cohort: Path, output: Path, *overlays: str, **settings) -> ConfigWo
 
 def test_spheres_are_a_kind_of_their_own_that_nobody_drew(luna):
     spheres = [entry for entry in entries(luna, "segmentation") if entry["kind"] == "sphere"]
-    assert {entry["image"] for entry in spheres} == {entry["nodule"] for entry in entries(luna, "nodules")}
+    assert {Path(entry["image"]).stem for entry in spheres} == {
+        Path(entry["nodule"]).stem for entry in entries(luna, "nodules")
+    }
     assert len(spheres) == 12
     for part in ("training", "validation"):
         kinds = [sample["kind"] for sample in read_datalist(luna, part)]
@@ -76,17 +78,17 @@ def test_spheres_are_a_kind_of_their_own_that_nobody_drew(luna):
     assert not drawn, "there are no crops to evaluate"
 
 
-def test_what_is_dense_in_a_ball_is_nodule_the_rest_of_it_is_ignored(luna, patients):
-    for entry in (entry for entry in entries(luna, "segmentation") if entry["kind"] == "ball"):
-        stack = read_nodule(luna / entry["image"])
+def test_what_is_dense_in_a_sphere_is_nodule_the_rest_of_it_is_ignored(luna, patients):
+    for entry in (entry for entry in entries(luna, "segmentation") if entry["kind"] == "sphere"):
+        stack = read_window(luna / entry["image"])
         label, hu = stack.label[stack.main].numpy(), stack.hu[stack.main].numpy()
-        assert label[32, 32] == 2
+        assert (label[60:68, 60:68] == 2).any()
         assert hu[label == 2].mean() > -300
         rows, columns = np.nonzero(label == 255)
-        reach_mm = 0.7 * np.hypot(rows - 31.5, columns - 31.5).max()
+        reach_mm = 0.7 * np.hypot(rows - 63.5, columns - 63.5).max()
         largest_mm = max(nodule.diameter_mm for nodule in patients[entry["patient_id"]].nodules)
         assert reach_mm < largest_mm / 2 + 2 + 2, "a sphere, its margin, and what the mask's centroid is off its centre"
-        around = 0.7 * np.hypot(*(np.indices((64, 64)) - 31.5)) > largest_mm / 2 + 4
+        around = 0.7 * np.hypot(*(np.indices((128, 128)) - 63.5)) > largest_mm / 2 + 4
         assert (label[around] == 0).all()
 
 

@@ -305,16 +305,14 @@ def write_nodule(root: Path, name: str, rng: np.random.Generator) -> dict[str, o
     votes = 3 * disc(64, radius=7, row=31.5, column=31.5).astype(np.uint8)
     context = np.where(votes > 1, 30, -850) + rng.integers(-20, 20, votes.shape)
     context[disc(64, radius=2, row=10, column=12)] = 20
-    (root / "nodules").mkdir(exist_ok=True)
-    arrays = {
-        "hu": np.stack([np.where(votes, context, -850)] * 2).astype(np.int16),
-        "context": np.stack([context] * 2).astype(np.int16),
-        "alpha": np.stack([votes > 1] * 2).astype(np.float16),
-        "votes": np.stack([votes] * 2),
-        "valid": np.ones((2, 64, 64), dtype=bool),
-    }
-    np.savez(root / "nodules" / f"{name}.npz", **arrays, largest=0)
-    return {"image": f"nodules/{name}.npz", "kind": "nodule", "labelled": ["nodule"]}
+    for folder in ("nodules", "windows"):
+        (root / folder).mkdir(exist_ok=True)
+    isolated = np.stack([np.where(votes, context, -850)] * 2).astype(np.int16)
+    alpha = np.stack([votes > 1] * 2).astype(np.float16)
+    np.savez(root / "nodules" / f"{name}.npz", hu=isolated, alpha=alpha, votes=np.stack([votes] * 2))
+    hu, label = np.stack([context] * 2).astype(np.int16), np.stack([np.where(votes > 1, 2, 0)] * 2).astype(np.uint8)
+    np.savez(root / "windows" / f"{name}.npz", hu=hu, label=label, z_mm=np.array([0.0, 2.5]), largest=0)
+    return {"image": f"windows/{name}.npz", "kind": "nodule", "labelled": ["nodule"]}
 
 
 @pytest.fixture(scope="module")
@@ -327,6 +325,11 @@ def cohort(tmp_path_factory):
         for part in ("training", "validation")
     }
     (root / "segmentation.json").write_text(json.dumps({**parts, "test": []}), encoding="utf-8")
+    patches = {
+        part: [{"nodule": f"nodules/{Path(str(entry['image'])).name}"} for entry in listed if entry["kind"] == "nodule"]
+        for part, listed in parts.items()
+    }
+    (root / "nodules.json").write_text(json.dumps(patches), encoding="utf-8")
     return root
 
 

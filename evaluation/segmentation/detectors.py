@@ -69,6 +69,7 @@ class Detection:
     Args:
         candidates: slice, row, column (voxels), diameter_mm, probability.
         nodule: mask of nodules; None where the method has no such map.
+        probability: the map itself.
         lung: mask of lungs, nodules included; likewise.
         slices: of the image.
         seconds: of the call.
@@ -77,6 +78,7 @@ class Detection:
 
     candidates: Float64[np.ndarray, "candidates 5"]
     nodule: VolumeMask | None
+    probability: np.ndarray | None
     lung: VolumeMask | None
     slices: int
     seconds: float
@@ -121,6 +123,7 @@ def detect(detector: CandidateDetector, hu: HuVolume, spacing_mm: Vector3, *, na
     return Detection(
         candidates=candidates,
         nodule=_thresholded(output, "nodule", pixel_threshold, hu.shape, name=name),
+        probability=np.asarray(output["nodule"]) if "nodule" in output else None,
         lung=_thresholded(output, "lung", _DEFAULT_THRESHOLD, hu.shape, name=name),
         slices=len(hu),
         seconds=seconds,

@@ -24,6 +24,7 @@ from evaluation.segmentation.crops import Crop
 from evaluation.segmentation.detectors import detect
 from evaluation.segmentation.records import SegmentationResult
 from evaluation.segmentation.scans import read_labelled_scan
+from evaluation.segmentation.windows import NoduleView
 from evaluation.tables import markdown_table
 from lungsynth.detector import CandidateDetector
 from lungsynth.hounsfield import DISPLAY_WINDOW, Label
@@ -57,6 +58,7 @@ class SegmentationImages:
     """All images that a method is evaluated on, and what could not be read of them."""
 
     subset: Subset
+    windows: Sequence[NoduleView]
     crops: Sequence[Crop]
     composites: Composites
     problems: tuple[str, ...]

@@ -9,6 +9,7 @@ from evaluation.metrics.froc import Froc
 from evaluation.metrics.matching import Case, ReferenceNodule
 from evaluation.segmentation.crops import CropRecords
 from evaluation.segmentation.records import SegmentationResult
+from evaluation.segmentation.windows import WindowRecords, found_at, window_estimates
 
 __all__ = ["MIN_LESIONS", "SIZES_MM", "SegmentationFigures", "measure_result"]
 
@@ -22,6 +23,7 @@ MIN_LESIONS = 5  # of scans, for a CPM: with fewer, one lesion moves it by more 
 
 # Each headline figure is taken from the first kind of images that has it.
 _HEADLINE: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "sensitivity_at_0.5": (("windows", "sensitivity_at_0.5"),),
     "sensitivity": (("crops", "sensitivity"),),
     "nodules_per_scan": (("scans", "nodules_per_scan"),),
     "accuracy": (("crops", "accuracy"),),
@@ -41,7 +43,9 @@ class SegmentationFigures:
 
     Args:
         headline: Table I's columns; a name is missing where there is no such figure.
-        origin: the images that each headline figure comes from: `crops`, `composites`, `scans`.
+        origin: the images that each headline figure comes from: `windows`, `crops`, `composites`, `scans`.
+        windows: sensitivity at rates of false positives per 100 cm2, and Dice.
+        windows_by_group: sensitivity at one false positive per 100 cm2, by diameter and texture class.
         crops: of the crops, also with one reader's pixels ignored.
         by_size: sensitivity, balanced accuracy and Dice on the crops by diameter.
         by_category: likewise by texture class.
@@ -52,6 +56,8 @@ class SegmentationFigures:
 
     headline: Estimates
     origin: dict[str, str]
+    windows: Estimates = field(default_factory=dict)
+    windows_by_group: dict[str, Estimate] = field(default_factory=dict)
     crops: Estimates = field(default_factory=dict)
     by_size: dict[str, Estimates] = field(default_factory=dict)
     by_category: dict[str, Estimates] = field(default_factory=dict)
@@ -80,11 +86,14 @@ def measure_result(result: SegmentationResult, *, seed: int) -> SegmentationFigu
     crops = _crop_figures(result.crops, point, seed=seed)
     composites = Froc(result.composites).estimates(point, seed=seed) if result.composites else {}
     scans = _scan_figures(result, seed=seed)
-    headline, origin = _headline({"crops": crops, "composites": composites, "scans": scans})
+    windows = window_estimates(result.windows, seed=seed)
+    headline, origin = _headline({"windows": windows, "crops": crops, "composites": composites, "scans": scans})
     categories = sorted({nodule.category for case in result.crops.cases for nodule in case.nodules})
     return SegmentationFigures(
         headline=headline,
         origin=origin,
+        windows=windows,
+        windows_by_group=_window_groups(result.windows, seed=seed),
         crops=crops,
         by_size={name: of_group(_is_sized(*bounds)) for name, bounds in SIZES_MM.items()},
         by_category={name: of_group(_is_of(name)) for name in categories},
@@ -92,6 +101,20 @@ def measure_result(result: SegmentationResult, *, seed: int) -> SegmentationFigu
         scans=scans,
         probability_at_one=_probability_at_one(result),
     )
+
+
+def _window_groups(records: WindowRecords, *, seed: int) -> dict[str, Estimate]:
+    found = found_at(records, 1.0) if records.cases else []
+    categories = sorted({nodule.category for nodule, _ in found})
+    groups = {name: _is_sized(*bounds) for name, bounds in SIZES_MM.items()}
+    groups |= {name: _is_of(name) for name in categories}
+    estimates = {}
+    for name, belongs in groups.items():
+        own = [(nodule.patient, float(hit)) for nodule, hit in found if belongs(nodule)]
+        if own:
+            owners, hits = zip(*own, strict=True)
+            estimates[name] = estimate_ratio(owners, hits, [1.0] * len(hits), seed=seed)
+    return estimates
 
 
 def _probability_at_one(result: SegmentationResult) -> float | None:

@@ -19,6 +19,7 @@ from evaluation.segmentation.crops import CropRecords
 from evaluation.segmentation.figures import SegmentationFigures, measure_result
 from evaluation.segmentation.records import SegmentationResult, result_from_json, result_store
 from evaluation.segmentation.scans import ScanRecords
+from evaluation.segmentation.windows import WindowRecords
 from evaluation.tables import Column, TableRow, json_estimates, paper_table
 from lungsynth.errors import InputError
 from lungsynth.io.atomic import write_json, write_text
@@ -80,9 +81,11 @@ def pool(results: Sequence[SegmentationResult]) -> SegmentationResult:
     point are exact, and figures over all probabilities are those of the rescaled ones.
     """
     rescaled = [_rescaled(result) for result in results]
-    crops, scans = [result.crops for result in rescaled], [result.scans for result in rescaled]
+    windows, crops = [result.windows for result in rescaled], [result.crops for result in rescaled]
+    scans = [result.scans for result in rescaled]
     return SegmentationResult(
         operating_point=_POOLED_POINT,
+        windows=WindowRecords(**{name: _joined(windows, name) for name in vars(WindowRecords())}),
         crops=CropRecords(**{name: _joined(crops, name) for name in vars(CropRecords())}),
         composites=_joined(rescaled, "composites"),
         scans=ScanRecords(**{name: _joined(scans, name) for name in vars(ScanRecords())}),
@@ -175,6 +178,7 @@ def _rescaled(result: SegmentationResult) -> SegmentationResult:
     return replace(
         result,
         operating_point=_POOLED_POINT,
+        windows=replace(result.windows, cases=cases(result.windows.cases)),
         crops=replace(crops, cases=cases(crops.cases), off_centre=cases(crops.off_centre)),
         composites=cases(result.composites),
         scans=replace(scans, cases=cases(scans.cases), unknown=cases(scans.unknown)),

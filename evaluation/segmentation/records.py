@@ -10,6 +10,7 @@ from evaluation.metrics.matching import Case, FalsePositive, ReferenceNodule
 from evaluation.runner import RecordStore
 from evaluation.segmentation.crops import CropRecords
 from evaluation.segmentation.scans import LungScore, ScanRecords
+from evaluation.segmentation.windows import WindowRecords
 
 __all__ = ["SegmentationResult", "result_from_json", "result_store"]
 
@@ -20,13 +21,15 @@ class SegmentationResult:
 
     Args:
         operating_point: probability from which on a candidate counts as found.
-        crops: nodules in their surroundings.
+        windows: nodules among what surrounds them.
+        crops: nodules with little of it.
         composites: cases of the composites.
         scans: whole scans.
         problems: images that could not be read.
     """
 
     operating_point: float = 0.5
+    windows: WindowRecords = field(default_factory=WindowRecords)
     crops: CropRecords = field(default_factory=CropRecords)
     composites: tuple[Case, ...] = ()
     scans: ScanRecords = field(default_factory=ScanRecords)
@@ -44,9 +47,13 @@ def result_from_json(content: Mapping[str, Any]) -> SegmentationResult:
     Raises:
         KeyError, TypeError: when it is something else.
     """
-    crops, scans = content["crops"], content["scans"]
+    crops, scans, windows = content["crops"], content["scans"], content.get("windows", {})
     return SegmentationResult(
         operating_point=content["operating_point"],
+        windows=WindowRecords(
+            cases=_cases(windows.get("cases", [])),
+            pixels=tuple(PixelCounts(**count) for count in windows.get("pixels", [])),
+        ),
         crops=CropRecords(
             cases=_cases(crops["cases"]),
             off_centre=_cases(crops["off_centre"]),

@@ -25,6 +25,7 @@ from evaluation.segmentation.figures import measure_result
 from evaluation.segmentation.records import SegmentationResult, result_store
 from evaluation.segmentation.scans import evaluate_scans
 from evaluation.segmentation.table import MeasuredDetector, table_1_json, table_1_markdown
+from evaluation.segmentation.windows import evaluate_windows, read_windows, reader_sensitivity
 from lungsynth.errors import InputError
 from lungsynth.tracking import DEFAULT_URI
 
@@ -92,10 +93,11 @@ def open_images(subset: Subset, *, composites: int, seed: int) -> Iterator[Segme
         seed: of the composites.
     """
     problems: list[str] = []
-    crops = read_crops(subset, problems)
+    crops, windows = read_crops(subset, problems), read_windows(subset, problems)
     with Composites(subset, count=composites, seed=seed, problems=problems) as slices:
         yield SegmentationImages(
             subset=subset,
+            windows=windows,
             crops=crops,
             composites=slices,
             problems=tuple(problems),
@@ -108,7 +110,7 @@ def evaluate_detector(method: Method, images: SegmentationImages, *, scans: bool
 
     Args:
         method: opens the detector.
-        images: crops and composites, and the subset whose scans are read.
+        images: windows, crops and composites, and the subset whose scans are read.
         scans: whether to run it on the scans.
 
     Raises:
@@ -117,6 +119,7 @@ def evaluate_detector(method: Method, images: SegmentationImages, *, scans: bool
     detector, problems, name = method.open(), list[str](), method.name
     detector(np.full(_WARM_UP, -850, np.int16), (1.0, 0.7, 0.7))
     results: dict[str, Any] = {
+        "windows": evaluate_windows(images.windows, detector, name=name),
         "crops": evaluate_crops(images.crops, detector, name=name),
         "composites": evaluate_composites(images.composites, detector, name=name),
     }
@@ -146,13 +149,14 @@ def _evaluate(
             if method.name in results
         ]
         ceiling = measure_result(SegmentationResult(crops=one_reader_ceiling(images.crops)), seed=config.seed)
+        reader = reader_sensitivity(images.windows, seed=config.seed)
         absent, problems = {**left_out, **failures}, _problems(images, rows)
         pictures = [_save_froc(rows, config.out / "froc.png"), *_write_errors(rows, images, config.out / "errors")]
-        table = table_1_json(runner.subset, rows, ceiling, left_out=absent)
+        table = table_1_json(runner.subset, rows, ceiling, reader=reader, left_out=absent)
         return Report(
             name="table_1",
             table={**table, "problems": list(problems)},
-            markdown=table_1_markdown(runner.subset, rows, ceiling, left_out=absent),
+            markdown=table_1_markdown(runner.subset, rows, ceiling, reader=reader, left_out=absent),
             metrics={
                 f"{row.method.name}/{name}": figure.value
                 for row in rows

@@ -6,7 +6,7 @@ from typing import Any
 
 from evaluation.cohort_subsets import Subset
 from evaluation.methods import Method
-from evaluation.metrics.bootstrap import Estimates
+from evaluation.metrics.bootstrap import Estimate, Estimates
 from evaluation.metrics.froc import CPM_RATES, Froc
 from evaluation.paper import TABLE_1
 from evaluation.segmentation.detectors import OWN
@@ -25,6 +25,7 @@ from evaluation.tables import (
 __all__ = ["MeasuredDetector", "table_1_json", "table_1_markdown"]
 
 _COLUMNS = (
+    Column(key="sensitivity_at_0.5", title="Sensitivity at 0.5 false positives per 100 cm2", unit="nodules"),
     Column(key="sensitivity", title="Sensitivity", unit="nodules", in_paper=True),
     Column(key="nodules_per_scan", title="Segmented nodules per scan", unit="scans", digits=1, in_paper=True),
     Column(key="accuracy", title="Accuracy", unit="slices", in_paper=True),
@@ -36,6 +37,12 @@ _COLUMNS = (
     Column(key="parameters", title="Parameters", digits=0),
     Column(key="seconds_per_scan", title="Seconds per scan", unit="scans", digits=1),
     Column(key="train_minutes", title="Training, minutes", digits=0),
+)
+_WINDOW_COLUMNS = (
+    Column(key="sensitivity_at_0.25", title="Sensitivity at 0.25 false positives per 100 cm2", unit="nodules"),
+    Column(key="sensitivity_at_0.5", title="at 0.5", unit="nodules"),
+    Column(key="sensitivity_at_1", title="at 1", unit="nodules"),
+    Column(key="dice", title="Dice", unit="nodules"),
 )
 _CROP_COLUMNS = (
     Column(key="sensitivity", title="Sensitivity", unit="nodules"),
@@ -64,7 +71,12 @@ class MeasuredDetector:
 
 
 def table_1_json(
-    subset: Subset, rows: Sequence[MeasuredDetector], ceiling: SegmentationFigures, *, left_out: Mapping[str, str]
+    subset: Subset,
+    rows: Sequence[MeasuredDetector],
+    ceiling: SegmentationFigures,
+    *,
+    reader: Estimate | None,
+    left_out: Mapping[str, str],
 ) -> dict[str, Any]:
     """The content of `table_1.json`, but for `problems`.
 
@@ -72,6 +84,7 @@ def table_1_json(
         subset: who was evaluated on.
         rows: baselines first.
         ceiling: one reader's outline against two readers'.
+        reader: share of what two of three readers drew that the fourth drew, too; None where it is not known.
         left_out: methods without figures, and why.
     """
     lungs = {row.method.name: row.figures.scans["lung_dice"] for row in rows if "lung_dice" in row.figures.scans}
@@ -85,12 +98,18 @@ def table_1_json(
         "readers_of_the_masks": subset.min_votes,
         "rows": [{**column, **_details(row)} for column, row in zip(columns, rows, strict=True)],
         "ceiling": json_estimates(ceiling.crops),
+        "reader_sensitivity": json_estimates({"reader": reader})["reader"] if reader else None,
         "left_out": dict(left_out),
     }
 
 
 def table_1_markdown(
-    subset: Subset, rows: Sequence[MeasuredDetector], ceiling: SegmentationFigures, *, left_out: Mapping[str, str]
+    subset: Subset,
+    rows: Sequence[MeasuredDetector],
+    ceiling: SegmentationFigures,
+    *,
+    reader: Estimate | None,
+    left_out: Mapping[str, str],
 ) -> str:
     """The content of `table_1.md`; the arguments are those of `table_1_json`."""
     ceiling_row = TableRow(name="ceiling", title="*one reader's outline (ceiling)*", figures=dict(ceiling.crops))
@@ -100,6 +119,11 @@ def table_1_markdown(
         "figure. docs/evaluation.md defines the figures.\n",
         paper_table("Method", _COLUMNS, [*_table_rows(rows), ceiling_row]),
         *(f"{note}\n" for note in _notes(subset, rows, left_out)),
+        "## Windows: real nodules among what surrounds them\n",
+        paper_table("Method", _WINDOW_COLUMNS, _section_rows(rows, "windows")),
+        _about_reader(reader),
+        "Sensitivity at one false positive per 100 cm2, n nodules:\n",
+        _window_breakdown(rows),
         "## Crops\n",
         paper_table("Method", _CROP_COLUMNS, [*_section_rows(rows, "crops"), ceiling_row]),
         "By diameter and texture: sensitivity / Dice, n nodules.\n",
@@ -147,7 +171,8 @@ def _details(row: MeasuredDetector) -> dict[str, Any]:
         "probability_at_one_false_positive_a_slice": figures.probability_at_one,
         "training": row.method.relation,
         "from": figures.origin,
-        **{name: json_estimates(getattr(figures, name)) for name in ("crops", "composites", "scans")},
+        **{name: json_estimates(getattr(figures, name)) for name in ("windows", "crops", "composites", "scans")},
+        "windows_by_group": json_estimates(figures.windows_by_group),
         **{
             name: {group: json_estimates(own) for group, own in getattr(figures, name).items()}
             for name in ("by_size", "by_category")
@@ -158,6 +183,22 @@ def _details(row: MeasuredDetector) -> dict[str, Any]:
             if any(case.nodules for case in cases)
         },
     }
+
+
+def _about_reader(reader: Estimate | None) -> str:
+    if reader is None or reader.value is None:
+        return ""
+    return f"Of what two of three readers drew, the fourth drew {reader.value:.2f} ({reader.n} comparisons).\n"
+
+
+def _window_breakdown(rows: Sequence[MeasuredDetector]) -> str:
+    groups = list(dict.fromkeys(name for row in rows for name in row.figures.windows_by_group))
+    cells = []
+    for row in rows:
+        own = (row.figures.windows_by_group.get(name) for name in groups)
+        shown = ("-" if one is None or one.value is None else f"{one.value:.2f}, {one.n}" for one in own)
+        cells.append([row.method.title, *shown])
+    return markdown_table(["Method", *groups], cells) if groups else ""
 
 
 def _breakdown(rows: Sequence[MeasuredDetector]) -> str:
@@ -191,7 +232,8 @@ def _patients(rows: Sequence[MeasuredDetector]) -> set[str]:
     patients: set[str] = set()
     for row in rows:
         result = row.result
-        for case in (*result.crops.cases, *result.composites, *result.scans.cases, *result.scans.unknown):
+        images = (result.windows, result.crops, result.scans)
+        for case in (*(case for one in images for case in one.cases), *result.composites, *result.scans.unknown):
             patients |= {case.patient, *(nodule.patient for nodule in case.nodules)}
     return patients
 

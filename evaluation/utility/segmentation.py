@@ -117,7 +117,6 @@ class SegmentationTraining:
             "extra_share": added if arm.real else 1.0,
             "extra_datalist": str(datalist) if datalist else None,
             "nodules_per_crop_probs": [*self.own_composites] if arm.plain else [1.0],
-            "context_patches_probs": [1.0],
         }
 
 
@@ -269,7 +268,7 @@ def _added_slices(arm: Arm, cohort: SubCohort, out: Path, experiment: Segmentati
             bundles=experiment.bundles,
             cohort=cohort.folder,
             selection=SelectionConfig(strategy="none"),
-            placement=PlacementConfig(groups=count, lungs=min(_LUNGS, count), real_share=0.0),
+            placement=PlacementConfig(lungs=min(_LUNGS, count), real_share=0.0),
             enhancement=EnhancementConfig(enabled=experiment.enhance),
         )
         generate(config, tracking_uri=experiment.tracking_uri)
@@ -289,7 +288,7 @@ def _copy_paste(cohort: SubCohort, out: Path, *, count: int, bundles: Path) -> P
         seed=cohort.seed,
         bundles=bundles,
         cohort=cohort.folder,
-        placement=PlacementConfig(groups=count),
+        placement=PlacementConfig(),
     )
     plan_catalogue(library, config, training)
     entries = []

@@ -23,7 +23,7 @@ __all__ = ["CATEGORIES", "SubCohort", "choose_patients", "make_subcohort", "spli
 
 CATEGORIES = ("ground_glass", "part_solid", "solid")
 _LISTS = ("segmentation", "nodules", "lungs", "enhancement")
-_FOLDERS = ("slices", "labels", "nodules", "lungs")
+_FOLDERS = ("slices", "labels", "nodules", "windows", "lungs")
 
 Entries = Sequence[Mapping[str, Any]]
 

@@ -12,7 +12,7 @@ from lungsynth.run_folder import RunFolder
 
 __all__ = ["claim_cohort_folder", "cohort_folder", "forget_others"]
 
-_FOLDERS = ("slices", "labels", "nodules", "cubes", "lungs")
+_FOLDERS = ("slices", "labels", "nodules", "windows", "cubes", "lungs")
 
 
 def cohort_folder(out: Path, sources: Sequence[Path], settings: Mapping[str, Any]) -> RunFolder:

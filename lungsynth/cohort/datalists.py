@@ -75,9 +75,9 @@ def _of_nodule(nodule: NoduleRow) -> Iterator[Entry]:
         yield CubeEntry(cube=nodule.cube, **facts)
     owner = {name: facts[name] for name in ("patient_id", "series_id", "source")}
     if nodule.expert_mask:
-        yield SegmentationEntry(image=nodule.patch, label=nodule.patch, labelled=("nodule",), kind="nodule", **owner)
+        yield SegmentationEntry(image=nodule.window, label=nodule.window, labelled=("nodule",), kind="nodule", **owner)
     elif nodule.sphere:
-        yield SegmentationEntry(image=nodule.patch, label=nodule.patch, labelled=(), kind="sphere", **owner)
+        yield SegmentationEntry(image=nodule.window, label=nodule.window, labelled=(), kind="sphere", **owner)
 
 
 def _shared_facts(nodule: NoduleRow) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Folders of nodule crops and cubes: nodules without their scans, straight into a cohort."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -10,14 +10,19 @@ from tqdm import tqdm
 from lungsynth.cohort.calibration import compare_with_cubes
 from lungsynth.cohort.collections import recognise
 from lungsynth.cohort.layout import FolderTask
-from lungsynth.cohort.lidc_nodules import read_crops, read_cubes
+from lungsynth.cohort.lidc_nodules import ImportedNodule, read_crops, read_cubes
+from lungsynth.cohort.lidc_slices import nodule_folders, read_slices
 from lungsynth.cohort.schema import NoduleRow, SeriesRow
 from lungsynth.cohort.series_rows import SeriesRows
 from lungsynth.io.tables import markdown_table
 
 __all__ = ["calibration_rows", "prepare_folder"]
 
-_READERS = {"crops": read_crops, "cubes": read_cubes}
+
+def _read(task: FolderTask) -> Iterator[ImportedNodule]:
+    if task.kind == "slices":
+        return read_slices(nodule_folders(task.path), tables=task.tables)
+    return read_crops(task.path) if task.kind == "crops" else read_cubes(task.path)
 
 
 def prepare_folder(task: FolderTask, out: Path) -> SeriesRows:
@@ -28,7 +33,7 @@ def prepare_folder(task: FolderTask, out: Path) -> SeriesRows:
     """
     nodules, notes = [], []
     total = _nodules_listed(task)
-    for nodule in tqdm(_READERS[task.kind](task.path), desc=task.task_id, total=total, unit="nodule"):
+    for nodule in tqdm(_read(task), desc=task.task_id, total=total, unit="nodule"):
         nodule.patches.save(out, nodule.row.nodule_id)
         nodules.append((nodule.row, nodule.patient_known))
         notes += nodule.notes
@@ -82,6 +87,8 @@ def _series_rows(nodules: list[tuple[NoduleRow, bool]], task: FolderTask) -> lis
 
 
 def _nodules_listed(task: FolderTask) -> int:
+    if task.kind == "slices":
+        return len(nodule_folders(task.path))
     index = pd.read_csv(task.path / "index.csv")
     keys = [name for name in ("patient", "nodule") if name in index.columns]
     return len(index.drop_duplicates(keys)) if task.kind == "crops" and keys else len(index)

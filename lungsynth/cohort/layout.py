@@ -2,12 +2,13 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lungsynth.cohort.collections import recognise
 from lungsynth.cohort.lidc_nodules import is_crop_folder, is_cube_folder
+from lungsynth.cohort.lidc_slices import nodule_folders
 from lungsynth.cohort.patient_table import read_patient_maps
 from lungsynth.cohort.series import SeriesTask
 from lungsynth.ct.discover import Discovery, find_series
@@ -19,13 +20,17 @@ __all__ = ["CohortLayout", "FolderTask", "file_fingerprint", "find_layout"]
 
 @dataclass(frozen=True, kw_only=True)
 class FolderTask:
-    """A folder of nodules without their scans; `kind` is `crops` or `cubes`."""
+    """A folder of nodules without their scans; `kind` is `slices`, `crops` or `cubes`.
+
+    `tables` may say more about slices: spacings and ratings, from any of the sources.
+    """
 
     kind: str
     path: Path
     folder: str
     task_id: str
     fingerprint: str
+    tables: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +69,9 @@ def find_layout(sources: Sequence[Path], *, subset: bool = False) -> CohortLayou
     tasks: list[SeriesTask] = []
     problems: list[Problem] = []
     discoveries = []
+    tables = tuple(sorted(path for source in sources for path in _nodule_tables(source)))
     for source in sources:
-        own = _nodule_folders(source)
+        own = [*_nodule_folders(source), *_slice_folders(source, tables)]
         folders += own
         try:
             discovery = find_series(source, subset=subset)
@@ -130,6 +136,31 @@ def _unique(tasks: Iterable[SeriesTask]) -> tuple[list[SeriesTask], list[Problem
                 )
             )
     return list(first.values()), problems
+
+
+def _nodule_tables(source: Path) -> Iterator[Path]:
+    """Tables that may tell spacing and ratings of nodules that come as slices."""
+    if source.is_dir():
+        yield from (path for name in ("index.csv", "nodules.csv") for path in source.rglob(name))
+
+
+def _slice_folders(source: Path, tables: tuple[Path, ...]) -> list[FolderTask]:
+    """One task for all nodules of a source that come as slices in PNG."""
+    nodules = nodule_folders(source) if source.is_dir() else []
+    if not nodules:
+        return []
+    files = [path for nodule in nodules for path in sorted((nodule / "images").iterdir())]
+    name = re.sub(r"[^\w.-]", "_", source.resolve().name)
+    return [
+        FolderTask(
+            kind="slices",
+            path=source,
+            folder=source.resolve().stem,
+            task_id=f"slices_{name}",
+            fingerprint=file_fingerprint([*files, *tables]),
+            tables=tables,
+        )
+    ]
 
 
 def _nodule_folders(source: Path) -> list[FolderTask]:

@@ -22,11 +22,23 @@ from lungsynth.cohort.calibration import estimate_calibration
 from lungsynth.cohort.cubes import cut_cube
 from lungsynth.cohort.patches import NodulePatches, NodulePlanes, cut_patches, sphere_diameter_mm, texture_class
 from lungsynth.cohort.schema import RATINGS, NoduleRow, nodule_id
+from lungsynth.cohort.windows import NoduleWindow, cut_window, reader_label
 from lungsynth.errors import InputError, naming_file
 from lungsynth.hounsfield import check_hu, to_int16
 from lungsynth.io.names import file_stem, readable
 
-__all__ = ["COLLECTION", "ImportedNodule", "is_crop_folder", "is_cube_folder", "read_crops", "read_cubes"]
+__all__ = [
+    "COLLECTION",
+    "ImportedNodule",
+    "imported_row",
+    "is_crop_folder",
+    "is_cube_folder",
+    "ratings_in_range",
+    "read_crops",
+    "read_cubes",
+    "read_ratings",
+    "readers_window",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -35,6 +47,7 @@ INDEX_COLUMNS = ("row", "patient", "nodule", "slice", "px_cut_by_64crop", "pixel
 _CROP_NUMBERS = ("row", "nodule", "px_cut_by_64crop", "pixel_spacing_mm")
 _ID_COLUMNS = ("patient", "lidc_patient", "name")
 CUBE_SPACING_MM = 1.0
+_ASSUMED_STEP_MM = 2.5  # of crops, whose index does not tell it
 # LIDC's characteristics, by the names that this project uses.
 _RATINGS = {"internalStructure" if name == "internal_structure" else name: name for name in RATINGS}
 
@@ -75,7 +88,7 @@ def read_crops(folder: Path) -> Iterator[ImportedNodule]:
     archive = sorted(folder.glob("*_64.npz"))[0]
     index = _read_index(folder / "index.csv", INDEX_COLUMNS, _CROP_NUMBERS)
     images, votes = _read_crop_arrays(archive, index)
-    ratings = _read_ratings(folder / "nodules.csv")
+    ratings = read_ratings(folder / "nodules.csv")
     for (patient, nodule), rows in index.groupby(["patient", "nodule"], sort=False):
         spacing = float(rows["pixel_spacing_mm"].iloc[0])
         whole = rows[rows["px_cut_by_64crop"] == 0]
@@ -85,14 +98,16 @@ def read_crops(folder: Path) -> Iterator[ImportedNodule]:
             _logger.debug("%s nodule %s is cut by its crop, without mask or without spacing", patient, nodule)
             continue
         hu = np.stack([to_int16(estimate_calibration(images[k]).to_hu(images[k])) for k in lines])
-        patches = cut_patches(NodulePlanes(hu=hu, votes=votes[lines], spacing_mm=(spacing, spacing)))
+        planes = NodulePlanes(hu=hu, votes=votes[lines], spacing_mm=(spacing, spacing))
+        z_mm = np.arange(len(lines)) * _ASSUMED_STEP_MM
+        patches = replace(cut_patches(planes), window=readers_window(planes, z_mm=z_mm))
         ids = {
             "nodule_id": nodule_id(patient, int(nodule)),
             "patient_id": patient,
             "series_id": f"{patient}_crops",
         }
-        kept, notes = _in_range(ratings.get((patient, nodule), {}), ids["nodule_id"])
-        row = _row(patches, ids, kept, diameter_mm=patches.disc_diameter_mm)
+        kept, notes = ratings_in_range(ratings.get((patient, nodule), {}), ids["nodule_id"])
+        row = imported_row(patches, ids, kept, diameter_mm=patches.disc_diameter_mm)
         yield ImportedNodule(row=row, patient_known=True, patches=patches, notes=notes)
 
 
@@ -140,7 +155,7 @@ def _read_arrays(archive: Path, *names: str) -> tuple[np.ndarray, ...]:
         return tuple(arrays[name] for name in names)
 
 
-def _read_ratings(path: Path) -> dict[tuple[str, int], dict[str, float]]:
+def read_ratings(path: Path) -> dict[tuple[str, int], dict[str, float]]:
     """Mean ratings by (patient, nodule); empty without the file."""
     if not path.is_file():
         return {}
@@ -158,7 +173,7 @@ def _columns_of(path: Path) -> set[str]:
         return set(pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns)
 
 
-def _in_range(values: Mapping[str, float], nodule: str) -> tuple[dict[str, float], tuple[str, ...]]:
+def ratings_in_range(values: Mapping[str, float], nodule: str) -> tuple[dict[str, float], tuple[str, ...]]:
     """Ratings and diameters that can be, and notes on the others."""
     kept, notes = {}, []
     for name, value in values.items():
@@ -197,7 +212,12 @@ def read_cubes(folder: Path) -> Iterator[ImportedNodule]:
         check_hu(cubes[row], name=f"{path}, row {row}")
         hu, name = to_int16(cubes[row]), f"cube{row:03d}"
         planes = NodulePlanes(hu=hu, votes=mask.astype(np.uint8), spacing_mm=(CUBE_SPACING_MM, CUBE_SPACING_MM))
-        patches = replace(cut_patches(planes), cube=cut_cube(hu, mask, spacing_mm=(CUBE_SPACING_MM,) * 3))
+        z_mm = np.arange(len(hu)) * CUBE_SPACING_MM
+        patches = replace(
+            cut_patches(planes),
+            cube=cut_cube(hu, mask, spacing_mm=(CUBE_SPACING_MM,) * 3),
+            window=readers_window(planes, z_mm=z_mm),
+        )
         patient = str(record["lidc_patient"]) if known else f"LIDC-{name}"
         ids = {
             "nodule_id": f"{file_stem(patient)}_{name}" if known else patient,
@@ -205,10 +225,10 @@ def read_cubes(folder: Path) -> Iterator[ImportedNodule]:
             "series_id": f"LIDC-{name}",
         }
         given = {_RATINGS[key]: float(value) for key, value in record.items() if key in _RATINGS and pd.notna(value)}
-        ratings, notes = _in_range(given, ids["nodule_id"])
+        ratings, notes = ratings_in_range(given, ids["nodule_id"])
         diameter_mm = sphere_diameter_mm(int(mask.sum()), voxel_volume_mm3=CUBE_SPACING_MM**3)
         yield ImportedNodule(
-            row=_row(patches, ids, ratings, diameter_mm=diameter_mm),
+            row=imported_row(patches, ids, ratings, diameter_mm=diameter_mm),
             patient_known=bool(known),
             patches=patches,
             notes=notes,
@@ -219,9 +239,29 @@ def _columns_of_ratings(folder: Path) -> set[str]:
     return _columns_of(folder / "index.csv") & set(_RATINGS)
 
 
-def _row(
+def readers_window(planes: NodulePlanes, *, z_mm: np.ndarray, readers: np.ndarray | None = None) -> NoduleWindow:
+    """The window of a nodule that comes without its scan, its label from the readers' votes.
+
+    Args:
+        planes: its slices.
+        z_mm: their positions, (n,).
+        readers: uint8, which readers drew each pixel, by bit; None where only their number is known.
+    """
+    return cut_window(
+        planes.hu,
+        reader_label(planes.votes),
+        spacing_mm=planes.spacing_mm,
+        z_mm=z_mm,
+        nodule=planes.votes >= planes.mask_votes,
+        votes=planes.votes,
+        readers=readers,
+    )
+
+
+def imported_row(
     patches: NodulePatches, ids: Mapping[str, Any], ratings: Mapping[str, Any], *, diameter_mm: float
 ) -> NoduleRow:
+    """The row of a nodule that comes without its scan, measured on its patches."""
     return NoduleRow(
         **ids,
         source=COLLECTION,

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float16, Int16, UInt8
 from lungsynth.cohort.cubes import NoduleCube
 from lungsynth.cohort.isolation import isolate, soft_mask
 from lungsynth.cohort.resampling import CentredGrid
+from lungsynth.cohort.windows import NoduleWindow
 from lungsynth.grids import disc_diameter
 from lungsynth.hounsfield import SOLID_HU
 from lungsynth.io.atomic import write_arrays
@@ -80,6 +81,7 @@ class NodulePatches:
         disc_diameter_mm: of the disc as large as the largest slice's mask.
         mean_hu, solid_fraction: over the mask, on the scan's own grid.
         cube: the nodule in three dimensions; None where the source has no volume, or one that a cube does not fit in.
+        window: the nodule with what surrounds it; None where the source shows nothing of that.
         sphere: bool (n, 64, 64), the spheres around annotated centres with a margin, where the mask is what is dense in
             one; None where somebody drew the mask.
     """
@@ -94,6 +96,7 @@ class NodulePatches:
     mean_hu: float
     solid_fraction: float
     cube: NoduleCube | None = None
+    window: NoduleWindow | None = None
     sphere: BoolPatches | None = None
 
     @property
@@ -102,9 +105,11 @@ class NodulePatches:
         return int((self.alpha >= 0.5).sum(axis=(1, 2)).argmax())
 
     def save(self, cohort: Path, nodule_id: str) -> Path:
-        """Writes `nodules/<nodule_id>.npz` and, for a cube, `cubes/<nodule_id>.npz`; returns the first."""
+        """Writes `nodules/<nodule_id>.npz`, for a cube `cubes/` and for a window `windows/`; returns the first."""
         if self.cube is not None:
             self.cube.save(cohort / "cubes" / f"{nodule_id}.npz")
+        if self.window is not None:
+            self.window.save(cohort / "windows" / f"{nodule_id}.npz")
         path = cohort / "nodules" / f"{nodule_id}.npz"
         names = ("hu", "context", "alpha", "valid", "votes")
         arrays: dict[str, Any] = {name: getattr(self, name) for name in names} | {"largest": np.int64(self.largest)}

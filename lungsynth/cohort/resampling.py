@@ -1,4 +1,4 @@
-"""The grid that nodules are resampled to: 64 pixels of 0.7 mm along each axis, centred on a mask."""
+"""The grid that nodules are resampled to: pixels of 0.7 mm along each axis, centred on a mask."""
 
 from collections.abc import Sequence
 
@@ -20,17 +20,21 @@ class CentredGrid:
     Args:
         mask: where the nodule is.
         spacing_mm: of the image, one number an axis.
+        size_px: of the grid along each axis, 64 for patches and cubes.
     """
 
-    def __init__(self, mask: Bool[np.ndarray, "*axes"], spacing_mm: Sequence[float]) -> None:
+    def __init__(
+        self, mask: Bool[np.ndarray, "*axes"], spacing_mm: Sequence[float], *, size_px: int = PATCH_PX
+    ) -> None:
+        self._size_px = size_px
         self._scale = PATCH_SPACING_MM / np.asarray(spacing_mm)
-        self._offset = np.array(ndimage.center_of_mass(mask)) - self._scale * (PATCH_PX - 1) / 2
+        self._offset = np.array(ndimage.center_of_mass(mask)) - self._scale * (size_px - 1) / 2
         self._shape = mask.shape
 
     def covered(self, axis: int) -> bool:
         """Whether the image reaches from one end of the grid to the other along an axis."""
         first = self._offset[axis]
-        last = first + self._scale[axis] * (PATCH_PX - 1)
+        last = first + self._scale[axis] * (self._size_px - 1)
         return bool(first >= -0.5 and last <= self._shape[axis] - 0.5)
 
     def hu(self, image: Int16[np.ndarray, "*axes"]) -> Int16[np.ndarray, "*grid"]:
@@ -46,5 +50,5 @@ class CentredGrid:
         return self._sample(mask.astype(np.float32), 1, mode="constant", cval=0)
 
     def _sample(self, image: np.ndarray, order: int, **edge: float | str) -> np.ndarray:
-        shape = (PATCH_PX,) * image.ndim
+        shape = (self._size_px,) * image.ndim
         return ndimage.affine_transform(image, self._scale, self._offset, output_shape=shape, order=order, **edge)

@@ -13,6 +13,7 @@ Nodules of a scan as patches and rows: each is cut out of the slices on the scan
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from lungsynth.cohort.cubes import NoduleCube, cut_cube
 from lungsynth.cohort.patches import NodulePatches, NodulePlanes, cut_patches, sphere_diameter_mm, texture_class
 from lungsynth.cohort.resampling import CentredGrid
 from lungsynth.cohort.schema import RATINGS, NoduleRow
+from lungsynth.cohort.windows import IGNORED, NODULE, WINDOW_PX, cut_window
 from lungsynth.ct.annotations import read_boxes, read_nodules
 from lungsynth.ct.nodule import ReadNodule, mask_centre_lps
 from lungsynth.ct.series import NoduleSphere, SeriesFiles
@@ -32,7 +34,16 @@ from lungsynth.errors import InputError
 from lungsynth.grids import PATCH_PX, PATCH_SPACING_MM
 from lungsynth.hounsfield import SOLID_HU
 
-__all__ = ["ScanNodules", "cut_nodule", "nodule_row", "read_scan_nodules", "sphere_nodule", "with_cube", "with_sphere"]
+__all__ = [
+    "ScanNodules",
+    "cut_nodule",
+    "nodule_row",
+    "read_scan_nodules",
+    "sphere_nodule",
+    "with_cube",
+    "with_sphere",
+    "with_window",
+]
 
 _DENSE_ABOVE_HU = -600  # half-way from lung to a faint ground-glass nodule's core
 _SMALLEST_SHARE = 0.2  # of the sphere: with less, the centre or the threshold is wrong and nothing is nodule
@@ -181,6 +192,8 @@ def _box(nodule: ReadNodule) -> tuple[slice, ...]:
 
 
 _MARGIN_MM = 40.0  # more than a patch or a cube reaches beyond its nodule
+_WINDOW_MARGIN_MM = WINDOW_PX / 2 * PATCH_SPACING_MM + 2  # likewise
+_WINDOW_STEP_MM = 3.75  # the farthest neighbour that lung_seg_bundle shows with a slice
 _REACH_MM = (PATCH_PX / 2 - 1) * PATCH_SPACING_MM  # the patch's border stays free
 
 
@@ -208,6 +221,51 @@ def cut_nodule(volume: Volume, nodule: ReadNodule) -> NodulePatches | None:
 def with_cube(patches: NodulePatches, volume: Volume, nodule: ReadNodule) -> NodulePatches:
     """The patches of a nodule with its cube, where it has one."""
     return replace(patches, cube=_cut_cube(volume, nodule))
+
+
+def with_window(patches: NodulePatches, volume: Volume, nodule: ReadNodule, findings: ScanNodules) -> NodulePatches:
+    """The patches of a nodule with its window, which shows the scan's other nodules, too.
+
+    Args:
+        patches: cut from `nodule`.
+        volume: likewise.
+        nodule: in the middle of the window.
+        findings: of the whole scan.
+    """
+    z, y, x = nodule.offset
+    depth, height, width = nodule.votes.shape
+    reach = math.ceil(_WINDOW_STEP_MM / volume.spacing_mm[0])
+    slices = slice(max(z - reach, 0), z + depth + reach)
+    rows, columns = (
+        slice(max(start - math.ceil(_WINDOW_MARGIN_MM / mm), 0), start + size + math.ceil(_WINDOW_MARGIN_MM / mm))
+        for start, size, mm in zip((y, x), (height, width), volume.spacing_mm[1:], strict=True)
+    )
+    region = (slices, rows, columns)
+    label = np.where(findings.nodule[region], NODULE, np.where(findings.unlabelled[region], IGNORED, 0))
+    own, votes = _votes_in(region, label.shape, [nodule]), _votes_in(region, label.shape, findings.nodules)
+    z_mm = np.arange(*slices.indices(len(volume.hu))) * volume.spacing_mm[0]
+    window = cut_window(
+        volume.hu[region],
+        label.astype(np.uint8),
+        spacing_mm=volume.spacing_mm[1:],
+        z_mm=z_mm,
+        nodule=own >= nodule.consensus_votes,
+        votes=votes,
+    )
+    return replace(patches, window=window)
+
+
+def _votes_in(region: tuple[slice, ...], shape: tuple[int, ...], nodules: Iterable[ReadNodule]) -> np.ndarray:
+    """Votes of nodules in a part of their scan."""
+    votes = np.zeros(shape, np.uint8)
+    for nodule in nodules:
+        here, there = [], []
+        for start, size, part, length in zip(nodule.offset, nodule.votes.shape, region, shape, strict=True):
+            low, high = max(start, part.start), min(start + size, part.start + length)
+            here.append(slice(low - part.start, max(low, high) - part.start))
+            there.append(slice(low - start, max(low, high) - start))
+        votes[tuple(here)] = np.maximum(votes[tuple(here)], nodule.votes[tuple(there)])
+    return votes
 
 
 def with_sphere(

@@ -190,6 +190,11 @@ class NoduleRow(_Measurements, _NoduleIds):
         """File of its cube, if it has one."""
         return f"cubes/{self.nodule_id}.npz"
 
+    @property
+    def window(self) -> str:
+        """File of its window, if it has patches."""
+        return f"windows/{self.nodule_id}.npz"
+
 
 @dataclass(frozen=True, kw_only=True)
 class _PatchFile:
@@ -235,7 +240,7 @@ class LungEntry(_Owner, _LungFiles):
 
 @dataclass(frozen=True, kw_only=True)
 class _Pair:
-    image: str = field(metadata=about("a slice, or the npz of a nodule"))
+    image: str = field(metadata=about("a slice, or the npz of a nodule's window"))
     label: str = field(metadata=about("its label map, or the same npz"))
 
 

@@ -9,7 +9,15 @@ from jaxtyping import Bool
 from lungsynth.cohort.collections import Collection
 from lungsynth.cohort.hu_check import check_lung_and_tissue, explain_missing_lung
 from lungsynth.cohort.lung_mask import threshold_lung_mask
-from lungsynth.cohort.scan_nodules import ScanNodules, cut_nodule, nodule_row, read_scan_nodules, with_cube, with_sphere
+from lungsynth.cohort.scan_nodules import (
+    ScanNodules,
+    cut_nodule,
+    nodule_row,
+    read_scan_nodules,
+    with_cube,
+    with_sphere,
+    with_window,
+)
 from lungsynth.cohort.schema import NoduleRow, SeriesRow, SliceRow, nodule_id, slice_id
 from lungsynth.cohort.series_rows import SeriesRows
 from lungsynth.cohort.slices import label_volume, lung_area_cm2, lung_on_grid, normal_slices
@@ -186,6 +194,7 @@ def _write_nodules(volume: Volume, findings: ScanNodules, source: str, out: Path
                 patches = with_cube(patches, volume, nodule)
             else:
                 patches = with_sphere(patches, volume, nodule, findings.nodule | findings.unlabelled)
+            patches = with_window(patches, volume, nodule, findings)
             patches.save(out, name)
         has_cube = patches is not None and patches.cube is not None
         rows.append(replace(row, has_patch=patches is not None, has_cube=has_cube, sphere=not findings.expert))

@@ -48,6 +48,7 @@ class SeriesRows:
         for nodule in self.nodules:
             if nodule.has_patch:
                 yield nodule.patch
+                yield nodule.window
             if nodule.has_cube:
                 yield nodule.cube
 

@@ -19,12 +19,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from .losses import LUNG, NODULE
-from .stacks import mask_votes, open_nodule
 
-__all__ = ["TRIES", "Insert", "NoduleBank", "RandOverlay", "RandOverlayNodules", "blend", "overlap"]
+__all__ = ["Insert", "NoduleBank", "RandOverlayNodules", "blend", "overlap", "read_planes"]
 
 _SMALLEST_PX = 6  # of a slice's mask; less is a nodule's end cap
-TRIES = 8  # places looked at for a nodule before it is given up
+_TRIES = 8  # places looked at for a nodule before it is given up
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +103,7 @@ class NoduleBank:
     def draw(self, random: np.random.RandomState) -> Insert | None:
         """A slice of a nodule; None when there is none."""
         if self._nodules is None:
-            read = [(planes, w) for planes, w in zip(map(_read_planes, self.files), self.weights, strict=True)]
+            read = [(planes, w) for planes, w in zip(map(read_planes, self.files), self.weights, strict=True)]
             self._nodules = [planes for planes, _ in read if len(planes)]
             weights = np.array([weight for planes, weight in read if len(planes)])
             self._shares = weights / weights.sum() if len(set(weights)) > 1 else None
@@ -115,46 +114,29 @@ class NoduleBank:
         return Insert(alpha, alpha * hu)
 
 
-def _read_planes(path: str | Path) -> np.ndarray:
-    """float16 (n, 2, 64, 64): HU and alpha of the slices that can be inserted."""
-    arrays = open_nodule(path, ("hu", "alpha", "votes"))
-    large = (arrays["alpha"] >= 0.5).sum(axis=(1, 2)) >= _SMALLEST_PX
-    if arrays["votes"].max() < mask_votes(arrays):
-        large[:] = False
-    return np.stack([arrays["hu"][large], arrays["alpha"][large]], axis=1).astype(np.float16)
+def read_planes(path: str | Path) -> np.ndarray:
+    """HU and alpha of the slices of a nodule that can be inserted, float16 (n, 2, 64, 64); n is 0 where none can.
 
+    These are the slices with more than an end cap of a nodule that two readers drew, or that is known by its sphere.
 
-class RandOverlay(RandomizableTransform):
-    """Puts something into squares of slices that have lungs but no nodules drawn; what, subclasses say.
-
-    Args:
-        bank: where it comes from; without any, the data pass as they are.
-        count_probs: how often 0, 1, 2, ... are put into a square, as shares that sum to 1.
+    Raises:
+        ValueError: when the file has not the arrays of a COHORT's nodule.
     """
-
-    def __init__(self, bank: Any, *, count_probs: Sequence[float]) -> None:
-        super().__init__(prob=1.0)
-        self.bank = bank
-        self.count_probs = count_probs
-
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        lung, nodule = data["labelled"].tolist()
-        if not lung or nodule or not self.bank.files:
-            return dict(data)
-        image, label = data["image"].clone(), data["label"].clone()
-        for _ in range(self.R.choice(len(self.count_probs), p=self.count_probs)):
-            self._insert_one(image[0], label[0])
-        return {**data, "image": image, "label": label}
-
-    def _insert_one(self, image: Tensor, label: Tensor) -> None:
-        """Changes HU and label ids, both (H, W), in place."""
-        raise NotImplementedError
+    try:
+        with np.load(path) as arrays:
+            known = bool({"sphere", "ball"} & set(arrays.files)) or arrays["votes"].max() >= 2
+            large = known & ((arrays["alpha"] >= 0.5).sum(axis=(1, 2)) >= _SMALLEST_PX)
+            return np.stack([arrays["hu"][large], arrays["alpha"][large]], axis=1).astype(np.float16)
+    except (KeyError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected a nodule's npz with hu, alpha and votes ({error}). Prepare the cohort again."
+        ) from error
 
 
-class RandOverlayNodules(RandOverlay):
-    """Puts nodules into the lungs of squares, and marks these as labelled for both.
+class RandOverlayNodules(RandomizableTransform):
+    """Puts nodules into the lungs of squares on which nobody drew nodules, and marks these as labelled for both.
 
-    Whatever else the slice shows count_probs as free of nodules from then on.
+    Whatever else the slice shows counts as free of nodules from then on.
 
     Args:
         bank: where the nodules come from; without any, the data pass as they are.
@@ -171,13 +153,20 @@ class RandOverlayNodules(RandOverlay):
         zoom: float = 1.3,
         inside: float = 0.8,
     ) -> None:
-        super().__init__(bank, count_probs=count_probs)
+        super().__init__(prob=1.0)
+        self.bank = bank
+        self.count_probs = count_probs
         self.zoom = zoom
         self.inside = inside
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        passed = super().__call__(data)
-        return passed if passed["image"] is data["image"] else {**passed, "labelled": torch.ones(2)}
+        lung, nodule = data["labelled"].tolist()
+        if not lung or nodule or not self.bank.files:
+            return dict(data)
+        image, label = data["image"].clone(), data["label"].clone()
+        for _ in range(self.R.choice(len(self.count_probs), p=self.count_probs)):
+            self._insert_one(image[0], label[0])
+        return {**data, "image": image, "label": label, "labelled": torch.ones(2)}
 
     def _insert_one(self, image: Tensor, label: Tensor) -> None:
         insert = self.bank.draw(self.R)
@@ -189,7 +178,7 @@ class RandOverlayNodules(RandOverlay):
             mirrored=bool(self.R.random() < 0.5),
         )
         places = torch.nonzero(label == LUNG)
-        for _ in range(TRIES if len(places) else 0):
+        for _ in range(_TRIES if len(places) else 0):
             row, column = places[self.R.randint(len(places))].tolist()
             here, there = overlap(image.shape, insert.alpha.shape, row, column)
             within = (label[here] == LUNG) & insert.mask[there]

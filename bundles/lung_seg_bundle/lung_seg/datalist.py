@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What to read: the parts of a COHORT's `segmentation.json`, and labelled slices of another list beside them.
 
-An entry of kind `slice` is an axial slice with its label map; entries of kind `nodule` (npz files of 64 x 64 crops) are
-gathered, since a crop is small: one sample shows several nodules side by side (see `transforms.py`). Kind `sphere`
+An entry of kind `slice` is an axial slice with its label map; entries of kind `nodule` (npz files of windows of 90 mm
+around a nodule) are gathered: one sample shows several nodules side by side (see `transforms.py`). Kind `sphere`
 (`ball` in cohorts of `format: 1`) is the same of a nodule whose outline nobody drew (LUNA16): what is dense in the
 sphere of its diameter stands for it, in a training that asks for it. Its scan's slices need no kind of their own:
 composites make them labelled for both channels, as they do all slices with lungs, and their label maps know spheres.
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from . import CHANNELS
-from .stacks import mask_votes, open_nodule
+from .losses import NODULE
+from .stacks import open_nodule
 
 __all__ = ["describe_extra", "nodule_files", "nodule_weights", "read_datalist", "read_extra"]
 
@@ -80,9 +81,9 @@ def read_datalist(  # noqa: PLR0913 - filled by keyword from a config
     ]
     sizes, categories = _known(root, split, "diameter_mm"), _known(root, split, "category") if category_balance else {}
     names = _nodule_names(entries, use_spheres=use_spheres)
-    names.sort(key=lambda name: (categories.get(name, ""), sizes.get(name, 1.0), name))
-    shares = _balanced([categories.get(name, "") for name in names], category_balance)
-    weights = [sizes.get(name, 1.0) * share for name, share in zip(names, shares, strict=True)]
+    names.sort(key=lambda name: (categories.get(Path(name).stem, ""), sizes.get(Path(name).stem, 1.0), name))
+    shares = _balanced([categories.get(Path(name).stem, "") for name in names], category_balance)
+    weights = [sizes.get(Path(name).stem, 1.0) * share for name, share in zip(names, shares, strict=True)]
     nodules = [root / name for name in names]
     _check_files(root / FILE_NAME, [sample[key] for sample in slices for key in ("image", "label")] + nodules)
     gathered = [
@@ -135,10 +136,12 @@ def describe_extra(path: str | Path | None) -> dict[str, Any] | None:
 
 
 def nodule_files(dataset_dir: str | Path | None, split: str, *, use_spheres: bool = False) -> list[Path]:
-    """Files of the nodules of a split of a COHORT, for `composites.NoduleBank`; arguments as in `read_datalist`."""
+    """Files of a split's isolated nodules, for `composites.NoduleBank`; arguments as in `read_datalist`."""
     root = Path(str(dataset_dir))
-    files = [root / name for name in _nodule_names(_read_split(dataset_dir, split), use_spheres=use_spheres)]
-    _check_files(root / FILE_NAME, files)
+    patches = _known(root, split, "nodule")
+    names = _nodule_names(_read_split(dataset_dir, split), use_spheres=use_spheres)
+    files = [root / patches[Path(name).stem] for name in names if Path(name).stem in patches]
+    _check_files(root / NODULES_NAME, files)
     return files
 
 
@@ -155,8 +158,8 @@ def nodule_weights(
         use_spheres: as in `read_datalist`.
     """
     categories = _known(Path(str(dataset_dir)), split, "category")
-    names = _nodule_names(_read_split(dataset_dir, split), use_spheres=use_spheres)
-    return _balanced([categories.get(name, "") for name in names], category_balance)
+    files = nodule_files(dataset_dir, split, use_spheres=use_spheres)
+    return _balanced([categories.get(path.stem, "") for path in files], category_balance)
 
 
 def _balanced(categories: Sequence[str], category_balance: float) -> list[float]:
@@ -189,8 +192,8 @@ def _check_nodules(path: Path, split: str, entries: Sequence[dict[str, Any]], *,
         said = "train with what is dense in their spheres" if use_spheres else "do not train without use_spheres"
         logger.info("%s: %d nodules of '%s' have centre and diameter alone and %s.", path, known, split, said)
     drawn = any(entry["kind"] == "slice" and "nodule" in entry["labelled"] for entry in entries)
-    crops = (path.parent / name for name in _nodule_names(entries, use_spheres=use_spheres))
-    if drawn or any(_has_mask(crop) for crop in crops):
+    windows = (path.parent / name for name in _nodule_names(entries, use_spheres=use_spheres))
+    if drawn or any(_has_mask(window) for window in windows):
         return
     way = "Give use_spheres True to train with what is dense in these spheres, or prepare" if known else "Prepare"
     raise ValueError(
@@ -201,8 +204,7 @@ def _check_nodules(path: Path, split: str, entries: Sequence[dict[str, Any]], *,
 
 
 def _has_mask(path: Path) -> bool:
-    arrays = open_nodule(path, ("votes",))
-    return bool(arrays["votes"].max() >= mask_votes(arrays))
+    return bool((open_nodule(path, ("label",))["label"] == NODULE).any())
 
 
 def _read_split(dataset_dir: str | Path | None, split: str) -> list[dict[str, Any]]:
@@ -219,10 +221,10 @@ def _read_split(dataset_dir: str | Path | None, split: str) -> list[dict[str, An
 
 
 def _known(root: Path, split: str, key: str) -> dict[str, Any]:
-    """What the COHORT's list of nodules says of each, by file; empty where it has none."""
+    """What the COHORT's list of nodules says of each, by id; empty where it has none."""
     path = root / NODULES_NAME
     entries = json.loads(path.read_text(encoding="utf-8")).get(split, []) if path.is_file() else []
-    return {entry["nodule"]: entry[key] for entry in entries if key in entry}
+    return {Path(entry["nodule"]).stem: entry[key] for entry in entries if key in entry}
 
 
 def _channels(labelled: Sequence[str]) -> list[float]:

@@ -38,6 +38,8 @@ class FusedDenseUNet(nn.Module):
             raise ValueError("FusedDenseUNet runs networks of 2 spatial dimensions; run others as they are.")
         self.multiple = network.multiple
         self.dtype = dtype
+        self.stem = _folded(network.stem) if network.has_stem else None
+        self.restore = copy.deepcopy(network.restore) if network.has_stem else None
         self.encoder = nn.ModuleList(
             nn.ModuleList(_folded(layer) for layer in stage if hasattr(layer, "conv")) for stage in network.encoder
         )
@@ -52,7 +54,8 @@ class FusedDenseUNet(nn.Module):
     @torch.inference_mode()
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
-        x = self.pad(image).to(dtype=self.dtype, memory_format=torch.channels_last)
+        padded = self.pad(image).to(dtype=self.dtype, memory_format=torch.channels_last)
+        x = padded if self.stem is None else self.stem(padded).relu_()
         skips = []
         for level, layers in enumerate(self.encoder):
             x = functional.max_pool2d(x, 2) if level else x
@@ -63,6 +66,7 @@ class FusedDenseUNet(nn.Module):
             x = join([up(x), skip])
             for layer in block:
                 x = join([x, layer(x).relu_()])
+        x = x if self.restore is None else join([self.restore(x), padded])
         return self.head(x)[..., :height, :width]
 
 

@@ -45,26 +45,27 @@ def cut(hu: Tensor, label: Tensor, frame: Frame, *, size_px: int) -> tuple[Tenso
     """Cuts a frame out of a slice: bilinear for the image, nearest for the label.
 
     Args:
-        hu: (H, W).
+        hu: (H, W), or a slice with its neighbours (C, H, W).
         label: uint8 (H, W).
         frame: where.
         size_px: side of the square.
 
     Returns:
-        float32 HU and uint8 label, both (size_px, size_px).
+        float32 HU (size_px, size_px), or (C, size_px, size_px), and uint8 label (size_px, size_px).
     """
     offset = torch.arange(size_px, dtype=torch.float32) - (size_px - 1) / 2
     down, right = torch.meshgrid(offset, -offset if frame.mirrored else offset, indexing="ij")
     sine, cosine = math.sin(frame.angle_rad), math.cos(frame.angle_rad)
     row = frame.row_px + frame.step_px[0] * (cosine * down - sine * right)
     column = frame.column_px + frame.step_px[1] * (sine * down + cosine * right)
-    height, width = hu.shape
+    height, width = label.shape
     points = torch.stack([2 * column / max(width - 1, 1) - 1, 2 * row / max(height - 1, 1) - 1], dim=-1)[None]
-    image = functional.grid_sample(hu.float()[None, None], points, padding_mode="border", align_corners=True)
+    planes = hu.float().reshape(1, -1, height, width)
+    image = functional.grid_sample(planes, points, padding_mode="border", align_corners=True)
     # Zeros stand outside the slice: shifted, they are the ignored label.
     shifted = (label.float() - IGNORED)[None, None]
     ids = functional.grid_sample(shifted, points, mode="nearest", padding_mode="zeros", align_corners=True) + IGNORED
-    return image[0, 0], ids[0, 0].to(torch.uint8)
+    return image.reshape(*hu.shape[:-2], size_px, size_px), ids[0, 0].to(torch.uint8)
 
 
 def resampled_shape(shape: tuple[int, int], *, spacing_mm: tuple[float, float], target_mm: float) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from .common.hounsfield import CT_RANGE_HU, Window
 from .common.precision import use_bfloat16
 from .fused_inference import fuse
 from .grid import Box, covered, resample_part, resampled_shape, source_box
+from .neighbours import neighbour_table
 from .region import lung_boxes
 
 __all__ = ["Segmenter", "VolumeInferer"]
@@ -31,7 +32,7 @@ class Segmenter:
     """Finds lung and nodules on a slice: `(hu, spacing_mm) -> {"lung": ..., "nodule": ...}`; `volume` on a scan.
 
     Args:
-        network: trained; (B, 1, H, W) in [-1, 1] -> logits (B, 2, H, W), any H and W.
+        network: trained; (B, slices, H, W) in [-1, 1] -> logits (B, 2, H, W), any H and W.
         spacing_mm: of the grid that the network was trained on.
         window_hu: mapped to [-1, 1], clipped outside.
         device: where the network runs; the network is moved there.
@@ -39,12 +40,13 @@ class Segmenter:
         amp: whether the network runs in bfloat16; None leaves that to the device (see `precision.py`).
         crop: whether a volume's slices are cut to where lungs can be.
         batch_size: slices at a time.
+        slices: that the network sees of each, the slice in the middle (see `neighbours.py`).
 
     Raises:
         ValueError: for a spacing that is not positive.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - filled by keyword from a config
         self,
         network: nn.Module,
         *,
@@ -55,6 +57,7 @@ class Segmenter:
         amp: bool | None = None,
         crop: bool = True,
         batch_size: int = 1,
+        slices: int = 3,
     ) -> None:
         if not spacing_mm > 0:
             raise ValueError(f"Segmenter needs a positive spacing_mm, got {spacing_mm}.")
@@ -66,6 +69,7 @@ class Segmenter:
         self.amp = use_bfloat16(self.device, amp)
         self.crop = crop
         self.batch_size = batch_size
+        self.slices = slices
         self.runner = fuse(self.network, amp=self.amp) if self.device.type == "cpu" else self.network
 
     def __call__(self, hu: np.ndarray, spacing_mm: tuple[float, float]) -> dict[str, np.ndarray]:
@@ -86,7 +90,8 @@ class Segmenter:
                 f"Expected one slice (H, W) in HU, got shape {hu.shape}. Call the segmenter slice by slice."
             )
         plane = torch.from_numpy(np.ascontiguousarray(hu))[None]
-        _, maps = self._probabilities(plane, spacing_mm, Box.whole(hu.shape))
+        shown = neighbour_table(1, spacing_mm[0], self.slices)
+        _, maps = self._probabilities(plane, shown, spacing_mm, Box.whole(hu.shape))
         return dict(zip(CHANNELS, maps[0].cpu().numpy(), strict=True))
 
     def volume(self, hu: Tensor, spacing_mm: tuple[float, float, float], *, progress: bool = False) -> Tensor:
@@ -105,9 +110,10 @@ class Segmenter:
         _check_spacing(spacing_mm)
         maps = torch.zeros((len(CHANNELS), *hu.shape), dtype=torch.float16)
         boxes = lung_boxes(hu, spacing_mm) if self.crop else [Box.whole((hu.shape[1], hu.shape[2]))] * len(hu)
+        shown = neighbour_table(len(hu), spacing_mm[0], self.slices)
         starts = range(0, len(hu), self.batch_size)
         with self._workers() as workers:
-            done = workers.map(lambda start: self._fill(maps, hu, spacing_mm, boxes, start), starts)
+            done = workers.map(lambda start: self._fill(maps, hu, shown, spacing_mm[1:], boxes, start), starts)
             for _ in tqdm(done, total=len(starts), desc="slices", unit="batch", disable=not progress):
                 pass
         return maps
@@ -127,7 +133,13 @@ class Segmenter:
             torch.set_num_threads(cores)
 
     def _fill(
-        self, maps: Tensor, hu: Tensor, spacing_mm: tuple[float, float, float], boxes: list[Box | None], start: int
+        self,
+        maps: Tensor,
+        hu: Tensor,
+        shown: Tensor,
+        spacing_mm: tuple[float, float],
+        boxes: list[Box | None],
+        start: int,
     ) -> None:
         """Runs one batch of slices and writes its probabilities into the maps."""
         chosen = [index for index in range(start, min(start + self.batch_size, len(hu))) if boxes[index]]
@@ -135,7 +147,8 @@ class Segmenter:
             return
         first, last = chosen[0], chosen[-1] + 1
         box = _union([box for box in boxes[first:last] if box])
-        place, values = self._probabilities(hu[first:last], spacing_mm[1:], box)
+        lowest, highest = int(shown[first:last].min()), int(shown[first:last].max())
+        place, values = self._probabilities(hu[lowest : highest + 1], shown[first:last] - lowest, spacing_mm, box)
         maps[(slice(None), slice(first, last), *place.index)] = values.movedim(1, 0).half().cpu()
 
     def with_network(self, network: nn.Module) -> Self:
@@ -149,11 +162,18 @@ class Segmenter:
             amp=self.amp,
             crop=self.crop,
             batch_size=self.batch_size,
+            slices=self.slices,
         )
 
     @torch.inference_mode()
-    def _probabilities(self, hu: Tensor, spacing_mm: tuple[float, float], box: Box) -> tuple[Box, Tensor]:
-        """At least `box` of slices (B, H, W): the box that was done, and its probabilities float32 (B, 2, h, w)."""
+    def _probabilities(
+        self, hu: Tensor, shown: Tensor, spacing_mm: tuple[float, float], box: Box
+    ) -> tuple[Box, Tensor]:
+        """At least `box` of the slices whose neighbours are `shown` (B, slices), indices into hu (n, H, W).
+
+        Returns:
+            The box that was done, and its probabilities float32 (B, 2, h, w).
+        """
         _check_spacing(spacing_mm)
         own = (hu.shape[-2], hu.shape[-1])
         grid = resampled_shape(own, spacing_mm=spacing_mm, target_mm=self.spacing_mm)
@@ -161,7 +181,7 @@ class Segmenter:
         part = source_box(box, own, grid).rounded(getattr(self.network, "multiple", 32), grid)
         held = source_box(part, grid, own)
         planes = hu[(slice(None), *held.index)].to(self.device).float().clamp(min=CT_RANGE_HU[0])[:, None]
-        planes = resample_part(planes, grid, part, held=held, extent=own)
+        planes = resample_part(planes, grid, part, held=held, extent=own)[:, 0][shown.to(self.device)]
         logits = self._logits(self.window.to_unit(planes, clip=True))
         place = covered(part, grid, own) or box
         return place, torch.sigmoid(resample_part(logits, own, place, held=part, extent=grid))

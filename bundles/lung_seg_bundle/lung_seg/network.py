@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The improved U-Net of the paper: batch norm in the encoder, dense blocks and transposed convolutions in the decoder.
 
+With a stem, encoder and decoder work on half the image's grid, between a convolution of stride 2 and a transposed one:
+three quarters of the work are at the finest level otherwise.
+
 A dense block's layer l sees the block's input and all earlier layers (the paper's formula 1):
 
     x_l = H_l([x_0, x_1, ..., x_{l-1}])
@@ -23,10 +26,17 @@ __all__ = ["DenseBlock", "DenseUNet", "UpStage"]
 ACTIVATION = ("relu", {"inplace": True})
 
 
-def _convolution(spatial_dims: int, in_channels: int, out_channels: int) -> Convolution:
+def _convolution(spatial_dims: int, in_channels: int, out_channels: int, *, strides: int = 1) -> Convolution:
     """Convolution, batch norm, activation, in this order; the norm's shift stands in for the bias."""
     return Convolution(
-        spatial_dims, in_channels, out_channels, adn_ordering="NA", norm="batch", act=ACTIVATION, bias=False
+        spatial_dims,
+        in_channels,
+        out_channels,
+        strides=strides,
+        adn_ordering="NA",
+        norm="batch",
+        act=ACTIVATION,
+        bias=False,
     )
 
 
@@ -88,13 +98,14 @@ class UpStage(nn.Module):
 class DenseUNet(nn.Module):
     """Dense U-Net: (B, in_channels, H, W[, D]) in [-1, 1] -> logits (B, out_channels, H, W[, D]), any size.
 
-    Sizes that the levels do not divide are padded by repeating the border, and the result is cropped again. On slices
-    the finest level costs the most by far and adds the least, so that the default is narrow there.
+    Sizes that the levels do not divide are padded by repeating the border, and the result is cropped again.
 
     Args:
         spatial_dims: 2 or 3.
-        in_channels: channels of the image.
+        in_channels: channels of the image: neighbouring slices.
         out_channels: 2: lung, nodule.
+        stem_channels: of the convolution of stride 2 before the first level and of the transposed one after the last,
+            whose result is joined with the image; 0: no stem.
         channels: of the encoder, one number a level, the finest first; each level halves the grid.
         convolutions: in each level of the encoder, one number for all levels or one a level.
         growth_rate: channels that each layer of a dense block adds; one number for all levels of the decoder, or one
@@ -110,21 +121,25 @@ class DenseUNet(nn.Module):
         self,
         *,
         spatial_dims: int = 2,
-        in_channels: int = 1,
+        in_channels: int = 3,
         out_channels: int = 2,
-        channels: Sequence[int] = (8, 16, 32, 64, 96, 128),
-        convolutions: int | Sequence[int] = (1, 2, 2, 2, 2, 2),
-        growth_rate: int | Sequence[int] = (8, 16, 16, 16, 16),
-        dense_layers: int | Sequence[int] = (1, 2, 4, 4, 4),
+        stem_channels: int = 16,
+        channels: Sequence[int] = (16, 32, 64, 96, 128),
+        convolutions: int | Sequence[int] = (1, 2, 2, 2, 2),
+        growth_rate: int | Sequence[int] = (8, 16, 16, 16),
+        dense_layers: int | Sequence[int] = (2, 3, 4, 4),
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
             raise ValueError(f"DenseUNet needs spatial_dims 2 or 3, got {spatial_dims}.")
         if len(channels) < 2:
             raise ValueError(f"DenseUNet needs the channels of at least two levels, got {list(channels)}.")
-        self.multiple = 2 ** (len(channels) - 1)
+        self.multiple = 2 ** (len(channels) - 1) * (2 if stem_channels else 1)
+        self.stem: nn.Module = nn.Identity()
+        if stem_channels:
+            self.stem = _convolution(spatial_dims, in_channels, stem_channels, strides=2)
         self.encoder = nn.ModuleList()
-        width = in_channels
+        width = stem_channels or in_channels
         for level, (out, count) in enumerate(zip(channels, _per_level(convolutions, len(channels)), strict=True)):
             down = [Pool[Pool.MAX, spatial_dims](kernel_size=2)] if level else []
             widths = [width] + [out] * count
@@ -140,16 +155,26 @@ class DenseUNet(nn.Module):
             )
             self.decoder.append(stage)
             width = stage.out_channels
-        self.head = Conv[Conv.CONV, spatial_dims](width, out_channels, kernel_size=1)
+        self.has_stem = stem_channels > 0
+        self.restore: nn.Module = nn.Identity()
+        if stem_channels:
+            self.restore = Conv[Conv.CONVTRANS, spatial_dims](width, stem_channels, kernel_size=2, stride=2)
+            width = stem_channels + in_channels
+        self.head = Conv[Conv.CONV, spatial_dims](
+            width, out_channels, kernel_size=3 if stem_channels else 1, padding=1 if stem_channels else 0
+        )
 
     def forward(self, image: Tensor) -> Tensor:
-        x = self._pad(image)
+        padded = self._pad(image)
+        x = self.stem(padded)
         skips = [x]
         for stage in self.encoder:
             x = stage(x)
             skips.append(x)
         for index, stage in enumerate(self.decoder):
             x = stage(x, skips[len(skips) - 2 - index])
+        if self.has_stem:
+            x = torch.cat([self.restore(x), padded], dim=1)
         x = self.head(x)
         for axis in range(2, image.dim()):
             x = x.narrow(axis, 0, image.size(axis))

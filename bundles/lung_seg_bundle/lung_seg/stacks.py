@@ -2,7 +2,7 @@
 """Reading a sample's slices from disk, as the datalist names them.
 
 A `Stack` is one source's slices with their label maps, on their own grid. A sample of kind `slice` has one stack of one
-slice; a sample of kind `nodule` has a stack a nodule.
+slice; a sample of kind `nodule` has a stack a nodule, which shows 90 mm around it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,21 +15,21 @@ import torch
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, Transform
 from torch import Tensor
 
-from . import IGNORED
-from .losses import NODULE
+from .neighbours import neighbour_indices
 
-__all__ = ["LoadStacks", "Stack", "mask_votes", "open_nodule", "read_nodule"]
+__all__ = ["LoadStacks", "Stack", "open_nodule", "read_window"]
 
-NODULE_SPACING_MM = (0.7, 0.7)
+WINDOW_SPACING_MM = (0.7, 0.7)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Stack:
     """Slices of one source.
 
     Args:
         hu: int16 (n, H, W).
         label: uint8 (n, H, W), label ids.
+        z_mm: positions of the slices, ascending, float64 (n,).
         spacing_mm: (row, column).
         main: index of the slice that stands for the source: a nodule's largest.
 
@@ -39,57 +39,50 @@ class Stack:
 
     hu: Tensor
     label: Tensor
+    z_mm: np.ndarray
     spacing_mm: tuple[float, float]
-    main: int
+    main: int = 0
 
     def __post_init__(self) -> None:
-        if self.hu.shape != self.label.shape:
+        if self.hu.shape != self.label.shape or len(self.hu) != len(self.z_mm):
             raise ValueError(
-                f"A stack's hu and label differ in shape: {tuple(self.hu.shape)}, {tuple(self.label.shape)}."
+                f"A stack's hu, label and z_mm differ in shape: {tuple(self.hu.shape)}, {tuple(self.label.shape)}, "
+                f"{self.z_mm.shape}."
             )
+
+    def planes(self, index: int, slices: int) -> Tensor:
+        """Slice `index` with its neighbours, (slices, H, W)."""
+        return self.hu[neighbour_indices(self.z_mm, slices)[index]]
 
 
 def open_nodule(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Arrays of a nodule's npz, and `sphere` where it has that: where nobody drew the nodule (see `mask_votes`).
+    """Arrays of a nodule's npz.
 
     Raises:
         ValueError: when the file has them not.
     """
     try:
         with np.load(path) as arrays:
-            read = {name: arrays[name] for name in names}
-            for name in {"sphere", "ball"} & set(arrays.files):  # `ball` in cohorts of `format: 1`
-                read["sphere"] = arrays[name]
-            return read
+            return {name: arrays[name] for name in names}
     except (KeyError, OSError, ValueError) as error:
         raise ValueError(
             f"{path}: expected a nodule's npz with {', '.join(names)} ({error}). Prepare the cohort again."
         ) from error
 
 
-def mask_votes(arrays: Mapping[str, np.ndarray]) -> int:
-    """Votes that make a pixel nodule: two readers'; one where `votes` says what is dense in an annotated sphere."""
-    return 1 if "sphere" in arrays else 2
-
-
-def read_nodule(path: str | Path) -> Stack:
-    """Crops of one nodule: nodule is what two readers agree on.
-
-    Where a slice shows that, what one reader alone drew is background; on slices without it, and on nodules that only
-    one reader saw, it is ignored. So is what the source did not cover.
-    Where only centre and diameter are known, nodule is what is dense in the sphere, and the rest of it is ignored.
+def read_window(path: str | Path) -> Stack:
+    """A nodule with what surrounds it, and its label as `prepare` decided it.
 
     Raises:
-        ValueError: when the file has not the arrays of a COHORT's nodule.
+        ValueError: when the file has not the arrays of a COHORT's window.
     """
-    arrays = open_nodule(path, ("context", "votes", "valid", "largest"))
-    votes = arrays["votes"]
-    mask = votes >= mask_votes(arrays)
-    doubtful = arrays["sphere"] if "sphere" in arrays else (votes == 1) & ~mask.any(axis=(1, 2), keepdims=True)
-    label = np.where(mask, NODULE, 0).astype(np.uint8)
-    label[(doubtful & ~mask) | ~arrays["valid"]] = IGNORED
+    arrays = open_nodule(path, ("hu", "label", "z_mm", "largest"))
     return Stack(
-        torch.from_numpy(arrays["context"]), torch.from_numpy(label), NODULE_SPACING_MM, int(arrays["largest"])
+        hu=torch.from_numpy(arrays["hu"]),
+        label=torch.from_numpy(arrays["label"]),
+        z_mm=arrays["z_mm"],
+        spacing_mm=WINDOW_SPACING_MM,
+        main=int(arrays["largest"]),
     )
 
 
@@ -107,7 +100,7 @@ class LoadStacks(Transform):
         )
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        stacks = [self._slice(data)] if data["kind"] == "slice" else [read_nodule(path) for path in data["nodules"]]
+        stacks = [self._slice(data)] if data["kind"] == "slice" else [read_window(path) for path in data["nodules"]]
         return {"kind": data["kind"], "labelled": torch.tensor(data["labelled"]), "stacks": stacks}
 
     def _slice(self, data: Mapping[str, Any]) -> Stack:
@@ -119,4 +112,9 @@ class LoadStacks(Transform):
                 f"{tuple(image.shape[1:])} and {tuple(label.shape[1:])}. Prepare the cohort again."
             )
         row, column = (float(spacing) for spacing in image.pixdim[:2])
-        return Stack(image.as_tensor()[..., 0], label.as_tensor()[..., 0].to(torch.uint8), (row, column), 0)
+        return Stack(
+            hu=image.as_tensor()[..., 0],
+            label=label.as_tensor()[..., 0].to(torch.uint8),
+            z_mm=np.zeros(1),
+            spacing_mm=(row, column),
+        )

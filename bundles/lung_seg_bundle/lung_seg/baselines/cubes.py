@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from .. import IGNORED
 from ..common.hounsfield import Window
-from ..composites import Insert
-from ..datalist import read_datalist
+from ..composites import Insert, read_planes
+from ..datalist import nodule_files, read_datalist
 from ..grid import Frame, cut
 from ..losses import LUNG, NODULE
-from ..stacks import LoadStacks, Stack, mask_votes, open_nodule
+from ..stacks import LoadStacks, Stack
 from .dcnn import DEPTH, SIDE_PX
 
 __all__ = ["CubeBank", "CubeSource"]
@@ -97,7 +97,7 @@ def _runs(samples: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 def _load(samples: Sequence[dict[str, Any]], load: LoadStacks) -> Stack:
     planes = [load(sample)["stacks"][0] for sample in samples]
     hu, label = (torch.cat([getattr(plane, name) for plane in planes]) for name in ("hu", "label"))
-    return Stack(hu, label, planes[0].spacing_mm, 0)
+    return Stack(hu=hu, label=label, z_mm=np.arange(len(planes), dtype=float), spacing_mm=planes[0].spacing_mm)
 
 
 class CubeBank:
@@ -148,10 +148,8 @@ class CubeBank:
         slices = [sample for sample in samples if sample["kind"] == "slice"]
         drawn = self._some(_runs(sample for sample in slices if sample["labelled"][1]))
         lungs = self._some(_runs(sample for sample in slices if not sample["labelled"][1]))
-        for path in paths:
-            arrays = open_nodule(path, ("hu", "alpha", "votes"))
-            if arrays["votes"].max() >= mask_votes(arrays):
-                self._inserts.append(np.stack([arrays["hu"], arrays["alpha"]], axis=1).astype(np.float16))
+        files = nodule_files(self.dataset_dir, self.split, use_spheres=self.use_spheres)
+        self._inserts = [planes for planes in map(read_planes, files) if len(planes)]
         crops = [load({"kind": "nodule", "nodules": [path], "labelled": [0.0, 1.0]})["stacks"][0] for path in paths]
         scans = [_load(run, load) for run in tqdm(drawn + lungs, desc="stacks for cubes", leave=False)]
         sources = [CubeSource.of(stack, rng=rng) for stack in [*crops, *scans]]
