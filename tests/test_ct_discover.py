@@ -8,7 +8,7 @@ from ct_files import SHARED, make_volume, save_nifti, write_dicom
 from test_ct_lidc import BOX, nodule, roi, square, write_xml
 
 from lungsynth.ct.annotations import read_nodules
-from lungsynth.ct.discover import find_series
+from lungsynth.ct.discover import SortSettings, find_series
 from lungsynth.ct.read import read_volume
 from lungsynth.errors import InputError
 
@@ -29,19 +29,24 @@ def zipped(path, folder):
 
 
 def test_masks_are_found_beside_their_image(tmp_path):
-    for name, array in {
-        "A_ct.nii.gz": HU,
-        "A_lung.nii.gz": MASK,
-        "A_nodule.nii.gz": MASK,
-        "B.nii.gz": HU,
-        "B_lungmask.nii.gz": MASK,
-        "Q_nodule_votes4.nii.gz": MASK,
-        "P-001/ct.nii.gz": HU,
-        "P-001/nodule.nii.gz": MASK,
-        "P-002/ct.nii.gz": HU,
-    }.items():
-        save_nifti(tmp_path / name, array)
-    found = {files.series_id: files for files in find_series(tmp_path).series}
+    for number, (name, array) in enumerate(
+        {
+            "A_ct.nii.gz": HU,
+            "A_lung.nii.gz": MASK,
+            "A_nodule.nii.gz": MASK,
+            "B.nii.gz": HU,
+            "B_lungmask.nii.gz": MASK,
+            "Q_nodule_votes4.nii.gz": MASK,
+            "P-001/ct.nii.gz": HU,
+            "P-001/nodule.nii.gz": MASK,
+            "P-002/ct.nii.gz": HU,
+        }.items()
+    ):
+        save_nifti(tmp_path / name, np.roll(array, number, axis=0))
+    discovery = find_series(tmp_path)
+    found = {files.series_id: files for files in discovery.series}
+    (problem,) = discovery.problems
+    assert "Q_nodule_votes4.nii.gz: a mask without an image" in problem.message
     assert {key: names(files) for key, files in found.items()} == {
         "A": ("A_ct.nii.gz", "A_lung.nii.gz", "A_nodule.nii.gz"),
         "B": ("B.nii.gz", "B_lungmask.nii.gz", None),
@@ -57,9 +62,9 @@ def test_masks_are_found_beside_their_image(tmp_path):
 
 
 def test_decathlon_layout(tmp_path):
-    for name in ("imagesTr/lung_001", "imagesTr/lung_002_0000", "imagesTs/lung_009"):
-        save_nifti(tmp_path / f"{name}.nii.gz", HU)
-    for name in ("labelsTr/lung_001", "labelsTr/lung_002", "labelsTr/lung_009"):
+    for number, name in enumerate(("imagesTr/lung_001", "imagesTr/lung_002_0000", "imagesTs/lung_009")):
+        save_nifti(tmp_path / f"{name}.nii.gz", HU + number)
+    for name in ("labelsTr/lung_001", "labelsTr/lung_002"):
         save_nifti(tmp_path / f"{name}.nii.gz", MASK)
     (tmp_path / "imagesTr" / "._lung_001.nii.gz").write_bytes(b"macOS")
     found = find_series(tmp_path)
@@ -74,7 +79,8 @@ def test_decathlon_layout(tmp_path):
 
 def test_luna16_layout(tmp_path):
     uid = "1.3.6.1.4.1"
-    for folder, array in {"subset0": make_volume().hu, "seg-lungs-LUNA16": make_volume().hu.astype(np.uint8)}.items():
+    lungs = np.where(make_volume().hu > 0, 3, 5).astype(np.uint8)
+    for folder, array in {"subset0": make_volume().hu, "seg-lungs-LUNA16": lungs}.items():
         (tmp_path / folder).mkdir()
         sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / folder / f"{uid}.mhd"))
     (tmp_path / "annotations.csv").write_text(TABLE + f"{uid},1,2,3,4\n{uid},5,6,7,8.5\n", encoding="utf-8")
@@ -114,7 +120,9 @@ def test_dicom_in_zips_with_annotations(tmp_path):
             assert [path.stem for path in first.annotations.voc_xml] == [uid]
             assert len(second.annotations.spheres) == (given == source)
             assert len(read_nodules(first, read_volume(first))) == 1
-            assert not found.problems
+            messages = [problem.message for problem in found.problems]
+            assert len(messages) == (given == source)
+            assert all("LIDC_nodule_votes4.nii.gz: a mask without an image" in message for message in messages)
         assert not first.files[0].exists()  # the unpacked files are gone
 
 
@@ -174,7 +182,7 @@ def test_annotations_that_do_not_fit_are_refused(tmp_path, table, message):
 def test_folders_above_the_source_name_no_patient(tmp_path):
     source = tmp_path / "project-2024" / "data"
     save_nifti(source / "patient-0007" / "scan.nii.gz", HU)
-    save_nifti(source / "scan2.nii.gz", HU)
+    save_nifti(source / "scan2.nii.gz", HU[::-1])
     patients = {files.patient_known: files.patient_id for files in find_series(source).series}
     assert patients == {True: "patient-0007", False: "scan2"}
 
@@ -182,7 +190,7 @@ def test_folders_above_the_source_name_no_patient(tmp_path):
 def test_a_subset_of_a_collection_may_come_with_the_whole_table(tmp_path):
     save_nifti(tmp_path / "A_ct.nii.gz", HU)
     (tmp_path / "annotations.csv").write_text(TABLE + "A,1,2,3,4\nunknown,1,2,3,4\n", encoding="utf-8")
-    (files,) = find_series(tmp_path, subset=True).series
+    (files,) = find_series(tmp_path, SortSettings(subset=True)).series
     assert {sphere.series_id for sphere in files.annotations.spheres} == {"A"}
 
 

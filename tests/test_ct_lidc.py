@@ -100,6 +100,26 @@ def test_neighbours_stay_apart_and_a_reader_votes_once(tmp_path, volume):
     assert [found.readers for found in alone.nodules] == [1, 1]
 
 
+def test_pieces_are_one_nodule_and_copies_one_mark(tmp_path, volume):
+    whole = nodule(roi(square(3, 14), 2))
+    pieces = nodule(roi(square(3, 7), 2)) + nodule(roi(square(9, 13), 2))
+    (found,) = read_lidc_xml(write_xml(tmp_path / "a.xml", whole, pieces), volume).nodules
+    assert (found.readers, int((found.votes == 2).sum())) == (2, 50)
+    (found,) = read_lidc_xml(write_xml(tmp_path / "b.xml", whole * 600), volume).nodules
+    assert found.readers == 1
+    many = "".join(nodule(roi(square(x, x + 1), z)) for x in range(22) for z in range(6)) * 4
+    sessions = [many.replace("<noduleID>n", f"<noduleID>{k}") for k in range(4)]
+    with pytest.raises(InputError, match=r"c\.xml: holds 528 readings of nodules, more than 500"):
+        read_lidc_xml(write_xml(tmp_path / "c.xml", *sessions), volume)
+
+
+@pytest.mark.parametrize(("rating", "kept"), [("99", None), ("-3", None), ("NaN", None), ("5", 5.0)])
+def test_ratings_outside_their_scale_are_left_out_and_said(tmp_path, volume, rating, kept):
+    reading = read_lidc_xml(write_xml(tmp_path / "r.xml", nodule(roi(square(4, 8), 2), texture=rating)), volume)
+    assert reading.nodules[0].attributes.get("texture") == kept
+    assert bool(reading.notes) == (kept is None)
+
+
 def test_contours_find_their_slice_by_uid(tmp_path, volume):
     paths = write_dicom(tmp_path / "ct", volume)
     files = dicom_files(paths)

@@ -1,13 +1,14 @@
 import hashlib
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
 from ct_files import make_volume, one_file, save_nifti
 
-from lungsynth.ct.luna16 import read_luna16_annotations
-from lungsynth.ct.read import read_lung_mask, read_mask, read_volume
-from lungsynth.ct.series import NoduleSphere
+from lungsynth.ct.annotations import read_luna16_annotations, read_lungs
+from lungsynth.ct.read import read_mask, read_volume
+from lungsynth.ct.series import MaskFile, NoduleSphere
 from lungsynth.ct.volume import voxel_to_lps
 from lungsynth.ct.write import read_plane, write_annotations, write_nifti, write_plane
 from lungsynth.errors import InputError
@@ -144,15 +145,9 @@ def test_mask_must_lie_on_its_image(tmp_path):
             read_mask(save_nifti(tmp_path / "bad.nii.gz", array, affine), volume)
     with pytest.raises(InputError, match=r"whole numbers 0\.\.255"):
         read_mask(tmp_path / "v.nii.gz", volume)
+    empty = MaskFile(path=save_nifti(tmp_path / "empty.nii.gz", mask * 0), lung=(1,))
     with pytest.raises(InputError, match="the lung mask is empty"):
-        read_lung_mask(save_nifti(tmp_path / "empty.nii.gz", mask * 0), volume)
-
-
-def test_trachea_is_no_lung_in_luna16_masks(tmp_path):
-    volume = read(save_nifti(tmp_path / "v.nii.gz", HU))
-    labels = np.resize(np.array([0, 3, 4, 5], np.uint8), HU.shape)
-    lung = read_lung_mask(save_nifti(tmp_path / "m.nii.gz", labels), volume)
-    np.testing.assert_array_equal(lung, ((labels == 3) | (labels == 4)).T)
+        read_lungs(replace(one_file(tmp_path / "v.nii.gz", "nifti"), masks=(empty,)), volume)
 
 
 COLUMNS = "seriesuid,coordX,coordY,coordZ,diameter_mm\n"

@@ -8,9 +8,9 @@ from lungsynth.cohort.phantom.lidc_xml import edge_contour
 from lungsynth.cohort.phantom.nodules import NoduleSpec
 from lungsynth.cohort.phantom.patient import draw_patient
 from lungsynth.cohort.phantom.vessels import grow_tree
-from lungsynth.ct.annotations import read_nodules
+from lungsynth.ct.annotations import read_lungs, read_nodules
 from lungsynth.ct.discover import find_series
-from lungsynth.ct.read import read_lung_mask, read_volume
+from lungsynth.ct.read import read_volume
 from lungsynth.ct.volume import lps_to_voxel
 from lungsynth.errors import InputError
 from lungsynth.grids import LUNG_FIELD_MM
@@ -37,8 +37,7 @@ def read_back(folder):
         assert not found.problems
         (files,) = found.series
         volume = read_volume(files)
-        lung = read_lung_mask(files.lung_mask, volume) if files.lung_mask else None
-        return files, volume, lung, read_nodules(files, volume)
+        return files, volume, read_lungs(files, volume), read_nodules(files, volume)
 
 
 def test_the_same_seed_gives_the_same_patient_and_another_seed_other_lungs(patient):

@@ -2,18 +2,18 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from lungsynth.cohort.collections import recognise
 from lungsynth.cohort.lidc_nodules import is_crop_folder, is_cube_folder
-from lungsynth.cohort.lidc_slices import nodule_folders
-from lungsynth.cohort.patient_table import read_patient_maps
 from lungsynth.cohort.series import SeriesTask
-from lungsynth.ct.discover import Discovery, find_series
+from lungsynth.ct.discover import Discovery, SortSettings, sort_files
+from lungsynth.ct.file_kinds import FileReport
 from lungsynth.ct.series import Problem, SeriesFiles
-from lungsynth.errors import InputError
+from lungsynth.ct.source_files import SourceFiles, list_files
 
 __all__ = ["CohortLayout", "FolderTask", "file_fingerprint", "find_layout"]
 
@@ -35,83 +35,83 @@ class FolderTask:
 
 @dataclass(frozen=True, kw_only=True)
 class CohortLayout:
-    """Everything found, in the order of the task ids, and what could not be used.
+    """Everything found, in the order of the task ids, what could not be used, and what each file was taken for.
 
-    What was unpacked from zips stays until `close`.
+    What was unpacked from archives stays until `close`.
     """
 
     series: tuple[SeriesTask, ...]
     folders: tuple[FolderTask, ...]
     problems: tuple[Problem, ...]
-    discoveries: tuple[Discovery, ...] = ()
+    reports: tuple[FileReport, ...] = ()
+    discovery: Discovery | None = None
 
     def close(self) -> None:
-        """Removes what was unpacked from zips."""
-        for discovery in self.discoveries:
-            discovery.close()
+        """Removes what was unpacked from archives."""
+        if self.discovery is not None:
+            self.discovery.close()
 
 
-def find_layout(sources: Sequence[Path], *, subset: bool = False) -> CohortLayout:
+def find_layout(sources: Sequence[Path], settings: SortSettings | None = None) -> CohortLayout:
     """Looks into the sources for what can be prepared.
 
     Args:
-        sources: folders, zips or files, in any mix of layouts.
-        subset: annotation tables may name series that are not in their source.
+        sources: folders, archives or files, in any mix of layouts.
+        settings: what a user says of the files.
 
     Raises:
-        InputError: when a source does not exist.
+        InputError: when a source does not exist, or an `annotations.csv` does not fit the scans.
     """
-    for source in sources:
-        if not source.exists():
-            raise InputError(f"{source}: there is no such source; give an existing folder, zip or file.")
-    patients, unread = read_patient_maps(sources)
-    folders: list[FolderTask] = []
-    tasks: list[SeriesTask] = []
-    problems: list[Problem] = []
-    discoveries = []
-    tables = tuple(sorted(path for source in sources for path in _nodule_tables(source)))
-    for source in sources:
-        own = [*_nodule_folders(source), *_slice_folders(source, tables)]
-        folders += own
-        try:
-            discovery = find_series(source, subset=subset)
-        except InputError as error:
-            if not own:
-                problems.append(Problem(source, str(error)))
-            continue
-        discoveries.append(discovery)
-        inside = [task.path for task in own]
-        problems += [p for p in discovery.problems if not any(p.path.is_relative_to(path) for path in inside)]
-        tasks += [_task(files, source, patients) for files in discovery.series]
-    unique, twice = _unique(tasks)
+    files = list_files(sources)
+    try:
+        folders = _nodule_folders(files)
+        left_out = [task.path for task in folders]
+        for task, read_by_it in _slice_folders(files):
+            folders.append(task)
+            left_out += read_by_it
+        discovery = sort_files(files, settings or SortSettings(), left_out)
+    except BaseException:
+        files.close()
+        raise
+    tasks = [_task(found, files.source_of(found.files[0])) for found in discovery.series]
+    read = [
+        FileReport(name=files.shown(task.path), taken_for=f"LIDC {task.kind}", why="names of its files")
+        for task in folders
+    ]
     return CohortLayout(
-        series=tuple(sorted(unique, key=lambda task: task.task_id)),
+        series=tuple(sorted(tasks, key=lambda task: task.task_id)),
         folders=tuple(sorted(folders, key=lambda task: task.task_id)),
-        problems=(*problems, *unread, *twice),
-        discoveries=tuple(discoveries),
+        problems=discovery.problems,
+        reports=(*discovery.reports, *read),
+        discovery=discovery,
     )
 
 
 def file_fingerprint(files: Iterable[Path], *facts: str) -> str:
     """SHA-256 of the names and sizes of files, and of further facts."""
     lines = sorted(f"{path.name} {path.stat().st_size}" for path in files)
-    return hashlib.sha256("\n".join((*lines, *facts)).encode()).hexdigest()
+    return hashlib.sha256("\n".join((*lines, *facts)).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _task(files: SeriesFiles, source: Path, patients: Mapping[str, str]) -> SeriesTask:
-    """With the patient of the map where the files do not tell, and with the fingerprint of all of its files."""
-    if not files.patient_known and files.series_id in patients:
-        files = replace(files, patient_id=patients[files.series_id], patient_known=True)
-    folder = source.resolve().stem
+def _task(files: SeriesFiles, source: Path) -> SeriesTask:
+    """With the fingerprint of all of its files, and of what they are taken for."""
+    folder = _bare_name(source.resolve().name)
     notes = files.annotations
-    masks = [path for path in (files.lung_mask, files.nodule_mask, notes.lidc_xml) if path is not None]
+    beside = [*(mask.path for mask in files.masks), *([notes.lidc_xml] if notes.lidc_xml else []), *notes.voc_xml]
+    meanings = repr([(mask.path.name, mask.lung, mask.nodule, mask.finding, mask.votes) for mask in files.masks])
+    unread = repr(sorted(path.name for path in files.unread))
     return SeriesTask(
         files=files,
         collection=recognise(_telling_ids(files), folder=folder),
         folder=folder,
         task_id=files.series_id,
-        fingerprint=file_fingerprint([*files.files, *masks, *notes.voc_xml], files.patient_id, repr(notes.spheres)),
+        fingerprint=file_fingerprint([*files.files, *beside], files.patient_id, repr(notes.spheres), meanings, unread),
     )
+
+
+def _bare_name(name: str) -> str:
+    """The name of a source without its suffix."""
+    return re.sub(r"(\.nii\.gz|\.tar\.\w+|\.[A-Za-z]\w*)$", "", name) or name
 
 
 def _telling_ids(files: SeriesFiles) -> tuple[str, ...]:
@@ -120,66 +120,44 @@ def _telling_ids(files: SeriesFiles) -> tuple[str, ...]:
     return ids if files.kind == "dicom" or files.patient_id.lower().startswith("phantom") else ids[1:] + ids[:1]
 
 
-def _unique(tasks: Iterable[SeriesTask]) -> tuple[list[SeriesTask], list[Problem]]:
-    """The first task of each series id."""
-    first: dict[str, SeriesTask] = {}
-    problems = []
-    for task in tasks:
-        kept = first.setdefault(task.task_id, task)
-        if kept is not task:
-            path = task.files.files[0]
-            problems.append(
-                Problem(
-                    path,
-                    f"{path}: series {task.task_id} was found before, in {kept.files.files[0]}, and is prepared "
-                    "once; if this is another scan, rename its file.",
-                )
-            )
-    return list(first.values()), problems
-
-
-def _nodule_tables(source: Path) -> Iterator[Path]:
-    """Tables that may tell spacing and ratings of nodules that come as slices."""
-    if source.is_dir():
-        yield from (path for name in ("index.csv", "nodules.csv") for path in source.rglob(name))
-
-
-def _slice_folders(source: Path, tables: tuple[Path, ...]) -> list[FolderTask]:
-    """One task for all nodules of a source that come as slices in PNG."""
-    nodules = nodule_folders(source) if source.is_dir() else []
-    if not nodules:
-        return []
-    files = [path for nodule in nodules for path in sorted((nodule / "images").iterdir())]
-    name = re.sub(r"[^\w.-]", "_", source.resolve().name)
-    return [
-        FolderTask(
+def _slice_folders(files: SourceFiles) -> list[tuple[FolderTask, list[Path]]]:
+    """One task for all nodules of a source that come as slices in PNG, with the files that it reads."""
+    tables = tuple(sorted(path for path in files.paths if path.name in ("index.csv", "nodules.csv")))
+    slices: dict[Path, list[Path]] = {}
+    for path in files.paths:
+        nodule = path.parent.parent
+        if fnmatch(path.as_posix(), "*/nodule-*/images/slice-*.png") and nodule.name.startswith("nodule-"):
+            slices.setdefault(files.source_of(path), []).append(path)
+    found = []
+    for source, images in slices.items():
+        name = re.sub(r"[^\w.-]", "_", source.resolve().name)
+        task = FolderTask(
             kind="slices",
             path=source,
-            folder=source.resolve().stem,
+            folder=_bare_name(source.resolve().name),
             task_id=f"slices_{name}",
-            fingerprint=file_fingerprint([*files, *tables]),
+            fingerprint=file_fingerprint([*images, *tables]),
             tables=tables,
         )
-    ]
+        found.append((task, [*sorted({path.parent.parent for path in images}), *tables]))
+    return found
 
 
-def _nodule_folders(source: Path) -> list[FolderTask]:
-    if not source.is_dir():
-        return []
+def _nodule_folders(files: SourceFiles) -> list[FolderTask]:
+    """Folders of crops and cubes; not those in archives, whose arrays are not unpacked."""
     folders = []
-    for index in sorted(source.rglob("index.csv")):
-        path = index.parent
+    for path in [path.parent for path in files.paths if path.name == "index.csv"]:
         kind = "crops" if is_crop_folder(path) else "cubes" if is_cube_folder(path) else None
         if kind is not None:
-            files = sorted(file for file in path.iterdir() if file.suffix in (".csv", ".npz"))
+            inside = sorted(file for file in path.iterdir() if file.suffix in (".csv", ".npz"))
             name = re.sub(r"[^\w.-]", "_", path.resolve().name)
             folders.append(
                 FolderTask(
                     kind=kind,
                     path=path,
-                    folder=source.resolve().stem,
+                    folder=_bare_name(files.source_of(path).resolve().name),
                     task_id=f"{kind}_{name}",
-                    fingerprint=file_fingerprint(files),
+                    fingerprint=file_fingerprint(inside),
                 )
             )
     return folders

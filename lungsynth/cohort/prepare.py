@@ -23,16 +23,17 @@ from lungsynth.cohort.cohort_folder import claim_cohort_folder, cohort_folder, f
 from lungsynth.cohort.datalists import build_datalists
 from lungsynth.cohort.folders import calibration_rows, prepare_folder
 from lungsynth.cohort.layout import CohortLayout, FolderTask, find_layout
-from lungsynth.cohort.report import markdown_report, summarise, write_rows
+from lungsynth.cohort.report import markdown_report, origins, summarise, write_rows
 from lungsynth.cohort.series import SeriesTask, SliceExtraction, prepare_series
 from lungsynth.cohort.series_rows import CohortRows, SeriesRows
 from lungsynth.cohort.slices import LUNG_SIZES_PX
 from lungsynth.cohort.split import FOLDS, assign_splits
+from lungsynth.ct.discover import SortSettings
 from lungsynth.ct.series import Problem
 from lungsynth.errors import InputError, naming_file
 from lungsynth.io.atomic import write_json, write_text
 
-__all__ = ["PrepareResult", "PrepareSettings", "prepare_cohort"]
+__all__ = ["PrepareResult", "PrepareSettings", "look_at_sources", "prepare_cohort"]
 
 _logger = logging.getLogger(__name__)
 
@@ -48,7 +49,10 @@ class PrepareSettings:
         seed: of the split.
         fold: which fifth of the patients tests, for cross-validation.
         slices: see `SliceExtraction`.
-        subset: sources are parts of their collections: annotation tables may name series that are not there.
+        subset: sources are parts of their collections: annotations of scans that are not there are no problem.
+        labels: what values of label files mean, by value, such as `{1: "lung", 2: "nodule"}`.
+        synthetic: take slices that this project made for scans of patients.
+        strict: any problem is an error, and nothing is written.
 
     Raises:
         InputError: on an unknown split, fold or lung size.
@@ -59,6 +63,14 @@ class PrepareSettings:
     fold: int = 0
     slices: SliceExtraction = field(default_factory=SliceExtraction)
     subset: bool = False
+    labels: Mapping[int, str] = field(default_factory=dict)
+    synthetic: bool = False
+    strict: bool = False
+
+    @property
+    def files(self) -> SortSettings:
+        """What the user says of the files."""
+        return SortSettings(subset=self.subset, labels=self.labels, synthetic=self.synthetic)
 
     def __post_init__(self) -> None:
         if self.split not in ("auto", "test"):
@@ -93,24 +105,35 @@ def prepare_cohort(sources: Sequence[Path], out: Path, *, settings: PrepareSetti
     facts = {**division, **asdict(settings.slices)}
     folder = cohort_folder(out, sources, facts)
     is_new = not folder.check()
-    with closing(find_layout(sources, subset=settings.subset)) as layout:
-        if not layout.series and not layout.folders:
+    with closing(find_layout(sources, settings.files)) as layout:
+        if not (layout.series or layout.folders) or (settings.strict and layout.problems):
             raise InputError(_nothing(sources, layout.problems))
         claim_cohort_folder(folder)
         pieces = _Pieces(out)
         pieces.prepare(layout, settings.slices, workers)
     problems = (*layout.problems, *sorted(pieces.problems, key=lambda problem: str(problem.path)))
-    if not pieces.rows:
+    if not pieces.rows or (settings.strict and problems):
         if is_new:
             shutil.rmtree(out)
         raise InputError(_nothing(sources, problems))
     forget_others(out, set(pieces.rows))
     facts |= {"sources": folder.identity["sources"]}
-    return PrepareResult(cohort=_write_cohort(pieces.rows, problems, out, facts), problems=problems)
+    cohort = _write_cohort(pieces.rows, problems, out, facts, origins(layout))
+    return PrepareResult(cohort=cohort, problems=problems)
+
+
+def look_at_sources(sources: Sequence[Path], settings: SortSettings) -> tuple[list[str], tuple[Problem, ...]]:
+    """What every file is taken for and why, without writing anything: lines to print, and the problems.
+
+    Raises:
+        InputError: as `find_layout`.
+    """
+    with closing(find_layout(sources, settings)) as layout:
+        return origins(layout), layout.problems
 
 
 def _nothing(sources: Sequence[Path], problems: Sequence[Problem]) -> str:
-    """One sentence when nothing can be used."""
+    """One sentence when nothing can be used, or nothing may be left out."""
     names = ", ".join(str(source) for source in sources)
     if not problems:
         return f"{names}: no CT found; give DICOM series, NIfTI or MetaImage volumes, or a folder of LIDC crops."
@@ -219,7 +242,11 @@ class _Lanes:
 
 
 def _write_cohort(
-    pieces: Mapping[str, SeriesRows], problems: Sequence[Problem], out: Path, settings: dict[str, Any]
+    pieces: Mapping[str, SeriesRows],
+    problems: Sequence[Problem],
+    out: Path,
+    settings: dict[str, Any],
+    files: Sequence[str],
 ) -> dict[str, Any]:
     """Splits, tables, lists, pictures, report; `cohort.json` last."""
     ordered = tuple(pieces[key] for key in sorted(pieces))
@@ -228,6 +255,6 @@ def _write_cohort(
     rows = CohortRows(pieces=ordered, splits=splits)
     write_rows(rows, out, build_datalists(rows))
     cohort = summarise(rows, settings=settings, problems=problems)
-    write_text(out / "report.md", markdown_report(cohort, rows))
+    write_text(out / "report.md", markdown_report(cohort, rows, files))
     write_json(out / "cohort.json", cohort)
     return cohort

@@ -1,6 +1,6 @@
 """The last step of a cohort: its tables, lists and montages, and what `cohort.json` and `report.md` say of it."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +9,7 @@ import pandas as pd
 
 from lungsynth.cohort.collections import recognise
 from lungsynth.cohort.datalists import Datalist
+from lungsynth.cohort.layout import CohortLayout
 from lungsynth.cohort.montage import lung_montage, nodule_montage
 from lungsynth.cohort.schema import COHORT_FORMAT, NoduleRow, SeriesRow, columns
 from lungsynth.cohort.series_rows import CohortRows
@@ -24,6 +25,7 @@ __all__ = [
     "describe_sources",
     "lacks",
     "markdown_report",
+    "origins",
     "rows_text",
     "summarise",
     "write_rows",
@@ -110,7 +112,8 @@ def lacks(rows: CohortRows) -> list[str]:
         if not nodules and not normal:
             lines.append(
                 f"{name}: {len(ids)} series gave neither a nodule nor a normal slice; `report.md` says under Left out "
-                "and Problems what became of them. Slices need 120 cm2 of lung, nodules a mask, boxes or annotations."
+                "and Problems what became of them. Slices need 120 cm2 of lung (less in children), nodules a mask, "
+                "boxes or annotations."
             )
     return lines
 
@@ -137,8 +140,29 @@ def _lacks_of_split(rows: CohortRows, split: str) -> Iterator[str]:
         yield f"{split}: no normal slice, so no real lungs. Add scans with lung around the nodules, or without nodules."
 
 
-def markdown_report(cohort: Mapping[str, Any], rows: CohortRows) -> str:
-    """The text of `report.md`; `cohort` is what `cohort.json` holds."""
+def origins(layout: CohortLayout) -> list[str]:
+    """What each file was taken for and why, and who told the patients, as tables in Markdown."""
+    reports = sorted(layout.reports, key=lambda report: (report.taken_for == "not used", report.name))
+    rows = [(report.name, report.count, report.taken_for, report.why) for report in reports]
+    told = Counter(task.files.patient_from or "the files" for task in layout.series)
+    owners: dict[str, set[str]] = defaultdict(set)
+    for task in layout.series:
+        owners[task.files.patient_from or "the files"].add(task.files.patient_id)
+    patients = [(who, len(owners[who]), count) for who, count in sorted(told.items())]
+    return [
+        *markdown_table(("patients told by", "patients", "scans"), map(_one_line, patients)),
+        "",
+        *markdown_table(("file", "files", "taken for", "because"), map(_one_line, rows)),
+    ]
+
+
+def _one_line(cells: Iterable[Any]) -> list[str]:
+    """Cells that cannot break a table."""
+    return [" ".join(str(cell).split()).replace("|", "\\|") for cell in cells]
+
+
+def markdown_report(cohort: Mapping[str, Any], rows: CohortRows, files: Sequence[str] = ()) -> str:
+    """The text of `report.md`; `cohort` is what `cohort.json` holds, `files` are the lines of `origins`."""
     return "\n".join(
         [
             "# Cohort",
@@ -160,6 +184,7 @@ def markdown_report(cohort: Mapping[str, Any], rows: CohortRows) -> str:
             *_mask_lines(rows),
             *_figure_lines(rows),
             "",
+            *(["## Files", "", *files, ""] if files else []),
             "## Left out",
             "",
             *_bullets([note for piece in rows.pieces for note in piece.notes], otherwise="nothing"),

@@ -2,7 +2,7 @@
 
 | source | nodule | unlabelled (255) |
 |---|---|---|
-| mask volume | the mask | |
+| mask volume | the mask, or two readers' votes | findings of another kind, one reader's vote |
 | LIDC XML | two readers or more agree | one reader alone |
 | `annotations.csv` (centre, diameter) | what is dense inside the sphere | the rest of the sphere, and 2 mm around it |
 | Pascal-VOC box | | the box |
@@ -25,7 +25,7 @@ from lungsynth.cohort.patches import NodulePatches, NodulePlanes, cut_patches, s
 from lungsynth.cohort.resampling import CentredGrid
 from lungsynth.cohort.schema import RATINGS, NoduleRow
 from lungsynth.cohort.windows import IGNORED, NODULE, WINDOW_PX, cut_window
-from lungsynth.ct.annotations import read_boxes, read_nodules
+from lungsynth.ct.annotations import read_boxes, read_findings, read_nodules, read_readers
 from lungsynth.ct.nodule import ReadNodule, mask_centre_lps
 from lungsynth.ct.series import NoduleSphere, SeriesFiles
 from lungsynth.ct.voc import SliceBox
@@ -63,6 +63,7 @@ class ScanNodules:
         unlabelled: neither nodule nor free of it.
         expert: whether an expert drew the masks of all nodules.
         notes: what was not understood.
+        known: False when there are more marks, which could not be used: then any slice may show a nodule.
     """
 
     nodules: tuple[ReadNodule, ...]
@@ -70,11 +71,13 @@ class ScanNodules:
     unlabelled: _Mask
     expert: bool
     notes: tuple[str, ...] = ()
+    known: bool = True
 
     @property
     def diseased(self) -> Bool[np.ndarray, " depth"]:
         """Slices that show a nodule, or may."""
-        return (self.nodule | self.unlabelled).any(axis=(1, 2))
+        marked = (self.nodule | self.unlabelled).any(axis=(1, 2))
+        return np.asarray(marked) if self.known else np.ones_like(marked)
 
 
 def read_scan_nodules(files: SeriesFiles, volume: Volume) -> ScanNodules:
@@ -83,10 +86,46 @@ def read_scan_nodules(files: SeriesFiles, volume: Volume) -> ScanNodules:
     Raises:
         InputError: when a mask's grid differs from the scan's, or an annotation file is damaged.
     """
-    if files.annotations.lidc_xml is not None:
-        return _findings(volume, read_nodules(files, volume), min_votes=2, expert=True)
+    found = _most_exact(files, volume)
+    doubtful = read_findings(files, volume)
+    if doubtful is not None:
+        found = replace(found, unlabelled=(found.unlabelled | doubtful) & ~found.nodule)
+    if found.expert:
+        found = _with_others(found, files, volume)
+    if files.unread:
+        names = ", ".join(path.name for path in files.unread)
+        told = f"{volume.series_id}: marks in {names} could not be used, so no slice counts as normal"
+        found = replace(found, known=False, notes=(*found.notes, told))
+    return found
+
+
+def _with_others(found: ScanNodules, files: SeriesFiles, volume: Volume) -> ScanNodules:
+    """Where tables or boxes mark what nobody drew, nobody knows: unlabelled, with a note."""
+    unlabelled, notes = found.unlabelled.copy(), list(found.notes)
+    known = found.nodule | found.unlabelled
+    for sphere in files.annotations.spheres:
+        _, box, around = _look_into(volume, sphere)
+        if not (known[box] & around).any():
+            unlabelled[box] |= around
+            notes.append(f"{volume.series_id}: nobody drew the nodule at {sphere.centre_lps_mm}, left unlabelled")
+    for marked in read_boxes(files, volume):
+        rows, columns = slice(marked.row0, marked.row1), slice(marked.column0, marked.column1)
+        if not known[marked.slice_index, rows, columns].any():
+            unlabelled[marked.slice_index, rows, columns] = True
+            notes.append(
+                f"{volume.series_id}: nobody drew what is boxed in slice {marked.slice_index}, left unlabelled"
+            )
+    return replace(found, unlabelled=unlabelled & ~found.nodule, notes=tuple(notes))
+
+
+def _most_exact(files: SeriesFiles, volume: Volume) -> ScanNodules:
+    xml = files.annotations.lidc_xml
+    if xml is not None:
+        reading = read_readers(xml, files, volume)
+        return replace(_findings(volume, reading.nodules, min_votes=2, expert=True), notes=reading.notes)
     if files.nodule_mask is not None:
-        return _findings(volume, read_nodules(files, volume), min_votes=1, expert=True)
+        min_votes = 2 if any(mask.votes for mask in files.masks) else 1
+        return _findings(volume, read_nodules(files, volume), min_votes=min_votes, expert=True)
     if files.annotations.spheres:
         return _from_spheres(volume, files.annotations.spheres)
     return _from_boxes(volume, read_boxes(files, volume))

@@ -20,9 +20,10 @@ from lungsynth.cohort.scan_nodules import (
 )
 from lungsynth.cohort.schema import NoduleRow, SeriesRow, SliceRow, nodule_id, slice_id
 from lungsynth.cohort.series_rows import SeriesRows
-from lungsynth.cohort.slices import label_volume, lung_area_cm2, lung_on_grid, normal_slices
+from lungsynth.cohort.slices import label_volume, lung_area_cm2, lung_on_grid, normal_slices, relative_size
+from lungsynth.ct.annotations import read_lungs
 from lungsynth.ct.dicom import RESCALE_MISSING
-from lungsynth.ct.read import read_lung_mask, read_volume
+from lungsynth.ct.read import read_volume
 from lungsynth.ct.series import SeriesFiles
 from lungsynth.ct.volume import Volume
 from lungsynth.ct.write import write_plane
@@ -32,6 +33,8 @@ from lungsynth.types import LabelVolume
 
 __all__ = ["SeriesTask", "SliceExtraction", "prepare_series"]
 
+_ADULT_NORMAL_CM2 = 120.0  # lung in a slice of an adult from which on the lungs' shape can be learnt
+
 
 @dataclass(frozen=True, kw_only=True)
 class SliceExtraction:
@@ -39,14 +42,15 @@ class SliceExtraction:
 
     Args:
         lung_size_px: 256 (1.4 mm) or 512 (0.7 mm).
-        min_slice_cm2: slices with less lung are not written.
-        min_normal_cm2: slices with less lung do not train the lung generator.
+        min_slice_cm2: slices of an adult with less lung are not written; of a smaller patient less is enough.
+        min_normal_cm2: slices with less lung do not train the lung generator; 120 for an adult when None, and less the
+            smaller the patient.
         nodule_gap_mm: a normal slice is farther than this from each nodule of its patient.
     """
 
     lung_size_px: int = 256
     min_slice_cm2: float = 15.0
-    min_normal_cm2: float = 120.0
+    min_normal_cm2: float | None = None
     nodule_gap_mm: float = 10.0
 
 
@@ -112,8 +116,9 @@ def _series_row(task: SeriesTask, volume: Volume, slices: int, *, expert: bool) 
 
 
 def _lungs(files: SeriesFiles, volume: Volume) -> Bool[np.ndarray, "depth height width"]:
-    if files.lung_mask is not None:
-        return read_lung_mask(files.lung_mask, volume)
+    drawn = read_lungs(files, volume)
+    if drawn is not None:
+        return drawn
     lung = threshold_lung_mask(volume.hu, spacing_mm=volume.spacing_mm)
     if not lung.any():
         name, hint = f"{files.files[0]}: series {volume.series_id}", _rescale_hint(volume)
@@ -149,15 +154,16 @@ def _write_slices(
     settings: SliceExtraction,
 ) -> list[SliceRow]:
     area = lung_area_cm2(lung, spacing_mm=volume.spacing_mm)
+    size = relative_size(volume.hu, lung, spacing_mm=volume.spacing_mm)
     normal = normal_slices(
         findings.diseased,
         area,
         slice_mm=volume.spacing_mm[0],
         gap_mm=settings.nodule_gap_mm,
-        min_cm2=settings.min_normal_cm2,
+        min_cm2=_ADULT_NORMAL_CM2 * size if settings.min_normal_cm2 is None else settings.min_normal_cm2,
     )
     rows = []
-    for index in np.flatnonzero(area >= settings.min_slice_cm2).tolist():
+    for index in np.flatnonzero(area >= settings.min_slice_cm2 * size).tolist():
         row = SliceRow(
             slice_id=slice_id(volume.series_id, index),
             series_id=volume.series_id,

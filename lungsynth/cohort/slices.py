@@ -11,7 +11,7 @@ from scipy import ndimage
 from lungsynth.errors import InputError
 from lungsynth.grids import LUNG_FIELD_MM
 from lungsynth.hounsfield import AIR_HU, Label, to_int16
-from lungsynth.types import HuPlane, LabelPlane, LabelVolume, MaskPlane
+from lungsynth.types import HuPlane, HuVolume, LabelPlane, LabelVolume, MaskPlane
 
 __all__ = [
     "LUNG_SIZES_PX",
@@ -20,10 +20,14 @@ __all__ = [
     "lung_area_cm2",
     "lung_on_grid",
     "normal_slices",
+    "relative_size",
     "slice_on_grid",
 ]
 
 LUNG_SIZES_PX = (256, 512)
+
+_SMALL_ADULT_CM2 = 400.0  # of a slice through the chest; adults have 400 to 1,000, a child of a year about 130
+_BODY_ABOVE_HU = -300  # tissue, with the table and without the lungs
 
 _MaskVolume = Bool[np.ndarray, "depth height width"]
 _BySlice = Bool[np.ndarray, " depth"]
@@ -40,6 +44,19 @@ def label_volume(*, lung: _MaskVolume, nodule: _MaskVolume, unlabelled: _MaskVol
 def lung_area_cm2(lung: _MaskVolume, *, spacing_mm: tuple[float, float, float]) -> Float[np.ndarray, " depth"]:
     """Area of lung in each slice."""
     return lung.sum(axis=(1, 2)) * spacing_mm[1] * spacing_mm[2] / 100
+
+
+def relative_size(hu: HuVolume, lung: _MaskVolume, *, spacing_mm: tuple[float, float, float]) -> float:
+    """Size of a patient against a small adult, at most 1: the median cross-section of the body where there is lung.
+
+    Thresholds of area are those of adults; children's follow from this factor.
+    """
+    planes = np.flatnonzero(lung.any(axis=(1, 2)))
+    if len(planes) == 0:
+        return 1.0
+    body = [int(((hu[index] > _BODY_ABOVE_HU) | lung[index]).sum()) for index in planes]
+    area_cm2 = float(np.median(body)) * spacing_mm[1] * spacing_mm[2] / 100
+    return min(1.0, area_cm2 / _SMALL_ADULT_CM2)
 
 
 def normal_slices(

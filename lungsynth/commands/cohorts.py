@@ -23,9 +23,10 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="SOURCE",
-        help="folder, zip or file, any of: DICOM, NIfTI, MetaImage/LUNA16, LIDC XML, Pascal-VOC boxes, LIDC crops",
+        help="folder, archive or file, any of: DICOM, NIfTI, MetaImage/LUNA16, LIDC XML, Pascal-VOC boxes, LIDC crops",
     )
-    add("--out", type=Path, required=True, help="the cohort: a new folder, or one left unfinished")
+    add("--out", type=Path, help="the cohort: a new folder, or one left unfinished; not needed with --dry-run")
+    _add_reading(parser)
     add("--split", choices=("auto", "test"), default="auto", help="test: all patients test (default: auto)")
     add_seed(parser)
     add(
@@ -42,21 +43,54 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
         help="the lung generator's grid in pixels: 256 at 1.4 mm (default) or 512 at 0.7 mm",
     )
     add(
-        "--subset",
-        action="store_true",
-        help="the sources are parts of their collections (a subset of LUNA16): ignore annotations of other series",
+        "--min-lung-area",
+        type=float,
+        metavar="CM2",
+        help="a normal slice shows at least so much lung (default: 120 for an adult, less the smaller the patient)",
     )
     add("--workers", type=int, default=2, help="processes (default: 2)")
 
 
-def _prepare(options: argparse.Namespace) -> Report:
-    from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
-    from lungsynth.cohort.series import SliceExtraction
-
-    slices = SliceExtraction(lung_size_px=options.lung_size)
-    settings = PrepareSettings(
-        split=options.split, seed=options.seed, fold=options.fold, slices=slices, subset=options.subset
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """How the files of the sources are understood."""
+    add = parser.add_argument
+    add("--dry-run", action="store_true", help="print what each file is taken for and why, and write nothing")
+    add("--strict", action="store_true", help="any problem is an error: nothing is left out, or nothing is written")
+    add(
+        "--labels",
+        metavar="VALUE=NAME,...",
+        help="what values of label files mean, such as 1=lung,2=nodule, where no dataset.json says so",
     )
+    add(
+        "--subset",
+        action="store_true",
+        help="the sources are parts of their collections (a subset of LUNA16): ignore annotations of other series",
+    )
+    add("--synthetic", action="store_true", help="take slices that this project made for scans of patients")
+
+
+def _prepare(options: argparse.Namespace) -> Report:
+    from lungsynth.cohort.prepare import PrepareSettings, look_at_sources, prepare_cohort
+    from lungsynth.cohort.series import SliceExtraction
+    from lungsynth.ct.file_kinds import labels_from_text
+
+    settings = PrepareSettings(
+        split=options.split,
+        seed=options.seed,
+        fold=options.fold,
+        slices=SliceExtraction(lung_size_px=options.lung_size, min_normal_cm2=options.min_lung_area),
+        subset=options.subset,
+        labels=labels_from_text(options.labels) if options.labels else {},
+        synthetic=options.synthetic,
+        strict=options.strict,
+    )
+    if options.dry_run:
+        lines, problems = look_at_sources(options.sources, settings.files)
+        if problems and options.strict:
+            raise InputError(problems[0].message)
+        return Report(lines, counted([problem.message for problem in problems], "could not be used"))
+    if options.out is None:
+        raise InputError("`--out` is missing: name the cohort's folder, or look first with --dry-run.")
     return _report_cohort(
         prepare_cohort(options.sources, options.out, settings=settings, workers=options.workers), options.out
     )

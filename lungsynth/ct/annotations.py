@@ -1,32 +1,127 @@
-"""What readers said about a series, in whatever form its files hold it, on the grid of its `Volume`."""
+"""What readers said about a series, in whatever form its files hold it, on the grid of its `Volume`.
+
+LUNA16's `annotations.csv` gives nodules as spheres, in LPS mm. Such tables are recognised by their columns, not by
+their names. `candidates.csv` has no diameter and is no annotation; `annotations_excluded.csv` holds findings that do
+not count and is left alone.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool
 
 from lungsynth.ct.dicom import read_slice_frames
-from lungsynth.ct.lidc import read_lidc_xml
+from lungsynth.ct.lidc import LidcReading, read_lidc_xml
 from lungsynth.ct.nodule import ReadNodule, nodules_from_mask
 from lungsynth.ct.read import read_mask
-from lungsynth.ct.series import SeriesFiles
+from lungsynth.ct.series import MaskFile, NoduleSphere, SeriesFiles
 from lungsynth.ct.voc import SliceBox, read_voc_boxes
 from lungsynth.ct.volume import Volume
+from lungsynth.ct.write import ANNOTATION_COLUMNS
+from lungsynth.errors import InputError
+from lungsynth.types import LabelVolume
 
-__all__ = ["read_boxes", "read_nodules"]
+__all__ = [
+    "TableHead",
+    "read_boxes",
+    "read_findings",
+    "read_luna16_annotations",
+    "read_lungs",
+    "read_nodules",
+    "read_readers",
+    "read_table",
+    "table_head",
+]
+
+_LARGEST_NODULE_ML = 1500  # a sphere of 142 mm: what is marked beyond is a lung
+_HEAD_BYTES = 1 << 16  # of a table: what has a longer first line is none of ours
+_SEPARATORS = (",", ";", "\t")
+_MARK_COLUMNS = {"diameter", "diameter_mm", "radius", "xmin", "ymin", "bbox", "coordx", "coordy", "coordz", "nodule"}
+_DETECTOR_COLUMNS = {"class", "probability", "score", "confidence"}
+
+_Mask = Bool[np.ndarray, "depth height width"]
+TableKind = Literal["annotations", "excluded", "candidates", "marks", "other"]
 
 
 def read_nodules(files: SeriesFiles, like: Volume) -> tuple[ReadNodule, ...]:
-    """Nodules whose outline is known: from LIDC's readers, else from the nodule mask; empty where there is neither.
+    """Nodules whose outline is known: from LIDC's readers, else from nodule masks; empty where there is neither.
 
     Args:
         files: as `find_series` gives them.
         like: the same series, read.
 
     Raises:
-        InputError: see `read_lidc_xml` and `read_mask`.
+        InputError: see `read_lidc_xml` and `read_mask`; and when a mask marks more than any nodule is large.
     """
     if files.annotations.lidc_xml is not None:
-        frames = read_slice_frames(files) if files.kind == "dicom" else None
-        return read_lidc_xml(files.annotations.lidc_xml, like, frames).nodules
-    if files.nodule_mask is not None:
-        return nodules_from_mask(read_mask(files.nodule_mask, like), like.affine)
-    return ()
+        return read_readers(files.annotations.lidc_xml, files, like).nodules
+    masks = [mask for mask in files.masks if mask.nodule]
+    if len(masks) != 1:  # by readers, or a file a nodule: where files overlap, they vote
+        votes = np.zeros(like.hu.shape, np.uint8)
+        for mask in masks:
+            votes += _read_nodule_mask(mask, like) > 0
+        return nodules_from_mask(votes, like.affine, values=range(1, len(masks) + 1), votes=True)
+    numbers = _read_nodule_mask(masks[0], like)
+    values = masks[0].nodule if len(masks[0].nodule) > 1 else (1,)
+    return nodules_from_mask(numbers, like.affine, values=values, votes=masks[0].votes)
+
+
+def read_readers(xml: Path, files: SeriesFiles, like: Volume) -> LidcReading:
+    """All that LIDC's readers say of a series.
+
+    Raises:
+        InputError: see `read_lidc_xml`.
+    """
+    return read_lidc_xml(xml, like, read_slice_frames(files) if files.kind == "dicom" else None)
+
+
+def _read_nodule_mask(mask: MaskFile, like: Volume) -> LabelVolume:
+    """The nodules' numbers or votes, 0 elsewhere; of one value 1."""
+    if len(mask.nodule) == 1:
+        numbers = read_mask(mask.path, like, values=mask.nodule)
+    else:
+        numbers = read_mask(mask.path, like)
+        numbers[~np.isin(numbers, mask.nodule)] = 0
+    voxel_ml = float(np.prod(like.spacing_mm)) / 1000
+    sizes = np.bincount(numbers.ravel())[1:] * voxel_ml
+    if len(sizes) and sizes.max() > _LARGEST_NODULE_ML:
+        value = mask.nodule[0] if len(mask.nodule) == 1 else int(sizes.argmax()) + 1
+        raise InputError(
+            f"{mask.path}: value {value} marks {sizes.max() / 1000:.1f} litres as nodule, as much as a lung. Say what "
+            "the values mean: with a dataset.json beside it, or `--labels 1=lung,2=nodule`."
+        )
+    return numbers
+
+
+def read_lungs(files: SeriesFiles, like: Volume) -> _Mask | None:
+    """Lungs as the masks of a series have them, all together; None where it has none.
+
+    Raises:
+        InputError: as `read_mask`, and when the masks are empty.
+    """
+    masks = [mask for mask in files.masks if mask.lung]
+    if not masks:
+        return None
+    lung = np.logical_or.reduce([read_mask(mask.path, like, values=mask.lung) > 0 for mask in masks])
+    if not lung.any():
+        raise InputError(f"{masks[0].path}: the lung mask is empty; remove it to have the lungs found by threshold.")
+    return np.asarray(lung)
+
+
+def read_findings(files: SeriesFiles, like: Volume) -> _Mask | None:
+    """Where masks say that there is something else than lung and nodule; None where none does.
+
+    Raises:
+        InputError: as `read_mask`.
+    """
+    masks = [mask for mask in files.masks if mask.finding]
+    if not masks:
+        return None
+    return np.logical_or.reduce([read_mask(mask.path, like, values=mask.finding) > 0 for mask in masks])
 
 
 def read_boxes(files: SeriesFiles, like: Volume) -> tuple[SliceBox, ...]:
@@ -38,3 +133,87 @@ def read_boxes(files: SeriesFiles, like: Volume) -> tuple[SliceBox, ...]:
     if not files.annotations.voc_xml:
         return ()
     return read_voc_boxes(files.annotations.voc_xml, like, read_slice_frames(files))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableHead:
+    """The first line of a table: its columns and what separates them."""
+
+    columns: tuple[str, ...]
+    separator: str
+
+    @property
+    def kind(self) -> TableKind:
+        """What its columns say, without looking at its name."""
+        if set(ANNOTATION_COLUMNS) <= set(self.columns):
+            return "annotations"
+        lower = {name.lower() for name in self.columns}
+        if lower & _DETECTOR_COLUMNS and "coordx" in lower:
+            return "candidates"
+        return "marks" if lower & _MARK_COLUMNS else "other"
+
+
+def table_head(path: Path) -> TableHead | None:
+    """The columns of a CSV or TSV; None when its first line is too long for one."""
+    with path.open("rb") as stream:
+        head = stream.read(_HEAD_BYTES)
+    line, end, _ = head.partition(b"\n")
+    if not end and len(head) == _HEAD_BYTES:
+        return None
+    text = line.decode("utf-8-sig", "replace").rstrip("\r")
+    separator = max(_SEPARATORS, key=text.count)
+    return TableHead(columns=tuple(name.strip().strip('"') for name in text.split(separator)), separator=separator)
+
+
+def read_table(path: Path, separator: str) -> pd.DataFrame:
+    """A table whose cells are all text, so that ids stay as they are written; rows without any cell are left out.
+
+    Raises:
+        InputError: when it cannot be read as one.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", skipinitialspace=True, sep=separator)
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise InputError(
+            f"{path}: could not be read as CSV ({error}); write it again as comma-separated UTF-8."
+        ) from error
+    return table.rename(columns=lambda name: str(name).strip()).dropna(how="all")
+
+
+def read_luna16_annotations(path: Path, known_series: Collection[str] | None = None) -> tuple[NoduleSphere, ...]:
+    """Reads an `annotations.csv`.
+
+    Args:
+        path: CSV with the columns seriesuid, coordX, coordY, coordZ, diameter_mm.
+        known_series: the series at hand; None accepts any.
+
+    Raises:
+        InputError: on missing columns, values that are no numbers, and series that are not at hand.
+    """
+    head = table_head(path)
+    separator = head.separator if head is not None else ","
+    table = read_table(path, separator)
+    if missing := [name for name in ANNOTATION_COLUMNS if name not in table]:
+        raise InputError(
+            f"{path}: missing columns {', '.join(missing)}; an annotations file needs {','.join(ANNOTATION_COLUMNS)}, "
+            f"got {','.join(map(str, table.columns))}. Rename or add them."
+        )
+    table["seriesuid"] = table["seriesuid"].fillna("").str.strip()
+    unknown = [] if known_series is None else sorted(set(table["seriesuid"]) - set(known_series))
+    if unknown:
+        raise InputError(
+            f"{path}: {len(unknown)} unknown series, first {unknown[0] or '(empty)'}: no image of that name is in the "
+            "sources. Add its image, delete its rows, or say that the source is a part of its collection (`subset`)."
+        )
+    decimal = "," if separator == ";" else "."
+    numbers = table[list(ANNOTATION_COLUMNS[1:])].apply(
+        lambda column: pd.to_numeric(column.str.replace(decimal, ".", regex=False), errors="coerce")
+    )
+    if (bad := ~np.isfinite(numbers).all(axis=1)).any():
+        raise InputError(
+            f"{path}: row {int(bad.idxmax()) + 2} has a coordinate or diameter that is no number; mend it."
+        )
+    return tuple(
+        NoduleSphere(series_id=series, centre_lps_mm=(x, y, z), diameter_mm=diameter)
+        for series, (x, y, z, diameter) in zip(table["seriesuid"], numbers.to_numpy(float).tolist(), strict=True)
+    )

@@ -1,5 +1,6 @@
 """`ReadNodule`: a nodule as its readers drew it, votes a voxel."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,22 +56,36 @@ class ReadNodule:
         return full
 
 
-def nodules_from_mask(mask: LabelVolume, affine: Affine) -> tuple[ReadNodule, ...]:
-    """Parts a mask into nodules: voxels that touch, by corners too, are one nodule. Largest first.
+def nodules_from_mask(
+    mask: LabelVolume, affine: Affine, *, values: Sequence[int] = (1,), votes: bool = False
+) -> tuple[ReadNodule, ...]:
+    """Parts a mask into nodules. Largest first.
+
+    With one value, voxels that touch, by corners too, are one nodule; with several, each value is one, in however many
+    pieces.
 
     Args:
-        mask: (depth, height, width), above 0 where one reader (or a finished consensus) sees nodule.
+        mask: (depth, height, width).
         affine: of the volume, for the centres.
+        values: those that are nodule.
+        votes: values count the readers who see nodule there.
     """
-    parts, _ = ndimage.label(mask > 0, structure=np.ones((3, 3, 3)))
+    inside = np.isin(mask, list(values))
+    if votes or len(values) == 1:
+        parts, _ = ndimage.label(inside, structure=np.ones((3, 3, 3)))
+    else:
+        parts = np.where(inside, mask, 0)
+    counts = np.where(inside, mask, 0) if votes else inside.astype(np.uint8)
     nodules = []
     for index, box in enumerate(ndimage.find_objects(parts), start=1):
-        votes = (parts[box] == index).astype(np.uint8)
+        if box is None:
+            continue
+        seen = np.where(parts[box] == index, counts[box], 0).astype(np.uint8)
         offset = (box[0].start, box[1].start, box[2].start)
-        nodules.append(
-            ReadNodule(votes=votes, offset=offset, readers=1, centre_lps_mm=mask_centre_lps(votes > 0, offset, affine))
-        )
-    return tuple(sorted(nodules, key=lambda nodule: -int(nodule.votes.sum())))
+        consensus = seen >= min(2, int(seen.max()))
+        centre = mask_centre_lps(consensus, offset, affine)
+        nodules.append(ReadNodule(votes=seen, offset=offset, readers=int(seen.max()), centre_lps_mm=centre))
+    return tuple(sorted(nodules, key=lambda nodule: -int((nodule.votes > 0).sum())))
 
 
 def mask_centre_lps(inside: np.ndarray, offset: tuple[int, int, int], affine: Affine) -> tuple[float, float, float]:

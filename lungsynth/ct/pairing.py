@@ -1,59 +1,234 @@
-"""Which NIfTI and MetaImage files are CT and which are their masks, from the names of files and folders.
+"""Which mask belongs to which image, from the names of files and folders over all sources.
 
-| layout | CT | lung mask | nodule mask |
-|---|---|---|---|
-| beside | `X_ct.nii.gz` or `X.nii.gz` | `X_lung.nii.gz` | `X_nodule.nii.gz` |
-| a folder a patient | `X/ct.nii.gz` | `X/lung.nii.gz` | `X/nodule.nii.gz` |
-| Medical Segmentation Decathlon, nnU-Net | `imagesTr/X.nii.gz`, `imagesTr/X_0000.nii.gz` | | `labelsTr/X.nii.gz` |
-| LUNA16 | `subset0/X.mhd` | `seg-lungs-LUNA16/X.mhd` | |
-
-Other masks (`X_mask`, `X_votes4`, a folder `masks`) are neither: nobody says what they mark.
+An image is known by its key: the words of its name without those that only say "image" (`X_ct`, `volume-3`,
+`X_0000`), or its folder's name where nothing else is left (`X/ct.nii.gz`); a DICOM series by its UID and its patient's
+id. A mask belongs to the image whose key its own name holds, whole words in a row; an image of the same folder, or of
+the `images` folder beside its `labels` folder, goes before others, then the longest key, then the nearest folder. A
+mask whose name only says what it marks belongs to the only image below the nearest folder above it
+(`X/segmentations/lobe.nii.gz`). What is left of its name, and the folders that the image does not share, say what it
+marks. Masks that fit several images equally well belong to none.
 """
 
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-__all__ = ["VolumeFiles", "pair_volumes", "patient_folder"]
+from lungsynth.ct.file_kinds import CT_WORDS, structure_of
+
+__all__ = [
+    "ImageIndex",
+    "ImageName",
+    "Match",
+    "bare_stem",
+    "image_name",
+    "is_other_channel",
+    "patient_folder",
+    "says_mask",
+    "volume_stem",
+]
 
 _SUFFIX = re.compile(r"(\.nii\.gz|\.nii|\.mhd|\.mha)$", re.IGNORECASE)
-_ROLE = re.compile(
-    r"(?:^|[_-])(?:(?P<ct>ct|0000)|(?P<lung>lungs?|lung[_-]?mask)|(?P<nodule>(?:nodules?|tumou?rs?|lesions?|gtv)(?:[_-]?mask)?)"
-    r"|(?P<other>votes?\d*|masks?|seg|segmentation|labels?))$",
-    re.IGNORECASE,
-)
-_PLAIN_NAMES = {"", "ct", "image", "img", "volume", "scan", "imaging"}
+_WORD = re.compile(r"[a-z]+|\d+")
+_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_CHANNEL = "0000"  # nnU-Net's first channel
+# Words that say that a file marks something, and words that only say how.
+_LOUD_MASK_WORDS = {
+    "mask", "masks", "seg", "segs", "segm", "segmentation", "segmentations", "label", "labels", "labelmap", "gt",
+    "annotation", "annotations", "roi", "rois", "votes", "vote", "binary",
+}  # fmt: skip
+_MASK_WORDS = _LOUD_MASK_WORDS | {
+    "left", "right", "upper", "lower", "middle", "l", "r", "both", "all", "final", "manual", "expert", "consensus",
+    "of", "the", "and", "truth",
+}  # fmt: skip
 _PATIENT_FOLDER = re.compile(r"^[A-Za-z][\w.-]*[-_]\d{3,}$")
-_Role = Literal["ct", "lung", "nodule", "other"]
+
+Words = tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class VolumeFiles:
-    """A CT in one file and its masks; `named` tells whether its layout names patients."""
-
-    path: Path
-    series_id: str
-    named: bool
-    lung_mask: Path | None
-    nodule_mask: Path | None
-
-
-def pair_volumes(paths: Iterable[Path]) -> list[VolumeFiles]:
-    """Finds the CT files among NIfTI and MetaImage files, and the masks of each.
+@dataclass(frozen=True)
+class ImageName:
+    """What an image is known by.
 
     Args:
-        paths: NIfTI and MetaImage headers of one source.
+        place: its folder.
+        keys: words in a row, each of which names it.
+        plain: its file name says only that it is an image, or it is of DICOM.
+        whose: what the caller knows it by.
     """
-    volumes = [(path, *_stem_and_role(path)) for path in paths]
-    masks: dict[tuple[str, str, str], Path] = {
-        (role, *key): path for path, stem, role in volumes for key in _mask_keys(path, stem) if role != "ct"
-    }
-    return [_with_masks(path, stem, masks) for path, stem, role in volumes if role == "ct"]
+
+    place: Path
+    keys: tuple[Words, ...]
+    plain: bool
+    whose: object
 
 
-def patient_folder(path: Path, roots: Collection[Path]) -> str | None:
+@dataclass(frozen=True)
+class Match:
+    """The image of a mask, and what its name and folders say beyond it.
+
+    Args:
+        whose: as the image's `whose`; None when there is none, or several fit equally well.
+        rest: of its name, in words.
+        folders: that the image does not share, nearest first.
+        several: whether several fit equally well.
+    """
+
+    whose: object | None
+    rest: str
+    folders: tuple[str, ...]
+    several: bool = False
+
+
+def volume_stem(path: Path) -> str:
+    """The name of a NIfTI or MetaImage file without its suffix."""
+    return _SUFFIX.sub("", path.name)
+
+
+def bare_stem(stem: str) -> str:
+    """A stem without the words at its end that only say "image", such as `_ct` and `_0000`; may be empty."""
+    pieces = re.split(r"([_\-. ]+)", stem)
+    while pieces and (pieces[-1].lower() in CT_WORDS or pieces[-1] == _CHANNEL):
+        pieces = pieces[:-2]
+    return "".join(pieces)
+
+
+def words_of(text: str) -> Words:
+    """The words and numbers of a name."""
+    return tuple(_WORD.findall(_HUMP.sub(" ", text).lower()))
+
+
+def image_name(path: Path, whose: object, others: Iterable[str] = ()) -> ImageName:
+    """What the image in a file is known by.
+
+    Args:
+        path: the file, or a slice of the series.
+        whose: given back by `match_mask`.
+        others: further names of it; where there are any, the file's own name counts for nothing (slices of DICOM).
+    """
+    named = [words_of(other) for other in others]
+    if named:
+        return ImageName(place=path.parent, keys=tuple(key for key in named if key), plain=True, whose=whose)
+    words = _without_image_words(words_of(volume_stem(path)))
+    keys = (words,) if words else (words_of(path.parent.name),)
+    return ImageName(place=path.parent, keys=tuple(key for key in keys if key), plain=not words, whose=whose)
+
+
+def _without_image_words(words: Words) -> Words:
+    start, stop = 0, len(words)
+    while stop > start and (words[stop - 1] in CT_WORDS or words[stop - 1] == _CHANNEL):
+        stop -= 1
+    while start < stop and words[start] in CT_WORDS:
+        start += 1
+    return words[start:stop]
+
+
+class ImageIndex:
+    """The images of all sources, to be asked for each mask."""
+
+    def __init__(self, images: Iterable[ImageName]) -> None:
+        self._by_key: dict[Words, list[ImageName]] = {}
+        self._below: dict[Path, list[ImageName]] = {}
+        for image in images:
+            for key in set(image.keys):
+                self._by_key.setdefault(key, []).append(image)
+            for folder in (image.place, *image.place.parents):
+                self._below.setdefault(folder, []).append(image)
+
+    def match(self, path: Path) -> Match:
+        """Finds the image of a mask."""
+        words = words_of(volume_stem(path))
+        spans = [(a, b) for a in range(len(words)) for b in range(a + 1, len(words) + 1)]
+        found = [
+            (_rank(path, image, b - a), (a, b), image)
+            for a, b in spans
+            for image in self._by_key.get(words[a:b], ())
+            if _tells(words, a, b) or _near(path, image)
+        ]
+        if not found:
+            return self._by_folder(path, words)
+        best = min(rank for rank, _, _ in found)
+        fitting = [(span, image) for rank, span, image in found if rank == best]
+        if len({image.whose for _, image in fitting}) > 1:
+            return Match(whose=None, rest=" ".join(words), folders=(), several=True)
+        (start, stop), image = fitting[0]
+        rest = " ".join((*words[:start], *words[stop:]))
+        return Match(whose=image.whose, rest=rest, folders=_own_folders(path, image.place))
+
+    def _by_folder(self, path: Path, words: Words) -> Match:
+        """The only image below the nearest folder that has any, for a name that says nothing but what it marks."""
+        rest = " ".join(words)
+        images = next((self._below[folder] for folder in path.parents if folder in self._below), [])
+        if not images or not images[0].plain or not _only_marks(words):
+            return Match(whose=None, rest=rest, folders=())
+        if len({image.whose for image in images}) > 1:
+            return Match(whose=None, rest=rest, folders=(), several=True)
+        return Match(whose=images[0].whose, rest=rest, folders=_own_folders(path, images[0].place))
+
+
+def _only_marks(words: Words) -> bool:
+    return all(word.isdigit() or word in _MASK_WORDS or structure_of(word) for word in words)
+
+
+def _tells(words: Words, start: int, stop: int) -> bool:
+    """Whether a key is enough to find an image in another folder: a bare number is not, unless all else is of masks."""
+    lone_number = stop - start == 1 and words[start].isdigit() and len(words[start]) < 6
+    return not lone_number or _only_marks((*words[:start], *words[stop:]))
+
+
+def _rank(path: Path, image: ImageName, length: int) -> tuple[int, int, int]:
+    """Smaller fits better."""
+    return (0 if _near(path, image) else 1, -length, _steps(path.parent, image.place))
+
+
+def _near(path: Path, image: ImageName) -> bool:
+    if image.place in (path.parent, *path.parents) and (image.plain or image.place == path.parent):
+        return True
+    twin = _twin_folder(path.parent)
+    return twin is not None and image.place == twin
+
+
+def _twin_folder(folder: Path) -> Path | None:
+    """`imagesTr` for `labelsTr`."""
+    name = folder.name
+    return folder.with_name("images" + name[len("labels") :]) if name.lower().startswith("labels") else None
+
+
+def _steps(one: Path, other: Path) -> int:
+    """Folders between two folders."""
+    shared = 0
+    for left, right in zip(one.parts, other.parts, strict=False):
+        if left != right:
+            break
+        shared += 1
+    return len(one.parts) + len(other.parts) - 2 * shared
+
+
+def _own_folders(path: Path, place: Path) -> tuple[str, ...]:
+    shared = {*place.parents, place}
+    return tuple(folder.name for folder in path.parents if folder not in shared)
+
+
+def is_other_channel(path: Path) -> bool:
+    """Whether a file is nnU-Net's second channel, or a later one, of a case that has a first."""
+    found = re.fullmatch(r"(.*_)000[1-9](\.nii\.gz|\.nii|\.mhd|\.mha)", path.name, re.IGNORECASE)
+    return found is not None and path.with_name(f"{found[1]}{_CHANNEL}{found[2]}").exists()
+
+
+def says_mask(path: Path, roots: Collection[Path]) -> bool:
+    """Whether the name of a file, or of its folder, says that it is a mask; for files whose values do not tell."""
+    words = words_of(volume_stem(path))
+    if words and words[-1] in CT_WORDS:
+        return False
+    folder = path.parent.name.lower()
+    if folder.startswith("labels") or any(word in _MASK_WORDS and not word.isdigit() for word in words_of(folder)):
+        return True
+    return any(word in _LOUD_MASK_WORDS or (structure_of(word) and word != "lung") for word in words) or (
+        len(words) > 1 and words[-1] in ("lung", "lungs")
+    )
+
+
+def patient_folder(path: Path, roots: Iterable[Path]) -> str | None:
     """The nearest folder above a file whose name is a patient's, such as LIDC-IDRI-0001; None without one.
 
     Args:
@@ -66,50 +241,3 @@ def patient_folder(path: Path, roots: Collection[Path]) -> str | None:
         if folder in roots:
             break
     return None
-
-
-def _stem_and_role(path: Path) -> tuple[str, _Role]:
-    stem = _SUFFIX.sub("", path.name)
-    match = _ROLE.search(stem)
-    folder = path.parent.name.lower()
-    if folder.startswith("labels"):
-        return stem, "nodule"
-    if "lung" in folder and ("seg" in folder or "mask" in folder):
-        return stem, "lung"
-    if folder in ("masks", "mask", "segmentations", "seg"):
-        return stem, "other"
-    if match is None:
-        return stem, "ct"
-    bare = stem[: match.start()]
-    roles: tuple[_Role, ...] = ("ct", "lung", "nodule", "other")
-    return bare, next(role for role in roles if match[role])
-
-
-def _mask_keys(path: Path, stem: str) -> list[tuple[str, str]]:
-    """What a CT must have in common with a mask: its folder, or the place that the mask's folder stands for."""
-    folder = path.parent.name
-    if folder.lower().startswith("labels"):
-        return [(str(path.parent.parent / ("images" + folder[len("labels") :])), stem)]
-    if "lung" in folder.lower() and ("seg" in folder.lower() or "mask" in folder.lower()):
-        return [("", stem)]
-    return [(str(path.parent), stem)]
-
-
-def _with_masks(path: Path, stem: str, masks: dict[tuple[str, str, str], Path]) -> VolumeFiles:
-    plain = stem.lower() in _PLAIN_NAMES
-    own_stem = _SUFFIX.sub("", path.name)
-    folder, masks_by_role = str(path.parent), {}
-    for role in ("lung", "nodule"):
-        keys = (
-            ((role, folder, stem), (role, folder, ""), (role, "", stem))
-            if plain
-            else ((role, folder, stem), (role, "", stem))
-        )
-        masks_by_role[role] = next((masks[key] for key in keys if key in masks), None)
-    return VolumeFiles(
-        path=path,
-        series_id=path.parent.name if plain else stem,
-        named=plain or own_stem != stem or path.parent.name.lower().startswith("images"),
-        lung_mask=masks_by_role["lung"],
-        nodule_mask=masks_by_role["nodule"],
-    )

@@ -4,33 +4,19 @@ from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool
 
 from lungsynth.ct.dicom import read_dicom
 from lungsynth.ct.metaimage import read_metaimage
 from lungsynth.ct.nifti import read_nifti
 from lungsynth.ct.orientation import same_grid
 from lungsynth.ct.series import SeriesFiles
+from lungsynth.ct.values import LABEL_ROUNDING, is_nifti
 from lungsynth.ct.volume import Volume
 from lungsynth.errors import InputError, naming_file
 from lungsynth.hounsfield import CT_RANGE_HU, check_hu, to_int16
 from lungsynth.types import LabelVolume
 
-__all__ = ["is_metaimage", "is_nifti", "read_lung_mask", "read_mask", "read_volume"]
-
-_LUNA16_LUNGS = (3, 4)  # LUNA16's seg-lungs: 3 and 4 are the lungs, 5 the trachea
-_LUNA16_VALUES = {0, 3, 4, 5}
-_ALMOST_WHOLE = 1e-3  # labels that went through floating point, such as 0.9999999998
-
-
-def is_nifti(path: Path) -> bool:
-    """Whether the name is that of a NIfTI file."""
-    return path.name.lower().endswith((".nii", ".nii.gz"))
-
-
-def is_metaimage(path: Path) -> bool:
-    """Whether the name is that of a MetaImage header (its `.raw` or `.zraw` is not one)."""
-    return path.suffix.lower() in (".mhd", ".mha")
+__all__ = ["read_mask", "read_volume"]
 
 
 def read_volume(files: SeriesFiles) -> Volume:
@@ -80,22 +66,9 @@ def read_mask(path: Path, like: Volume, *, values: Collection[int] | None = None
             f"{path}: the mask's grid differs from its image {like.series_id}: (depth, height, width) {shape} at "
             f"{_grid(affine)} and {wanted} at {_grid(like.affine)}. Resample the mask to the image, nearest neighbour."
         )
-    labels = _whole_labels(path, labels)
-    return labels if values is None else np.isin(labels, list(values)).astype(np.uint8)
-
-
-def read_lung_mask(path: Path, like: Volume) -> Bool[np.ndarray, "depth height width"]:
-    """Reads a lung mask: everything above 0, or values 3 and 4 of LUNA16's seg-lungs (5 is the trachea).
-
-    Raises:
-        InputError: as `read_mask`, and when the mask is empty.
-    """
-    labels = read_mask(path, like)
-    luna16 = set(np.unique(labels).tolist()) <= _LUNA16_VALUES and bool(np.isin(labels, _LUNA16_LUNGS).any())
-    lung = np.isin(labels, _LUNA16_LUNGS) if luna16 else labels > 0
-    if not lung.any():
-        raise InputError(f"{path}: the lung mask is empty; remove it to have the lungs found by threshold.")
-    return lung
+    if values is not None:
+        return np.isin(np.rint(labels) if labels.dtype.kind == "f" else labels, list(values)).astype(np.uint8)
+    return _whole_labels(path, labels)
 
 
 def _read_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -109,7 +82,7 @@ def _whole_labels(path: Path, values: np.ndarray) -> LabelVolume:
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise InputError(f"{path}: a mask holds whole numbers 0..255, got NaN or infinity; write 0 there.")
     whole = np.rint(values)
-    if whole.min() < 0 or whole.max() > 255 or np.abs(values - whole).max() > _ALMOST_WHOLE:
+    if whole.min() < 0 or whole.max() > 255 or np.abs(values - whole).max() > LABEL_ROUNDING:
         raise InputError(f"{path}: a mask holds whole numbers 0..255, got others; is it an image? Threshold it first.")
     return whole.astype(np.uint8)
 

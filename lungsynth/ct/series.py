@@ -10,7 +10,7 @@ from lungsynth.io.names import readable
 
 _LARGEST_MM = 300.0  # of a nodule; a lung is not longer
 
-__all__ = ["Annotations", "NoduleSphere", "Problem", "SeriesFiles"]
+__all__ = ["Annotations", "MaskFile", "NoduleSphere", "Problem", "SeriesFiles"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,25 @@ class Annotations:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaskFile:
+    """A mask volume of a series, and what its values mean; values that are in no tuple are not used.
+
+    Args:
+        path: NIfTI or MetaImage on the grid of its image.
+        lung: values that are lung.
+        nodule: values that are nodule.
+        finding: values that are neither: where they lie, nobody says that the lung is normal.
+        votes: the values of nodules count readers; otherwise several values count nodules.
+    """
+
+    path: Path
+    lung: tuple[int, ...] = ()
+    nodule: tuple[int, ...] = ()
+    finding: tuple[int, ...] = ()
+    votes: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class SeriesFiles:
     """The files of one CT series. Its ids become one line of text that can be printed and written.
 
@@ -65,9 +84,10 @@ class SeriesFiles:
         patient_id: `series_id` where no patient is known.
         patient_known: False when `patient_id` is only the series.
         files: DICOM: all slices, in any order; otherwise one file.
-        lung_mask: a volume on the same grid.
-        nodule_mask: a volume on the same grid.
+        patient_from: who names the patient, for the report.
+        masks: volumes on the same grid.
         annotations: see `Annotations`.
+        unread: marks that belong to it and could not be used, so that none of its slices counts as normal.
 
     Raises:
         InputError: when there is no file.
@@ -78,15 +98,26 @@ class SeriesFiles:
     patient_id: str
     patient_known: bool
     files: tuple[Path, ...]
-    lung_mask: Path | None = None
-    nodule_mask: Path | None = None
+    patient_from: str = ""
+    masks: tuple[MaskFile, ...] = ()
     annotations: Annotations = field(default_factory=Annotations)
+    unread: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.files:
             raise InputError(f"Series {self.series_id} has no files; give at least one.")
         for name in ("series_id", "patient_id"):
             object.__setattr__(self, name, readable(getattr(self, name)))
+
+    @property
+    def lung_mask(self) -> Path | None:
+        """The first file with values that are lung."""
+        return next((mask.path for mask in self.masks if mask.lung), None)
+
+    @property
+    def nodule_mask(self) -> Path | None:
+        """The first file with values that are nodule."""
+        return next((mask.path for mask in self.masks if mask.nodule), None)
 
 
 @dataclass(frozen=True)

@@ -1,55 +1,100 @@
-"""The files of a source, be it a folder, a zip, a folder with zips, or one file."""
+"""The files of the sources, be they folders, archives or single files, as one list.
+
+Links are followed once, after everything else: what is met again under another name is not listed again, and a link to
+a folder that holds its source leads nowhere. Archives (zip, tar) are unpacked. Hidden files and macOS' `._*` and
+`__MACOSX` are left out.
+"""
 
 import atexit
+import errno
 import logging
+import os
+import shutil
+import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 from lungsynth.ct.series import Problem
 from lungsynth.errors import InputError
 
-__all__ = ["SourceFiles", "list_files"]
+__all__ = ["SourceFiles", "as_text", "list_files"]
 
 _logger = logging.getLogger(__name__)
 _MAC_FOLDER = "__MACOSX"
+_ZIPS = (".zip",)
+_TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 # Nothing that a CT reader opens: not worth the disk.
-_LEFT_IN_ZIP = {".npz", ".npy", ".png", ".jpg", ".jpeg", ".pdf", ".pt", ".mp4"}
+_LEFT_IN_ARCHIVES = {".npz", ".npy", ".png", ".jpg", ".jpeg", ".pdf", ".pt", ".mp4"}
+_DEEPEST_ARCHIVE = 8  # archives in archives: deeper ones are made to fill disks
+_DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    OSError,
+    ValueError,
+)
 
 
 @dataclass
 class SourceFiles:
-    """Files of a source; those of zips lie in temporary folders, which go when `close` is called or Python ends."""
+    """Files of the sources; those of archives lie in temporary folders, which go when `close` is called or Python ends.
 
-    root: Path
+    Args:
+        paths: regular files, each once, by source and name.
+        problems: folders and archives that could not be opened, links that lead nowhere.
+    """
+
     paths: list[Path] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    _roots: dict[Path, tuple[Path, str]] = field(default_factory=dict)  # folder: its source, and what it is called
     _extracted: list[TemporaryDirectory[str]] = field(default_factory=list)
 
     @property
-    def roots(self) -> tuple[Path, ...]:
-        """The source, and the folders that its zips were unpacked to."""
-        return (self.root, *(Path(folder.name) for folder in self._extracted))
+    def roots(self) -> frozenset[Path]:
+        """The folders of the sources, and those that archives were unpacked to: names above them say nothing."""
+        return frozenset(root if root.is_dir() else root.parent for root in self._roots)
+
+    def shown(self, path: Path) -> str:
+        """A file as a user knows it: from its source's own name on, archives by theirs."""
+        root = next((folder for folder in (path, *path.parents) if folder in self._roots), None)
+        if root is None:
+            return as_text(path.name)
+        below = path.relative_to(root).as_posix()
+        name = self._roots[root][1]
+        return as_text(name if below == "." else f"{name}/{below}")
+
+    def source_of(self, path: Path) -> Path:
+        """The source, as it was given, that a file came from."""
+        return next((self._roots[folder][0] for folder in (path, *path.parents) if folder in self._roots), path)
+
+    def add_root(self, root: Path, *, source: Path, name: str) -> None:
+        """Remembers where files come from."""
+        self._roots[root] = (source, name)
 
     def extract(self, archive: Path) -> Path | None:
-        """Unpacks a zip; None, and a problem noted, when it is damaged."""
+        """Unpacks an archive; None, and a problem noted, when it is damaged or does not fit."""
         folder = TemporaryDirectory(prefix="lungsynth_")
         # Holds the folder even when the caller keeps only the paths.
         atexit.register(folder.cleanup)
         self._extracted.append(folder)
+        name = self.shown(archive)
         try:
-            with zipfile.ZipFile(archive) as packed:
-                members = [name for name in packed.namelist() if Path(name).suffix.lower() not in _LEFT_IN_ZIP]
-                packed.extractall(folder.name, members)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-            self.problems.append(
-                Problem(archive, f"{archive}: could not be unpacked ({error}); copy it again, or unpack it yourself.")
-            )
+            _logger.info("Unpacking %s", name)
+            _unpack(archive, Path(folder.name))
+        except _DAMAGED as error:
+            told = f"{name}: could not be unpacked ({error}); copy it again, or unpack it yourself."
+            self.problems.append(Problem(archive, told))
             return None
-        return Path(folder.name)
+        root = Path(folder.name)
+        self.add_root(root, source=self.source_of(archive), name=name)
+        return root
 
     def close(self) -> None:
         """Removes the temporary folders."""
@@ -59,34 +104,154 @@ class SourceFiles:
         self._extracted.clear()
 
 
-def list_files(source: Path) -> SourceFiles:
-    """Lists all files of a source, sorted, zips unpacked; hidden files and macOS' `._*` and `__MACOSX` are left out.
+def as_text(name: str) -> str:
+    """A file name as text that any file can hold: bytes that are no UTF-8 are shown as their codes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def list_files(sources: Path | Sequence[Path]) -> SourceFiles:
+    """Lists all files of the sources.
 
     Raises:
-        InputError: when the source does not exist, or is an empty folder.
+        InputError: when a source does not exist, is neither file nor folder, or is an empty folder.
     """
-    if not source.exists():
-        raise InputError(f"{source}: no such file or folder; check the path.")
-    files = SourceFiles(root=source)
-    waiting = [source] if source.is_file() else list(_walk(source))
-    if not waiting:
-        raise InputError(f"{source}: the folder is empty; put CT series (DICOM, NIfTI or MetaImage) into it.")
-    while waiting:
-        path = waiting.pop(0)
-        if path.suffix.lower() != ".zip":
-            files.paths.append(path)
-            continue
-        _logger.info("Unpacking %s", path)
-        if folder := files.extract(path):
-            waiting.extend(_walk(folder))
+    given = [sources] if isinstance(sources, Path) else list(sources)
+    files = SourceFiles()
+    walk = _Walk(files)
+    for source in given:
+        _check(source)
+        files.add_root(source, source=source, name=source.resolve().name or str(source))
+        walk.add(source)
+    walk.follow_links()
+    for source in given:
+        if source.is_dir() and not walk.found.get(source) and len(given) == 1:
+            raise InputError(f"{source}: the folder is empty; put CT series (DICOM, NIfTI or MetaImage) into it.")
+    listed = [path for source in given for path in sorted(walk.found.get(source, ()))]
+    files.paths = list(_unpacked(listed, files))
     return files
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name == _MAC_FOLDER:
-            continue
-        if path.is_dir():
-            yield from _walk(path)
-        elif path.is_file():
+def _check(source: Path) -> None:
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder; check the path.")
+    if not (source.is_file() or source.is_dir()):
+        raise InputError(f"{source}: neither a file nor a folder of scans, but a device or the like; give a folder.")
+
+
+def _unpacked(paths: Iterable[Path], files: SourceFiles) -> Iterator[Path]:
+    """The files, with those of archives in the place of the archive."""
+    waiting = [(path, 0) for path in reversed(list(paths))]
+    while waiting:
+        path, depth = waiting.pop()
+        if not _is_archive(path):
             yield path
+        elif depth >= _DEEPEST_ARCHIVE:
+            told = f"{files.shown(path)}: lies {depth} archives deep; unpack it yourself."
+            files.problems.append(Problem(path, told))
+        elif folder := files.extract(path):
+            walk = _Walk(files)
+            walk.add(folder)
+            waiting += [(inner, depth + 1) for inner in sorted(walk.found.get(folder, ()), reverse=True)]
+
+
+def _is_archive(path: Path) -> bool:
+    return path.name.lower().endswith((*_ZIPS, *_TARS))
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    if archive.name.lower().endswith(_ZIPS):
+        with zipfile.ZipFile(archive) as packed:
+            members = [info for info in packed.infolist() if _is_wanted(info.filename)]
+            _check_room(sum(info.file_size for info in members))
+            packed.extractall(folder, members)
+        return
+    with tarfile.open(archive) as packed_tar:
+        entries = [member for member in packed_tar if member.isfile() and _is_wanted(member.name)]
+        _check_room(sum(member.size for member in entries))
+        packed_tar.extractall(str(folder), entries, filter=_inside_only)
+
+
+def _is_wanted(name: str) -> bool:
+    return Path(name).suffix.lower() not in _LEFT_IN_ARCHIVES
+
+
+def _inside_only(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """A member of a tar, unless it would lie outside the folder."""
+    try:
+        return tarfile.data_filter(member, folder)
+    except tarfile.FilterError:
+        return None
+
+
+def _check_room(size: int) -> None:
+    free = shutil.disk_usage(gettempdir()).free
+    if size > free:
+        raise OSError(errno.ENOSPC, f"{size / 1e9:.1f} GB unpacked, {free / 1e9:.1f} GB free in {gettempdir()}")
+
+
+@dataclass
+class _Walk:
+    """Regular files below folders, each once; links wait until all else is known."""
+
+    files: SourceFiles
+    found: dict[Path, list[Path]] = field(default_factory=dict)
+    _seen: set[str] = field(default_factory=set)
+    _links: list[tuple[Path, Path]] = field(default_factory=list)  # source, link
+
+    def add(self, source: Path) -> None:
+        """Lists a source, but for the links in it."""
+        if source.is_dir():
+            self._walk(source, source)
+        elif self._is_new(os.path.realpath(source)):
+            self.found.setdefault(source, []).append(source)
+
+    def follow_links(self) -> None:
+        """Lists what links lead to and is not known yet."""
+        while self._links:
+            source, link = self._links.pop(0)
+            target = Path(os.path.realpath(link))
+            if target.is_dir():
+                if not Path(os.path.realpath(source)).is_relative_to(target):
+                    self._walk(link, source)
+            elif not target.exists():
+                told = f"{self.files.shown(link)}: a link to a file that is not there; copy the file itself."
+                self.files.problems.append(Problem(link, told))
+            elif target.is_file() and self._is_new(str(target)):
+                self.found.setdefault(source, []).append(link)
+
+    def _is_new(self, real: str) -> bool:
+        if real in self._seen:
+            return False
+        self._seen.add(real)
+        return True
+
+    def _walk(self, folder: Path, source: Path) -> None:
+        waiting = [(str(folder), os.path.realpath(folder))]
+        while waiting:
+            here, real = waiting.pop()
+            if self._is_new(real):
+                waiting += self._list(here, real, source)
+
+    def _list(self, folder: str, real: str, source: Path) -> list[tuple[str, str]]:
+        """Takes the files of a folder and gives the folders in it, as they are called and without links."""
+        try:
+            with os.scandir(folder) as entries:
+                ordered = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            told = (
+                f"{self.files.shown(Path(folder))}: could not be opened ({error.strerror}); copy it, or leave it out."
+            )
+            self.files.problems.append(Problem(Path(folder), told))
+            return []
+        folders = []
+        for entry in ordered:
+            if entry.name.startswith(".") or entry.name == _MAC_FOLDER:
+                continue
+            inside = f"{real}{os.sep}{entry.name}"
+            if entry.is_symlink():
+                self._links.append((source, Path(entry.path)))
+            elif entry.is_dir():
+                folders.append((entry.path, inside))
+            elif entry.is_file() and self._is_new(inside):
+                self.found.setdefault(source, []).append(Path(entry.path))
+        return folders

@@ -62,10 +62,10 @@ def _read_file(path: Path, like: Volume, frames: Mapping[str, SliceFrame]) -> li
             [float(_text(element, f"bndbox/{edge}")) for edge in ("xmin", "ymin", "xmax", "ymax")]
             for element in objects
         ]
-    except (ET.ParseError, ValueError, OSError) as error:
+    except (ET.ParseError, ValueError, LookupError, OSError) as error:
         raise InputError(f"{path}: not readable as Pascal-VOC XML ({error}); copy it again from its source.") from error
     return [
-        _to_box(np.array(edge), like, frames[path.stem], name=(element.findtext("name") or "").strip())
+        _to_box(np.array(edge), like, frames[path.stem], path=path, name=(element.findtext("name") or "").strip())
         for edge, element in zip(edges, objects, strict=True)
     ]
 
@@ -77,7 +77,13 @@ def _text(element: ET.Element, tag: str) -> str:
     return text
 
 
-def _to_box(edges: np.ndarray, like: Volume, frame: SliceFrame, *, name: str) -> SliceBox:
+def _to_box(edges: np.ndarray, like: Volume, frame: SliceFrame, *, path: Path, name: str) -> SliceBox:
+    rows, columns = frame.shape
+    if not (np.isfinite(edges).all() and (edges >= 0).all() and (edges <= [columns, rows, columns, rows]).all()):
+        raise InputError(
+            f"{path}: a box {edges.tolist()} (xmin, ymin, xmax, ymax) lies outside its slice of {columns} x {rows} "
+            "pixels; mend it, or put the file beside its own series."
+        )
     corners = lps_to_voxel(like.affine, frame.to_lps(edges[[0, 2]], edges[[1, 3]]))
     low, high = np.rint(corners.min(axis=0)).astype(int).tolist(), np.rint(corners.max(axis=0)).astype(int).tolist()
     return SliceBox(slice_index=low[0], row0=low[1], column0=low[2], row1=high[1] + 1, column1=high[2] + 1, name=name)

@@ -95,8 +95,8 @@ def write_msd(out: Path, patients: Sequence[PhantomPatient]) -> None:
     training = []
     for patient in patients:
         name = f"{patient.volume.patient_id.lower()}.nii.gz"
-        write_nifti(out / "imagesTr" / name, patient.volume, descrip="synthetic: lungsynth")
-        write_nifti(out / "labelsTr" / name, patient.nodule_mask, patient.volume.affine, descrip="synthetic: lungsynth")
+        write_nifti(out / "imagesTr" / name, patient.volume, descrip="phantom: lungsynth")
+        write_nifti(out / "labelsTr" / name, patient.nodule_mask, patient.volume.affine, descrip="phantom: lungsynth")
         training.append({"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"})
     content = {
         "name": "Phantom",
