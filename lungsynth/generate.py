@@ -30,7 +30,7 @@ from lungsynth.enhancement.stage import EnhancementStage, open_stage
 from lungsynth.export.writer import ENHANCED_LUNGS, ExportJob, ExportResult, ShardWriter, write_samples
 from lungsynth.generate_assets import LUNG_CONFIGS, LUNG_WEIGHTS, Samplers, make_assets, open_samplers
 from lungsynth.hounsfield import DISPLAY_WINDOW
-from lungsynth.io.atomic import remove_temporary, write_json, write_picture
+from lungsynth.io.atomic import remove_temporary, write_picture
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Catalogue, read_catalogue
 from lungsynth.placement.plan_catalogue import plan_catalogue
@@ -256,7 +256,6 @@ class Pipeline:
         samples, out = self.exported.samples, self.config.out
         written = sum(shard.end - shard.begin for shard in missing)
         rate = written / (time.monotonic() - started)
-        self._write_datalist()
         write_picture(out / "contact_sheet.png", contact_sheet(list(self._tiles())))
         run.log_file(out / "contact_sheet.png")
         for sample in samples[:_LOGGED_SAMPLES]:
@@ -288,17 +287,6 @@ class Pipeline:
             label_check=enhancement.label_check,
             shard_size=self.config.batch_size,
         )
-
-    def _write_datalist(self) -> None:
-        """`datalist.json`: image and label of each sample, and the patients of its real parts."""
-        patients = self.cohort.patient_of if self.cohort else {}
-        entries = []
-        for recipe, sample in zip(self.catalogue, self.exported.samples, strict=True):
-            parts = (recipe.lung, *(nodule.asset for nodule in recipe.nodules))
-            named = [patient for part in parts if (patient := patients.get(self.library[part].origin))]
-            provenance = {"patient_id": sorted(set(named)), "parts_without_patient": len(parts) - len(named)}
-            entries.append({"image": sample["image"], "label": sample["label"], **provenance})
-        write_json(self.config.out / "datalist.json", {"training": entries})
 
     def _tiles(self) -> Iterator[Tile]:
         samples = {sample["name"]: sample for sample in self.exported.samples}

@@ -260,7 +260,7 @@ def real_nodules(
     for nodule in cohort.read_nodules(category, seed=seed) if cohort else ():
         if not diameters_mm[0] <= nodule_diameter(nodule.alpha) <= diameters_mm[1]:
             continue
-        facts = {"category": category, "source": "real", "origin": nodule.origin}
+        facts = {"category": category, **_owner(cohort, nodule.origin)}
         if asset := store_usable(library.add_nodule, nodule.hu, nodule.alpha, **facts):
             yield asset
 
@@ -268,9 +268,13 @@ def real_nodules(
 def real_lungs(library: AssetLibrary, cohort: CohortSplit | None, *, seed: int) -> Iterator[Asset]:
     """Adds the cohort's normal slices to the library, likewise."""
     for lung in cohort.read_lungs(seed=seed) if cohort else ():
-        facts = {"affine": lung.affine, "source": "real", "origin": lung.origin}
+        facts = {"affine": lung.affine, **_owner(cohort, lung.origin)}
         if asset := store_usable(library.add_lung, lung.hu, lung.mask, **facts):
             yield asset
+
+
+def _owner(cohort: CohortSplit | None, origin: str) -> dict[str, Any]:
+    return {"source": "real", "origin": origin, "patient": cohort.patient_of.get(origin) if cohort else None}
 
 
 def _distinct(assets: Iterable[Asset], n: int) -> list[Asset]:

@@ -83,6 +83,24 @@ def test_reals_of_patients_in_the_composites_are_left_out(folders, tmp_path) -> 
     assert len(unpaired_entries(tmp_path, cohort, split="validation")["composites"]) == 1
 
 
+def test_composites_come_in_the_parts_that_their_list_has(folders, tmp_path) -> None:
+    out, cohort = folders
+    entries = json.loads((out / "datalist.json").read_text(encoding="utf-8"))["training"]
+    named = [
+        entry | {"patient_id": patient}
+        for entry, patient in zip(entries, ("none", "p1;p2", "p1", "training1"), strict=True)
+    ]
+    lists = {"training": named[:1], "validation": named[1:3], "unused": named[3:]}
+    (tmp_path / "datalist.json").write_text(json.dumps(lists), encoding="utf-8")
+    found = {split: unpaired_entries(tmp_path, cohort, split=split) for split in ("training", "validation")}
+    assert [len(found[split]["composites"]) for split in found] == [1, 2]
+    assert [entry["patient_id"] for entry in found["training"]["reals"]] == ["training0", "training1"]
+    lists["validation"][0]["patient_id"] = "p1;training1"
+    (tmp_path / "datalist.json").write_text(json.dumps(lists), encoding="utf-8")
+    reals = unpaired_entries(tmp_path, cohort, split="training")["reals"]
+    assert [entry["patient_id"] for entry in reals] == ["training0"], "of several patients, each counts"
+
+
 def test_the_log_says_how_many_composites_have_parts_of_no_known_patient(folders, tmp_path, caplog) -> None:
     out, cohort = folders
     entries = json.loads((out / "datalist.json").read_text(encoding="utf-8"))["training"]

@@ -22,6 +22,7 @@ from lungsynth.ct.write import read_plane
 from lungsynth.errors import InputError
 from lungsynth.export.formats import FORMATS
 from lungsynth.export.sample import Growth, variants
+from lungsynth.export.split import PARTS
 from lungsynth.export.writer import ExportJob, Shard, ShardWriter, export_catalogue
 from lungsynth.hounsfield import DISPLAY_WINDOW
 from lungsynth.io.atomic import write_json
@@ -111,7 +112,7 @@ def test_ranges_fill_one_folder_to_the_same_labels(catalogue, tmp_path):
         assert at_work.exists()
     export(catalogue, out, "nifti", begin=0, end=1)
     assert not at_work.exists()
-    for name in ("checksums.sha256", "annotations.csv", "coco.json", "detection.json"):
+    for name in ("checksums.sha256", "annotations.csv", "coco.json", "datalist.json", "detection.json"):
         assert sorted((out / name).read_text(encoding="utf-8")) == sorted((whole / name).read_text(encoding="utf-8"))
     assert (out / "checksums.sha256").read_bytes() == (whole / "checksums.sha256").read_bytes()
 
@@ -175,17 +176,19 @@ def test_nifti_and_labels_say_what_was_rendered(catalogue, tmp_path):
     table = pd.read_csv(out / "annotations.csv")
     coco = json.loads((out / "coco.json").read_text(encoding="utf-8"))
     detection = json.loads((out / "detection.json").read_text(encoding="utf-8"))
-    assert list(table.columns) == ["seriesuid", "coordX", "coordY", "coordZ", "diameter_mm"]
+    assert list(table.columns) == ["seriesuid", "coordX", "coordY", "coordZ", "diameter_mm", "texture"]
+    textures = [nodule.category for recipe in read_catalogue(catalogue) for nodule in recipe.nodules]
+    assert list(table["texture"]) == textures
+    listed = {entry["image"]: entry for part in PARTS for entry in detection[part]}
     assert detection["categories"] == ["ground_glass", "solid"]
     for number, (name, sample) in enumerate(samples.items(), start=1):
         np.testing.assert_array_equal(read_plane(out / f"images/{name}.nii.gz")[0], sample.image)
         label, affine = read_plane(out / f"masks/{name}.nii.gz")
         np.testing.assert_array_equal(label, sample.label)
         np.testing.assert_allclose(affine, sample.affine, atol=1e-5)
-        np.testing.assert_allclose(table[table.seriesuid == name].iloc[:, 1:], sample.annotations, atol=6e-4)
-        entry = detection["training"][number - 1]
-        assert entry["image"] == f"images/{name}.nii.gz"
-        assert entry["box"] == [list(box) for box in sample.boxes]
+        np.testing.assert_allclose(table[table.seriesuid == name].iloc[:, 1:5], sample.annotations, atol=6e-4)
+        boxes = [[box.column_from, box.row_from, box.column_to, box.row_to] for box in sample.boxes]
+        assert listed[f"images/{name}.nii.gz"]["box"] == boxes
         found = [a for a in coco["annotations"] if a["image_id"] == number]
         for annotation, box, mask in zip(found, sample.boxes, sample.masks, strict=True):
             counts = annotation["segmentation"]["counts"]

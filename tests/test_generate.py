@@ -21,7 +21,8 @@ from lungsynth.ct.volume import lps_to_voxel
 from lungsynth.ct.write import read_plane
 from lungsynth.detectability import compare_with_label
 from lungsynth.errors import InputError
-from lungsynth.export import formats
+from lungsynth.export import formats, labels
+from lungsynth.export.split import PARTS
 from lungsynth.generate import generate
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import read_catalogue
@@ -85,7 +86,8 @@ def test_a_run_ends_with_the_files_of_contract_c8(finished):
     }
     for folder in ("images", "masks"):
         assert {path.name.removesuffix(".nii.gz") for path in (out / folder).iterdir()} == ids
-    entries = json.loads((out / "datalist.json").read_text(encoding="utf-8"))["training"]
+    lists = json.loads((out / "datalist.json").read_text(encoding="utf-8"))
+    entries = [entry for part in PARTS for entry in lists[part]]
     assert all((out / entry[key]).is_file() for entry in entries for key in ("image", "label"))
     assert len(ids) == len(entries) == COUNT
 
@@ -101,7 +103,7 @@ def test_each_sample_says_that_it_is_synthetic_and_is_centred_on_the_origin(fini
 
 def test_annotations_lie_on_their_nodules(finished):
     table = pd.read_csv(finished.out / "annotations.csv")
-    assert list(table.columns) == ["seriesuid", "coordX", "coordY", "coordZ", "diameter_mm"]
+    assert list(table.columns) == ["seriesuid", "coordX", "coordY", "coordZ", "diameter_mm", "texture"]
     for row in table.itertuples():
         mask, affine = read_plane(finished.out / "masks" / f"{row.seriesuid}.nii.gz")
         index = np.rint(lps_to_voxel(affine, np.array([row.coordX, row.coordY, row.coordZ]))).astype(int)
@@ -154,7 +156,7 @@ def test_another_seed_gives_other_samples(finished, store, tmp_path):
         (AssetLibrary, "add_lung", 2),
         (MODULE, "plan_catalogue", 1),
         (formats, "write_plane", 7),
-        (formats, "write_annotations", 1),
+        (labels, "write_annotations", 1),
         (MODULE, "write_picture", 1),
         (MODULE, "check_detectability", 1),
     ],

@@ -18,6 +18,7 @@ from lungsynth.config import EnhancementConfig, GenerateConfig, PlacementConfig
 from lungsynth.ct.volume import axial_affine
 from lungsynth.ct.write import read_plane
 from lungsynth.ct.write_dicom import SyntheticScan, dicom_bytes, synthetic_ct
+from lungsynth.export.split import PARTS
 from lungsynth.export.writer import ExportJob, export_catalogue
 from lungsynth.generate import generate
 from lungsynth.hounsfield import Label, to_int16
@@ -125,7 +126,7 @@ def test_a_sample_is_its_lung_outside_the_nodules_and_noise_follows_the_seed(cha
 
 def test_files_of_an_export(chains, tmp_path):
     ids = [recipe.id for recipe in read_catalogue(chains[0] / "catalogue.parquet")]
-    beside = {"annotations.csv", "detection.json", "coco.json", "checksums.sha256", "export.json"}
+    beside = {"annotations.csv", "datalist.json", "detection.json", "coco.json", "checksums.sha256", "export.json"}
     found = exported(chains[0], tmp_path / "nifti", "nifti")
     images = {f"{folder}/{name}.nii.gz" for name in ids for folder in ("images", "masks")}
     assert {name for name in found if not name.startswith(".parts/")} == beside | images
@@ -214,17 +215,19 @@ def enhanced(tmp_path_factory) -> Path:
 
 
 def test_composites_name_their_patients_and_spare_those_of_the_reals(enhanced):
-    entries = json.loads((enhanced / "out" / "datalist.json").read_text(encoding="utf-8"))["training"]
+    lists = json.loads((enhanced / "out" / "datalist.json").read_text(encoding="utf-8"))
+    listed = {entry["id"]: entry for part in PARTS for entry in lists[part]}
     cohort = {e["patient_id"] for e in datalist(enhanced / "cohort", "enhancement") if e["split"] == "training"}
-    named = {patient for entry in entries for patient in entry["patient_id"]}
+    named = {name for entry in listed.values() for name in entry["patient_id"].split(";")} - {"none"}
     assert cohort == {"p0"}
     assert named
     assert named <= {f"p{index}" for index in range(1, 6)}
     library = AssetLibrary(enhanced / "out")
-    for entry, recipe in zip(entries, read_catalogue(enhanced / "out" / "catalogue.parquet"), strict=True):
+    for recipe in read_catalogue(enhanced / "out" / "catalogue.parquet"):
+        entry = listed[recipe.id]
         assert entry["image"] == f"images/{recipe.id}.nii.gz"
         real = {asset for asset in (recipe.lung, *(n.asset for n in recipe.nodules)) if library[asset].source == "real"}
-        assert bool(entry["patient_id"]) == bool(real)
+        assert (entry["patient_id"] != "none") == bool(real)
         assets = [recipe.lung, *(nodule.asset for nodule in recipe.nodules)]
         assert entry["parts_without_patient"] == sum(library[asset].source == "generated" for asset in assets)
 

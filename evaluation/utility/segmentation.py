@@ -38,6 +38,7 @@ from lungsynth.compositing.render import render
 from lungsynth.config import EnhancementConfig, GenerateConfig, PlacementConfig, SelectionConfig
 from lungsynth.ct.write import write_plane
 from lungsynth.errors import InputError
+from lungsynth.export.split import PARTS
 from lungsynth.generate import generate
 from lungsynth.io.atomic import write_json
 from lungsynth.placement.assets import AssetLibrary
@@ -320,7 +321,8 @@ def _add_real_assets(library: AssetLibrary, training: CohortSplit, *, seed: int)
 
 def _draw_entries(datalist: Path, count: int, *, seed: int) -> Path:
     """A data list of `count` of the samples, beside the whole one; fewer are the first of more."""
-    entries: Sequence[dict[str, str]] = json.loads(datalist.read_text(encoding="utf-8"))["training"]
+    lists = json.loads(datalist.read_text(encoding="utf-8"))
+    entries: Sequence[dict[str, str]] = [entry for part in PARTS for entry in lists.get(part, [])]
     if count > len(entries):
         raise InputError(f"{datalist}: {count} samples are needed, it lists {len(entries)}. Remove it and run again.")
     order = np.random.default_rng(seed).permutation(len(entries))[:count]

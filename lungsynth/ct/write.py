@@ -6,7 +6,7 @@ affine of a `Volume` needs no change. A slice file holds (width, height, 1).
 
 import gzip
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -110,8 +110,16 @@ def read_plane(path: Path) -> tuple[HuPlane | LabelPlane, Affine]:
     return plane, np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
 
 
-def write_annotations(path: Path, nodules: Iterable[NoduleSphere]) -> None:
-    """Writes nodules as LUNA16's `annotations.csv` (LPS millimetres, three decimals), in the order given."""
+def write_annotations(path: Path, nodules: Iterable[NoduleSphere], *, textures: Sequence[str] | None = None) -> None:
+    """Writes nodules as LUNA16's `annotations.csv` (LPS millimetres, three decimals), in the order given.
+
+    Args:
+        path: the file.
+        nodules: a row each.
+        textures: of each nodule, for a further column `texture`.
+    """
     rows = [(nodule.series_id, *nodule.centre_lps_mm, nodule.diameter_mm) for nodule in nodules]
     table = pd.DataFrame(rows, columns=list(ANNOTATION_COLUMNS))
+    if textures is not None:
+        table["texture"] = list(textures)
     write_text(path, table.to_csv(index=False, float_format="%.3f", lineterminator="\n"))

@@ -29,8 +29,10 @@ from lungsynth.enhancement.changes import Changes, change_summary
 from lungsynth.enhancement.identity import enhancement_identity
 from lungsynth.enhancement.stage import EnhancementStage, open_stage
 from lungsynth.errors import InputError
-from lungsynth.export.formats import FORMATS, Format, write_checksums, write_labels
+from lungsynth.export.formats import FORMATS, Format
+from lungsynth.export.labels import write_checksums, write_labels
 from lungsynth.export.sample import Growth, export_variant, variants
+from lungsynth.export.split import provenances
 from lungsynth.io.atomic import remove_temporary, write_json, write_text
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Catalogue, read_catalogue
@@ -187,12 +189,18 @@ class ShardWriter:
         self._library, self._catalogue, self._open_stage = library, catalogue, stage
 
     @cached_property
-    def _renderer(self) -> Renderer:
-        return Renderer(AssetLibrary(self.job.assets) if self._library is None else self._library)
+    def library(self) -> AssetLibrary:
+        """The job's assets."""
+        return AssetLibrary(self.job.assets) if self._library is None else self._library
 
     @cached_property
-    def _recipes(self) -> Catalogue:
+    def catalogue(self) -> Catalogue:
+        """The job's recipes."""
         return read_catalogue(self.job.catalogue) if self._catalogue is None else self._catalogue
+
+    @cached_property
+    def _renderer(self) -> Renderer:
+        return Renderer(self.library)
 
     @cached_property
     def _stage(self) -> EnhancementStage | None:
@@ -217,7 +225,7 @@ class ShardWriter:
         job = self.job
         samples, left_out = [], 0
         for index in range(shard.begin, shard.end):
-            recipe_variants = variants(self._recipes[index], pairs=job.pairs, growth=job.growth)
+            recipe_variants = variants(self.catalogue[index], pairs=job.pairs, growth=job.growth)
             left_out += not recipe_variants
             samples += [export_variant(variant, self._renderer, self._stage) for variant in recipe_variants]
         written, files = job.how.write(samples, job.out, shard.name) if samples else ([], [])
@@ -248,7 +256,8 @@ def export_catalogue(
     Raises:
         InputError: when an input cannot be used, or the folder holds another job.
     """
-    count = len(read_catalogue(job.catalogue))
+    writer = ShardWriter(job)
+    count = len(writer.catalogue)
     stop = count if end is None else end
     if not 0 <= begin < stop <= count:
         raise InputError(f"`range` {begin}:{stop} must lie within the {count} samples of {job.catalogue}.")
@@ -267,14 +276,14 @@ def export_catalogue(
         folder.claim()
     missing = job.missing(begin, stop)
     _follow(job, missing, _ENGINES[engine](job, missing, workers), total=stop - begin)
-    return _finish(job, count)
+    return _finish(writer, count)
 
 
 def write_samples(job: ExportJob, writer: ShardWriter, count: int) -> ExportResult:
     """Renders what is missing of a whole catalogue of `count` recipes, into a folder that a run has claimed already."""
     missing = job.missing(0, count)
     _follow(job, missing, map(writer.write, missing), total=count)
-    return _finish(job, count)
+    return _finish(writer, count)
 
 
 def _follow(job: ExportJob, missing: Sequence[Shard], finished: Iterable[int], *, total: int) -> None:
@@ -346,12 +355,14 @@ class _RayWriter:
 _ENGINES = {"local": _local, "ray": _ray}
 
 
-def _finish(job: ExportJob, count: int) -> ExportResult:
+def _finish(writer: ShardWriter, count: int) -> ExportResult:
     """Writes label files and checksums of all that is done; tidies up when that is all."""
+    job = writer.job
     records = [json.loads(job.record(shard).read_text(encoding="utf-8")) for shard in job.done()]
     samples = {sample["name"]: sample for record in records for sample in record["samples"]}
     files = {name: digest for record in records for name, digest in record["files"].items()}
-    write_labels(list(samples.values()), job.out)
+    made_of = provenances(writer.catalogue, writer.library, [sample["recipe"] for sample in samples.values()])
+    write_labels(list(samples.values()), made_of, job.out)
     write_checksums(files, job.out)
     enhancement = _write_summary(records, job.out) if job.bundles is not None else {}
     if not job.missing(0, count):  # else another range may be at work

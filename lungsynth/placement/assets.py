@@ -52,8 +52,10 @@ _SCHEMA = pa.schema(
         ("affine", pa.list_(pa.float64())),
         ("origin", pa.string()),
         ("weights", pa.string()),
+        ("patient", pa.string()),
     ]
 )
+_LATER = {"patient"}  # columns that tables of earlier versions lack
 _logger = logging.getLogger(__name__)
 
 
@@ -70,6 +72,7 @@ class Asset:
         diameter_mm: of the disc of equal area to alpha >= 0.5; nodules only.
         affine: 16 floats row by row, (column, row, slice) -> RAS mm; lungs only.
         weights: SHA-256 of the weights that generated it; None for real ones.
+        patient: whose voxels it holds; None for generated ones, and where nobody knows.
 
     Raises:
         InputError: when a value is not one of those, or is missing for its kind.
@@ -83,6 +86,7 @@ class Asset:
     diameter_mm: float | None = None
     affine: tuple[float, ...] | None = None
     weights: str | None = None
+    patient: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(AssetKind) or self.source not in get_args(Origin):
@@ -154,6 +158,7 @@ class AssetLibrary:
         origin: str,
         diameter_mm: float | None = None,
         weights: str | None = None,
+        patient: str | None = None,
     ) -> Asset:
         """Stores a nodule patch.
 
@@ -165,6 +170,7 @@ class AssetLibrary:
             origin: id of the nodule and slice, or the seed.
             diameter_mm: measured from `alpha` when None; pass it only where alpha does not show the whole nodule.
             weights: SHA-256 of the generator's weights.
+            patient: whose voxels it holds.
 
         Raises:
             InputError: when alpha leaves [0, 1], reaches 0.5 nowhere, or is not 0 on the border.
@@ -180,6 +186,7 @@ class AssetLibrary:
             origin=origin,
             diameter_mm=round(float(measured if diameter_mm is None else diameter_mm), 4),
             weights=weights,
+            patient=patient,
         )
         return self._store(asset, stored)
 
@@ -193,6 +200,7 @@ class AssetLibrary:
         origin: str,
         category: str = "normal",
         weights: str | None = None,
+        patient: str | None = None,
     ) -> Asset:
         """Stores a lung slice on its own grid.
 
@@ -204,6 +212,7 @@ class AssetLibrary:
             origin: id of the slice, or the seed.
             category: its class.
             weights: SHA-256 of the generator's weights.
+            patient: whose voxels it holds.
 
         Raises:
             InputError: when the mask has another grid or is empty.
@@ -222,6 +231,7 @@ class AssetLibrary:
             origin=origin,
             affine=tuple(float(value) for value in affine.flat),
             weights=weights,
+            patient=patient,
         )
         return self._store(asset, stored)
 
@@ -336,7 +346,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: expected a table of assets, got what cannot be read: {error}.") from error
-    if set(table.column_names) != set(_SCHEMA.names):
+    if {*table.column_names} | _LATER != {*_SCHEMA.names}:
         raise InputError(
             f"{path}: expected the columns {_SCHEMA.names}, got {table.column_names}. Use the folder of a run."
         )

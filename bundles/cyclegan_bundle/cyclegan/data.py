@@ -2,8 +2,9 @@
 """What the CycleGAN reads: composites (X) and real slices that show nodules (Y), as lists of entries.
 
 An entry is a dict: `image` and `label` (paths), `kind` (`slice`: NIfTI of depth one; `nodule`: the npz of a nodule
-patch, the fall-back where a COHORT has no slices with nodules), `patient_id` where known (a text, or a list of them
-for a composite), and `unnamed`, whether the patient of a part is not known, as of a generated one.
+patch, the fall-back where a COHORT has no slices with nodules), `patient_id` where known (a text; for a composite
+several with semicolons between them, or `none`), and `unnamed`, whether the patient of a part is not known, as of a
+generated one.
 """
 
 import json
@@ -16,7 +17,8 @@ __all__ = ["Entry", "read_composites", "read_reals", "unpaired_entries"]
 
 _logger = logging.getLogger(__name__)
 _SPLITS = ("training", "validation", "test")
-HELD_OUT_EVERY = 8  # OUT has one list of composites: each eighth of them is kept from training, for validation
+HELD_OUT_EVERY = 8  # of an OUT without validation samples, each eighth composite is kept from training for it
+_NO_PATIENT = "none"
 
 Entry = dict[str, Any]
 
@@ -36,12 +38,12 @@ def unpaired_entries(composite_dir: str | Path, dataset_dir: str | Path, *, spli
         FileNotFoundError: when a list is missing.
         ValueError: when a list is empty or malformed, or no real is of a patient who is not in the composites.
     """
-    composites = read_composites(composite_dir)
+    training, held_out = read_composites(composite_dir)
+    composites = [*training, *held_out]
     reals = _of_others(read_reals(dataset_dir, split=split), composites)
-    training = split == "training"
-    if training:
+    if split == "training":
         _warn_of_unnamed(composites)
-    chosen = [entry for i, entry in enumerate(composites) if (i % HELD_OUT_EVERY != 0) == training]
+    chosen = training if split == "training" else held_out
     if not chosen:
         raise ValueError(
             f"{Path(composite_dir) / 'datalist.json'}: needs at least 2 composites, one of them for validation, "
@@ -50,15 +52,19 @@ def unpaired_entries(composite_dir: str | Path, dataset_dir: str | Path, *, spli
     return {"composites": chosen, "reals": reals}
 
 
-def read_composites(composite_dir: str | Path) -> list[Entry]:
-    """Entries of `OUT/datalist.json`, with absolute paths."""
+def read_composites(composite_dir: str | Path) -> tuple[list[Entry], list[Entry]]:
+    """Entries of `OUT/datalist.json`, with absolute paths: those for training, and those for validation."""
     file = Path(composite_dir) / "datalist.json"
     if not file.is_file():
         raise FileNotFoundError(
             f"{file}: no composites. "
             "Make them with lungsynth generate --no-enhance --out DIR, then give composite_dir DIR."
         )
-    return [_slice_entry(entry, file) for entry in _read_list(file, "training")]
+    training, held_out = ([_slice_entry(entry, file) for entry in _read_list(file, part)] for part in _SPLITS[:2])
+    if held_out:
+        return training, held_out
+    kept = [entry for index, entry in enumerate(training) if index % HELD_OUT_EVERY]
+    return kept, training[::HELD_OUT_EVERY]
 
 
 def read_reals(dataset_dir: str | Path, *, split: str) -> list[Entry]:
@@ -127,6 +133,7 @@ def _entry(entry: Mapping[str, Any], file: Path, *, kind: str, image: str, label
         raise ValueError(f"{file}: expected entries with {image!r} and {label!r}, one lacks {missing}.")
     paths = {"image": str(file.parent / entry[image]), "label": str(file.parent / entry[label])}
     patient = entry.get("patient_id")
+    patient = None if patient == _NO_PATIENT else patient
     return {
         **paths,
         "kind": kind,
@@ -164,5 +171,7 @@ def _warn_of_unnamed(composites: Sequence[Entry]) -> None:
 
 
 def _patients(entries: Sequence[Entry]) -> set[str]:
-    named = (entry["patient_id"] for entry in entries if entry["patient_id"])
-    return {str(patient) for ids in named for patient in ([ids] if isinstance(ids, str) else ids)}
+    named = [entry["patient_id"] for entry in entries if entry["patient_id"]]
+    texts = {str(patient) for ids in named for patient in ([ids] if isinstance(ids, str) else ids)}
+    # An id that has a semicolon itself counts as a whole and in its parts.
+    return (texts | {part for text in texts for part in text.split(";")}) - {_NO_PATIENT}
