@@ -80,11 +80,11 @@ def export(
     Args:
         catalogue: `catalogue.parquet` of `plan` or `generate`.
         out: folder to fill.
-        format: `nifti`, `dicom`, `png`, `webdataset` or `zarr`.
+        format: `nifti`, `nnunet`, `msd`, `luna16`, `dicom`, `png`, `webdataset` or `zarr`.
         begin: first sample.
         end: behind the last one; all when None.
         workers: processes; no byte depends on it.
-        settings: further fields of `ExportJob`, e.g. `bundles=ls.default_bundles()` to enhance the composites.
+        settings: further fields of `ExportJob`, e.g. `enhance=False` for the composites of an enhanced catalogue.
     """
     from lungsynth.export.writer import ExportJob, export_catalogue
 

@@ -6,6 +6,7 @@ that brings the same package is refused here; it would silently get the classes 
 """
 
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from monai.bundle import ConfigParser
 
 __all__ = [
+    "DEVICE_VARIABLE",
     "WeightsInfo",
     "bundle_root",
     "nodule_rule",
@@ -29,6 +31,7 @@ __all__ = [
     "train_bundle",
 ]
 
+DEVICE_VARIABLE = "LUNGSYNTH_DEVICE"  # of the environment, so that workers have it too: cpu, cuda, cuda:1, mps
 _REMEDY = "Give `bundles` a folder that holds lung_seg_bundle, wcapsgan_bundle and cyclegan_bundle with their weights."
 
 
@@ -100,7 +103,7 @@ def open_bundle(
             weights are of another network or, by their sidecar, of other categories than the configs name.
     """
     root = bundle_root(bundles_dir, name)
-    own = {"bundle_root": str(root)}
+    own = {"bundle_root": str(root), **_device()}
     if isinstance(weights, Path):
         read = read_weights_file(weights.absolute())
         own["ckpt_path"] = str(read.path)
@@ -152,6 +155,24 @@ def train_bundle(
             step()
     except Exception as error:  # as above
         raise _input_error(error, root) or error from error
+
+
+def _device() -> dict[str, str]:
+    """The bundles' `device` where the environment names one; else theirs: the first GPU, or the CPU.
+
+    Raises:
+        InputError: when PyTorch has no such device.
+    """
+    if not (name := os.environ.get(DEVICE_VARIABLE)):
+        return {}
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"`device` {name} cannot be used here ({reason}). Give cpu, cuda, cuda:1 or mps.") from error
+    return {"device": f"$torch.device({name!r})"}
 
 
 def _parser(root: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> "ConfigParser":

@@ -10,12 +10,14 @@ is the one module that prints.
 
 import argparse
 import logging
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
-from lungsynth.commands.arguments import Command
+from lungsynth.bundles import DEVICE_VARIABLE
+from lungsynth.commands.arguments import Command, add_log_level
 from lungsynth.commands.cohorts import PHANTOM, PREPARE, PSEUDO_LABEL
 from lungsynth.commands.package import PACKAGE
 from lungsynth.commands.samples import EXPORT, GENERATE, PLAN
@@ -63,6 +65,7 @@ def make_parser(commands: Mapping[str, Command], *, prog: str, description: str)
     for name, command in commands.items():
         own = names.add_parser(name, help=command.description, description=command.description)
         command.add_arguments(own)
+        add_log_level(own)
         own.set_defaults(command=command, parser=own)
     return parser
 
@@ -76,11 +79,14 @@ def run_command(command: Command, arguments: Sequence[str] | None = None) -> int
     """
     parser = argparse.ArgumentParser(description=command.description)
     command.add_arguments(parser)
+    add_log_level(parser)
     return _work(command, parser.parse_args(arguments), parser)
 
 
 def _work(command: Command, options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logging.basicConfig(level=options.log_level.upper(), format="%(levelname)s %(message)s")
+    if device := getattr(options, "device", None):
+        os.environ[DEVICE_VARIABLE] = device
     try:
         report = command.work(options)
     except InputError as error:

@@ -39,7 +39,7 @@ __all__ = [
 Policy = Literal["varied", "farthest", "matched", "balanced"]
 SelectionStrategy = Literal["coverage", "nearest", "none"]
 SELECTION_STRATEGIES: tuple[SelectionStrategy, ...] = get_args(SelectionStrategy)
-EXPORT_FORMATS = ("nifti", "dicom", "png", "webdataset", "zarr")
+EXPORT_FORMATS = ("nifti", "nnunet", "msd", "luna16", "dicom", "png", "webdataset", "zarr")
 EXPORT_ENGINES = ("local", "ray")
 _CANDIDATES = 3  # generated for each one kept; docs/results/selection.md says what 1, 2 and 4 give
 
@@ -162,6 +162,8 @@ class PlacementConfig:
             for 4 to 30 mm, or for the real ones' diameters with the policy `matched` and the paper's crossing.
         real_share: share of real lungs, and of real nodules; None for the paper's.
         real_voxels: whether a patient's voxels may be in samples.
+        own_grids: real lungs keep the grids of their scans; else all lungs share one, the generator's, so that images
+            can be stacked to batches.
         vessel_masks: folder with `<slice id>.nii.gz` of vessels and airways of real lungs.
 
     Raises:
@@ -182,6 +184,7 @@ class PlacementConfig:
     diameters_mm: tuple[float, float] | None = None
     real_share: float | None = None
     real_voxels: bool = True
+    own_grids: bool = False
     vessel_masks: Path | None = None
 
     def __post_init__(self) -> None:
@@ -307,6 +310,7 @@ class GenerateConfig:
         library: folder whose nodules and lungs are used, instead of making some.
         exclude_enhancer_patients: use nothing of the patients in `enhancement.json`, from whom the enhancer learns.
         batch_size: samples that are written, and noted as done, together; no byte of them depends on it.
+        workers: processes that render; no byte depends on it, either.
         catalogue: name of the catalogue in `out`.
         selection: of generated nodules and lungs.
         placement: of nodules on lungs.
@@ -324,13 +328,14 @@ class GenerateConfig:
     library: Path | None = None
     exclude_enhancer_patients: bool = False
     batch_size: int = 16
+    workers: int = 1
     catalogue: str = "catalogue.parquet"
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     enhancement: EnhancementConfig = field(default_factory=EnhancementConfig)
 
     def __post_init__(self) -> None:
-        for name, low in (("count", 1), ("seed", 0), ("batch_size", 1)):
+        for name, low in (("count", 1), ("seed", 0), ("batch_size", 1), ("workers", 1)):
             _check_at_least(name, getattr(self, name), low)
         if self.cohort is None:
             if self.placement.real_share or self.exclude_enhancer_patients:
@@ -363,6 +368,7 @@ class GenerateConfig:
         return {
             **{name: getattr(self, name) for name in ("count", "seed", "exclude_enhancer_patients")},
             **{name: getattr(placement, name) for name in (*plain, "keep_real_sizes", "real_share", "real_voxels")},
+            "own_grids": placement.own_grids,
             "categories": None if placement.categories is None else dict(placement.categories),
             "diameters_mm": None if placement.requested_mm is None else list(placement.requested_mm),
             "rules": placement.placement_rules.to_json(),

@@ -222,7 +222,7 @@ class Pipeline:
     def exported(self) -> ExportResult:
         """The samples as files; what is missing of them is rendered when it is first asked for."""
         writer = ShardWriter(self._job, library=self.library, catalogue=self.catalogue, stage=self.enhancer)
-        return write_samples(self._job, writer, len(self.catalogue))
+        return write_samples(self._job, writer, len(self.catalogue), workers=self.config.workers)
 
     def make_assets(self, run: Run) -> Figures:
         """wcapsgan_bundle draws nodules and lungs; with a cohort, the best are chosen and real ones join them."""
@@ -283,6 +283,7 @@ class Pipeline:
             out=self.config.out,
             format="nifti",
             library=self.config.library_folder,
+            enhance=enhancement.enabled,
             bundles=self.config.bundles if enhancement.enabled else None,
             label_check=enhancement.label_check,
             shard_size=self.config.batch_size,

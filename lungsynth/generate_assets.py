@@ -20,9 +20,11 @@ from tqdm import tqdm
 from lungsynth.bundles import open_bundle
 from lungsynth.categories import AS_LISTED, CategoryRule
 from lungsynth.cohort.reader import CohortSplit
+from lungsynth.cohort.slices import LUNG_SIZES_PX, lung_on_grid
 from lungsynth.config import GenerateConfig, Selection, Sizes, even_shares, shares_of
 from lungsynth.ct.volume import axial_affine
 from lungsynth.errors import InputError
+from lungsynth.grids import LUNG_FIELD_MM
 from lungsynth.placement.assets import Asset, AssetLibrary, TooSmallError, nodule_diameter
 from lungsynth.placement.policy import shares_by_counts
 from lungsynth.seeds import SeedStream, seeds
@@ -209,16 +211,21 @@ class _Maker:
     def lungs(self) -> dict[str, CandidateCounts]:
         sampler, sizes = self.samplers.lungs, self.sizes
         order = seeds(self.config.seed, SeedStream.REAL_LUNGS, n=1)[0]
-        real = _distinct(real_lungs(self.library, self.cohort, seed=order), sizes.real_lungs)
+        row_mm, column_mm = (float(mm) for mm in np.broadcast_to(sampler.spacing_mm, 2))
+        size_px = None if self.config.placement.own_grids else _shared_size_px(row_mm, sizes)
+        real = _distinct(real_lungs(self.library, self.cohort, seed=order, size_px=size_px), sizes.real_lungs)
         categories = list(sampler.categories)
         missing = dict(zip(categories, even_shares(sizes.lungs - len(real), len(categories)), strict=True))
         missing = {category: count - self.made["lung", category] for category, count in missing.items()}
-        row_mm, column_mm = (float(mm) for mm in np.broadcast_to(sampler.spacing_mm, 2))
 
         def store(hu: np.ndarray, mask: np.ndarray, *, category: str, origin: str) -> Asset:
             facts: dict[str, Any] = {"category": category, "source": "generated", "origin": origin}
-            affine = centred_affine(hu.shape, (row_mm, column_mm))
-            return self.library.add_lung(hu, mask > 0, affine=affine, weights=self.samplers.lung_weights, **facts)
+            mask, spacing_mm = mask > 0, (row_mm, column_mm)
+            if size_px is not None and hu.shape != (size_px, size_px):  # where real ones alone were asked for
+                hu, mask = lung_on_grid(hu, mask, spacing_mm=spacing_mm, size_px=size_px)
+                spacing_mm = (LUNG_FIELD_MM / size_px, LUNG_FIELD_MM / size_px)
+            affine = centred_affine(hu.shape, spacing_mm)
+            return self.library.add_lung(hu, mask, affine=affine, weights=self.samplers.lung_weights, **facts)
 
         source = _source(sampler, "lungs", self.config.chosen)
         return self._generate(source, missing, store, stream=SeedStream.GENERATED_LUNGS)
@@ -265,12 +272,30 @@ def real_nodules(
             yield asset
 
 
-def real_lungs(library: AssetLibrary, cohort: CohortSplit | None, *, seed: int) -> Iterator[Asset]:
-    """Adds the cohort's normal slices to the library, likewise."""
+def real_lungs(
+    library: AssetLibrary, cohort: CohortSplit | None, *, seed: int, size_px: int | None = None
+) -> Iterator[Asset]:
+    """Adds the cohort's normal slices to the library, likewise.
+
+    Args:
+        library: to add to.
+        cohort: lends them; nothing is added without one.
+        seed: gives the order.
+        size_px: of the grid of `LUNG_FIELD_MM` that they are brought to, centred on their lungs; None for their own.
+    """
     for lung in cohort.read_lungs(seed=seed) if cohort else ():
-        facts = {"affine": lung.affine, **_owner(cohort, lung.origin)}
-        if asset := store_usable(library.add_lung, lung.hu, lung.mask, **facts):
+        hu, mask, affine = lung.hu, lung.mask, lung.affine
+        if size_px is not None:
+            columns_mm, rows_mm = np.linalg.norm(affine[:3, :2], axis=0)
+            hu, mask = lung_on_grid(hu, mask, spacing_mm=(float(rows_mm), float(columns_mm)), size_px=size_px)
+            affine = centred_affine(hu.shape, (LUNG_FIELD_MM / size_px, LUNG_FIELD_MM / size_px))
+        if asset := store_usable(library.add_lung, hu, mask, affine=affine, **_owner(cohort, lung.origin)):
             yield asset
+
+
+def _shared_size_px(generated_mm: float, sizes: Sizes) -> int:
+    """Of the grid that all lungs of a run share: the generator's or, where none is generated, the finer one."""
+    return round(LUNG_FIELD_MM / generated_mm) if sizes.real_lungs < sizes.lungs else max(LUNG_SIZES_PX)
 
 
 def _owner(cohort: CohortSplit | None, origin: str) -> dict[str, Any]:

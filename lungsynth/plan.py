@@ -38,7 +38,7 @@ __all__ = [
     "planned",
 ]
 
-_ASSET_SETTINGS = ("per_category", "real_share", "real_voxels", "categories", "diameters_mm")
+_ASSET_SETTINGS = ("own_grids", "per_category", "real_share", "real_voxels", "categories", "diameters_mm")
 _ASSETS_FILE = "assets.json"  # what the library beside a plan was made with
 
 

@@ -69,6 +69,14 @@ def test_an_absent_component_is_named(bundles):
         open_bundle(bundles, "cyclegan", component="segmenter")
 
 
+def test_the_environment_names_the_device(bundles, monkeypatch):
+    monkeypatch.setenv("LUNGSYNTH_DEVICE", "cpu")
+    assert open_bundle(bundles, "wcapsgan").categories
+    monkeypatch.setenv("LUNGSYNTH_DEVICE", "toaster")
+    with pytest.raises(InputError, match="`device` toaster cannot be used here"):
+        open_bundle(bundles, "wcapsgan")
+
+
 def test_weights_of_another_network_are_refused(tmp_path):
     bundles = write_fake_bundles(tmp_path, "misfit")
     write_weights(tmp_path / "wcapsgan_bundle" / "models" / "model.pt", linear_state(5))

@@ -1,15 +1,20 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
+from fake_bundles import write_fake_bundles
+from monai.data import MetaTensor, list_data_collate, pad_list_data_collate
 from monai.transforms import Compose, EnsureTyped
 from placement_toys import add_lung, add_nodule, group_at, lung_hu, lung_mask, write_catalogue
+from torch.utils.data import default_collate
 
+from lungsynth.bundles import read_weights
 from lungsynth.data.dataset import LayeredLungDataset, LayeredLungLoader, collate_samples
 from lungsynth.data.insert import InsertionSettings, RandInsertNodulesd
 from lungsynth.errors import InputError
 from lungsynth.placement.assets import AssetLibrary
-from lungsynth.placement.catalogue import make_recipe
+from lungsynth.placement.catalogue import make_recipe, read_catalogue
 from lungsynth.placement.lung_shape import LungShape
 from lungsynth.placement.rules import PlacementRules, resolve
 
@@ -86,6 +91,53 @@ def test_an_enhancer_works_in_the_loader_too(catalogue):
     assert (image[mask == 2] == -1000).all()
 
 
+@pytest.mark.parametrize("collate", [list_data_collate, pad_list_data_collate, default_collate])
+def test_samples_batch_with_ordinary_collate_functions(catalogue, collate):
+    dataset = LayeredLungDataset(catalogue)
+    chosen = [dataset[index] for index in (range(3) if collate is pad_list_data_collate else (0, 4, 6))]
+    batch = collate(chosen)
+    expected = collate_samples(chosen)
+    assert len(batch["image"]) == 3
+    for key in ("boxes", "labels"):
+        assert all(type(values) is torch.Tensor for values in batch[key])
+        assert all(torch.equal(got, wanted) for got, wanted in zip(batch[key], expected[key], strict=True))
+    assert [len(values) for values in batch["meta"]["diameters_mm"]] == [len(values) for values in batch["labels"]]
+
+
+def test_inserted_nodules_batch_with_ordinary_collate_functions(catalogue):
+    insert = RandInsertNodulesd(catalogue.parent, prob=0.5).set_random_state(1)
+    batch = list_data_collate([insert(users_slice("meta tensor")) for _ in range(6)])
+    assert batch["image"].shape == (6, 1, 200, 240)
+    numbers = {len(boxes) for boxes in batch["boxes"]}
+    assert min(numbers) == 0
+    assert max(numbers) >= 1
+
+
+def test_what_the_catalogue_notes_is_rendered(catalogue, tmp_path):
+    bundles = write_fake_bundles(tmp_path / "bundles", "rendering")
+    weights = read_weights(bundles, "cyclegan").sha256
+    recipes = [replace(recipe, weights_enhancer=weights) for recipe in read_catalogue(catalogue)]
+    noted = write_catalogue(recipes, tmp_path / "catalogue.parquet")
+    settings = {"library": catalogue.parent, "bundles": bundles}
+    enhanced, plain = (LayeredLungDataset(noted, enhance=enhance, **settings) for enhance in (None, False))
+    change = enhanced[1]["image"] - plain[1]["image"]
+    assert torch.equal(change, (plain[1]["mask"] != 2).float()), "the fake CycleGAN makes all but nodules brighter"
+    (batch,) = LayeredLungLoader(enhanced, batch_size=N)
+    assert torch.equal(batch["image"][1], enhanced[1]["image"])
+    edit_weights(bundles)
+    with pytest.raises(InputError, match="went through a CycleGAN with the weights"):
+        LayeredLungDataset(noted, **settings)
+    assert torch.equal(LayeredLungDataset(noted, enhance=True, **settings)[1]["image"], enhanced[1]["image"])
+
+
+def edit_weights(bundles):
+    """Other weights of the CycleGAN, which does not look at them."""
+    path = bundles / "cyclegan_bundle" / "models" / "model.pt"
+    state = {key: value + 1 for key, value in torch.load(path, weights_only=True).items()}
+    torch.save(state, path)
+    path.with_suffix(".json").unlink(missing_ok=True)
+
+
 def users_slice(kind):
     mask = lung_mask()
     image, label = lung_hu(mask, seed=9)[None].astype(np.float32) + 0.25, mask[None].astype(np.uint8)
@@ -122,8 +174,9 @@ def test_insertion_extends_what_is_known_and_can_be_left_to_chance(catalogue):
     assert found["boxes"][0].tolist() == [1, 2, 3, 4]
     assert len(found["boxes"]) > 1
     assert (found["label"][0, 1:3, 2:4] == 2).all()
-    never = RandInsertNodulesd(catalogue.parent, spacing_mm=(0.7, 0.7), prob=0.0)(known)
-    assert len(never["boxes"]) == 1
+    never = RandInsertNodulesd(catalogue.parent, spacing_mm=(0.7, 0.7), prob=0.0)
+    assert len(never(known)["boxes"]) == 1
+    assert never(users_slice("array"))["boxes"].shape == (0, 4)
     chained = Compose([RandInsertNodulesd(catalogue.parent, spacing_mm=(0.7, 0.7)), EnsureTyped(keys="image")])
     chained.set_random_state(3)
     assert isinstance(chained(users_slice("array"))["image"], torch.Tensor)

@@ -134,14 +134,14 @@ def bundles(tmp_path_factory) -> Path:
 
 def test_a_stop_and_workers_change_no_byte_of_an_enhanced_export(catalogue, tmp_path, monkeypatch, bundles):
     monkeypatch.setitem(FORMATS, "nifti", FORMATS["nifti"].__class__(write=FORMATS["nifti"].write, shard_size=2))
-    whole = export(catalogue, tmp_path / "whole", "nifti", bundles=bundles)
+    whole = export(catalogue, tmp_path / "whole", "nifti", enhance=True, bundles=bundles)
     out = tmp_path / "stopped"
-    job = ExportJob(catalogue=catalogue, out=out, format="nifti", bundles=bundles)
+    job = ExportJob(catalogue=catalogue, out=out, format="nifti", enhance=True, bundles=bundles)
     ShardWriter(job).write(Shard(0, 2))
     write_json(out / "export.json", job.identity(), indent=2, sort_keys=True)
     kept = [np.load(path) for path in (out / ".enhanced").iterdir()]
     assert [int(share.min()) for _, share in kept] == [0, 0], "the spot is blended back, and that is kept with the lung"
-    assert files(export(catalogue, out, "nifti", bundles=bundles, workers=2)) == files(whole)
+    assert files(export(catalogue, out, "nifti", enhance=True, bundles=bundles, workers=2)) == files(whole)
     plain = export(catalogue, tmp_path / "plain", "nifti")
     for path in (plain / "images").iterdir():
         changed = read_plane(whole / "images" / path.name)[0] - read_plane(path)[0]
@@ -159,14 +159,14 @@ def test_an_enhanced_export_does_not_go_on_with_other_settings(
     catalogue, tmp_path, bundles, name, component, settings, part
 ):
     mine = shutil.copytree(bundles, tmp_path / "bundles")
-    job = {"bundles": bundles, "end": 1}
+    job = {"enhance": True, "bundles": bundles, "end": 1}
     out = export(catalogue, tmp_path / "out", "png", **job)
     before = files(out)
-    claimed = ExportJob(catalogue=catalogue, out=out, format="png", bundles=mine).identity()
+    claimed = ExportJob(catalogue=catalogue, out=out, format="png", enhance=True, bundles=mine).identity()
     assert claimed == json.loads((out / "export.json").read_text(encoding="utf-8")), "the same settings elsewhere"
     edit_config(mine, name, component, **settings)
     with pytest.raises(InputError, match=f"holds another run \\({part} is"):
-        export(catalogue, out, "png", bundles=mine)
+        export(catalogue, out, "png", enhance=True, bundles=mine)
     assert files(out) == before
 
 

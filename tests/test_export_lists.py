@@ -1,10 +1,14 @@
 """The lists of an export as a training reads them: MONAI loads, collates and learns from them as they are."""
 
+import ast
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from placement_toys import add_lung, add_nodule, group_at, write_catalogue
 
 from lungsynth.ct.write import read_plane
@@ -16,6 +20,7 @@ from lungsynth.placement.lung_shape import LungShape
 from lungsynth.placement.rules import PlacementRules, resolve
 
 LUNGS = 8
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +118,70 @@ def test_the_coordinates_of_the_lists_agree(out) -> None:
         assert [x, y, x + width, y + height] in by_name[name]["boxes"]
         mask, _ = read_plane(out / by_name[name]["label"])
         assert (mask[y : y + height, x : x + width] == 2).any()
+
+
+def test_layouts_are_read_as_what_they_are(out, tmp_path) -> None:
+    from lungsynth.ct.metaimage import read_metaimage
+
+    made = {}
+    for kind in ("nnunet", "msd", "luna16"):
+        made[kind] = tmp_path / kind
+        job = ExportJob(catalogue=out.parent / "catalogue.parquet", out=made[kind], format=kind)
+        export_catalogue(job, end=4 if kind == "luna16" else None)
+    listed = lists(out, "datalist.json")
+    names = {part: [entry["id"] for entry in listed[part]] for part in PARTS}
+    nnunet, (fold,) = lists(made["nnunet"], "dataset.json"), lists(made["nnunet"], "splits_final.json")
+    assert (nnunet["numTraining"], nnunet["labels"]) == (LUNGS, {"background": 0, "lung": 1, "nodule": 2})
+    assert fold == {"train": names["training"], "val": names["validation"]}
+    for name in fold["train"] + fold["val"]:
+        image = made["nnunet"] / f"imagesTr/{name}_0000.nii.gz"
+        assert image.read_bytes() == (out / f"images/{name}.nii.gz").read_bytes()
+        assert (made["nnunet"] / f"labelsTr/{name}.nii.gz").is_file()
+    msd = lists(made["msd"], "dataset.json")
+    assert (msd["numTraining"], len(msd["training"]), len(msd["validation"])) == (7, 7, 1)
+    assert all((made["msd"] / pair[key]).is_file() for pair in msd["training"] for key in pair)
+    for recipe in list(read_catalogue(out.parent / "catalogue.parquet"))[:4]:
+        subset = next(number for number, part in enumerate(PARTS) if recipe.id in names[part])
+        values, affine = read_metaimage(made["luna16"] / f"subset{subset}/{recipe.id}.mhd")
+        image, expected = read_plane(out / f"images/{recipe.id}.nii.gz")
+        np.testing.assert_array_equal(values[0], image)
+        np.testing.assert_allclose(affine, expected, atol=1e-5)
+        lungs, _ = read_metaimage(made["luna16"] / f"seg-lungs-LUNA16/{recipe.id}.mhd")
+        assert set(np.unique(lungs)) == {0, 3, 4}
+
+
+def recipe(page: str, **settings: object) -> dict:
+    """Runs the example of a page, with its first settings replaced; returns its names."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    code = re.search(r"tests/test_export_lists.py.*?```python\n(.*?)```", text, re.DOTALL)[1]
+    line = next(line for line in code.splitlines() if line.startswith("out, epochs"))
+    left, right = line.split(" = ")
+    given = dict(zip(left.split(", "), ast.literal_eval(f"({right},)"), strict=True)) | settings
+    names: dict = {}
+    exec(compile(code.replace(line, f"{left} = {tuple(given.values())!r}"), page, "exec"), names)
+    return names
+
+
+def test_a_segmentation_trains_by_the_readme(out, tmp_path) -> None:
+    torch.manual_seed(0)
+    shutil.copytree(out, tmp_path / "out")
+    made = recipe("README.md", out=str(tmp_path / "out"), epochs=1, size=32)
+    assert torch.isfinite(made["loss"])
+    assert (tmp_path / "out" / "unet.pt").is_file()
+
+
+def test_a_detector_trained_by_the_how_to_finds_boxes_where_masks_are(out) -> None:
+    from monai.transforms import Compose, EnsureChannelFirst, LoadImage, SqueezeDim
+
+    torch.manual_seed(0)
+    made = recipe("docs/how_to/use_in_training.md", out=str(out), epochs=30, width=8)
+    detector = made["detector"].eval()
+    load = Compose([LoadImage(image_only=True), EnsureChannelFirst(), SqueezeDim(dim=-1)])
+    hits = []
+    for sample in made["batches"].dataset:
+        with torch.no_grad():
+            (found,) = detector([sample["image"]])
+        nodule = load(sample["label_map"])[0] == 2
+        x_from, y_from, x_to, y_to = found["box"][0].round().int().clamp(min=0).tolist()
+        hits.append(bool(nodule[x_from:x_to, y_from:y_to].float().mean() > 0.4))
+    assert sum(hits) >= 5, "of the 7 training slices"

@@ -209,7 +209,7 @@ def enhanced(tmp_path_factory) -> Path:
     generate(config, tracking_uri=f"sqlite:///{folder}/mlflow.db")
     for kind, gate in (("gated", True), ("ungated", False)):
         catalogue = folder / "out" / "catalogue.parquet"
-        settings = {"format": "nifti", "bundles": bundles, "label_check": gate}
+        settings = {"format": "nifti", "enhance": True, "bundles": bundles, "label_check": gate}
         export_catalogue(ExportJob(catalogue=catalogue, out=folder / kind, **settings))
     return folder
 

@@ -16,10 +16,10 @@ LATER = {
     "cohort": ("placement", "compositing", "data", "similarity", "enhancement", "pseudo_labels", "export"),
     "placement": ("compositing", "data", "similarity", "enhancement", "pseudo_labels", "export"),
     "compositing": ("data", "similarity", "enhancement", "pseudo_labels", "export"),
-    "data": ("similarity", "enhancement", "pseudo_labels", "export"),
-    "similarity": ("enhancement", "pseudo_labels", "export"),
-    "enhancement": ("similarity", "pseudo_labels", "export"),
-    "export": ("similarity", "pseudo_labels"),
+    "similarity": ("data", "enhancement", "pseudo_labels", "export"),
+    "enhancement": ("data", "similarity", "pseudo_labels", "export"),
+    "data": ("similarity", "pseudo_labels", "export"),
+    "export": ("data", "similarity", "pseudo_labels"),
 }
 MAX_FUNCTION_LINES = 40  # without its signature's and docstring's lines
 

@@ -13,7 +13,10 @@ __all__ = [
     "Report",
     "add_bundles",
     "add_cohort",
+    "add_device",
     "add_label_check",
+    "add_log_level",
+    "add_own_grids",
     "add_seed",
     "add_selection",
     "add_tracking",
@@ -69,6 +72,24 @@ def add_bundles(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundles", type=Path, help="folder of the bundles (default: those of this installation)")
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Adds `--device`, of the networks."""
+    parser.add_argument(
+        "--device",
+        help="of the networks: cpu, cuda, cuda:1 or mps (default: LUNGSYNTH_DEVICE, else the first GPU, else the CPU)",
+    )
+
+
+def add_log_level(parser: argparse.ArgumentParser) -> None:
+    """Adds `--log-level`, which every command has."""
+    parser.add_argument(
+        "--log-level",
+        default="warning",
+        choices=("debug", "info", "warning", "error"),
+        help="what is said on the standard error (default: warning)",
+    )
+
+
 def add_tracking(parser: argparse.ArgumentParser) -> None:
     """Adds `--tracking-uri`."""
     parser.add_argument(
@@ -95,6 +116,15 @@ def add_label_check(parser: argparse.ArgumentParser) -> None:
         dest="label_check",
         action="store_false",
         help="do not ask lung_seg_bundle whether it still finds the nodules that it found before the CycleGAN",
+    )
+
+
+def add_own_grids(parser: argparse.ArgumentParser) -> None:
+    """Adds `--own-grids`."""
+    parser.add_argument(
+        "--own-grids",
+        action="store_true",
+        help="real lungs keep the grids of their scans (default: all lungs share the generator's, so images stack)",
     )
 
 

@@ -4,7 +4,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lungsynth.commands.arguments import Command, Report, add_bundles, add_seed, add_tracking, counted, tracking_uri
+from lungsynth.commands.arguments import (
+    Command,
+    Report,
+    add_bundles,
+    add_device,
+    add_seed,
+    add_tracking,
+    counted,
+    tracking_uri,
+)
 from lungsynth.config import default_bundles
 from lungsynth.errors import InputError
 
@@ -111,6 +120,7 @@ def _add_pseudo_label(parser: argparse.ArgumentParser) -> None:
     add("--cohort", type=Path, required=True, help="folder written by `lungsynth prepare`")
     add("--out", type=Path, required=True, help="the cohort with pseudo-labels: a new folder, or one left unfinished")
     add_bundles(parser)
+    add_device(parser)
     add(
         "--threshold",
         type=float,

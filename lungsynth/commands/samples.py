@@ -10,7 +10,9 @@ from lungsynth.commands.arguments import (
     Report,
     add_bundles,
     add_cohort,
+    add_device,
     add_label_check,
+    add_own_grids,
     add_seed,
     add_selection,
     add_tracking,
@@ -30,7 +32,9 @@ from lungsynth.config import (
 from lungsynth.errors import InputError
 
 if TYPE_CHECKING:
+    from lungsynth.export.writer import ExportResult
     from lungsynth.generate import GenerateResult
+    from lungsynth.placement.catalogue import Catalogue
     from lungsynth.plan import PlanResult
     from lungsynth.variety import VarietyFigures
 
@@ -46,14 +50,17 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add_seed(parser)
     add_cohort(parser, "folder written by `lungsynth prepare`, to mix in real nodules and lungs")
     add_bundles(parser)
+    add_device(parser)
     add("--no-enhance", dest="enhance", action="store_false", help="leave out the CycleGAN")
     add_label_check(parser)
     add("--batch-size", type=int, default=16, help="samples that are written together (default: 16)")
+    add("--workers", type=int, default=1, help="processes that render; no byte depends on it (default: 1)")
     add_tracking(parser)
     _add_placement(parser)
     add(
         "--real-share", type=float, help="share of real lungs, and of real nodules (default: the paper's, 1/10 and 1/6)"
     )
+    add_own_grids(parser)
     add(
         "--exclude-enhancer-patients",
         "--spare-diseased",
@@ -108,8 +115,9 @@ def generate_config(options: argparse.Namespace) -> GenerateConfig:
         cohort=options.cohort,
         exclude_enhancer_patients=options.exclude_enhancer_patients,
         batch_size=options.batch_size,
+        workers=options.workers,
         selection=SelectionConfig(strategy=options.strategy, candidates=options.candidates),
-        placement=_placement(options, real_share=options.real_share),
+        placement=_placement(options, real_share=options.real_share, own_grids=options.own_grids),
         enhancement=EnhancementConfig(enabled=options.enhance, label_check=options.label_check),
     )
 
@@ -158,7 +166,9 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     _add_placement(parser)
     add_cohort(parser, "folder written by `lungsynth prepare`, to lend real lungs and nodules, and to match")
     add("--no-real-voxels", dest="real_voxels", action="store_false", help="no voxel of a patient in any sample")
+    add_own_grids(parser)
     add_bundles(parser)
+    add_device(parser)
     add("--library", type=Path, help="folder with assets to use instead of making some")
     add("--vessel-masks", type=Path, help="folder with SLICE_ID.nii.gz of vessels and airways of real lungs")
     add("--enhance", action="store_true", help="note in the recipes that the CycleGAN is to be applied")
@@ -189,7 +199,11 @@ def _plan(options: argparse.Namespace) -> Report:
         library=options.library,
         selection=SelectionConfig(strategy=options.strategy, candidates=options.candidates),
         placement=_placement(
-            options, per_category=per_category, real_voxels=options.real_voxels, vessel_masks=options.vessel_masks
+            options,
+            per_category=per_category,
+            real_voxels=options.real_voxels,
+            own_grids=options.own_grids,
+            vessel_masks=options.vessel_masks,
         ),
         enhancement=EnhancementConfig(enabled=options.enhance),
     )
@@ -243,14 +257,21 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     add("--pairs", action="store_true", help="write each slice without its nodules too")
     add("--growth", type=_days, metavar="DAYS,DAYS", help="the nodules on these days, e.g. 0,90,180")
     add("--doubling-days", type=float, default=150.0, help="volume-doubling time (default: 150)")
-    add("--enhance", action="store_true", help="send the composites through the CycleGAN")
+    add(
+        "--enhance",
+        action=argparse.BooleanOptionalAction,
+        help="send the composites through the CycleGAN, or leave it out (default: as the catalogue notes)",
+    )
     add_label_check(parser)
+    parser.set_defaults(label_check=None)
     add_bundles(parser)
+    add_device(parser)
 
 
 def _export(options: argparse.Namespace) -> Report:
     from lungsynth.export.sample import Growth
     from lungsynth.export.writer import ExportJob, export_catalogue
+    from lungsynth.placement.catalogue import read_catalogue
 
     growth = Growth(days=options.growth, doubling_days=options.doubling_days) if options.growth else None
     job = ExportJob(
@@ -260,7 +281,8 @@ def _export(options: argparse.Namespace) -> Report:
         library=options.library and options.library.absolute(),
         pairs=options.pairs,
         growth=growth,
-        bundles=(options.bundles or default_bundles()).absolute() if options.enhance else None,
+        enhance=options.enhance,
+        bundles=options.bundles and options.bundles.absolute(),
         label_check=options.label_check,
     )
     begin, end = options.range
@@ -269,10 +291,16 @@ def _export(options: argparse.Namespace) -> Report:
     if result.left_out:
         lines.append(f"Left out   {result.left_out} recipes whose nodules would outgrow their lung")
     lines.append(f"Labels     {options.out / 'annotations.csv'}, detection.json, coco.json")
-    if options.enhance:
-        lines.append(f"Enhanced   {options.out / 'enhanced.json'}: what became of labels and HU")
+    lines.append(_what_was_rendered(result, read_catalogue(options.catalogue), options.out))
     lines.append(f"Checksums  {options.out / 'checksums.sha256'}")
     return Report(lines)
+
+
+def _what_was_rendered(result: "ExportResult", catalogue: "Catalogue", out: Path) -> str:
+    if result.enhancement:
+        return f"Enhanced   as {out / 'enhanced.json'} says: what became of labels and HU"
+    left_out = "left out by --no-enhance" if catalogue.enhancement else "the catalogue notes none"
+    return f"Composites without the CycleGAN: {left_out}"
 
 
 def _range(text: str) -> tuple[int, int | None]:

@@ -1,5 +1,11 @@
 """Samples of a catalogue for training in PyTorch and MONAI, rendered when they are asked for.
 
+What is rendered is what `lungsynth generate` would write: a catalogue that notes the CycleGAN is enhanced here too,
+unless `enhance=False` asks for the composites, which are made much faster.
+
+Samples have different numbers of nodules. `Ragged` tensors are what of them would not stack; PyTorch's and MONAI's
+collate functions make lists of them, which MONAI's detectors take.
+
 `LayeredLungDataset` says what a sample is. `LayeredLungLoader` is a `DataLoader` whose workers render straight into
 memory that they share with the main process, again and again: a plain one asks the system for new shared memory for
 each batch, which takes longer than the rendering (docs/results/speed.md has figures). Each worker owns a few slots,
@@ -12,18 +18,40 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from einops import rearrange
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from lungsynth.compositing.render import Enhancer, Rendered, Renderer
+from lungsynth.config import default_bundles
+from lungsynth.enhancement.stage import EnhancementStage, check_noted_weights, open_stage
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Catalogue, Recipe, read_catalogue
-from lungsynth.types import Affine
+from lungsynth.types import Affine, HuPlane
 
-__all__ = ["LayeredLungDataset", "LayeredLungLoader", "collate_samples"]
+__all__ = ["LayeredLungDataset", "LayeredLungLoader", "Ragged", "collate_samples"]
+
+
+class Ragged(torch.Tensor):
+    """A tensor with a row for each nodule; a batch of several is a list of plain tensors.
+
+    The one way that PyTorch has to tell its collate function so is this entry in its table.
+    """
+
+    @classmethod
+    def of(cls, values: Any, dtype: torch.dtype, columns: int | None = None) -> "Ragged":
+        """From numbers or a tensor: (n,), or (n, columns), also where n is 0."""
+        tensor = torch.as_tensor(values, dtype=dtype)
+        return (tensor if columns is None else tensor.reshape(-1, columns)).as_subclass(cls)
+
+
+def _as_list(batch: Sequence[Ragged], **_: Any) -> list[torch.Tensor]:
+    return [values.as_subclass(torch.Tensor) for values in batch]
+
+
+default_collate_fn_map[Ragged] = _as_list
 
 
 class LayeredLungDataset(torch.utils.data.Dataset):
@@ -35,17 +63,20 @@ class LayeredLungDataset(torch.utils.data.Dataset):
     - `labels`: int64 (n,), indices into `categories`;
     - `meta`: `id`, `affine` (4, 4) RAS, `spacing_mm` (row, column), `centres_lps_mm` (n, 3), `diameters_mm` (n,).
 
-    Lungs keep their own grids, so a batch of samples of several grids needs a transform that brings them to one size,
-    or `collate_samples`. `LayeredLungLoader` is faster than a plain `DataLoader` on this.
+    What has a row for each nodule is `Ragged`: a list in a batch of PyTorch's or MONAI's `DataLoader`. Where lungs have
+    grids of their own (`grid` native), images need a transform that brings them to one size, or `collate_samples`.
+    `LayeredLungLoader` is faster than a plain `DataLoader` on this.
 
     Args:
         catalogue: `catalogue.parquet`.
         library: folder with `assets/` and `assets.parquet`; the catalogue's own when None.
-        enhance: changes images as the last stage, see `compositing.render.Enhancer`; none when None.
+        enhance: the last stage. None: as the catalogue notes it, so that samples are those that `generate` writes;
+            True: the CycleGAN; False: none; else an `Enhancer` of your own.
+        bundles: folder of the bundles with the CycleGAN; those of this installation when None.
         dtype: of the image; int16 takes half the memory on its way from a worker.
 
     Raises:
-        InputError: when the catalogue or an asset cannot be read, or the dtype is another.
+        InputError: when the catalogue, an asset or the noted CycleGAN cannot be read, or the dtype is another.
     """
 
     def __init__(
@@ -53,7 +84,8 @@ class LayeredLungDataset(torch.utils.data.Dataset):
         catalogue: str | Path,
         *,
         library: str | Path | None = None,
-        enhance: Enhancer | None = None,
+        enhance: Enhancer | bool | None = None,
+        bundles: str | Path | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         if dtype not in (torch.float32, torch.int16):
@@ -62,8 +94,14 @@ class LayeredLungDataset(torch.utils.data.Dataset):
         self.recipes: Catalogue = read_catalogue(path)
         self.library = AssetLibrary(path.parent if library is None else Path(library))
         self.renderer = Renderer(self.library)
-        self.enhance = enhance
+        noted = self.recipes.enhancement
+        self.enhance = (noted is not None) if enhance is None else enhance
         self.dtype = dtype
+        self._bundles = (Path(bundles) if bundles else default_bundles()) if self.enhance is True else None
+        if self._bundles and enhance is None:
+            check_noted_weights(self.recipes, self._bundles)
+        self._label_check = noted is None or noted.label_check
+        self._stage: EnhancementStage | None = None
         self.categories = self.recipes.categories()
         self._grids: dict[str, tuple[tuple[float, float], Affine]] = {}
 
@@ -76,22 +114,35 @@ class LayeredLungDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         recipe = self.recipes[index]
         sample = self.renderer.render(recipe)
-        image = sample.image
-        if self.enhance is not None:
-            image = self.enhance(image, sample.label == Label.NODULE)
+        image = self.finished(recipe, sample)
         return {
             "image": torch.from_numpy(rearrange(image, "h w -> 1 h w")).to(self.dtype),
             "mask": torch.from_numpy(rearrange(sample.label, "h w -> 1 h w")),
             **self.describe(_annotate(recipe, sample, self.categories)),
         }
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Networks are opened where they work, in each worker of a loader.
+        return self.__dict__ | {"_stage": None}
+
+    def finished(self, recipe: Recipe, sample: Rendered) -> HuPlane:
+        """The image of a sample after the last stage; the composite itself where there is none."""
+        if self.enhance is False:
+            return sample.image
+        if callable(self.enhance):
+            image: HuPlane = self.enhance(sample.image, sample.label == Label.NODULE)
+            return image
+        if self._stage is None:
+            self._stage = open_stage(self._bundles or default_bundles(), label_check=self._label_check)
+        return self._stage(sample, recipe.lung, self.renderer.background(recipe))[0]
+
     def describe(self, annotated: "_Annotated") -> dict[str, Any]:
         """What a sample's dictionary has beside image and mask."""
         spacing_mm, affine = self._grid(annotated.lung)
-        annotations = np.array(annotated.annotations, dtype=np.float64)
+        annotations = Ragged.of(annotated.annotations, torch.float64, 4)
         return {
-            "boxes": torch.tensor(annotated.boxes, dtype=torch.float32),
-            "labels": torch.tensor(annotated.labels, dtype=torch.int64),
+            "boxes": Ragged.of(annotated.boxes, torch.float32, 4),
+            "labels": Ragged.of(annotated.labels, torch.int64),
             "meta": {
                 "id": annotated.id,
                 "affine": affine.copy(),
@@ -240,8 +291,8 @@ class _SlotDataset(torch.utils.data.Dataset):
             end = begin + shape[0] * shape[1]
             image, mask = images[begin:end].reshape(shape), masks[begin:end].reshape(shape)
             sample = self.dataset.renderer.render(recipe, out=(image, mask))
-            if self.dataset.enhance is not None:
-                image[...] = self.dataset.enhance(image, mask == Label.NODULE)
+            if self.dataset.enhance is not False:
+                image[...] = self.dataset.finished(recipe, sample)
             shapes.append(shape)
             annotated.append(_annotate(recipe, sample, self.dataset.categories))
             begin = end

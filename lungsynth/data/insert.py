@@ -19,6 +19,7 @@ from monai.transforms.transform import MapTransform, RandomizableTransform
 from lungsynth.compositing.nodule import NoduleMatch, NodulePatch, ResampledNodule, match_noise_and_edge
 from lungsynth.compositing.overlay import LungBackground, Overlay, overlay
 from lungsynth.config import PlacementConfig, Policy
+from lungsynth.data.dataset import Ragged
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label, check_hu, to_int16
 from lungsynth.placement.assets import Asset, AssetLibrary
@@ -90,9 +91,9 @@ class InsertionSettings:
 class RandInsertNodulesd(RandomizableTransform, MapTransform):
     """Inserts a group of nodules into a slice, where nodules occur and where they fit, with its noise and sharpness.
 
-    Adds to a dictionary, or extends there: nodule pixels (2) in the label map, `boxes` float32 (n, 4) as
-    `LayeredLungDataset` has them, and `labels` int64 (n,), indices into `categories`. A slice on which no group fits
-    stays as it is. The same `set_random_state` gives the same nodules.
+    Adds to a dictionary, or extends there: nodule pixels (2) in the label map, `boxes` float32 (n, 4) and `labels`
+    int64 (n,), indices into `categories`, both `Ragged` as `LayeredLungDataset` has them. A slice that gets no nodule,
+    by chance or because no group fits, has boxes of n = 0. The same `set_random_state` gives the same nodules.
 
     Args:
         library: folder with `assets/` and `assets.parquet`, or the library itself; its nodules are used.
@@ -138,6 +139,8 @@ class RandInsertNodulesd(RandomizableTransform, MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The dictionary with nodules."""
         result = dict(data)
+        for key, dtype, columns in (("boxes", torch.float32, 4), ("labels", torch.int64, None)):
+            result[key] = Ragged.of(result.get(key, ()), dtype, columns)
         self.randomize()
         if not self._do_transform:
             return result
@@ -177,11 +180,10 @@ class RandInsertNodulesd(RandomizableTransform, MapTransform):
     def _annotate(
         self, result: dict[Hashable, Any], composite: Overlay, placements: tuple[NodulePlacement, ...]
     ) -> None:
-        boxes = torch.tensor([nodule.box for nodule in composite.nodules], dtype=torch.float32)
-        labels = torch.tensor([self.categories.index(placement.category) for placement in placements])
+        boxes = [nodule.box for nodule in composite.nodules]
+        labels = [self.categories.index(placement.category) for placement in placements]
         for key, values in (("boxes", boxes), ("labels", labels)):
-            before = torch.as_tensor(result[key]) if key in result else values[:0]
-            result[key] = torch.cat([before.to(values.dtype), values])
+            result[key] = torch.cat([result[key], torch.tensor(values, dtype=result[key].dtype)])
 
 
 def _plane(values: Any, key: Hashable) -> np.ndarray:

@@ -24,11 +24,13 @@ from lungsynth.enhancement.label_check import (
 )
 from lungsynth.enhancement.lungs import EnhancedLung, EnhancedLungs
 from lungsynth.enhancement.regions import Region, regions_of
+from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label
+from lungsynth.placement.catalogue import Catalogue
 from lungsynth.placement.lung_shape import Box
 from lungsynth.types import HuPlane, Plane
 
-__all__ = ["EnhancedSlice", "EnhancementStage", "LabelCheckVerdict", "open_stage"]
+__all__ = ["EnhancedSlice", "EnhancementStage", "LabelCheckVerdict", "check_noted_weights", "open_stage"]
 
 LabelCheckVerdict = Literal["unchecked", "kept", "blended", "refused"]
 
@@ -166,6 +168,23 @@ def open_stage(bundles: Path, *, label_check: bool, folder: Path | None = None) 
         tolerance=LABEL_CHECK_TOLERANCE,
     )
     return EnhancementStage(enhance, label_check=check, key=key, folder=folder)
+
+
+def check_noted_weights(catalogue: Catalogue, bundles: Path) -> None:
+    """Looks whether the enhancer is the one that made the samples of a catalogue.
+
+    Raises:
+        InputError: when it has other weights, or cannot be used.
+    """
+    from lungsynth.bundles import read_weights
+
+    noted, found = catalogue.enhancement, read_weights(bundles, "cyclegan").sha256
+    if noted is not None and noted.weights != found:
+        raise InputError(
+            f"{catalogue.path}: its samples went through a CycleGAN with the weights {noted.weights[:12]}..., "
+            f"{bundles} has {found[:12]}... Give `bundles` with those weights, or say with `enhance` that these are to "
+            "be used, or that the samples stay composites."
+        )
 
 
 def _checked(

@@ -9,7 +9,7 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -20,8 +20,10 @@ from PIL import Image
 
 from lungsynth.ct.write import write_plane
 from lungsynth.errors import InputError
+from lungsynth.export.labels import write_msd, write_nnunet
+from lungsynth.export.split import PARTS, Provenance
 from lungsynth.hounsfield import DISPLAY_WINDOW
-from lungsynth.io.atomic import replacing, write_bytes
+from lungsynth.io.atomic import replacing, write_bytes, write_text
 
 if TYPE_CHECKING:
     from lungsynth.export.sample import ExportedSample
@@ -47,21 +49,74 @@ class Format:
         write: (samples, output folder, name of the shard) -> the samples' files, and all files or folders written.
         shard_size: recipes a shard.
         one_file: whether a shard is one file (or folder), so that ranges must begin and end with shards.
+        by_part: whether names of files follow from the samples' parts.
         check: raises `InputError` when a package that it needs is missing.
+        write_lists: (samples' facts, their provenances, output folder): lists that only this layout has.
     """
 
     write: Writer
     shard_size: int
     one_file: bool = False
+    by_part: bool = False
     check: Callable[[], Any] = lambda: None
+    write_lists: Callable[[Sequence[Mapping[str, Any]], Sequence[Provenance], Path], Any] = lambda *_: None
 
 
-def _nifti(samples: Sequence["ExportedSample"], out: Path, shard: str) -> tuple[list[Written], list[str]]:
-    written = [Written(f"images/{sample.name}.nii.gz", f"masks/{sample.name}.nii.gz") for sample in samples]
-    for sample, names in zip(samples, written, strict=True):
-        write_plane(out / names.label, sample.label, sample.affine, descrip=sample.descrip)
-        write_plane(out / names.image, sample.image, sample.affine, descrip=sample.descrip)
-    return written, _flat(written)
+def _nifti_in(image: str, label: str) -> Writer:
+    """Writes NIfTI under names that are made of a sample's own, `{}`."""
+
+    def write(samples: Sequence["ExportedSample"], out: Path, shard: str) -> tuple[list[Written], list[str]]:
+        written = [Written(image.format(sample.name), label.format(sample.name)) for sample in samples]
+        for sample, names in zip(samples, written, strict=True):
+            write_plane(out / names.label, sample.label, sample.affine, descrip=sample.descrip)
+            write_plane(out / names.image, sample.image, sample.affine, descrip=sample.descrip)
+        return written, _flat(written)
+
+    return write
+
+
+def _luna16(samples: Sequence["ExportedSample"], out: Path, shard: str) -> tuple[list[Written], list[str]]:
+    """LUNA16 has a folder `subset<n>` a fold, and masks of the lungs: 3 and 4, at the lower and the higher column."""
+    written, files = [], []
+    for sample in samples:
+        names = Written(f"subset{PARTS.index(sample.part)}/{sample.name}.mhd", f"masks/{sample.name}.mhd")
+        columns = np.flatnonzero(sample.lung.any(axis=0))
+        sides = np.where(np.arange(sample.lung.shape[1]) <= (columns[0] + columns[-1]) / 2, np.uint8(3), np.uint8(4))
+        lungs = (f"seg-lungs-LUNA16/{sample.name}.mhd", sample.lung * sides)
+        for name, plane in ((names.image, sample.image), (names.label, sample.label), lungs):
+            files += _write_metaimage(out, name, plane, sample)
+        written.append(names)
+    return written, files
+
+
+def _write_metaimage(out: Path, name: str, plane: np.ndarray, sample: "ExportedSample") -> list[str]:
+    """Writes a header and its data file, which is named last so that a header never lacks its data."""
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ sample.affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    raw = f"{Path(name).stem}.raw"
+    header = {
+        "ObjectType": "Image",
+        "NDims": 3,
+        "BinaryData": True,
+        "BinaryDataByteOrderMSB": False,
+        "CompressedData": False,
+        "TransformMatrix": _numbers((lps[:3, :3] / spacing).T.ravel()),
+        "Offset": _numbers(lps[:3, 3]),
+        "CenterOfRotation": "0 0 0",
+        "ElementSpacing": _numbers(spacing),
+        "DimSize": f"{plane.shape[1]} {plane.shape[0]} 1",
+        "Comment": sample.descrip,
+        "ElementType": {"int16": "MET_SHORT", "uint8": "MET_UCHAR"}[plane.dtype.name],
+        "ElementDataFile": raw,
+    }
+    data = Path(name).with_name(raw).as_posix()
+    write_bytes(out / data, np.ascontiguousarray(plane).astype(plane.dtype.newbyteorder("<")).tobytes())
+    write_text(out / name, "".join(f"{key} = {value}\n" for key, value in header.items()))
+    return [name, data]
+
+
+def _numbers(values: np.ndarray) -> str:
+    return " ".join(f"{value + 0.0:.9g}" for value in values)  # + 0.0 makes 0 of -0
 
 
 def _png(samples: Sequence["ExportedSample"], out: Path, shard: str) -> tuple[list[Written], list[str]]:
@@ -166,7 +221,12 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 FORMATS = {
-    "nifti": Format(write=_nifti, shard_size=64),
+    "nifti": Format(write=_nifti_in("images/{}.nii.gz", "masks/{}.nii.gz"), shard_size=64),
+    "nnunet": Format(
+        write=_nifti_in("imagesTr/{}_0000.nii.gz", "labelsTr/{}.nii.gz"), shard_size=64, write_lists=write_nnunet
+    ),
+    "msd": Format(write=_nifti_in("imagesTr/{}.nii.gz", "labelsTr/{}.nii.gz"), shard_size=64, write_lists=write_msd),
+    "luna16": Format(write=_luna16, shard_size=64, by_part=True),
     "dicom": Format(write=_dicom, shard_size=32, check=_need_highdicom),
     "png": Format(write=_png, shard_size=64),
     "webdataset": Format(write=_webdataset, shard_size=256, one_file=True),

@@ -17,7 +17,7 @@ from lungsynth.export.split import PARTS, Provenance
 from lungsynth.hounsfield import Label
 from lungsynth.io.atomic import write_json, write_text
 
-__all__ = ["NO_PATIENT", "write_checksums", "write_labels"]
+__all__ = ["NO_PATIENT", "write_checksums", "write_labels", "write_msd", "write_nnunet"]
 
 _DESCRIPTION = "Synthetic lung CT slices made by lungsynth. Not patients, not for diagnosis."
 _AXES = "xyxy in pixels of the image as MONAI loads it: (column, row) of the first and behind the last pixel"
@@ -55,6 +55,43 @@ def write_checksums(files: dict[str, str], out: Path) -> Path:
     return path
 
 
+def write_nnunet(samples: Sequence[Facts], provenances: Sequence[Provenance], out: Path) -> None:
+    """Writes nnU-Net's `dataset.json`, and `splits_final.json` with the parts of the data list as its one fold."""
+    content = {
+        "channel_names": {"0": "CT"},
+        "labels": {name: int(number) for number, name in _label_names().items()},
+        "numTraining": len(samples),  # of files: what is in neither part counts, too
+        "file_ending": ".nii.gz",
+        "description": _DESCRIPTION,
+    }
+    write_json(out / "dataset.json", content)
+    names = _in_parts([sample["name"] for sample in samples], provenances)
+    write_json(out / "splits_final.json", [{"train": names["training"], "val": names["validation"]}])
+
+
+def write_msd(samples: Sequence[Facts], provenances: Sequence[Provenance], out: Path) -> None:
+    """Writes the `dataset.json` of the Medical Segmentation Decathlon, with a list `validation` beside `training`."""
+    pairs = [{key: f"./{sample[key]}" for key in ("image", "label")} for sample in samples]
+    parts = _in_parts(pairs, provenances)
+    content = {
+        "name": "lungsynth",
+        "description": _DESCRIPTION,
+        "tensorImageSize": "3D",
+        "modality": {"0": "CT"},
+        "labels": _label_names(),
+        "numTraining": len(parts["training"]),
+        "numTest": 0,
+        "training": parts["training"],
+        "validation": parts["validation"],
+        "test": [],
+    }
+    write_json(out / "dataset.json", content)
+
+
+def _label_names() -> dict[str, str]:
+    return {str(int(label)): label.name.lower() for label in Label if label != Label.UNLABELLED}
+
+
 def _texture(category: str) -> str:
     return category if category in TEXTURES else UNKNOWN
 
@@ -71,8 +108,8 @@ def _column_first(box: Sequence[int]) -> list[int]:
     return [column_from, row_from, column_to, row_to]
 
 
-def _in_parts(entries: Sequence[dict[str, Any]], provenances: Sequence[Provenance]) -> dict[str, list[dict[str, Any]]]:
-    lists: dict[str, list[dict[str, Any]]] = {part: [] for part in PARTS}
+def _in_parts(entries: Sequence[Any], provenances: Sequence[Provenance]) -> dict[str, list[Any]]:
+    lists: dict[str, list[Any]] = {part: [] for part in PARTS}
     for entry, provenance in zip(entries, provenances, strict=True):
         lists[provenance.part].append(entry)
     return lists
@@ -85,7 +122,7 @@ def _datalist(samples: Sequence[Facts], provenances: Sequence[Provenance], categ
     ]
     return {
         "description": _DESCRIPTION,
-        "labels": {str(int(label)): label.name.lower() for label in Label if label != Label.UNLABELLED},
+        "labels": _label_names(),
         "categories": categories,
         "box_mode": f"{_AXES}; rows of -1 fill up to the most nodules of a sample",
         **_in_parts(entries, provenances),

@@ -15,6 +15,7 @@ from lungsynth.compositing.overlay import NoduleMask
 from lungsynth.compositing.render import Annotation, Rendered, Renderer
 from lungsynth.enhancement.stage import EnhancedSlice, EnhancementStage
 from lungsynth.errors import InputError
+from lungsynth.export.split import Part
 from lungsynth.hounsfield import Label
 from lungsynth.placement.catalogue import Recipe
 from lungsynth.placement.groups import NodulePlacement
@@ -104,6 +105,7 @@ class ExportedSample:
         annotations: one a nodule.
         categories: one a nodule.
         enhanced: what the enhancer did; None without it.
+        part: of the catalogue, see `split`; only set for layouts whose folders follow from it.
     """
 
     name: str
@@ -117,6 +119,7 @@ class ExportedSample:
     annotations: tuple[Annotation, ...]
     categories: tuple[str, ...]
     enhanced: EnhancedSlice | None = None
+    part: Part = "training"
 
     @property
     def descrip(self) -> str:

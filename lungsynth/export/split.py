@@ -22,7 +22,7 @@ from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Catalogue
 from lungsynth.placement.groups import NoduleGroup
 
-__all__ = ["PARTS", "VALIDATION_SHARE", "Part", "Provenance", "provenances", "split_blocks"]
+__all__ = ["PARTS", "VALIDATION_SHARE", "Part", "Provenance", "catalogue_parts", "provenances", "split_blocks"]
 
 Part = Literal["training", "validation", "unused"]
 PARTS: tuple[Part, ...] = ("training", "validation", "unused")
@@ -61,11 +61,9 @@ def provenances(catalogue: Catalogue, library: AssetLibrary, ids: Sequence[str])
     """
     table = catalogue.table
     lung_of, lungs = _coded(table["lung"])
-    group_of, texts = _coded(table["group"])
-    groups = [tuple(member.asset for member in NoduleGroup.from_json(text).members) for text in texts]
+    group_of, groups = _groups(catalogue)
+    parts = catalogue_parts(catalogue, library)
     patient_of = {asset.hash: asset.patient for asset in library}
-    blocks = _Blocks.of(lungs, groups, patient_of)
-    parts = split_blocks(lung_of, group_of, blocks.lungs, blocks.groups, keys=blocks.keys)
     rows = pc.index_in(pa.array(ids, pa.string()), value_set=table["id"].combine_chunks()).to_pylist()
     if None in rows:
         raise InputError(f"{catalogue.path}: has no sample {ids[rows.index(None)]}; give the catalogue it was made of.")
@@ -76,6 +74,14 @@ def provenances(catalogue: Catalogue, library: AssetLibrary, ids: Sequence[str])
         unnamed = 1 + len(nodules) - len(named)
         found.append(Provenance(PARTS[parts[row]], lung, nodules, tuple(sorted(set(named))), unnamed))
     return found
+
+
+def catalogue_parts(catalogue: Catalogue, library: AssetLibrary) -> np.ndarray:
+    """The part of each of a catalogue's samples, as an index into `PARTS`."""
+    lung_of, lungs = _coded(catalogue.table["lung"])
+    group_of, groups = _groups(catalogue)
+    blocks = _Blocks.of(lungs, groups, {asset.hash: asset.patient for asset in library})
+    return split_blocks(lung_of, group_of, blocks.lungs, blocks.groups, keys=blocks.keys)
 
 
 def split_blocks(
@@ -184,6 +190,12 @@ class _Blocks(NamedTuple):
 
         named = [block(lung) for lung in lungs]
         return cls(named, [[block(asset) for asset in group] for group in groups], list(keys))
+
+
+def _groups(catalogue: Catalogue) -> tuple[np.ndarray, list[tuple[str, ...]]]:
+    """The group of each sample, as an index, and the nodules of each group."""
+    group_of, texts = _coded(catalogue.table["group"])
+    return group_of, [tuple(member.asset for member in NoduleGroup.from_json(text).members) for text in texts]
 
 
 def _coded(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from multiprocessing import get_context
@@ -24,15 +24,15 @@ import numpy as np
 from tqdm import tqdm
 
 from lungsynth.compositing.render import Renderer
-from lungsynth.config import EXPORT_ENGINES
+from lungsynth.config import EXPORT_ENGINES, default_bundles
 from lungsynth.enhancement.changes import Changes, change_summary
 from lungsynth.enhancement.identity import enhancement_identity
-from lungsynth.enhancement.stage import EnhancementStage, open_stage
+from lungsynth.enhancement.stage import EnhancementStage, check_noted_weights, open_stage
 from lungsynth.errors import InputError
 from lungsynth.export.formats import FORMATS, Format
 from lungsynth.export.labels import write_checksums, write_labels
 from lungsynth.export.sample import Growth, export_variant, variants
-from lungsynth.export.split import provenances
+from lungsynth.export.split import PARTS, catalogue_parts, provenances
 from lungsynth.io.atomic import remove_temporary, write_json, write_text
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Catalogue, read_catalogue
@@ -98,8 +98,10 @@ class ExportJob:
         library: folder of the assets; the catalogue's own when None.
         pairs: write each slice without its nodules, too.
         growth: write the nodules as they are on several days.
-        bundles: folder of the bundles whose enhancer is applied; None leaves the composites as they are.
-        label_check: with `bundles`, blend back what would lose or invent a nodule.
+        enhance: send the composites through the CycleGAN; as the catalogue notes it when None, so that what is
+            rendered is what was made.
+        bundles: folder of the bundles whose enhancer is applied; those of this installation when None.
+        label_check: when enhancing, blend back what would lose or invent a nodule; as the catalogue notes when None.
         shard_size: recipes that are written, and noted as done, together; the format's when None.
 
     Raises:
@@ -112,8 +114,9 @@ class ExportJob:
     library: Path | None = None
     pairs: bool = False
     growth: Growth | None = None
+    enhance: bool | None = None
     bundles: Path | None = None
-    label_check: bool = True
+    label_check: bool | None = None
     shard_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -132,15 +135,34 @@ class ExportJob:
         """Folder of its assets."""
         return self.library or self.catalogue.parent
 
+    def settled(self) -> "ExportJob":
+        """The job with what the catalogue notes of the enhancement where it was not asked for; `bundles` is None then
+        where nothing is enhanced.
+
+        Raises:
+            InputError: when the catalogue cannot be read, or the enhancer that it notes is not there.
+        """
+        if self.enhance is not None and self.label_check is not None and self.enhance == (self.bundles is not None):
+            return self
+        catalogue = read_catalogue(self.catalogue)
+        noted = catalogue.enhancement
+        enhance = noted is not None if self.enhance is None else self.enhance
+        bundles = (self.bundles or default_bundles()).absolute() if enhance else None
+        if bundles is not None and self.enhance is None:
+            check_noted_weights(catalogue, bundles)
+        label_check = (noted is None or noted.label_check) if self.label_check is None else self.label_check
+        return replace(self, enhance=enhance, bundles=bundles, label_check=label_check)
+
     def identity(self) -> dict[str, Any]:
         """What makes its bytes: two jobs of one identity may fill one folder."""
+        job = self.settled()
         return {
             "format": FORMAT,
             "catalogue": hashlib.sha256(self.catalogue.read_bytes()).hexdigest(),
             "files": self.format,
             "pairs": self.pairs,
             "growth": None if self.growth is None else asdict(self.growth) | {"days": list(self.growth.days)},
-            **enhancement_identity(self.bundles, label_check=self.label_check),
+            **enhancement_identity(job.bundles, label_check=bool(job.label_check)),
         }
 
     def shards(self, begin: int, end: int) -> list[Shard]:
@@ -185,7 +207,7 @@ class ShardWriter:
         catalogue: Catalogue | None = None,
         stage: EnhancementStage | None = None,
     ) -> None:
-        self.job = job
+        self.job = job.settled()
         self._library, self._catalogue, self._open_stage = library, catalogue, stage
 
     @cached_property
@@ -203,10 +225,16 @@ class ShardWriter:
         return Renderer(self.library)
 
     @cached_property
+    def _parts(self) -> np.ndarray:
+        return catalogue_parts(self.catalogue, self.library)
+
+    @cached_property
     def _stage(self) -> EnhancementStage | None:
         if self.job.bundles is None or self._open_stage is not None:
             return self._open_stage
-        return open_stage(self.job.bundles, label_check=self.job.label_check, folder=self.job.out / ENHANCED_LUNGS)
+        return open_stage(
+            self.job.bundles, label_check=bool(self.job.label_check), folder=self.job.out / ENHANCED_LUNGS
+        )
 
     def write(self, shard: Shard) -> int:
         """Makes a shard unless it is done.
@@ -227,7 +255,8 @@ class ShardWriter:
         for index in range(shard.begin, shard.end):
             recipe_variants = variants(self.catalogue[index], pairs=job.pairs, growth=job.growth)
             left_out += not recipe_variants
-            samples += [export_variant(variant, self._renderer, self._stage) for variant in recipe_variants]
+            made = [export_variant(variant, self._renderer, self._stage) for variant in recipe_variants]
+            samples += [replace(sample, part=PARTS[self._parts[index]]) for sample in made] if job.how.by_part else made
         written, files = job.how.write(samples, job.out, shard.name) if samples else ([], [])
         record = {
             "samples": [s.facts() | names._asdict() for s, names in zip(samples, written, strict=True)],
@@ -257,7 +286,7 @@ def export_catalogue(
         InputError: when an input cannot be used, or the folder holds another job.
     """
     writer = ShardWriter(job)
-    count = len(writer.catalogue)
+    job, count = writer.job, len(writer.catalogue)
     stop = count if end is None else end
     if not 0 <= begin < stop <= count:
         raise InputError(f"`range` {begin}:{stop} must lie within the {count} samples of {job.catalogue}.")
@@ -279,10 +308,18 @@ def export_catalogue(
     return _finish(writer, count)
 
 
-def write_samples(job: ExportJob, writer: ShardWriter, count: int) -> ExportResult:
-    """Renders what is missing of a whole catalogue of `count` recipes, into a folder that a run has claimed already."""
+def write_samples(job: ExportJob, writer: ShardWriter, count: int, *, workers: int = 1) -> ExportResult:
+    """Renders what is missing of a whole catalogue of `count` recipes, into a folder that a run has claimed already.
+
+    Args:
+        job: what, to what, and where.
+        writer: of the job; with one worker, it does the work.
+        count: recipes of the catalogue.
+        workers: processes.
+    """
     missing = job.missing(0, count)
-    _follow(job, missing, map(writer.write, missing), total=count)
+    finished = map(writer.write, missing) if workers == 1 else _local(job, missing, workers)
+    _follow(job, missing, finished, total=count)
     return _finish(writer, count)
 
 
@@ -363,6 +400,7 @@ def _finish(writer: ShardWriter, count: int) -> ExportResult:
     files = {name: digest for record in records for name, digest in record["files"].items()}
     made_of = provenances(writer.catalogue, writer.library, [sample["recipe"] for sample in samples.values()])
     write_labels(list(samples.values()), made_of, job.out)
+    job.how.write_lists(list(samples.values()), made_of, job.out)
     write_checksums(files, job.out)
     enhancement = _write_summary(records, job.out) if job.bundles is not None else {}
     if not job.missing(0, count):  # else another range may be at work

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +39,7 @@ __all__ = [
     "ROW_GROUP",
     "SCHEMA",
     "Catalogue",
+    "NotedEnhancement",
     "PlanWeights",
     "Recipe",
     "TableWriter",
@@ -227,6 +228,18 @@ _DICTIONARIES = ("lung", "lung_source", "group", "weights_nodule", "weights_lung
 _PLACES = ("row_px", "col_px", "distance_mm")
 
 
+class NotedEnhancement(NamedTuple):
+    """What the last stage of a catalogue's samples is.
+
+    Args:
+        weights: SHA-256 of the CycleGAN's.
+        label_check: whether it must cost and invent no nodule.
+    """
+
+    weights: str
+    label_check: bool
+
+
 class Catalogue:
     """Recipes of a table, read one at a time.
 
@@ -285,6 +298,16 @@ class Catalogue:
         """The row of a sample's id, or None."""
         index = pc.index(self._ids, sample).as_py()
         return None if index < 0 else int(index)
+
+    @cached_property
+    def enhancement(self) -> NotedEnhancement | None:
+        """The last stage of its samples; None where they stay composites."""
+        weights = [text for text in self.table["weights_enhancer"].unique().to_pylist() if text is not None]
+        if not weights:
+            return None
+        noted = json.loads((self.table.schema.metadata or {}).get(b"lungsynth.plan", b"{}"))
+        settings = noted.get("identity", {}).get("settings", {})
+        return NotedEnhancement(weights[0], bool(settings.get("label_check", True)))
 
     def categories(self) -> tuple[str, ...]:
         """The nodules' categories, sorted."""
