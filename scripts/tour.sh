@@ -64,5 +64,12 @@ python scripts/package_bundles.py --out "$tour/bundles" --overwrite --weights lu
 step "synthesise through all stages"
 python scripts/synthesize.py --cohort "$tour/cohort" --bundles "$tour/bundles" --out "$tour/synthetic" --count 12 --seed 2
 
+step "the notebook of the whole way, docs/tutorial.ipynb"
+if python -c "import ipykernel, nbclient" 2> /dev/null; then
+    LUNGSYNTH_NOTEBOOK="$tour/notebook" jupyter-execute docs/tutorial.ipynb
+else
+    echo "Skipped: it needs nbclient and ipykernel (pip install 'lungsynth[test]')."
+fi
+
 step "check what came out"
 LUNGSYNTH_TOUR="$tour" python -m pytest tests/test_tour.py tests/test_bundles_shared.py

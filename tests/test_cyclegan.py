@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -272,6 +273,21 @@ def test_a_training_leaves_weights_even_when_its_end_is_not_validated(tmp_path, 
     run.run(weights, epochs=epochs, every=every)
     assert len(list(run.values)) == 3 - validated
     assert weights.ckpt_path.is_file()
+
+
+@pytest.mark.parametrize(
+    ("values", "least", "reason"),
+    [
+        ([1.0], {"labels_kept": 0.99}, r"labels_kept 0\.8 of 0\.99 needed"),
+        ([float("nan")], {}, "the last one had distance nan"),
+    ],
+)
+def test_a_training_without_weights_says_why(tmp_path, caplog, values, least, reason) -> None:
+    network = torch.nn.Linear(1, 1)
+    best = BestWeights(tmp_path / "model.pt", network=network, metric="distance", better="lower", least=least)
+    with caplog.at_level(logging.WARNING, logger="cyclegan"):
+        Validations(values, labels_kept=0.8).run(best, epochs=1)
+    assert re.search(rf"model\.pt was not written: no validation was good enough; .*{reason}", caplog.text)
 
 
 @pytest.mark.parametrize("settings", [{"better": "lowest"}, {"better": "lower", "keep": "all"}])

@@ -7,6 +7,7 @@ epoch after it would then replace better weights. This class can be part of the 
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -29,8 +30,9 @@ class BestWeights:
     """Writes a network's plain state dict after validations: of the best so far, or of the last.
 
     A training that ends without weights, or whose last epoch was not validated where the last weights are kept, is
-    validated once more. The evaluator's state is always that of the weights that are written. A training that is
-    resumed into another folder writes there from its first validation on. Only the first process writes.
+    validated once more; where it still has none, the log says why. The evaluator's state is always that of the weights
+    that are written. A training that is resumed into another folder writes there from its first validation on. Only the
+    first process writes.
 
     Args:
         ckpt_path: the weight file; its folder is made.
@@ -93,8 +95,21 @@ class BestWeights:
     def _finish(self, trainer: Engine, evaluator: Any) -> None:
         if evaluator.state.epoch != trainer.state.epoch and (self.keep == "last" or self.best is None):
             evaluator.run(trainer.state.epoch)
+        if not self.ckpt_path.is_file() and distributed.get_rank() == 0:
+            _logger.warning("%s was not written: %s", self.ckpt_path, self._why_not(evaluator.state.metrics))
+
+    def _why_not(self, metrics: Mapping[str, Any]) -> str:
+        """Why no validation counted, by the figures of the last."""
+        missed = [
+            f"{name} {float(metrics[name]):.3g} of {low:g}" for name, low in self.least.items() if name in metrics
+        ]
+        found = f"the last one had {self.metric} {float(metrics.get(self.metric, math.nan)):.3g}"
+        needed = f" and {', '.join(missed)} needed (best_weights#least)" if missed else ""
+        return f"no validation was good enough; {found}{needed}. Train for more max_epochs."
 
     def _is_better(self, value: float) -> bool:
+        if math.isnan(value):
+            return False
         if self.best is None:
             return True
         return value > self.best if self.better == "higher" else value < self.best
