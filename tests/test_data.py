@@ -114,7 +114,7 @@ def test_inserted_nodules_batch_with_ordinary_collate_functions(catalogue):
 
 
 def test_what_the_catalogue_notes_is_rendered(catalogue, tmp_path):
-    bundles = write_fake_bundles(tmp_path / "bundles", "rendering")
+    bundles = write_fake_bundles(tmp_path / "bundles", tmp_path.name)  # packages are one a name and process
     weights = read_weights(bundles, "cyclegan").sha256
     recipes = [replace(recipe, weights_enhancer=weights) for recipe in read_catalogue(catalogue)]
     noted = write_catalogue(recipes, tmp_path / "catalogue.parquet")

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def test_the_same_bytes_again_and_in_pieces(catalogue, tmp_path, kind, monkeypat
     assert first == files(export(catalogue, tmp_path / "b", kind))
     # Cut off in the middle of the second part: its files are there, damaged, and its record is not.
     out = tmp_path / "c"
-    monkeypatch.setitem(FORMATS, kind, FORMATS[kind].__class__(write=FORMATS[kind].write, shard_size=2))
+    monkeypatch.setitem(FORMATS, kind, replace(FORMATS[kind], shard_size=2))
     pieces = files(export(catalogue, tmp_path / "d", kind))
     job = ExportJob(catalogue=catalogue, out=out, format=kind)
     ShardWriter(job).write(Shard(0, 2))
@@ -133,7 +134,7 @@ def bundles(tmp_path_factory) -> Path:
 
 
 def test_a_stop_and_workers_change_no_byte_of_an_enhanced_export(catalogue, tmp_path, monkeypatch, bundles):
-    monkeypatch.setitem(FORMATS, "nifti", FORMATS["nifti"].__class__(write=FORMATS["nifti"].write, shard_size=2))
+    monkeypatch.setitem(FORMATS, "nifti", replace(FORMATS["nifti"], shard_size=2))
     whole = export(catalogue, tmp_path / "whole", "nifti", enhance=True, bundles=bundles)
     out = tmp_path / "stopped"
     job = ExportJob(catalogue=catalogue, out=out, format="nifti", enhance=True, bundles=bundles)
