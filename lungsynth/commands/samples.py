@@ -1,6 +1,7 @@
 """`lungsynth generate`, `lungsynth plan` and `lungsynth export`: from bundles to samples in files."""
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -141,6 +142,7 @@ def report_generated(result: "GenerateResult", options: argparse.Namespace) -> R
         f"Contact sheet    {result.contact_sheet}",
         f"Images           {result.images}",
         f"Labels           {result.masks} and {result.annotations}",
+        f"Data list        {_parts(result.datalist)}",
         f"Catalogue        {result.catalogue}",
     ]
     if result.tracking_uri != "none":
@@ -291,9 +293,17 @@ def _export(options: argparse.Namespace) -> Report:
     if result.left_out:
         lines.append(f"Left out   {result.left_out} recipes whose nodules would outgrow their lung")
     lines.append(f"Labels     {options.out / 'annotations.csv'}, detection.json, coco.json")
+    lines.append(f"Data list  {_parts(options.out / 'datalist.json')}")
     lines.append(_what_was_rendered(result, read_catalogue(options.catalogue), options.out))
     lines.append(f"Checksums  {options.out / 'checksums.sha256'}")
     return Report(lines)
+
+
+def _parts(datalist: Path) -> str:
+    """The list and how many samples its parts have."""
+    counts = {part: len(entries) for part, entries in json.loads(datalist.read_text(encoding="utf-8")).items()}
+    unused = f", {counts['unused']} unused (they share a lung or nodules with both)" if counts["unused"] else ""
+    return f"{datalist}: {counts['training']} for training, {counts['validation']} for validation{unused}"
 
 
 def _what_was_rendered(result: "ExportResult", catalogue: "Catalogue", out: Path) -> str:
