@@ -40,13 +40,10 @@ def lung_hu(mask: np.ndarray, seed: int = 0) -> np.ndarray:
     return np.rint(np.where(mask, LUNG_HU, 40) + noise).astype(np.int16)
 
 
-def add_lung(
-    library: AssetLibrary, spacing_mm: tuple[float, float] = (0.7, 0.7), *, seed: int = 0, patient: str | None = None
-) -> Asset:
+def add_lung(library: AssetLibrary, spacing_mm: tuple[float, float] = (0.7, 0.7), *, seed: int = 0) -> Asset:
     mask = lung_mask()
     affine = axial_affine(spacing_mm=(2.5, *spacing_mm), origin_lps_mm=(-90.0, -70.0, 12.5))
-    facts = {"source": "real" if patient else "generated", "origin": str(seed), "patient": patient}
-    return library.add_lung(lung_hu(mask, seed), mask, affine=affine, **facts)
+    return library.add_lung(lung_hu(mask, seed), mask, affine=affine, source="generated", origin=str(seed))
 
 
 def group_at(asset: Asset, *positions: tuple[float, float], scale: float = 1.0) -> NoduleGroup:

