@@ -85,6 +85,7 @@ def run_command(command: Command, arguments: Sequence[str] | None = None) -> int
 
 def _work(command: Command, options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     logging.basicConfig(level=options.log_level.upper(), format="%(levelname)s %(message)s")
+    _show_progress(options.log_level)
     if device := getattr(options, "device", None):
         os.environ[DEVICE_VARIABLE] = device
     try:
@@ -100,6 +101,16 @@ def _work(command: Command, options: argparse.Namespace, parser: argparse.Argume
     for line in report.problems:
         print(line, file=sys.stderr)
     return 0
+
+
+def _show_progress(log_level: str) -> None:
+    """A terminal hears of the start at once, then of each stage, with a bar; a log gets neither."""
+    if sys.stderr.isatty():
+        if log_level == "warning":
+            logging.getLogger("lungsynth").setLevel(logging.INFO)
+        print("Starting; what a command needs takes some seconds to load.", file=sys.stderr)
+    else:
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, which no command has done yet
 
 
 def _with_flags(message: str, parser: argparse.ArgumentParser) -> str:

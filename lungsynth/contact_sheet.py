@@ -3,7 +3,7 @@
 An outline runs along the outside of the nodule, one pixel wide, so it does not cover what it shows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -16,7 +16,7 @@ from lungsynth.errors import InputError
 from lungsynth.hounsfield import DISPLAY_WINDOW, Label
 from lungsynth.types import HuPlane, LabelPlane
 
-__all__ = ["MAX_TILES", "Tile", "contact_sheet", "draw_tile", "pick_tiles"]
+__all__ = ["MAX_TILES", "Tile", "contact_sheet", "draw_tile", "pick_tiles", "tile_colours"]
 
 MAX_TILES = 64  # eight rows of outlined samples
 _TILE_PX = 192  # width of a tile
@@ -71,7 +71,7 @@ def contact_sheet(tiles: Sequence[Tile]) -> Image.Image:
         raise InputError("A contact sheet needs at least one sample, got none.")
     tiles = tiles[:MAX_TILES]
     columns = min(_COLUMNS, len(tiles))
-    colours = _colours(tiles)
+    colours = tile_colours(tile.category for tile in tiles)
     plain = [_captioned(draw_tile(tile, colour=None), tile.title, (255, 255, 255)) for tile in tiles[:columns]]
     outlined = [
         _captioned(draw_tile(tile, colour=colours[tile.category]), _caption(tile), colours[tile.category])
@@ -91,8 +91,9 @@ def _caption(tile: Tile) -> str:
     return f"{tile.category}  {tile.title[-8:]}"
 
 
-def _colours(tiles: Sequence[Tile]) -> dict[str, tuple[int, int, int]]:
-    names = sorted({tile.category for tile in tiles})
+def tile_colours(categories: Iterable[str]) -> dict[str, tuple[int, int, int]]:
+    """A colour for each category; the same for the same categories."""
+    names = sorted(set(categories))
     return {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(names)}
 
 

@@ -36,6 +36,7 @@ from lungsynth.placement.catalogue import Catalogue, read_catalogue
 from lungsynth.placement.plan_catalogue import plan_catalogue
 from lungsynth.plan import assets_digest, category_rule, grows, lacks_assets, open_cohort, planned
 from lungsynth.run_folder import FORMAT, RunFolder
+from lungsynth.run_report import RunReport
 from lungsynth.similarity.selection import selection_figures, selection_identity
 from lungsynth.tracking import DEFAULT_URI, Run, Tracker, open_tracker
 from lungsynth.variety import VarietyFigures, measure_variety
@@ -45,6 +46,31 @@ __all__ = ["GenerateResult", "Pipeline", "TrackedStages", "generate"]
 
 _LOGGED_SAMPLES = 6
 _MAY_GROW = ("count",)  # a finished run goes on to more samples
+# Figures that differ from run to run and say how good one is; all others stand in figures.json.
+_METRICS = frozenset(
+    {
+        "distinct_lungs",
+        "distinct_nodules",
+        "distinct_places",
+        "enhanced_blended",
+        "enhanced_labels_kept",
+        "enhanced_lung_mean_hu",
+        "enhanced_nodule_mean_hu",
+        "lung_dice",
+        "nearest_nodule_hu",
+        "nearest_place_mm",
+        "nodules_found",
+        "other_findings_per_slice",
+        "samples_per_second",
+        "smallest_mm",
+        "target_gap",
+        "warnings",
+        "within_10_mm",
+    }
+)
+_OF_A_COHORT = frozenset(
+    {"lungs_candidates_copies", "nodules_candidates_copies", "real_lungs", "real_nodules"}
+)  # else always 0
 
 _logger = logging.getLogger(__name__)
 
@@ -58,12 +84,20 @@ class GenerateResult:
     Args:
         out: folder of the run.
         tracking_uri: of the store, absolute; `none` when nothing was tracked.
-        figures: by stage, what was logged.
+        figures: by stage, what it found.
+        tracking_page: of the run in MLflow's UI; empty when nothing was tracked.
     """
 
     out: Path
     tracking_uri: str
     figures: dict[str, Figures]
+    tracking_page: str = ""
+
+    @classmethod
+    def of(cls, stages: "TrackedStages", out: Path) -> "GenerateResult":
+        """The result of stages that have run."""
+        tracker = stages.tracker
+        return cls(out=out, tracking_uri=tracker.uri, figures=stages.figures, tracking_page=tracker.page(stages.parent))
 
     @property
     def variety(self) -> VarietyFigures:
@@ -100,43 +134,63 @@ class GenerateResult:
         """A picture of some samples."""
         return self.out / "contact_sheet.png"
 
+    @property
+    def report(self) -> Path:
+        """A page about the run, for a browser."""
+        return self.out / "report.html"
 
-def generate(config: GenerateConfig, *, tracking_uri: str | None = DEFAULT_URI) -> GenerateResult:
+
+def generate(config: GenerateConfig, *, tracking_uri: str | None = DEFAULT_URI, command: str = "") -> GenerateResult:
     """Makes a set of synthetic slices, or goes on with one.
 
     Args:
         config: of the run.
         tracking_uri: MLflow store; None tracks nothing.
+        command: that repeats the run, for its report.
 
     Raises:
         InputError: before anything is written, when an input cannot be used.
     """
-    pipeline = Pipeline.open(config)
+    pipeline = Pipeline.open(config, command=command)
     with pipeline.tracked(tracking_uri) as stages:
         stages.run("assets", pipeline.make_assets)
         stages.run("plan", pipeline.plan)
         stages.run("export", pipeline.export)
         stages.run("check", pipeline.check)
-    return GenerateResult(out=config.out, tracking_uri=stages.tracker.uri, figures=stages.figures)
+    return GenerateResult.of(stages, config.out)
 
 
 @dataclass(eq=False, kw_only=True)
 class TrackedStages:
-    """Runs stages one after the other, each tracked as a child of one run."""
+    """Runs stages one after the other, each tracked as a child of one run.
+
+    Args:
+        tracker: of the store.
+        parent: the run.
+        name: of the children, before that of the stage.
+        metrics: names of the figures that are logged as such; all others stand in figures.json.
+        figures: by stage, what it found.
+    """
 
     tracker: Tracker
     parent: Run
     name: str
+    metrics: frozenset[str] = _METRICS
     figures: dict[str, Figures] = field(default_factory=dict)
 
     def run(self, stage: str, work: Callable[[Run], Figures]) -> None:
-        """Runs a stage and logs its figures and its time."""
+        """Runs a stage and logs its figures and its time; those that matter with the parent, too."""
         started = time.monotonic()
+        _logger.info("stage %s", stage)
         with self.tracker.run(f"{self.name}/{stage}", parent=self.parent, tags={"stage": stage}) as run:
             figures = work(run)
-            self.figures[stage] = {**figures, "seconds": time.monotonic() - started}
-            run.log_metrics(self.figures[stage])
-        _logger.info("stage %s: %.1f s", stage, self.figures[stage]["seconds"])
+            seconds = run.previous.get("seconds", 0.0) + time.monotonic() - started
+            self.figures[stage] = {**figures, "seconds": seconds}
+            run.log_json(figures, "figures.json")
+            metrics = {key: value for key, value in figures.items() if key in self.metrics}
+            run.log_metrics(metrics | {"seconds": seconds})
+        self.parent.log_metrics(metrics)
+        _logger.info("stage %s done in %.1f s", stage, time.monotonic() - started)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -154,6 +208,7 @@ class Pipeline:
         samplers: draw nodules and lungs.
         enhancer: the last stage of a sample.
         segmenter: looks at finished samples.
+        command: that repeats the run, for its report.
     """
 
     config: GenerateConfig
@@ -163,10 +218,15 @@ class Pipeline:
     samplers: Samplers | None
     enhancer: EnhancementStage | None
     segmenter: Segmenter
+    command: str = ""
 
     @classmethod
-    def open(cls, config: GenerateConfig) -> "Pipeline":
+    def open(cls, config: GenerateConfig, *, command: str = "") -> "Pipeline":
         """Looks at every input, without writing anything.
+
+        Args:
+            config: of the run.
+            command: that repeats it, for its report.
 
         Raises:
             InputError: when an input cannot be used, or the folder holds something else.
@@ -187,6 +247,7 @@ class Pipeline:
             if enhancement.enabled
             else None,
             segmenter=open_bundle(bundles, "lung_seg", component="segmenter"),
+            command=command,
         )
 
     @contextmanager
@@ -204,9 +265,10 @@ class Pipeline:
         remove_temporary(out, recursive=True)
         with tracker.resumable_run(out, f"generate {out.name}", tags={"command": "generate"}) as parent:
             self._log_inputs(parent)
-            stages = TrackedStages(tracker=tracker, parent=parent, name=out.name)
+            metrics = _METRICS | _OF_A_COHORT if self.cohort else _METRICS
+            stages = TrackedStages(tracker=tracker, parent=parent, name=out.name, metrics=metrics)
             yield stages
-            parent.log_metrics({f"{stage}_seconds": found["seconds"] for stage, found in stages.figures.items()})
+            self._write_report(parent, stages.figures)
 
     @cached_property
     def library(self) -> AssetLibrary:
@@ -256,8 +318,9 @@ class Pipeline:
         samples, out = self.exported.samples, self.config.out
         written = sum(shard.end - shard.begin for shard in missing)
         rate = written / (time.monotonic() - started)
-        write_picture(out / "contact_sheet.png", contact_sheet(list(self._tiles())))
-        run.log_file(out / "contact_sheet.png")
+        sheet = contact_sheet(list(self._tiles()))
+        write_picture(out / "contact_sheet.png", sheet)
+        run.show_image(sheet, "contact_sheet")
         for sample in samples[:_LOGGED_SAMPLES]:
             grey = DISPLAY_WINDOW.to_grey(read_plane(out / sample["image"])[0])
             run.log_image(Image.fromarray(grey), f"samples/{sample['name']}.png")
@@ -274,6 +337,24 @@ class Pipeline:
     def check(self, run: Run) -> Figures:
         """lung_seg_bundle looks for the nodules of some samples: says how detectable they are, and changes nothing."""
         return check_detectability(self.exported.samples, self.config.out, self.segmenter)
+
+    def _write_report(self, run: Run, figures: Mapping[str, Figures]) -> None:
+        """`report.html` and the data set card `README.md`; the parent run gets the report and the contact sheet."""
+        report = RunReport(
+            config=self.config,
+            catalogue=self.catalogue,
+            library=self.library,
+            samples=self.exported.samples,
+            figures=figures,
+            weights=self.weights,
+            variety=VarietyFigures.read(self.config.out),
+            cohort=self.cohort,
+            command=self.command,
+        )
+        run.log_file(report.write())
+        run.describe(report.summary)
+        with Image.open(self.config.out / "contact_sheet.png") as sheet:
+            run.show_image(sheet, "contact_sheet")
 
     @property
     def _job(self) -> ExportJob:
@@ -305,6 +386,15 @@ class Pipeline:
             bundle = name.removesuffix("_lung")
             run.log_json(resolved_config(bundles, bundle, configs=configs), f"configs/{name}.json")
             run.log_json(weights.sidecar, f"weights/{name}.json")
+        if self.cohort:
+            cohort = self.cohort.cohort
+            about = {"collections": list(cohort.sources), "split": cohort.split_hash}
+            digest = cohort.identity["datalists"]
+            run.log_dataset("cohort", digest=digest, context="real nodules and lungs", about=about)
+        for name, weights in self.weights.items():
+            about = {"collections": weights.sidecar.get("data", [])}
+            digest = str(weights.sidecar.get("split_hash") or weights.sha256)
+            run.log_dataset(f"training data of {name}", digest=digest, context="weights", about=about)
 
 
 def _read_all_weights(config: GenerateConfig) -> dict[str, WeightsInfo]:

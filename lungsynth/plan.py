@@ -25,12 +25,15 @@ from lungsynth.placement.catalogue import Catalogue, read_catalogue
 from lungsynth.placement.plan_catalogue import PlanRecord, plan_catalogue
 from lungsynth.run_folder import FORMAT
 from lungsynth.similarity.selection import selection_identity
+from lungsynth.tracking import open_tracker
 from lungsynth.variety import VarietyFigures, measure_variety
 
 __all__ = [
+    "Estimate",
     "PlanResult",
     "assets_digest",
     "category_rule",
+    "estimate",
     "grows",
     "lacks_assets",
     "open_cohort",
@@ -40,6 +43,11 @@ __all__ = [
 
 _ASSET_SETTINGS = ("own_grids", "per_category", "real_share", "real_voxels", "categories", "diameters_mm")
 _ASSETS_FILE = "assets.json"  # what the library beside a plan was made with
+# Seconds of one core and megabytes, see docs/results/speed.md: what an estimate is made of.
+_START_S = 20.0  # PyTorch, MONAI and the networks
+_NODULE_S, _LUNG_S, _PAIR_S = 1 / 268, 0.1, 2.3e-6
+_WRITE_S, _ENHANCE_S, _CHECK_S = 1 / 26, 0.004, 0.061
+_NODULE_MB, _LUNG_MB, _SAMPLE_MB, _ROW_MB = 0.0165, 0.262, 0.08, 24e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +69,17 @@ class PlanResult:
     variety: VarietyFigures
 
 
-def plan(config: GenerateConfig) -> PlanResult:
+def plan(config: GenerateConfig, *, tracking_uri: str | None = None) -> PlanResult:
     """Plans a catalogue without rendering any sample, or finds that it is there.
+
+    Args:
+        config: of the plan.
+        tracking_uri: MLflow store; None tracks nothing. A plan that is there leaves no new run.
 
     Raises:
         InputError: before anything is written, when an input cannot be used; or when it is of another plan.
     """
-    cohort = open_cohort(config)
+    tracker, cohort = open_tracker(tracking_uri), open_cohort(config)
     started = time.monotonic()
     library = AssetLibrary(config.library) if config.library else _plan_assets(config, cohort)
     identity = _plan_identity(config, cohort, library)
@@ -78,18 +90,100 @@ def plan(config: GenerateConfig) -> PlanResult:
             raise InputError(
                 f"{config.catalogue_path}: holds another plan. Give another `out`, or repeat its settings."
             )
-        plan_seconds = 0.0
-    else:
-        enhancer = read_weights(config.bundles, "cyclegan").sha256 if config.enhancement.enabled else None
+        seconds = {"asset_seconds": asset_seconds, "plan_seconds": 0.0}
+        variety = measure_variety(read_catalogue(config.catalogue_path), library)
+        return PlanResult(catalogue=config.catalogue_path, record=record, variety=variety, **seconds)
+    enhancer = read_weights(config.bundles, "cyclegan").sha256 if config.enhancement.enabled else None
+    with tracker.run(f"plan {config.out.name}", tags={"command": "plan"}) as run:
+        run.log_params({**identity["settings"], "assets": identity["assets"]})
         record = plan_catalogue(library, config, cohort, enhancer=enhancer, identity=identity)
-        plan_seconds = time.monotonic() - started
-    return PlanResult(
-        catalogue=config.catalogue_path,
-        record=record,
-        asset_seconds=asset_seconds,
-        plan_seconds=plan_seconds,
-        variety=measure_variety(read_catalogue(config.catalogue_path), library),
+        seconds = {"asset_seconds": asset_seconds, "plan_seconds": time.monotonic() - started}
+        variety = measure_variety(read_catalogue(config.catalogue_path), library)
+        run.log_json({**record.figures, **variety.metrics()}, "figures.json")
+        run.log_metrics({**seconds, "samples": record.figures["samples"], "within_10_mm": variety.within_10_mm})
+    return PlanResult(catalogue=config.catalogue_path, record=record, variety=variety, **seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a run would make, before anything is made.
+
+    Args:
+        samples: of all categories.
+        nodules: distinct ones in the library.
+        lungs: likewise.
+        groups: of nodules that are tried, at first.
+        generated: nodules and lungs that are drawn, to choose from or keep.
+        seconds: of one core.
+        megabytes: on the disk.
+    """
+
+    samples: int
+    nodules: int
+    lungs: int
+    groups: int
+    generated: tuple[int, int]
+    seconds: float
+    megabytes: float
+
+    def lines(self) -> list[str]:
+        """For a user."""
+        nodules, lungs = self.generated
+        minutes = self.seconds / 60
+        return [
+            f"Samples    {self.samples:,}",
+            f"Nodules    {self.nodules:,}; {nodules:,} are generated to have them",
+            f"Lungs      {self.lungs:,}; {lungs:,} are generated to have them",
+            f"Groups     {self.groups:,} of nodules tried on the lungs, more where too few fit",
+            f"Time       about {f'{minutes:.0f} min' if minutes >= 2 else f'{self.seconds:.0f} s'} of one core like "
+            "those of docs/results/speed.md, start included",
+            f"Disk       about {self.megabytes:,.0f} MB",
+            "Nothing was written.",
+        ]
+
+
+def estimate(config: GenerateConfig, *, rendered: bool) -> Estimate:
+    """Looks at the inputs of a run and says what it would make, and take.
+
+    Args:
+        config: of the run or plan.
+        rendered: whether its samples are written as files, too.
+
+    Raises:
+        InputError: when an input cannot be used.
+    """
+    cohort = open_cohort(config)
+    categories = max(1, len(_categories(config)))
+    sizes, times = config.sizes(categories), categories if config.placement.per_category else 1
+    lent = (len(cohort.nodules()), len(cohort.lungs())) if cohort and config.placement.real_voxels else (0, 0)
+    real = min(lent[0], sizes.real_nodules), min(lent[1], sizes.real_lungs)
+    tries = 0 if config.library else config.chosen.candidates
+    generated = (sizes.nodules - real[0]) * tries, (sizes.lungs - real[1]) * tries
+    samples = config.count * times
+    seconds = _START_S + generated[0] * _NODULE_S + generated[1] * _LUNG_S + sizes.groups * sizes.lungs * _PAIR_S
+    megabytes = 0.0 if config.library else sizes.nodules * _NODULE_MB + sizes.lungs * _LUNG_MB
+    if rendered:
+        enhancement = config.enhancement
+        checked = enhancement.enabled and enhancement.label_check
+        seconds += samples * (_WRITE_S + enhancement.enabled * _ENHANCE_S + checked * _CHECK_S)
+        megabytes += samples * _SAMPLE_MB
+    megabytes += samples * _ROW_MB
+    return Estimate(
+        samples=samples,
+        nodules=sizes.nodules,
+        lungs=sizes.lungs,
+        groups=sizes.groups,
+        generated=generated,
+        seconds=seconds,
+        megabytes=megabytes,
     )
+
+
+def _categories(config: GenerateConfig) -> tuple[str, ...]:
+    """Of the library's nodules, else of those that the bundles make."""
+    if config.library:
+        return tuple({asset.category for asset in AssetLibrary(config.library) if asset.kind == "nodule"})
+    return nodule_rule(config.bundles).names or ()
 
 
 def open_cohort(config: GenerateConfig) -> CohortSplit | None:

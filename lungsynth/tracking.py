@@ -2,10 +2,12 @@
 
 mlflow is imported on first use: it takes seconds, and its telemetry has to be switched off before. Runs are made
 through `MlflowClient`, so there is no global active run, no host or user name in the tags, and a run ends when its
-block ends: FINISHED, FAILED after an exception, KILLED after Ctrl-C. What is logged are settings, counts, hashes and
-pictures, never patient ids or absolute paths. A tracker without a store takes the same calls and keeps nothing.
+block ends: FINISHED, FAILED after an exception, KILLED after Ctrl-C. Who continues a folder of results continues its
+run. What is logged are settings, counts, hashes and pictures, never patient ids or absolute paths. A tracker without a
+store takes the same calls and keeps nothing.
 """
 
+import json
 import logging
 import os
 import shlex
@@ -23,8 +25,9 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from lungsynth.errors import InputError
+from lungsynth.io.atomic import write_text
 
-__all__ = ["DEFAULT_URI", "EXPERIMENT", "Run", "Tracker", "open_tracker", "ui_command"]
+__all__ = ["DEFAULT_URI", "EXPERIMENT", "Run", "Tracker", "open_tracker", "ui_address", "ui_command"]
 
 DEFAULT_URI = "sqlite:///runs/mlflow.db"
 EXPERIMENT = "lungsynth"
@@ -32,23 +35,37 @@ _PARENT_TAG = "mlflow.parentRunId"
 _PROBE_SECONDS = 5
 _SQLITE = "sqlite:///"
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-_RUN_MARK = ".mlflow_run"  # holds the id of the run in progress, so that a killed one can be closed
+_RUN_MARK = ".parts/mlflow_run"  # in a folder of results: the id of its run
+_DIGEST = 36  # characters, of which a digest of MLflow has no more
+_AS_TRAINING = "workflowType=machine_learning"  # else the UI opens its pages of language models around a run
+_UI_ADDRESS = "http://127.0.0.1:5000"  # where `mlflow ui` serves by default
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run in progress; made by `Tracker.run`. Without a client it keeps nothing."""
+    """A run in progress; made by `Tracker.run`. Without a client it keeps nothing.
+
+    Args:
+        client: of the store; None keeps nothing.
+        run_id: in the store.
+        continued: whether it goes on with a run that had ended.
+        previous: the metrics that a continued run has had.
+    """
 
     client: Any
     run_id: str
+    continued: bool = False
+    previous: Mapping[str, float] = field(default_factory=dict)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Logs settings; values as text."""
+        """Logs settings; values as text. A continued run keeps those that it has."""
         if self.client is None:
             return
         from mlflow.entities import Param
 
-        self.client.log_batch(self.run_id, params=[Param(key, str(value)) for key, value in params.items()])
+        there = self.client.get_run(self.run_id).data.params if self.continued else {}
+        new = [Param(key, str(value)) for key, value in params.items() if key not in there]
+        self.client.log_batch(self.run_id, params=new)
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Logs numbers of step 0 in one write."""
@@ -60,6 +77,29 @@ class Run:
         self.client.log_batch(
             self.run_id, metrics=[Metric(key, float(value), now, 0) for key, value in metrics.items()]
         )
+
+    def log_dataset(self, name: str, *, digest: str, context: str, about: Mapping[str, Any]) -> None:
+        """Logs a data set that the run reads; the UI shows it beside the run.
+
+        Args:
+            name: of the data set.
+            digest: a hash of its content; of a longer one the first 36 characters are kept.
+            context: what it is for.
+            about: JSON values: collections, licences, counts; no patients and no paths.
+        """
+        if self.client is None:
+            return
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        told = json.dumps(about)
+        entity = Dataset(name, digest[:_DIGEST], "lungsynth", told, profile=told)
+        tags = [InputTag("mlflow.data.context", context)]
+        self.client.log_inputs(self.run_id, datasets=[DatasetInput(entity, tags)])
+
+    def describe(self, text: str) -> None:
+        """Sets the description (Markdown) that the UI shows above all else."""
+        if self.client is not None:
+            self.client.set_tag(self.run_id, "mlflow.note.content", text)
 
     def log_json(self, content: Mapping[str, Any], name: str) -> None:
         """Logs a JSON artifact at `name`, e.g. `configs/wcapsgan.json`."""
@@ -76,6 +116,11 @@ class Run:
         if self.client is not None:
             self.client.log_image(self.run_id, image, name)
 
+    def show_image(self, image: Image.Image, key: str) -> None:
+        """Logs a picture that the UI shows among the charts of a run, under a name of letters and underscores."""
+        if self.client is not None:
+            self.client.log_image(self.run_id, image, key=key, step=0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tracker:
@@ -88,40 +133,47 @@ class Tracker:
 
     @contextmanager
     def run(self, name: str, *, parent: Run | None = None, tags: Mapping[str, str] | None = None) -> Iterator[Run]:
-        """Starts a run, nested below `parent`, and ends it with the status of the block."""
+        """Starts a run, nested below `parent`, and ends it with the status of the block.
+
+        Below a parent that is continued, the run of the same name goes on.
+        """
         if self.client is None:
             yield Run(client=None, run_id="")
             return
-        nesting = {_PARENT_TAG: parent.run_id} if parent else {}
-        created = self.client.create_run(self.experiment_id, run_name=name, tags={**(tags or {}), **nesting})
-        run = Run(client=self.client, run_id=created.info.run_id)
-        self.fresh.append(run.run_id)
-        status = "KILLED"
-        try:
+        if parent is not None and parent.continued and (found := self._child(parent, name)):
+            run = self._reopened(found)
+        else:
+            nesting = {_PARENT_TAG: parent.run_id} if parent else {}
+            created = self.client.create_run(self.experiment_id, run_name=name, tags={**(tags or {}), **nesting})
+            run = Run(client=self.client, run_id=created.info.run_id)
+            self.fresh.append(run.run_id)
+        with self._ending(run):
             yield run
-            status = "FINISHED"
-        except Exception:
-            status = "FAILED"
-            raise
-        finally:
-            self.client.set_terminated(run.run_id, status)
 
     @contextmanager
     def resumable_run(self, folder: Path, name: str, *, tags: Mapping[str, str] | None = None) -> Iterator[Run]:
-        """A run that a later process can close when this one is killed: its id stands in `folder` until it has ended.
+        """The run of a folder of results: a later process that continues the folder continues this run.
+
+        Its id stands in the folder, so that a run that was killed is closed and goes on, too.
 
         Args:
-            folder: of the results; there may be the mark of a killed process.
+            folder: of the results.
             name: of the run.
             tags: of the run.
         """
         mark = folder / _RUN_MARK
-        if mark.exists():
-            self.close_stale(mark.read_text(encoding="utf-8"))
+        if self.client is not None and mark.exists():
+            run_id = mark.read_text(encoding="utf-8")
+            self.close_stale(run_id)
+            if self._is_there(run_id):
+                run = self._reopened(run_id)
+                with self._ending(run):
+                    yield run
+                return
         with self.run(name, tags=tags) as run:
-            mark.write_text(run.run_id, encoding="utf-8")
+            if self.client is not None:
+                write_text(mark, run.run_id)
             yield run
-        mark.unlink()
 
     def close_stale(self, run_id: str) -> None:
         """Marks a run that a killed process left as RUNNING, and its children, as KILLED; unknown ids are ignored."""
@@ -134,6 +186,40 @@ class Tracker:
         )
         for identifier in stale + [run.info.run_id for run in own]:
             self.client.set_terminated(identifier, "KILLED")
+
+    def page(self, run: Run) -> str:
+        """The address of a run in the UI, behind that of its server; empty without a store."""
+        if self.client is None:
+            return ""
+        return f"#/experiments/{self.experiment_id}/runs/{run.run_id}?{_AS_TRAINING}"
+
+    @contextmanager
+    def _ending(self, run: Run) -> Iterator[None]:
+        """Ends a run as its block ends."""
+        status = "KILLED"
+        try:
+            yield
+            status = "FINISHED"
+        except Exception:
+            status = "FAILED"
+            raise
+        finally:
+            self.client.set_terminated(run.run_id, status)
+
+    def _is_there(self, run_id: str) -> bool:
+        """Whether the store has this run, and it was not deleted."""
+        return bool(self.client.search_runs([self.experiment_id], f"attributes.run_id = '{run_id}'"))
+
+    def _child(self, parent: Run, name: str) -> str | None:
+        query = f"tags.`{_PARENT_TAG}` = '{parent.run_id}' and attributes.run_name = '{name}'"
+        found = self.client.search_runs([self.experiment_id], query, max_results=1)
+        return found[0].info.run_id if found else None
+
+    def _reopened(self, run_id: str) -> Run:
+        self.client.update_run(run_id, status="RUNNING")
+        previous = self.client.get_run(run_id).data.metrics
+        self.fresh.append(run_id)
+        return Run(client=self.client, run_id=run_id, continued=True, previous=previous)
 
 
 def open_tracker(uri: str | None = DEFAULT_URI, *, experiment: str = EXPERIMENT) -> Tracker:
@@ -178,6 +264,17 @@ def ui_command(uri: str) -> str:
         # The environment is not activated, as after `make demo`.
         program = str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
     return f"{shlex.quote(program)} ui --backend-store-uri {shlex.quote(_absolute(uri))}"
+
+
+def ui_address(uri: str, page: str) -> str:
+    """The address of a page of the UI: on the server of `uri`, else where `mlflow ui` serves.
+
+    Args:
+        uri: of the store.
+        page: as `Tracker.page` gives it.
+    """
+    server = uri.rstrip("/") if uri.startswith(("http://", "https://")) else _UI_ADDRESS
+    return f"{server}/{page}"
 
 
 def _mlflow_client(uri: str) -> Any:

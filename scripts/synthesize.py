@@ -10,16 +10,19 @@ import sys
 from collections.abc import Sequence
 
 from lungsynth.cli import COMMANDS, run_command
-from lungsynth.commands.arguments import Report, tracking_uri
-from lungsynth.commands.samples import generate_config, report_generated
+from lungsynth.commands.arguments import Report, repeat_command, tracking_uri
+from lungsynth.commands.samples import GENERATE, generate_config, report_estimate, report_generated
 
 
 def synthesize(options: argparse.Namespace) -> Report:
     """Runs the stages, each a child run of one MLflow run, and says where the results stand."""
+    if options.dry_run:
+        return report_estimate(options)
     from lungsynth.generate import GenerateResult, Pipeline  # with torch, which --help need not wait for
 
     # The bundles, their weights, the cohort and the folder are looked at before anything is written.
-    pipeline = Pipeline.open(generate_config(options))
+    command = repeat_command("generate", GENERATE.add_arguments, options)
+    pipeline = Pipeline.open(generate_config(options), command=command)
     with pipeline.tracked(tracking_uri(options)) as stages:
         # 1. wcapsgan_bundle draws nodules and lungs. With a cohort, more are drawn than needed, those that cover its
         #    real ones are kept and copies refused, and real nodules and lungs join them.
@@ -36,9 +39,8 @@ def synthesize(options: argparse.Namespace) -> Report:
 
         # 4. lung_seg_bundle looks at some of the finished slices: how detectable are the nodules?
         stages.run("check", pipeline.check)
-    return report_generated(
-        GenerateResult(out=pipeline.config.out, tracking_uri=stages.tracker.uri, figures=stages.figures), options
-    )
+    # When the stages are done, report.html shows what came; it and the contact sheet stand with the MLflow run.
+    return report_generated(GenerateResult.of(stages, pipeline.config.out), options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,8 +18,7 @@ import torch
 from monai import bundle
 
 from lungsynth.errors import InputError
-from lungsynth.package_bundles import package_bundles, zip_bundle
-from lungsynth.publish_bundles import bundle_problems, network_problems, plan_publishing
+from lungsynth.package_bundles import bundle_problems, network_problems, package_bundles, plan_publishing, zip_bundle
 
 PACKAGES = {"lung_seg_bundle": "lung_seg", "wcapsgan_bundle": "wcapsgan", "cyclegan_bundle": "cyclegan"}
 INPUTS = {"lung_seg_bundle": (1, 3, 64, 64), "wcapsgan_bundle": (2, 128), "cyclegan_bundle": (1, 1, 64, 64)}

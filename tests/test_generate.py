@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import sys
 from collections import Counter
@@ -16,6 +17,7 @@ from fake_bundles import linear_state, write_fake_bundles, write_weights
 from fake_cohort import write_fake_cohort
 
 from lungsynth.bundles import open_bundle
+from lungsynth.cohort.reader import Cohort
 from lungsynth.config import EnhancementConfig, GenerateConfig, PlacementConfig
 from lungsynth.ct.volume import lps_to_voxel
 from lungsynth.ct.write import read_plane
@@ -83,6 +85,8 @@ def test_a_run_ends_with_the_files_of_contract_c8(finished):
         "run.json",
         "selection.json",
         "variety.json",
+        "report.html",
+        "README.md",
     }
     for folder in ("images", "masks"):
         assert {path.name.removesuffix(".nii.gz") for path in (out / folder).iterdir()} == ids
@@ -198,14 +202,18 @@ def test_a_failed_stage_ends_its_run_and_the_parent_as_failed(finished, store, t
     }
 
 
-def test_a_run_of_a_killed_process_is_closed_when_it_goes_on(finished, store, tmp_path):
+def test_who_continues_a_folder_continues_its_run(finished, store, tmp_path):
     settings = replace(finished, out=tmp_path / "killed", count=3)
     tracker = open_tracker(store)
-    abandoned = tracker.client.create_run(tracker.experiment_id, run_name="killed before")
-    settings.out.mkdir()
-    (settings.out / ".mlflow_run").write_text(abandoned.info.run_id, encoding="utf-8")
-    generate(settings, tracking_uri=store)
-    assert tracker.client.get_run(abandoned.info.run_id).info.status == "KILLED"
+    abandoned = tracker.client.create_run(tracker.experiment_id, run_name="killed before").info.run_id
+    (settings.out / ".parts").mkdir(parents=True)
+    (settings.out / ".parts" / "mlflow_run").write_text(abandoned, encoding="utf-8")
+    for _ in range(2):
+        result = generate(settings, tracking_uri=store)
+        assert f"/runs/{abandoned}?" in result.tracking_page
+    children = tracker.client.search_runs([tracker.experiment_id], f"tags.mlflow.parentRunId = '{abandoned}'")
+    assert sorted(run.data.tags["stage"] for run in children) == ["assets", "check", "export", "plan"]
+    assert tracker.client.get_run(abandoned).info.status == "FINISHED"
 
 
 def test_the_parent_run_has_a_child_a_stage_and_holds_no_path(finished, store):
@@ -217,20 +225,49 @@ def test_the_parent_run_has_a_child_a_stage_and_holds_no_path(finished, store):
     }
     assert set(children) == {"assets", "plan", "export", "check"}
     assert {run.info.status for run in [parent, *children.values()]} == {"FINISHED"}
-    assert children["export"].data.metrics["samples_total"] == COUNT
-    assert 0 <= children["check"].data.metrics["nodules_found"] <= 1
     assert children["plan"].data.metrics["distinct_nodules"] >= COUNT
-    assert [item.path for item in tracker.client.list_artifacts(children["plan"].info.run_id)] == ["variety.json"]
+    planned = [item.path for item in tracker.client.list_artifacts(children["plan"].info.run_id)]
+    assert planned == ["figures.json", "variety.json"]
+    assert 0 <= parent.data.metrics["nodules_found"] == children["check"].data.metrics["nodules_found"] <= 1
+    assert parent.data.metrics["distinct_nodules"] >= COUNT
+    assert parent.data.tags["mlflow.note.content"].startswith(f"{COUNT} synthetic slices")
+    inputs = [entry.dataset.name for entry in parent.inputs.dataset_inputs]
+    assert inputs == [f"training data of {name}" for name in ("lung_seg", "wcapsgan", "wcapsgan_lung", "cyclegan")]
     artifacts = [item.path for item in tracker.client.list_artifacts(children["export"].info.run_id)]
-    assert artifacts == ["contact_sheet.png", "samples"]
+    assert artifacts == ["figures.json", "images", "samples"]
     assert [item.path for item in tracker.client.list_artifacts(parent.info.run_id)] == [
         "configs",
+        "images",
+        "report.html",
         "run.json",
         "weights",
     ]
     logged = str([[run.data.params, run.data.tags] for run in [parent, *children.values()]])
     assert str(finished.out.parent) not in logged
     assert str(finished.bundles) not in logged
+
+
+def test_the_report_stands_alone_and_says_what_came_and_what_may_be_done(finished):
+    text = (finished.out / "report.html").read_text(encoding="utf-8")
+    assert f"<h1>{COUNT} synthetic lung CT slices</h1>" in text
+    for heading in ("Asked and made", "A slice as it is", "Distributions", "Variety", "Checks", "Data set card"):
+        assert f"<h2>{heading}</h2>" in text
+    assert "CC BY 4.0" in text
+    assert not re.findall(r'(?:src|href)="(?!data:)', text), "nothing is loaded from elsewhere"
+    assert len(text) < 3_000_000
+    assert str(finished.out.parent) not in text
+    assert "CC BY 4.0" in (finished.out / "README.md").read_text(encoding="utf-8")
+
+
+def test_with_a_cohort_the_report_compares_and_names_no_patient(bundles, cohort, tmp_path):
+    out = tmp_path / "out"
+    generate(GenerateConfig(out=out, count=4, seed=1, bundles=bundles, cohort=cohort), tracking_uri=None, command="go")
+    text = re.sub('base64,[^"]+', "", (out / "report.html").read_text(encoding="utf-8"))
+    assert "real: patient" in text
+    assert "<pre>go</pre>" in text
+    assert ">real</text>" in text
+    patients = {entry.patient_id for entry in Cohort.open(cohort).split("training").nodules()}
+    assert not [patient for patient in patients if patient and re.search(rf"\b{patient}\b", text)]
 
 
 def test_a_mark_finds_its_nodule_or_is_another_finding():

@@ -61,7 +61,7 @@ def script(*arguments: object) -> int:
     spec = importlib.util.spec_from_file_location("plan_script", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.main([str(argument) for argument in arguments])
+    return module.main([*(str(argument) for argument in arguments), "--tracking-uri", "none"])
 
 
 def test_a_plan_keeps_what_was_asked_for_and_its_samples_can_be_rendered(planned):

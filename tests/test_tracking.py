@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from lungsynth.errors import InputError
-from lungsynth.tracking import open_tracker, ui_command
+from lungsynth.tracking import open_tracker, ui_address, ui_command
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,50 @@ def test_a_run_left_behind_is_closed_with_its_children_and_no_other(tracker):
     below = child.__enter__()
     tracker.close_stale(left.run_id)
     assert [status(tracker, run) for run in (left, below, untouched)] == ["KILLED", "KILLED", "RUNNING"]
+
+
+def test_a_folder_that_is_continued_continues_its_run_and_its_stages(tracker, tmp_path):
+    for seconds, batch in ((1.0, 16), (2.0, 4)):
+        with tracker.resumable_run(tmp_path, "generate", tags={"command": "generate"}) as parent:
+            parent.log_params({"batch_size": batch})
+            with tracker.run("generate/plan", parent=parent) as child:
+                total = child.previous.get("seconds", 0.0) + seconds
+                child.log_metrics({"seconds": total})
+    children = tracker.client.search_runs([tracker.experiment_id], f"tags.mlflow.parentRunId = '{parent.run_id}'")
+    assert [run.data.metrics for run in children] == [{"seconds": 3.0}]
+    own = tracker.client.get_run(parent.run_id)
+    assert own.data.params == {"batch_size": "16"}
+    assert own.info.status == "FINISHED"
+
+
+def test_a_folder_whose_run_was_killed_or_deleted_goes_on(tracker, tmp_path):
+    killed = tracker.resumable_run(tmp_path, "generate")
+    first = killed.__enter__()
+    with tracker.resumable_run(tmp_path, "generate") as again:
+        assert again.run_id == first.run_id
+    tracker.client.delete_run(first.run_id)
+    with tracker.resumable_run(tmp_path, "generate") as fresh:
+        assert fresh.run_id != first.run_id
+
+
+def test_data_sets_and_pictures_stand_with_a_run(tracker):
+    with tracker.run("inputs") as run:
+        run.log_dataset("cohort", digest="ab" * 32, context="real nodules", about={"collections": ["TOY"]})
+        run.show_image(Image.new("RGB", (4, 4)), "contact_sheet")
+        run.describe("Some words.")
+    found = tracker.client.get_run(run.run_id)
+    (entry,) = found.inputs.dataset_inputs
+    assert (entry.dataset.name, len(entry.dataset.digest)) == ("cohort", 36)
+    assert found.data.tags["mlflow.note.content"] == "Some words."
+    assert [item.path for item in tracker.client.list_artifacts(run.run_id)] == ["images"]
+
+
+def test_the_address_of_a_run_is_on_the_server_that_the_ui_command_starts(tracker):
+    with tracker.run("seen") as run:
+        page = tracker.page(run)
+    assert page.startswith(f"#/experiments/{tracker.experiment_id}/runs/{run.run_id}?")
+    assert ui_address("sqlite:///runs/mlflow.db", page) == f"http://127.0.0.1:5000/{page}"
+    assert ui_address("http://lab:8080/", page) == f"http://lab:8080/{page}"
 
 
 def test_a_new_store_leaves_nothing_else_in_the_current_folder(tmp_path, monkeypatch):

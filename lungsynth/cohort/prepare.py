@@ -23,7 +23,7 @@ from lungsynth.cohort.cohort_folder import claim_cohort_folder, cohort_folder, f
 from lungsynth.cohort.datalists import build_datalists
 from lungsynth.cohort.folders import calibration_rows, prepare_folder
 from lungsynth.cohort.layout import CohortLayout, FolderTask, find_layout
-from lungsynth.cohort.report import markdown_report, origins, summarise, write_rows
+from lungsynth.cohort.report import cohort_page, markdown_report, origins, summarise, write_rows
 from lungsynth.cohort.series import SeriesTask, SliceExtraction, prepare_series
 from lungsynth.cohort.series_rows import CohortRows, SeriesRows
 from lungsynth.cohort.slices import LUNG_SIZES_PX
@@ -256,5 +256,6 @@ def _write_cohort(
     write_rows(rows, out, build_datalists(rows))
     cohort = summarise(rows, settings=settings, problems=problems)
     write_text(out / "report.md", markdown_report(cohort, rows, files))
+    write_text(out / "report.html", cohort_page(cohort, rows, out))
     write_json(out / "cohort.json", cohort)
     return cohort

@@ -1,26 +1,37 @@
-"""The last step of a cohort: its tables, lists and montages, and what `cohort.json` and `report.md` say of it."""
+"""The last step of a cohort: its tables, lists and montages, and what `cohort.json` and its reports say of it.
+
+In `report.html` patients are numbers (`patient 3 of 12`), and messages that name files stand in `report.md` alone, so
+that the page can be shown to a colleague.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pandas as pd
+from PIL import Image
 
+from lungsynth import html
 from lungsynth.cohort.collections import recognise
 from lungsynth.cohort.datalists import Datalist
 from lungsynth.cohort.layout import CohortLayout
-from lungsynth.cohort.montage import lung_montage, nodule_montage
-from lungsynth.cohort.schema import COHORT_FORMAT, NoduleRow, SeriesRow, columns
+from lungsynth.cohort.montage import lung_montage, lung_tile, nodule_montage, nodule_tile, spread
+from lungsynth.cohort.schema import COHORT_FORMAT, NoduleRow, SeriesRow, SliceRow, columns
 from lungsynth.cohort.series_rows import CohortRows
 from lungsynth.cohort.split import EXCLUDED, SPLITS, split_hash
 from lungsynth.ct.series import Problem
+from lungsynth.ct.write import read_plane
+from lungsynth.errors import InputError
 from lungsynth.grids import PATCH_PX, PATCH_SPACING_MM
+from lungsynth.hounsfield import DISPLAY_WINDOW
 from lungsynth.io.atomic import write_json, write_picture, write_text
 from lungsynth.io.tables import csv_text, markdown_table
 
 __all__ = [
     "CLASSES",
+    "cohort_page",
     "count_splits",
     "describe_sources",
     "lacks",
@@ -33,6 +44,16 @@ __all__ = [
 
 CLASSES = ("solid", "part_solid", "ground_glass", "unknown")
 _COUNTS = ("patients", "series", "slices", "normal_slices")
+_OF_SOURCES = ("patients", "series", "slices", "nodules")
+_NODULES, _LUNGS = 32, 8  # pictures
+_SIZE_EDGES_MM = (4, 6, 8, 10, 15, 20, 30)  # thresholds of nodule management, and of masses
+_TABLES = (
+    ("series.csv, nodules.csv", "scans and nodules, with their patients and splits"),
+    ("slices/, labels/", "axial slices in HU, and their label maps"),
+    ("nodules/, lungs/", "patches of nodules with soft masks, normal lungs on the generator's grid"),
+    ("segmentation.json, nodules.json, lungs.json, enhancement.json", "data lists of the trainings"),
+    ("report.md", "the same in text, with the names of files that were left out"),
+)
 
 Row = TypeVar("Row")
 
@@ -236,3 +257,159 @@ def _write_montages(rows: CohortRows, out: Path) -> None:
     write_picture(out / "montage_nodules.png", nodule_montage(by_class))
     lungs = sorted(out / row.lung for row in rows.slices if row.normal)
     write_picture(out / "montage_lungs.png", lung_montage(lungs))
+
+
+def cohort_page(cohort: Mapping[str, Any], rows: CohortRows, out: Path) -> str:
+    """The text of `report.html`.
+
+    Args:
+        cohort: what `cohort.json` holds.
+        rows: of the cohort.
+        out: its folder, with the files that the rows name.
+    """
+    counts = cohort["counts"]
+    total = {name: sum(counts[split][name] for split in counts) for name in ("patients", "slices", "normal_slices")}
+    return html.page(
+        f"A cohort of {total['patients']:,} patients",
+        "Real CT, pseudonymised here: patients are numbered. Not for diagnosis.",
+        _sections(cohort, rows, out, total),
+    )
+
+
+def _sections(cohort: Mapping[str, Any], rows: CohortRows, out: Path, total: Mapping[str, int]) -> Iterator[str]:
+    patients = sorted({row.patient_id for row in rows.series})
+    problems = len(cohort["problems"])
+    yield html.facts(
+        {
+            "patients": f"{total['patients']:,}",
+            "series": f"{len(rows.series):,}",
+            "slices": f"{total['slices']:,}",
+            "normal slices": f"{total['normal_slices']:,}",
+            "nodules": f"{len(rows.nodules):,}",
+            "files that could not be used": f"{problems:,}",
+        }
+    )
+    yield html.warnings(list(_warnings(cohort, rows)))
+    yield html.section("Asked", html.table(("", ""), _asked(cohort["settings"])))
+    yield html.section("Split by patient", html.table(("split", *_COUNTS, "nodules by texture"), _page_split(cohort)))
+    yield html.section("Sources", html.table(("source", "licence", "citation", *_OF_SOURCES), _page_sources(cohort)))
+    yield html.section("A slice as it is", *_full_size(rows, out, patients))
+    nodules = [row for row in rows.nodules if row.has_patch]
+    shown = [(_picture(nodule_tile(out / row.patch)), _caption(row, patients)) for row in spread(nodules, _NODULES)]
+    yield html.section("Nodules", html.paragraph("Their largest slices, the mask outlined."), html.pictures(shown))
+    normal = spread([row for row in rows.slices if row.normal], _LUNGS)
+    lungs = [(_picture(lung_tile(out / row.lung)), "no labelled nodule near it") for row in normal]
+    yield html.section("Normal lungs", html.pictures(lungs, photo=True))
+    yield html.section(
+        "Distributions", html.paragraph("Percent of the nodules."), f'<div class="charts">{_charts(rows)}</div>'
+    )
+    yield html.section("Data set card", html.table(("", ""), _card(cohort)))
+    yield html.section("Repeat it", html.code(_command(cohort["settings"])))
+
+
+def _warnings(cohort: Mapping[str, Any], rows: CohortRows) -> Iterator[str]:
+    yield from (f"{text[0].upper()}{text[1:]}" for text in cohort.get("lacks", ()))
+    if unknown := len({row.patient_id for row in rows.series if not row.patient_known}):
+        yield f"Of {unknown:,} series nobody tells the patient: each counts as a patient of its own."
+    if problems := len(cohort["problems"]):
+        yield f"{problems:,} files could not be used. report.md says which, and why."
+
+
+def _asked(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in settings.items():
+        if name != "sources":
+            yield name.replace("_", " "), str(value)
+
+
+def _page_split(cohort: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
+    for split, counts in cohort["counts"].items():
+        nodules = ", ".join(f"{number} {name}" for name, number in counts["nodules"].items())
+        yield split, *(counts[name] for name in _COUNTS), nodules or "none"
+
+
+def _page_sources(cohort: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
+    for source in cohort["sources"]:
+        yield (
+            source["name"],
+            source["licence"],
+            source["citation"],
+            *(source["counts"][key] for key in _OF_SOURCES),
+        )
+
+
+def _full_size(rows: CohortRows, out: Path, patients: Sequence[str]) -> Iterator[str]:
+    """A slice that shows a nodule, if one does."""
+    owners = {row.series_id: row.patient_id for row in rows.series}
+    slices: Sequence[SliceRow] = [row for row in rows.slices if row.shows_nodule] or list(rows.slices)
+    if not slices:
+        yield html.paragraph("The sources hold no whole slices.")
+        return
+    row = slices[len(slices) // 2]
+    try:
+        hu, _ = read_plane(out / row.image)
+    except InputError:
+        return
+    number = _number(patients, owners.get(row.series_id, ""))
+    yield html.paragraph("Lung window, -600/1500 HU, one screen pixel for each of the image.")
+    yield html.pictures([(Image.fromarray(DISPLAY_WINDOW.to_grey(hu)), f"patient {number}")])
+
+
+def _picture(tile: np.ndarray) -> Image.Image:
+    return Image.fromarray(tile)
+
+
+def _caption(row: NoduleRow, patients: Sequence[str]) -> str:
+    size = "" if np.isnan(row.diameter_mm) else f", {row.diameter_mm:.0f} mm"
+    return f"{row.texture_class}{size}, patient {_number(patients, row.patient_id)}"
+
+
+def _number(patients: Sequence[str], patient: str) -> str:
+    return f"{patients.index(patient) + 1} of {len(patients)}" if patient in patients else "unknown"
+
+
+def _charts(rows: CohortRows) -> str:
+    parts = {split: [row for row in rows.nodules if row.split == split] for split in SPLITS}
+    names = [f"<{_SIZE_EDGES_MM[0]}", *(f"-{edge}" for edge in _SIZE_EDGES_MM[1:]), f">{_SIZE_EDGES_MM[-1]}"]
+    sizes = {
+        split: np.bincount(
+            np.searchsorted(_SIZE_EDGES_MM, [r.diameter_mm for r in own if not np.isnan(r.diameter_mm)], side="right"),
+            minlength=len(names),
+        ).tolist()
+        for split, own in parts.items()
+    }
+    textures = sorted({row.texture_class for row in rows.nodules})
+    kinds = {
+        split: [sum(row.texture_class == name for row in own) for name in textures] for split, own in parts.items()
+    }
+    per_patient = Counter(Counter(row.patient_id for row in rows.nodules).values())
+    many = [str(number) for number in sorted(per_patient)]
+    charts = [html.bars("diameter, mm", names, sizes)] if rows.nodules else []
+    charts += [html.bars("texture", textures, kinds)] if textures else []
+    if many:
+        numbers = [per_patient[int(number)] for number in many]
+        charts.append(html.bars("nodules of a patient who has any", many, {"patients": numbers}))
+    return "".join(charts)
+
+
+def _card(cohort: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    terms = "; ".join(f"{source['name']}: {source['licence']}" for source in cohort["sources"])
+    yield "licence", f"{terms}. The cohort is a changed copy of these; each keeps its terms."
+    yield "what it is", "Real CT of patients. The files carry the ids of their sources; look before you pass them on."
+    yield (
+        "limits",
+        (
+            "Masks are as good as their source; lungs without drawn masks are outlined by threshold. A slice counts as "
+            "normal where no nodule is labelled near it, which is no proof that it shows no disease."
+        ),
+    )
+    yield from _TABLES
+
+
+def _command(settings: Mapping[str, Any]) -> str:
+    words = ["lungsynth prepare SOURCE ... --out COHORT"]
+    words += [
+        f"--{name} {settings[name]}" for name in ("split", "seed", "fold") if settings.get(name) not in ("auto", 0)
+    ]
+    if settings.get("lung_size_px", 256) != 256:
+        words.append(f"--lung-size {settings['lung_size_px']}")
+    return " ".join(words)

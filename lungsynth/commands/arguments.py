@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import shlex
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +16,7 @@ __all__ = [
     "add_bundles",
     "add_cohort",
     "add_device",
+    "add_dry_run",
     "add_label_check",
     "add_log_level",
     "add_own_grids",
@@ -21,9 +24,11 @@ __all__ = [
     "add_selection",
     "add_tracking",
     "counted",
+    "repeat_command",
     "tracking_uri",
 ]
 
+_NO_RESULT = ("tracking_uri", "batch_size", "workers", "dry_run")  # options that change no result
 _OLD_STRATEGIES = {"spread": "coverage", "similar": "nearest"}
 
 
@@ -60,11 +65,36 @@ def counted(problems: Sequence[str], what: str) -> list[str]:
     return [f"{len(problems)} {what}:", *(f"  {problem}" for problem in problems)] if problems else []
 
 
+def repeat_command(
+    name: str, add_arguments: Callable[[argparse.ArgumentParser], None], options: argparse.Namespace
+) -> str:
+    """The command line of these options, without what is left at its default, and with names for your paths.
+
+    Args:
+        name: of the command.
+        add_arguments: its own.
+        options: as they were read.
+    """
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    words = ["lungsynth", name]
+    for action in parser._actions:
+        value = getattr(options, action.dest, action.default)
+        if value == action.default or action.help == argparse.SUPPRESS or action.dest in _NO_RESULT:
+            continue
+        flag = action.option_strings[:1]
+        for item in value if isinstance(value, list) else [value]:
+            shown = action.dest.upper().rstrip("S") if isinstance(item, Path) else str(item)
+            words += flag if isinstance(item, bool) else [*flag, shown]
+    return shlex.join(words)
+
+
 def tracking_uri(options: argparse.Namespace) -> str:
-    """The MLflow store that the options, else the environment, else the default name."""
+    """The MLflow store that the options, else the environment, else the default name; none without MLflow."""
     from lungsynth.tracking import DEFAULT_URI
 
-    return options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    default = DEFAULT_URI if find_spec("mlflow") else "none"
+    return options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default
 
 
 def add_bundles(parser: argparse.ArgumentParser) -> None:
@@ -94,13 +124,19 @@ def add_tracking(parser: argparse.ArgumentParser) -> None:
     """Adds `--tracking-uri`."""
     parser.add_argument(
         "--tracking-uri",
-        help="MLflow store, or none (default: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db)",
+        help="MLflow store, or none (default: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db; none where MLflow is "
+        "not installed)",
     )
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:
     """Adds `--seed`."""
     parser.add_argument("--seed", type=int, default=0, help="of everything random; same seed, same bytes (default: 0)")
+
+
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    """Adds `--dry-run`."""
+    parser.add_argument("--dry-run", action="store_true", help="say how much it makes, how long and how large; no more")
 
 
 def add_cohort(parser: argparse.ArgumentParser, text: str) -> None:

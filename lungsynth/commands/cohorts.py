@@ -111,7 +111,7 @@ def _report_cohort(result: "PrepareResult", out: Path) -> Report:
         nodules = sum(counts["nodules"].values())
         lines.append(f"{split:10}  {counts['patients']:5} patients  {counts['slices']:6} slices  {nodules:5} nodules")
     lines += [f"Missing     {text}" for text in result.cohort.get("lacks", [])]
-    lines.append(f"Cohort: {out}. Look at {out / 'report.md'} and {out / 'montage_nodules.png'}.")
+    lines.append(f"Cohort: {out}. Look at {out / 'report.html'}.")
     return Report(lines, counted([problem.message for problem in result.problems], "could not be used"))
 
 
@@ -154,7 +154,9 @@ def _pseudo_label(options: argparse.Namespace) -> Report:
             f"nodules {nodules[0]:5} -> {nodules[1]:5}"
         )
     out = options.out
-    lines.append(f"Pseudo-labelled cohort: {out}. Look at {out / 'montage_pseudo_labels.png'} and {out / 'report.md'}.")
+    lines.append(
+        f"Pseudo-labelled cohort: {out}. Look at {out / 'report.html'} and {out / 'montage_pseudo_labels.png'}."
+    )
     return Report(lines, counted([problem.message for problem in result.problems], "series could not be analysed"))
 
 

@@ -41,7 +41,7 @@ def _package(options: argparse.Namespace) -> Report:
 
 
 def _report_publishing(folders: Sequence[Path], out: Path) -> Report:
-    from lungsynth.publish_bundles import MAX_FILE_MB, plan_publishing
+    from lungsynth.package_bundles import MAX_FILE_MB, plan_publishing
 
     lines = []
     for plan in plan_publishing(folders, out):

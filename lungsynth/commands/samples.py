@@ -12,11 +12,13 @@ from lungsynth.commands.arguments import (
     add_bundles,
     add_cohort,
     add_device,
+    add_dry_run,
     add_label_check,
     add_own_grids,
     add_seed,
     add_selection,
     add_tracking,
+    repeat_command,
     tracking_uri,
 )
 from lungsynth.config import (
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from lungsynth.plan import PlanResult
     from lungsynth.variety import VarietyFigures
 
-__all__ = ["EXPORT", "GENERATE", "PLAN", "generate_config", "report_generated"]
+__all__ = ["EXPORT", "GENERATE", "PLAN", "generate_config", "report_estimate", "report_generated"]
 
 _FEW = 20  # samples of which shares are noise
 
@@ -69,6 +71,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         help="use nothing of the patients in enhancement.json: for composites that the CycleGAN is trained on",
     )
     add_selection(parser)
+    add_dry_run(parser)
 
 
 def _add_placement(parser: argparse.ArgumentParser) -> None:
@@ -124,21 +127,33 @@ def generate_config(options: argparse.Namespace) -> GenerateConfig:
 
 
 def _generate(options: argparse.Namespace) -> Report:
+    if options.dry_run:
+        return report_estimate(options)
     from lungsynth.generate import generate
 
-    return report_generated(generate(generate_config(options), tracking_uri=tracking_uri(options)), options)
+    command = repeat_command("generate", _add_generate, options)
+    result = generate(generate_config(options), tracking_uri=tracking_uri(options), command=command)
+    return report_generated(result, options)
+
+
+def report_estimate(options: argparse.Namespace) -> Report:
+    """What the options of `generate` would make; nothing is written."""
+    from lungsynth.plan import estimate
+
+    return Report(estimate(generate_config(options), rendered=True).lines())
 
 
 def report_generated(result: "GenerateResult", options: argparse.Namespace) -> Report:
     """What came of a run, and where it stands."""
     from lungsynth.detectability import describe_detectability
     from lungsynth.similarity.selection import describe_selection
-    from lungsynth.tracking import ui_command
+    from lungsynth.tracking import ui_address, ui_command
 
     lines = [
         *result.variety.lines(),
-        describe_detectability(result.figures["check"]),
-        describe_selection(result.figures["assets"], ranked=options.cohort is not None),
+        f"{describe_detectability(result.figures['check'])}.",
+        f"{describe_selection(result.figures['assets'], ranked=options.cohort is not None)}.",
+        f"Report           {result.report}",
         f"Contact sheet    {result.contact_sheet}",
         f"Images           {result.images}",
         f"Labels           {result.masks} and {result.annotations}",
@@ -146,7 +161,8 @@ def report_generated(result: "GenerateResult", options: argparse.Namespace) -> R
         f"Catalogue        {result.catalogue}",
     ]
     if result.tracking_uri != "none":
-        lines += [f"MLflow database  {result.tracking_uri}", f"Open the UI with {ui_command(result.tracking_uri)}"]
+        command, address = ui_command(result.tracking_uri), ui_address(result.tracking_uri, result.tracking_page)
+        lines += [f"MLflow           {command}", f"                 then open {address}"]
     return Report(lines, _warnings(result.variety))
 
 
@@ -176,12 +192,14 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     add("--enhance", action="store_true", help="note in the recipes that the CycleGAN is to be applied")
     add_selection(parser)
     add_seed(parser)
+    add_tracking(parser)
+    add_dry_run(parser)
 
 
 def _plan(options: argparse.Namespace) -> Report:
     if options.explain:
         return _explain(options)
-    from lungsynth.plan import plan
+    from lungsynth.plan import estimate, plan
 
     if options.count is not None and options.keep is not None:
         raise InputError("Give `count`, samples of all categories together, or `keep`, samples of each; not both.")
@@ -209,7 +227,9 @@ def _plan(options: argparse.Namespace) -> Report:
         ),
         enhancement=EnhancementConfig(enabled=options.enhance),
     )
-    return _report_plan(plan(config))
+    if options.dry_run:
+        return Report(estimate(config, rendered=False).lines())
+    return _report_plan(plan(config, tracking_uri=tracking_uri(options)))
 
 
 def _samples(options: argparse.Namespace) -> int:
@@ -268,6 +288,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(label_check=None)
     add_bundles(parser)
     add_device(parser)
+    add_tracking(parser)
 
 
 def _export(options: argparse.Namespace) -> Report:
@@ -288,7 +309,8 @@ def _export(options: argparse.Namespace) -> Report:
         label_check=options.label_check,
     )
     begin, end = options.range
-    result = export_catalogue(job, begin=begin, end=end, engine=options.engine, workers=options.workers)
+    how = {"engine": options.engine, "workers": options.workers, "tracking_uri": tracking_uri(options)}
+    result = export_catalogue(job, begin=begin, end=end, **how)
     lines = [f"Samples    {len(result.samples)} in {result.files} files under {options.out}"]
     if result.left_out:
         lines.append(f"Left out   {result.left_out} recipes whose nodules would outgrow their lung")

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -37,6 +38,8 @@ from lungsynth.io.atomic import remove_temporary, write_json, write_text
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Catalogue, read_catalogue
 from lungsynth.run_folder import FORMAT, RunFolder
+from lungsynth.run_report import write_card
+from lungsynth.tracking import open_tracker
 
 __all__ = [
     "ENHANCED_LUNGS",
@@ -268,7 +271,13 @@ class ShardWriter:
 
 
 def export_catalogue(
-    job: ExportJob, *, begin: int = 0, end: int | None = None, engine: str = "local", workers: int = 1
+    job: ExportJob,
+    *,
+    begin: int = 0,
+    end: int | None = None,
+    engine: str = "local",
+    workers: int = 1,
+    tracking_uri: str | None = None,
 ) -> ExportResult:
     """Renders recipes begin .. end of a job's catalogue, or what is missing of them.
 
@@ -281,6 +290,7 @@ def export_catalogue(
         end: behind the last one; all when None.
         engine: `local` or `ray`.
         workers: processes; with `ray`, actors on all its machines.
+        tracking_uri: MLflow store; None tracks nothing.
 
     Raises:
         InputError: when an input cannot be used, or the folder holds another job.
@@ -300,12 +310,20 @@ def export_catalogue(
             f"`range` {begin}:{stop} must begin and end at multiples of {size}, or at the catalogue's end."
         )
     job.how.check()
+    tracker = open_tracker(tracking_uri)
     folder = RunFolder(path=job.out, identity=job.identity(), file="export.json")
     if not folder.check():  # what others write at this moment is left alone in a folder that is continued
         folder.claim()
     missing = job.missing(begin, stop)
-    _follow(job, missing, _ENGINES[engine](job, missing, workers), total=stop - begin)
-    return _finish(writer, count)
+    with tracker.run(f"export {job.out.name}", tags={"command": "export"}) as run:
+        run.log_params({**job.identity(), "range": f"{begin}:{stop}", "engine": engine, "workers": workers})
+        started = time.monotonic()
+        _follow(job, missing, _ENGINES[engine](job, missing, workers), total=stop - begin)
+        result = _finish(writer, count)
+        written, seconds = sum(shard.end - shard.begin for shard in missing), time.monotonic() - started
+        run.log_metrics({"samples_written": written, "samples_per_second": written / seconds, "seconds": seconds})
+        run.log_file(job.out / "README.md")
+    return result
 
 
 def write_samples(job: ExportJob, writer: ShardWriter, count: int, *, workers: int = 1) -> ExportResult:
@@ -403,6 +421,8 @@ def _finish(writer: ShardWriter, count: int) -> ExportResult:
     job.how.write_lists(list(samples.values()), made_of, job.out)
     write_checksums(files, job.out)
     enhancement = _write_summary(records, job.out) if job.bundles is not None else {}
+    real = bool(np.any(read_catalogue(job.catalogue).table["has_real_voxels"].to_numpy()))
+    write_card(job.out, samples=len(samples), real_voxels=real)
     if not job.missing(0, count):  # else another range may be at work
         remove_temporary(job.out, recursive=True)
         shutil.rmtree(job.out / ENHANCED_LUNGS, ignore_errors=True)

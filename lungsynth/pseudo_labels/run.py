@@ -17,7 +17,7 @@ from lungsynth.bundles import read_weights
 from lungsynth.cohort.cohort_folder import claim_cohort_folder, cohort_folder
 from lungsynth.cohort.datalists import build_datalists
 from lungsynth.cohort.reader import Cohort
-from lungsynth.cohort.report import count_splits, markdown_report, rows_text, summarise, write_rows
+from lungsynth.cohort.report import cohort_page, count_splits, markdown_report, rows_text, summarise, write_rows
 from lungsynth.cohort.series_rows import CohortRows, SeriesRows
 from lungsynth.ct.series import Problem
 from lungsynth.errors import InputError, reason
@@ -185,6 +185,7 @@ def _write_cohort(
         after=count_splits(rows),
     )
     write_text(job.out / "report.md", markdown_report(cohort, rows) + pseudo_label_section(facts))
+    write_text(job.out / "report.html", cohort_page(cohort, rows, job.out))
     cohort["pseudo_labels"] = facts
     write_json(job.out / "cohort.json", cohort)
     return cohort
