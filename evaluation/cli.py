@@ -77,7 +77,7 @@ def _list_of(kind: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
 
 def _settings(options: argparse.Namespace, config: Callable[..., T]) -> T:
     """A configuration whose fields are the options."""
-    ignored = {"command", "parser", "tracking_uri"}
+    ignored = {"command", "parser", "tracking_uri", "log_level"}
     values = {name: value for name, value in vars(options).items() if name not in ignored}
     if "bundles" in values:
         values["bundles"] = values["bundles"] or default_bundles()
