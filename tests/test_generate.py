@@ -450,8 +450,13 @@ def test_the_script_says_where_everything_is(finished, store, capsys):
     assert script().main([*options, "--tracking-uri", store]) == 0
     told = capsys.readouterr().out
     assert all(name in told for name in ("contact_sheet.png", "masks", "annotations.csv", "catalogue.parquet", store))
-    assert told.rstrip().splitlines()[-1].endswith(f"ui --backend-store-uri {store}")
-    assert content(finished.out) == before
+    command, address = told.rstrip().splitlines()[-2:]
+    assert command.endswith(f"ui --backend-store-uri {store}")
+    assert "then open http" in address
+    assert "/runs/" in address
+    now = content(finished.out)
+    assert b"lungsynth generate --out OUT --count 12 --seed 5" in now.pop("report.html")  # a call from Python has none
+    assert now == {name: data for name, data in before.items() if name != "report.html"}
 
 
 def test_the_script_ends_with_2_and_one_sentence_on_weights_of_another_network(tmp_path, capsys):

@@ -15,6 +15,7 @@ from lungsynth.tracking import open_tracker, ui_address
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 _START_S, _RENDER_MS = 180, 60_000
+_SHOWN = ("generate demo", "64 synthetic slices", "distinct_nodules", "cohort", "demo/plan")
 
 
 @pytest.fixture(scope="module")
@@ -53,25 +54,21 @@ def page(browser, tmp_path_factory) -> Iterator[str]:
     try:
         _wait_for(f"{server}/health", process)
         address = ui_address(server, tracker.page(parent))
-        rendered = subprocess.run(
-            [
-                browser,
-                "--headless=new",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--dump-dom",
-                f"--virtual-time-budget={_RENDER_MS}",
-                address,
-            ],
-            capture_output=True,
-            text=True,
-            timeout=_START_S,
-            check=True,
-        )
-        yield rendered.stdout
+        yield _rendered(browser, address)
     finally:
         process.terminate()
         process.wait(timeout=30)
+
+
+def _rendered(browser: str, address: str) -> str:
+    """The page once it shows the run; as it is at the end of the time where it never does."""
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom", f"--virtual-time-budget={_RENDER_MS}"]
+    deadline = time.monotonic() + _START_S
+    page = ""
+    while _SHOWN[-1] not in page and time.monotonic() < deadline:  # a busy machine spends the budget without a page
+        done = subprocess.run([browser, *options, address], capture_output=True, timeout=_START_S, check=True)
+        page = done.stdout.decode("utf-8")
+    return page
 
 
 def _wait_for(address: str, process: subprocess.Popen) -> None:
@@ -87,6 +84,6 @@ def _wait_for(address: str, process: subprocess.Popen) -> None:
 
 
 def test_the_printed_address_leads_to_the_run_with_what_matters(page):
-    for shown in ("generate demo", "64 synthetic slices", "distinct_nodules", "cohort", "demo/plan"):
+    for shown in _SHOWN:
         assert shown in page, shown
     assert "Model training" in page
