@@ -2,6 +2,7 @@
 # make tables COHORT=...: trains what the tables compare, then prints them (hours).
 # make vendor: copies what the bundles share from bundles/common into each of them.
 # make docs: the documentation as a site, in site/.
+# make fuzz: 600 malformed inputs; make kill: 50 kills of commands and trainings, each continued (minutes).
 # make tour: the whole life of a cohort on the procedural phantom, training included, at tiny sizes.
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +13,7 @@ TOUR := runs/tour
 TABLES ?= runs/tables
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test check tour tables bundles docs vendor clean
+.PHONY: demo test check fuzz kill tour tables bundles docs vendor clean
 
 demo: $(INSTALLED)
 	$(PY) scripts/synthesize.py --out demo --count 64 --seed 0
@@ -24,6 +25,12 @@ check: $(INSTALLED_TEST)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+fuzz: $(INSTALLED_TEST)
+	$(PY) tests/campaigns/fuzz.py --cases 600 --seed 0
+
+kill: $(INSTALLED_TEST)
+	$(PY) tests/campaigns/kill.py --kills 50 --seed 0
 
 tour: $(INSTALLED_TEST)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash scripts/tour.sh $(TOUR)

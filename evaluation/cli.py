@@ -3,7 +3,7 @@
 Messages of the library name parameters (`count`), which become flags (`--count`) in `lungsynth.cli`. Heavy packages are
 imported when a command works, so that `--help` need not wait for them.
 
-Status: 0; 2 after bad input, with one sentence; 130 after Ctrl-C.
+Statuses are those of `lungsynth.cli`.
 """
 
 import argparse
@@ -277,6 +277,27 @@ def _utility(options: argparse.Namespace) -> Report:
     return _report(evaluate_utility(_settings(options, UtilityConfig), tracking_uri=tracking_uri(options)))
 
 
+# Privacy
+
+
+def _add_privacy(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--cohort", type=Path, required=True, help="folder written by `lungsynth prepare`, of the generator's training")
+    add("--out", type=Path, required=True, help="folder of the cards")
+    add_bundles(parser)
+    add("--count", type=int, default=200, help="generated samples of each category (default: 200)")
+    add("--seed", type=int, default=0, help="of everything random (default: 0)")
+
+
+def _privacy(options: argparse.Namespace) -> Report:
+    from evaluation.privacy import PrivacyConfig, evaluate_privacy
+
+    result = evaluate_privacy(_settings(options, PrivacyConfig))
+    return Report(
+        [result.markdown, f"Cards            {result.out / 'privacy_*.md'} and privacy.json"], result.problems
+    )
+
+
 COMMANDS: dict[str, Command] = {
     "segmentation": Command("Table I: methods of segmentation.", _add_segmentation, _segmentation),
     "nodules": _generation_command("nodules", "Table II: generators of nodules."),
@@ -287,6 +308,11 @@ COMMANDS: dict[str, Command] = {
         "What the CycleGAN does to labels: nodules kept, lost, invented.", _add_enhancement, _enhancement
     ),
     "utility": Command("Does synthetic data help with few patients?", _add_utility, _utility),
+    "privacy": Command(
+        "Privacy cards: what generated nodules and lungs give away of the patients of the training.",
+        _add_privacy,
+        _privacy,
+    ),
     "boundary": Command(
         "Whether the boundaries of a catalogue's nodules are visible, compared with real nodules.",
         _add_boundary,

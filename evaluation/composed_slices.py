@@ -8,7 +8,6 @@ product's selection. Patients of the lungs take turns, and so do their slices. T
 generator's grid like its lungs and are a data set of their own; beside them are the real ones.
 """
 
-import json
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from lungsynth.errors import InputError
 from lungsynth.generate_assets import real_lungs, real_nodules
 from lungsynth.hounsfield import Label
 from lungsynth.io.atomic import write_arrays, write_json, write_picture
+from lungsynth.io.stored import anything, lists, mappings, objects, read_json
 from lungsynth.placement.assets import Asset, AssetLibrary
 from lungsynth.placement.catalogue import Recipe
 from lungsynth.placement.groups import GroupSettings
@@ -43,6 +43,7 @@ from lungsynth.types import Affine, HuPlane, LabelPlane
 __all__ = ["COHORT_SPLITS", "ComposedSliceConfig", "compose_slices"]
 
 COHORT_SPLITS: tuple[str, ...] = get_args(Split)
+_LISTED = objects({name: lists(mappings(anything)) for name in COHORT_SPLITS})
 _SHOWN = 16  # slices of each category, in the picture
 _COLUMNS, _TILE_PX = 8, 192
 
@@ -115,7 +116,15 @@ def compose_slices(config: ComposedSliceConfig) -> dict[str, dict[str, int]]:
     folder = RunFolder(path=out, identity=identity)
     if folder.check() and (out / "cohort.json").exists():  # written last
         return _finished_counts(out)
-    folder.claim()
+    with folder.held():
+        return _compose_splits(cohort, config, categories, identity)
+
+
+def _compose_splits(
+    cohort: Cohort, config: ComposedSliceConfig, categories: Sequence[str], identity: Mapping[str, Any]
+) -> dict[str, dict[str, int]]:
+    """Composes the slices of all splits; `cohort.json` is written last."""
+    out = config.out
     composed: dict[str, list[dict[str, Any]]] = {}
     diseased: dict[str, list[dict[str, Any]]] = {}
     for key, name in enumerate(COHORT_SPLITS):
@@ -138,7 +147,8 @@ def compose_slices(config: ComposedSliceConfig) -> dict[str, dict[str, int]]:
 
 def _finished_counts(out: Path) -> dict[str, dict[str, int]]:
     composed, diseased = (
-        json.loads((out / f"{name}.json").read_text(encoding="utf-8")) for name in ("slices", "diseased")
+        read_json(out / f"{name}.json", _LISTED, what="a list of composed slices", remedy="Give another `out`.")
+        for name in ("slices", "diseased")
     )
     return {name: {**_count(composed[name]), "diseased": len(diseased[name])} for name in COHORT_SPLITS}
 
@@ -258,14 +268,15 @@ def _write_composed(plan: ComposedSlice, renderer: Renderer, out: Path, split: s
 def _diseased(split: CohortSplit, out: Path) -> Iterator[dict[str, Any]]:
     """Brings the real whole slices with nodules of a split onto the grid."""
     for entry in split.diseased():
-        name = f"diseased/{entry.slice_id}.npz"
+        names = split.cohort.pseudonyms
+        name = f"diseased/{names.named('slices', entry.slice_id)}.npz"
         try:
             if not (out / name).exists():
                 _write_slice(out / name, *split.cohort.read_slice(entry))
         except InputError as error:
             _logger.warning("%s is left out: %s", entry.slice_id, error)
             continue
-        patient = entry.patient_id or entry.slice_id
+        patient = names.patients.get(entry.patient_id) or names.named("slices", entry.slice_id)
         yield {"slice": name, "category": "diseased", "patient_id": patient, "patients": [patient]}
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
-from evaluation.cohort_subsets import EvaluationSplit, open_subset
+from evaluation.cohort_subsets import EvaluationSplit, Subset, open_subset
 from evaluation.composites import Composites
 from evaluation.methods import digest_of
 from evaluation.runner import FORMAT, EvaluationResult, RecordStore, records_folder
@@ -102,7 +102,11 @@ def evaluate_enhancement(config: EnhancementEvaluationConfig) -> EvaluationResul
     """
     subset = open_subset(config.cohort, config.split)
     identity = _identity(config, subset.identity)
-    RunFolder(path=records_folder(config.out), identity=identity, file="settings.json").claim()
+    with RunFolder(path=records_folder(config.out), identity=identity, file="settings.json").held():
+        return _evaluate(config, subset, identity)
+
+
+def _evaluate(config: EnhancementEvaluationConfig, subset: Subset, identity: dict[str, Any]) -> EvaluationResult:
     problems: list[str] = []
     with Composites(subset, count=config.composites, seed=config.seed, problems=problems) as composites:
         if not len(composites):

@@ -15,14 +15,15 @@ from tqdm import tqdm
 
 from evaluation.cohort_subsets import Subset
 from evaluation.methods import Method
-from lungsynth.errors import InputError
-from lungsynth.io.atomic import write_json, write_text
+from lungsynth.errors import InputError, StorageError, reason
+from lungsynth.io.atomic import remove_temporary, write_json, write_text
+from lungsynth.io.running import FolderLock
 from lungsynth.tracking import DEFAULT_URI, Run, open_tracker
 
 __all__ = ["FORMAT", "EvaluationResult", "RecordStore", "Report", "Runner", "records_folder"]
 
 FORMAT = 2  # of tables and records: the keys that docs/reference/evaluation_files.md lists
-_DAMAGED = (OSError, ValueError, KeyError, TypeError)
+_DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 _logger = logging.getLogger(__name__)
 Record = TypeVar("Record")
@@ -160,8 +161,10 @@ class Runner:
         for method in tqdm(methods, desc="methods", unit="method"):
             try:
                 records[method.name] = evaluate(method)
+            except StorageError:
+                raise
             except Exception as error:  # whatever a bundle raises
-                message = f"{method.name}: failed ({type(error).__name__}: {error})"
+                message = f"{method.name}: failed ({reason(error)})"
                 if method.relation is None or method.name in (requested or ()):
                     raise InputError(message) from error
                 failures[method.name] = message
@@ -176,7 +179,8 @@ class Runner:
         """
         tracker = open_tracker(self.tracking_uri)
         name = f"{self.command}-{self.subset.split}"
-        with tracker.run(name, tags={"evaluation": self.command}) as run:
+        with FolderLock(self.out), tracker.run(name, tags={"evaluation": self.command}) as run:
+            remove_temporary(self.out, recursive=True)
             report = evaluate()
             table = {"format": FORMAT, **report.table}
             write_json(self.out / f"{report.name}.json", table)

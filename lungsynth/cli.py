@@ -4,8 +4,8 @@ The commands stand in `lungsynth.commands`; the scripts of the same jobs call th
 parameters (`count`), which become flags (`--count`) here. Heavy packages are imported when a command works, so that
 `--help` need not wait for them.
 
-Status: 0; 2 after bad input, with one sentence; 130 after Ctrl-C. What a command answers is its standard output: this
-is the one module that prints.
+Status: 0; 2 after bad input or an error of the system, with one sentence; 130 after Ctrl-C, 143 after SIGTERM; 141
+when nobody reads the answer. What a command answers is its standard output: this is the one module that prints.
 """
 
 import argparse
@@ -15,13 +15,15 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from typing import NoReturn
 
 from lungsynth.bundles import DEVICE_VARIABLE
-from lungsynth.commands.arguments import Command, add_log_level
+from lungsynth.commands.arguments import Command, Report, add_log_level
 from lungsynth.commands.cohorts import PHANTOM, PREPARE, PSEUDO_LABEL
 from lungsynth.commands.package import PACKAGE
 from lungsynth.commands.samples import EXPORT, GENERATE, PLAN
 from lungsynth.errors import InputError
+from lungsynth.io.running import Terminated, check_place, explained, stoppable
 
 __all__ = ["COMMANDS", "main", "make_parser", "run_command", "run_commands"]
 
@@ -59,7 +61,7 @@ def run_commands(
 
 def make_parser(commands: Mapping[str, Command], *, prog: str, description: str) -> argparse.ArgumentParser:
     """A parser with a sub-command for each command; `options.command` and `options.parser` are those that are named."""
-    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser = _Parser(prog=prog, description=description)
     parser.add_argument("--version", action="version", version=version("lungsynth"))
     names = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, command in commands.items():
@@ -77,10 +79,17 @@ def run_command(command: Command, arguments: Sequence[str] | None = None) -> int
         command: what to do.
         arguments: those of the process when None.
     """
-    parser = argparse.ArgumentParser(description=command.description)
+    parser = _Parser(description=command.description)
     command.add_arguments(parser)
     add_log_level(parser)
     return _work(command, parser.parse_args(arguments), parser)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers wrong arguments with one sentence, without the usage before it; sub-commands get the same kind."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}. `{self.prog} --help` tells more.\n")
 
 
 def _work(command: Command, options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -89,18 +98,32 @@ def _work(command: Command, options: argparse.Namespace, parser: argparse.Argume
     if device := getattr(options, "device", None):
         os.environ[DEVICE_VARIABLE] = device
     try:
-        report = command.work(options)
-    except InputError as error:
-        print(_with_flags(str(error), parser), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
+        with stoppable():
+            if (out := getattr(options, "out", None)) is not None:
+                check_place(out, is_file=command.out_is_file)
+            report = command.work(options)
+        _print(report)
+    except KeyboardInterrupt as stop:
         print(command.stopped, file=sys.stderr)
-        return 130
+        return 143 if isinstance(stop, Terminated) else 130
+    except BrokenPipeError:  # whoever reads the answer has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        sentence = str(error) if isinstance(error, InputError) else explained(error)
+        if sentence is None:  # a defect of ours: its traceback is what a report needs
+            raise
+        print(" ".join(_with_flags(sentence, parser).split()), file=sys.stderr)
+        return 2
+    return 0
+
+
+def _print(report: Report) -> None:
     for line in report.lines:
         print(line)
     for line in report.problems:
         print(line, file=sys.stderr)
-    return 0
+    sys.stdout.flush()
 
 
 def _show_progress(log_level: str) -> None:

@@ -49,6 +49,17 @@ PAPER = {"lungs": 500, "groups": 5000, "keep": 1_000_000, "nodules": 1200}
 _PAIRS_PER_SAMPLE = 2.5  # 2,500,000 overlays for 1,000,000 samples
 _REAL_NODULES = Fraction(200, 1200)
 _REAL_LUNGS = Fraction(50, 500)
+# What is more than these would run out of memory or time, after hours; they are ten times the paper's and more.
+_LIMITS: Mapping[str, tuple[int, str]] = {
+    "count": (20_000_000, "a plan holds its samples in memory, 100 bytes each; plan several with other seeds"),
+    "lungs": (100_000, "they are measured one after the other, and each takes 0.5 MB on the disk"),
+    "groups": (1_000_000, "each is tried on each lung; plan several catalogues with other seeds"),
+    "nodules": (1_000_000, "each takes 16 kB on the disk; plan several catalogues with other seeds"),
+    "candidates": (1000, "so many times the nodules and lungs would be generated to keep one of them"),
+    "batch_size": (65_536, "a batch is written at once, and one that is stopped begins again"),
+    "seed": (2**63 - 1, "a seed has 63 bits"),
+    "workers": (1024, "each is a process of several hundred MB"),
+}
 _NODULES_PER_GROUP = 2  # of the paper's preset: a group has 1.4 on average, so that few are drawn twice in a small run
 
 # A set that does not repeat itself. More nodules than samples, because a slice has 1.1 on average and some fit nowhere.
@@ -108,8 +119,7 @@ class SelectionConfig:
     candidates: int | None = None
 
     def __post_init__(self) -> None:
-        if self.candidates is not None and self.candidates < 1:
-            raise InputError(f"`candidates` must be at least 1, got {self.candidates}.")
+        _check_range("candidates", self.candidates, 1)
         if self.strategy is not None and self.strategy not in SELECTION_STRATEGIES:
             known = ", ".join(SELECTION_STRATEGIES)
             raise InputError(f"`strategy` of the selection must be one of {known}, got {self.strategy!r}.")
@@ -164,7 +174,7 @@ class PlacementConfig:
         real_voxels: whether a patient's voxels may be in samples.
         own_grids: real lungs keep the grids of their scans; else all lungs share one, the generator's, so that images
             can be stacked to batches.
-        vessel_masks: folder with `<slice id>.nii.gz` of vessels and airways of real lungs.
+        vessel_masks: folder with `<pseudonym of the slice>.nii.gz` of vessels and airways of real lungs.
 
     Raises:
         InputError: when a value is out of its range.
@@ -189,7 +199,7 @@ class PlacementConfig:
 
     def __post_init__(self) -> None:
         for name in ("lungs", "groups", "nodules"):
-            _check_at_least(name, getattr(self, name), 1)
+            _check_range(name, getattr(self, name), 1)
         if self.policy not in get_args(Policy):
             raise InputError(f"`policy` must be one of {', '.join(get_args(Policy))}, got {self.policy!r}.")
         if self.max_reuse is None and not self.crossing:
@@ -336,7 +346,7 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         for name, low in (("count", 1), ("seed", 0), ("batch_size", 1), ("workers", 1)):
-            _check_at_least(name, getattr(self, name), low)
+            _check_range(name, getattr(self, name), low)
         if self.cohort is None:
             if self.placement.real_share or self.exclude_enhancer_patients:
                 raise InputError(
@@ -419,6 +429,9 @@ def _check_categories(categories: Mapping[str, float] | None) -> None:
         raise InputError(f"`categories` needs names with shares, none negative and not all 0, got {dict(categories)}.")
 
 
-def _check_at_least(name: str, value: int | None, low: int) -> None:
+def _check_range(name: str, value: int | None, low: int) -> None:
     if value is not None and value < low:
         raise InputError(f"`{name}` must be at least {low}, got {value}.")
+    high, reason = _LIMITS[name]
+    if value is not None and value > high:
+        raise InputError(f"`{name}` must be at most {high:,}, got {value:,}: {reason}.")

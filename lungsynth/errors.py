@@ -8,13 +8,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["InputError", "NoSamplesError", "naming_file", "reason"]
+__all__ = ["InputError", "NoSamplesError", "StorageError", "naming_file", "reason"]
 
 _LONGEST_REASON = 240
 
 
 class InputError(ValueError):
     """Bad input from the user; the scripts print its sentence and exit with status 2."""
+
+
+class StorageError(OSError):
+    """A result cannot be written: no input is to blame, and other inputs would fare no better.
+
+    `lungsynth.io.running.explained` says what is wrong with the disk or the folder.
+    """
 
 
 class NoSamplesError(InputError):
@@ -33,11 +40,11 @@ def naming_file(
         remedy: the way out.
 
     Raises:
-        InputError: for every error of the block.
+        InputError: for every error of the block but a `StorageError`, which is not the file's.
     """
     try:
         yield
-    except InputError:
+    except (InputError, StorageError):
         raise
     except Exception as error:  # files hold anything, and decoders raise anything
         raise InputError(f"{path}: {what} ({reason(error)}); {remedy}.") from error

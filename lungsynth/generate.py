@@ -261,14 +261,14 @@ class Pipeline:
             InputError: before anything is written, when the store cannot be used.
         """
         tracker, out = open_tracker(tracking_uri), self.config.out
-        RunFolder(path=out, identity=self.identity, may_grow=_MAY_GROW).claim()
-        remove_temporary(out, recursive=True)
-        with tracker.resumable_run(out, f"generate {out.name}", tags={"command": "generate"}) as parent:
-            self._log_inputs(parent)
-            metrics = _METRICS | _OF_A_COHORT if self.cohort else _METRICS
-            stages = TrackedStages(tracker=tracker, parent=parent, name=out.name, metrics=metrics)
-            yield stages
-            self._write_report(parent, stages.figures)
+        with RunFolder(path=out, identity=self.identity, may_grow=_MAY_GROW).held():
+            remove_temporary(out, recursive=True)
+            with tracker.resumable_run(out, f"generate {out.name}", tags={"command": "generate"}) as parent:
+                self._log_inputs(parent)
+                metrics = _METRICS | _OF_A_COHORT if self.cohort else _METRICS
+                stages = TrackedStages(tracker=tracker, parent=parent, name=out.name, metrics=metrics)
+                yield stages
+                self._write_report(parent, stages.figures)
 
     @cached_property
     def library(self) -> AssetLibrary:

@@ -19,7 +19,9 @@ from typing import Any
 
 from lungsynth.config import default_bundles
 from lungsynth.errors import InputError
-from lungsynth.io.atomic import write_json, write_text
+from lungsynth.io.atomic import remove_temporary, replacing, write_json, write_text
+from lungsynth.io.running import FolderLock
+from lungsynth.io.stored import anything, mappings, objects, read_json, texts
 
 __all__ = [
     "PublishPlan",
@@ -49,7 +51,10 @@ _FORMER_SETTINGS = {
     "flat_background": "frame#flat_background",
     "edge_px": "frame#edge_px",
 }
-_LEFTOVERS = shutil.ignore_patterns("__pycache__", "runs", "eval", "mlruns", "*.part", ".*.part_*", ".DS_Store")
+_REMEDY = "Copy it again."
+_LEFTOVERS = shutil.ignore_patterns(
+    "__pycache__", "runs", "eval", "mlruns", "*.part", ".*.part_*", ".*.tmp", ".DS_Store", "resume_*.pt"
+)
 MAX_FILE_MB = 25  # of the zoo's repository; what is larger goes into large_files.yml
 _NEEDED_FILES = (
     "LICENSE",
@@ -94,21 +99,26 @@ def package_bundles(
     """
     bundles = bundles or default_bundles()
     runs = [_parse_weights(text, bundles) for text in weights]
-    folders = []
-    for source in sorted(bundles.glob("*_bundle")):
-        target = out / source.name
-        if target.exists() and not overwrite:
-            raise InputError(f"{target} exists; choose another `out` or add `overwrite`.")
-        temporary = out / f"{source.name}.part"
-        shutil.rmtree(temporary, ignore_errors=True)
+    with FolderLock(out):
+        remove_temporary(out)
+        return [_package(source, out, runs, overwrite=overwrite) for source in sorted(bundles.glob("*_bundle"))]
+
+
+def _package(source: Path, out: Path, runs: Sequence[tuple[str, Path]], *, overwrite: bool) -> Path:
+    """One bundle, which is there whole or not at all."""
+    target, temporary = out / source.name, out / f".{source.name}.tmp"
+    if target.exists() and not overwrite:
+        raise InputError(f"{target} exists; choose another `out` or add `overwrite`.")
+    try:
         shutil.copytree(source, temporary, ignore=_LEFTOVERS)
         for run in (run for name, run in runs if f"{name}_bundle" == source.name):
             _take_weights(run, temporary / "models")
         write_sidecar_settings(temporary)
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
-        folders.append(target)
-    return folders
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
 
 
 def write_sidecar_settings(bundle: Path) -> None:
@@ -136,9 +146,13 @@ def write_sidecar_settings(bundle: Path) -> None:
 
 def zip_bundle(folder: Path) -> Path:
     """Zips a bundle as the model zoo names it."""
-    version = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"]
-    name = folder.parent / f"{folder.name}_v{version}"
-    return Path(shutil.make_archive(str(name), "zip", root_dir=folder.parent, base_dir=folder.name))
+    schema = objects({"version": texts(r"[\w.+-]+")})
+    metadata = read_json(folder / "configs" / "metadata.json", schema, what="the metadata of a bundle", remedy=_REMEDY)
+    name = folder.parent / f"{folder.name}_v{metadata['version']}"
+    with replacing(Path(f"{name}.zip")) as temporary:
+        made = shutil.make_archive(str(temporary), "zip", root_dir=folder.parent, base_dir=folder.name)
+        Path(made).rename(temporary)
+    return Path(f"{name}.zip")
 
 
 def _parse_weights(text: str, bundles: Path) -> tuple[str, Path]:
@@ -234,7 +248,7 @@ def _update_format(metadata: Path, config: Mapping[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    return dict(read_json(path, mappings(anything), what="a file of a bundle", remedy=_REMEDY))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,7 +312,7 @@ def bundle_problems(folder: Path) -> list[str]:
     """
     if missing := [name for name in _NEEDED_FILES if not (folder / name).is_file()]:
         return [f"{name} is missing" for name in missing]
-    metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    metadata = _read(folder / "configs" / "metadata.json")
     return [*_file_problems(folder), *_metadata_problems(metadata), *_weight_problems(folder), *_card_problems(folder)]
 
 
@@ -381,7 +395,7 @@ def _weight_problems(folder: Path) -> Iterator[str]:
         sidecar = weights.with_suffix(".json")
         if not sidecar.is_file():
             yield f"models/{weights.name} has no sidecar {sidecar.name}, which says what it was trained on"
-        elif json.loads(sidecar.read_text(encoding="utf-8")).get("sha256") != _digest(weights, "sha256"):
+        elif _read(sidecar).get("sha256") != _digest(weights, "sha256"):
             yield f"models/{weights.name} is not the file of its sidecar {sidecar.name}"
 
 
@@ -393,7 +407,7 @@ def _card_problems(folder: Path) -> Iterator[str]:
 
 
 def _plan(folder: Path, out: Path) -> PublishPlan:
-    version = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"]
+    version = _read(folder / "configs" / "metadata.json")["version"]
     archive = zip_bundle(folder)
     hub = out / "hub" / folder.name
     shutil.rmtree(hub, ignore_errors=True)

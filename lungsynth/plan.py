@@ -19,13 +19,15 @@ from lungsynth.cohort.reader import Cohort, CohortSplit
 from lungsynth.config import GenerateConfig
 from lungsynth.errors import InputError
 from lungsynth.generate_assets import LUNG_WEIGHTS, make_assets, open_samplers
-from lungsynth.io.atomic import write_json
+from lungsynth.io.atomic import remove_temporary, write_json
+from lungsynth.io.running import FolderLock, check_place
+from lungsynth.io.stored import anything, mappings, read_json
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Catalogue, read_catalogue
 from lungsynth.placement.plan_catalogue import PlanRecord, plan_catalogue
 from lungsynth.run_folder import FORMAT
 from lungsynth.similarity.selection import selection_identity
-from lungsynth.tracking import open_tracker
+from lungsynth.tracking import Tracker, open_tracker
 from lungsynth.variety import VarietyFigures, measure_variety
 
 __all__ = [
@@ -80,6 +82,13 @@ def plan(config: GenerateConfig, *, tracking_uri: str | None = None) -> PlanResu
         InputError: before anything is written, when an input cannot be used; or when it is of another plan.
     """
     tracker, cohort = open_tracker(tracking_uri), open_cohort(config)
+    check_place(config.catalogue_path, is_file=True)
+    with FolderLock(config.out):
+        remove_temporary(config.out)
+        return _plan(config, cohort, tracker)
+
+
+def _plan(config: GenerateConfig, cohort: CohortSplit | None, tracker: Tracker) -> PlanResult:
     started = time.monotonic()
     library = AssetLibrary(config.library) if config.library else _plan_assets(config, cohort)
     identity = _plan_identity(config, cohort, library)
@@ -284,10 +293,7 @@ def _check_assets(library: AssetLibrary, path: Path, identity: Mapping[str, Any]
                 "another folder in `out`."
             )
         return
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected the settings of a library, got {error}. Give another `out`.") from error
+    there = read_json(path, mappings(anything), what="the settings of a library", remedy="Give another `out`.")
     if differing := sorted(key for key in {*there, *identity} if there.get(key) != identity.get(key)):
         raise InputError(
             f"{path}: the assets beside `out` were made with other {', '.join(differing)}. Give another `out`, or "

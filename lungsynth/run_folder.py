@@ -6,13 +6,16 @@ Identities of `format: 1` are compared in the words of today.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lungsynth.errors import InputError
 from lungsynth.io.atomic import remove_temporary, write_json
+from lungsynth.io.running import FolderLock, check_place
+from lungsynth.io.stored import anything, integers, mappings, objects, read_json
 
 __all__ = ["FORMAT", "RunFolder"]
 
@@ -57,10 +60,9 @@ class RunFolder:
         Raises:
             InputError: when the path is a file, or the folder holds another run or other files.
         """
+        check_place(self.path)
         if not self.path.exists():
             return False
-        if not self.path.is_dir():
-            raise InputError(f"{self.path}: expected a folder for `out`, got a file. Name another one.")
         stored = next((path for path in self._identity_paths if path.is_file()), None)
         if stored is None:
             if any(not path.name.startswith(".") for path in self.path.iterdir()):
@@ -74,6 +76,19 @@ class RunFolder:
                 "give another `out`."
             )
         return True
+
+    @contextmanager
+    def held(self) -> Iterator[bool]:
+        """Claims the folder and keeps other runs out of it while the block runs.
+
+        Yields:
+            True when a run of this identity is continued.
+
+        Raises:
+            InputError: as `check`, or when another run is at work in it.
+        """
+        with FolderLock(self.path):
+            yield self.claim()
 
     def claim(self) -> bool:
         """Checks the folder, removes what a killed run left half-written, and writes the identity.
@@ -111,12 +126,8 @@ class RunFolder:
 
 
 def _read_identity(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected the settings of a run, got {error}. Give another `out`.") from error
-    if not isinstance(stored, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(stored).__name__}. Give another `out`.")
+    schema = objects({}, {"format": integers(1), "settings": mappings(anything)})
+    stored: dict[str, Any] = read_json(path, schema, what="the settings of a run", remedy="Give another `out`.")
     return _translated(stored, wanted) if stored.get("format", 1) == 1 else stored
 
 
@@ -124,7 +135,7 @@ def _translated(identity: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[
     """An identity of format 1 in the words of today, as far as the wanted one uses them."""
     flat = dict(identity)
     if "places" in flat:  # a cohort's settings stood one level deeper
-        flat |= flat.pop("settings")
+        flat |= flat.pop("settings", None) or {}
     renamed = {key if key in wanted else _OLD_KEYS.get(key, key): value for key, value in flat.items()}
     for key, values in _OLD_VALUES.items():
         if isinstance(value := renamed.get(key), str):

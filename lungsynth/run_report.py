@@ -273,7 +273,10 @@ class RunReport:
 
     @cached_property
     def _patients(self) -> tuple[str, ...]:
-        return self.cohort.patients if self.cohort else ()
+        """Pseudonyms of the cohort's training patients, in the order of their ids."""
+        if self.cohort is None:
+            return ()
+        return tuple(self.cohort.cohort.pseudonyms.named("patients", patient) for patient in self.cohort.patients)
 
     @property
     def _compared(self) -> str:

@@ -10,6 +10,7 @@ store takes the same calls and keeps nothing.
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -20,12 +21,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from PIL import Image
 
-from lungsynth.errors import InputError
+from lungsynth.errors import InputError, StorageError
 from lungsynth.io.atomic import write_text
+from lungsynth.io.running import explained
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["DEFAULT_URI", "EXPERIMENT", "Run", "Tracker", "open_tracker", "ui_address", "ui_command"]
 
@@ -35,7 +42,9 @@ _PARENT_TAG = "mlflow.parentRunId"
 _PROBE_SECONDS = 5
 _SQLITE = "sqlite:///"
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_logger = logging.getLogger(__name__)
 _RUN_MARK = ".parts/mlflow_run"  # in a folder of results: the id of its run
+_RUN_ID = re.compile(r"[0-9a-f]{1,64}")
 _DIGEST = 36  # characters, of which a digest of MLflow has no more
 _AS_TRAINING = "workflowType=machine_learning"  # else the UI opens its pages of language models around a run
 _UI_ADDRESS = "http://127.0.0.1:5000"  # where `mlflow ui` serves by default
@@ -48,12 +57,14 @@ class Run:
     Args:
         client: of the store; None keeps nothing.
         run_id: in the store.
+        uri: of the store, for messages.
         continued: whether it goes on with a run that had ended.
         previous: the metrics that a continued run has had.
     """
 
     client: Any
     run_id: str
+    uri: str = "none"
     continued: bool = False
     previous: Mapping[str, float] = field(default_factory=dict)
 
@@ -63,9 +74,10 @@ class Run:
             return
         from mlflow.entities import Param
 
-        there = self.client.get_run(self.run_id).data.params if self.continued else {}
-        new = [Param(key, str(value)) for key, value in params.items() if key not in there]
-        self.client.log_batch(self.run_id, params=new)
+        with _telling(self.uri):
+            there = self.client.get_run(self.run_id).data.params if self.continued else {}
+            new = [Param(key, str(value)) for key, value in params.items() if key not in there]
+            self.client.log_batch(self.run_id, params=new)
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Logs numbers of step 0 in one write."""
@@ -74,9 +86,9 @@ class Run:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self.client.log_batch(
-            self.run_id, metrics=[Metric(key, float(value), now, 0) for key, value in metrics.items()]
-        )
+        values = [Metric(key, float(value), now, 0) for key, value in metrics.items()]
+        with _telling(self.uri):
+            self.client.log_batch(self.run_id, metrics=values)
 
     def log_dataset(self, name: str, *, digest: str, context: str, about: Mapping[str, Any]) -> None:
         """Logs a data set that the run reads; the UI shows it beside the run.
@@ -94,32 +106,38 @@ class Run:
         told = json.dumps(about)
         entity = Dataset(name, digest[:_DIGEST], "lungsynth", told, profile=told)
         tags = [InputTag("mlflow.data.context", context)]
-        self.client.log_inputs(self.run_id, datasets=[DatasetInput(entity, tags)])
+        with _telling(self.uri):
+            self.client.log_inputs(self.run_id, datasets=[DatasetInput(entity, tags)])
 
     def describe(self, text: str) -> None:
         """Sets the description (Markdown) that the UI shows above all else."""
         if self.client is not None:
-            self.client.set_tag(self.run_id, "mlflow.note.content", text)
+            with _telling(self.uri):
+                self.client.set_tag(self.run_id, "mlflow.note.content", text)
 
     def log_json(self, content: Mapping[str, Any], name: str) -> None:
         """Logs a JSON artifact at `name`, e.g. `configs/wcapsgan.json`."""
         if self.client is not None:
-            self.client.log_dict(self.run_id, dict(content), name)
+            with _telling(self.uri):
+                self.client.log_dict(self.run_id, dict(content), name)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Copies a file to the run's artifacts."""
         if self.client is not None:
-            self.client.log_artifact(self.run_id, str(path), folder)
+            with _telling(self.uri):
+                self.client.log_artifact(self.run_id, str(path), folder)
 
     def log_image(self, image: Image.Image, name: str) -> None:
         """Logs a picture at `name`, e.g. `samples/000001.png`."""
         if self.client is not None:
-            self.client.log_image(self.run_id, image, name)
+            with _telling(self.uri):
+                self.client.log_image(self.run_id, image, name)
 
     def show_image(self, image: Image.Image, key: str) -> None:
         """Logs a picture that the UI shows among the charts of a run, under a name of letters and underscores."""
         if self.client is not None:
-            self.client.log_image(self.run_id, image, key=key, step=0)
+            with _telling(self.uri):
+                self.client.log_image(self.run_id, image, key=key, step=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,13 +158,14 @@ class Tracker:
         if self.client is None:
             yield Run(client=None, run_id="")
             return
-        if parent is not None and parent.continued and (found := self._child(parent, name)):
-            run = self._reopened(found)
-        else:
-            nesting = {_PARENT_TAG: parent.run_id} if parent else {}
-            created = self.client.create_run(self.experiment_id, run_name=name, tags={**(tags or {}), **nesting})
-            run = Run(client=self.client, run_id=created.info.run_id)
-            self.fresh.append(run.run_id)
+        with _telling(self.uri):
+            if parent is not None and parent.continued and (found := self._child(parent, name)):
+                run = self._reopened(found)
+            else:
+                nesting = {_PARENT_TAG: parent.run_id} if parent else {}
+                created = self.client.create_run(self.experiment_id, run_name=name, tags={**(tags or {}), **nesting})
+                run = Run(client=self.client, run_id=created.info.run_id, uri=self.uri)
+                self.fresh.append(run.run_id)
         with self._ending(run):
             yield run
 
@@ -162,11 +181,11 @@ class Tracker:
             tags: of the run.
         """
         mark = folder / _RUN_MARK
-        if self.client is not None and mark.exists():
-            run_id = mark.read_text(encoding="utf-8")
+        if self.client is not None and (run_id := _marked(mark)):
             self.close_stale(run_id)
-            if self._is_there(run_id):
-                run = self._reopened(run_id)
+            with _telling(self.uri):
+                run = self._reopened(run_id) if self._is_there(run_id) else None
+            if run is not None:
                 with self._ending(run):
                     yield run
                 return
@@ -177,8 +196,12 @@ class Tracker:
 
     def close_stale(self, run_id: str) -> None:
         """Marks a run that a killed process left as RUNNING, and its children, as KILLED; unknown ids are ignored."""
-        if self.client is None:
+        if self.client is None or not _RUN_ID.fullmatch(run_id):
             return
+        with _telling(self.uri):
+            self._close_stale(run_id)
+
+    def _close_stale(self, run_id: str) -> None:
         query = f"attributes.status = 'RUNNING' and tags.`{_PARENT_TAG}` = '{run_id}'"
         stale = [run.info.run_id for run in self.client.search_runs([self.experiment_id], query)]
         own = self.client.search_runs(
@@ -204,7 +227,17 @@ class Tracker:
             status = "FAILED"
             raise
         finally:
-            self.client.set_terminated(run.run_id, status)
+            self._terminate(run.run_id, status)
+
+    def _terminate(self, run_id: str, status: str) -> None:
+        """Ends a run; where its block ended by an error, that one is told, and not what the store says now."""
+        try:
+            with _telling(self.uri), _short_patience():
+                self.client.set_terminated(run_id, status)
+        except InputError as error:
+            if status == "FINISHED":
+                raise
+            _logger.warning("%s", error)
 
     def _is_there(self, run_id: str) -> bool:
         """Whether the store has this run, and it was not deleted."""
@@ -219,7 +252,13 @@ class Tracker:
         self.client.update_run(run_id, status="RUNNING")
         previous = self.client.get_run(run_id).data.metrics
         self.fresh.append(run_id)
-        return Run(client=self.client, run_id=run_id, continued=True, previous=previous)
+        return Run(client=self.client, run_id=run_id, uri=self.uri, continued=True, previous=previous)
+
+
+def _marked(mark: Path) -> str | None:
+    """The id that a mark holds; None where there is none, or something else."""
+    text = mark.read_text(encoding="utf-8", errors="replace").strip() if mark.is_file() else ""
+    return text if _RUN_ID.fullmatch(text) else None
 
 
 def open_tracker(uri: str | None = DEFAULT_URI, *, experiment: str = EXPERIMENT) -> Tracker:
@@ -237,17 +276,9 @@ def open_tracker(uri: str | None = DEFAULT_URI, *, experiment: str = EXPERIMENT)
     _check_uri(uri)
     absolute = _absolute(uri)
     had_mlruns = Path("mlruns").exists()
-    try:
-        with _short_patience():
-            client = _mlflow_client(absolute)
-            experiment_id = _experiment_id(client, absolute, experiment)
-    except InputError:
-        raise
-    except Exception as error:  # whatever a store's driver raises, the user needs the address and the way out
-        raise InputError(
-            f"`tracking_uri` {uri}: no MLflow store answers there ({str(error).splitlines()[0][:200]}). "
-            f"Start its server, or use a file such as {DEFAULT_URI}."
-        ) from error
+    with _telling(uri), _short_patience(), _alone_in(absolute):
+        client = _mlflow_client(absolute)
+        experiment_id = _experiment_id(client, absolute, experiment)
     if not had_mlruns:
         _remove_empty(Path("mlruns"))  # MLflow makes it for an experiment that we do not use
     return Tracker(client=client, uri=absolute, experiment_id=experiment_id)
@@ -287,7 +318,20 @@ def _mlflow_client(uri: str) -> Any:
         ) from error
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)  # the tables of a new store are no news
-    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+    address = _for_sqlalchemy(uri) if uri.startswith(_SQLITE) else uri
+    return mlflow.MlflowClient(tracking_uri=address, registry_uri=address)
+
+
+def _for_sqlalchemy(uri: str) -> str:
+    """The address of a SQLite file for SQLAlchemy, which since 2.1 takes `%41` for A; a `?` begins options in all."""
+    from sqlalchemy.engine import make_url
+
+    file = uri.removeprefix(_SQLITE)
+    if make_url("sqlite:////%41").database == "/A":
+        return _SQLITE + quote(file, safe="/ :")
+    if "?" in file:
+        raise InputError(f"`tracking_uri` {uri}: the name of a SQLite file must hold no question mark. Name another.")
+    return uri
 
 
 # The UI opens such an experiment with its runs; others it shows as one of language models.
@@ -298,7 +342,7 @@ def _experiment_id(client: Any, uri: str, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         folder = _sqlite_file(uri).parent / "mlartifacts" if uri.startswith(_SQLITE) else None
-        location = folder.as_uri() if folder else None
+        location = str(folder) if folder else None
         return str(client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS))
     if found.lifecycle_stage != "active":
         raise InputError(
@@ -356,6 +400,42 @@ def _sqlite_file(uri: str) -> Path:
 
 def _absolute(uri: str) -> str:
     return f"{_SQLITE}{_sqlite_file(uri)}" if uri.startswith(_SQLITE) else uri
+
+
+@contextmanager
+def _telling(uri: str) -> Iterator[None]:
+    """Whatever a store's driver raises, the user needs the address and the way out.
+
+    Raises:
+        InputError: for every error of the block that is none of a disk or folder.
+    """
+    try:
+        yield
+    except (InputError, StorageError):
+        raise
+    except Exception as error:
+        if (sentence := explained(error)) is not None:
+            raise InputError(f"`tracking_uri` {uri}: {sentence}") from error
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise InputError(
+            f"`tracking_uri` {uri}: no MLflow store answers there ({lines[0][:200].rstrip('. ')}). Start its server, "
+            f"or use a file such as {DEFAULT_URI}; the same command goes on afterwards."
+        ) from error
+
+
+@contextmanager
+def _alone_in(uri: str) -> Iterator[None]:
+    """One process at a time makes the tables of a new SQLite file; others wait for it."""
+    if fcntl is None or not uri.startswith(_SQLITE):
+        yield
+        return
+    path = _sqlite_file(uri).with_name(f".{_sqlite_file(uri).name}.lock")
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

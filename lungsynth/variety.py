@@ -5,10 +5,9 @@ square of the difference of their patches, each faded into lung by its alpha, in
 nodules of the cohort, and LIDC-IDRI's presence on the lungs at hand) stands in the plan's record.
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from typing import Any
 import numpy as np
 from scipy.spatial import cKDTree
 
-from lungsynth.errors import InputError
 from lungsynth.hounsfield import LUNG_HU
 from lungsynth.io.atomic import write_json
+from lungsynth.io.stored import integers, mappings, objects, of_type, read_json
 from lungsynth.placement.assets import ALPHA_SCALE, AssetLibrary
 from lungsynth.placement.catalogue import Catalogue
 from lungsynth.placement.groups import NoduleGroup
@@ -29,6 +28,7 @@ from lungsynth.placement.policy import DISTANCE_EDGES_MM, SIZE_EDGES_MM, distanc
 __all__ = ["VARIETY_FILE", "VarietyFigures", "measure_variety"]
 
 VARIETY_FILE = "variety.json"
+_BY_NAME = ("categories", "real_categories")  # counts
 _MANY = 1000  # samples up to which each is to have a nodule of its own
 _OWN = 0.95  # share of samples, or places, that are to be distinct
 _NEAR_MM, _DEEP_MM, _SMALL_MM = 10.0, 20.0, 4.0
@@ -164,14 +164,13 @@ class VarietyFigures:
         Raises:
             InputError: when there are none, or they are not whole.
         """
-        path = folder / VARIETY_FILE
-        try:
-            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            values.pop("warnings")
-            lists: dict[str, Any] = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
-            return cls(**values | lists)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: expected figures of a set, got {error}. Repeat the command.") from error
+        names = {item.name: item.type for item in fields(cls)}
+        counts = mappings(integers(0))
+        schema = objects({name: counts if name in _BY_NAME else of_type(kind) for name, kind in names.items()})
+        content = read_json(folder / VARIETY_FILE, schema, what="figures of a set", remedy="Repeat the command.")
+        values = {name: content[name] for name in names}
+        lists: dict[str, Any] = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+        return cls(**values | lists)
 
 
 def measure_variety(catalogue: Catalogue, library: AssetLibrary) -> VarietyFigures:

@@ -1,20 +1,31 @@
 """Weight files and their sidecars: read, and held against what they are about to be used as."""
 
 import hashlib
-import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lungsynth.errors import InputError
+from lungsynth.io.stored import SHA256, anything, lists, mappings, numbers, objects, read_json, texts
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["WeightsInfo", "check_categories", "check_fit", "read_state", "read_weights_file"]
 
+_SIDECAR = objects(
+    {},
+    {
+        "sha256": texts(SHA256),
+        "network": texts(),
+        "categories": lists(texts()),
+        "category_key": texts(),
+        "category_edges": lists(numbers()),
+        "settings": mappings(anything),
+        "data": lists(anything),
+    },
+)
 _MEANING = ("categories", "category_key", "category_edges")
 
 
@@ -80,10 +91,15 @@ def read_state(path: Path) -> dict[str, "torch.Tensor"]:
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path}: not a file of weights, or a damaged one ({error}). Copy it again.") from error
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"{path}: not a file of weights, or a damaged one ({reason}). Copy it again.") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path}: expected a plain state dict, got a {type(state).__name__}. Give a model.pt.")
+    if odd := [name for name, value in state.items() if not bool(torch.isfinite(value).all())]:
+        raise InputError(
+            f"{path}: `{odd[0]}` holds values that are no numbers. The training failed; use other weights."
+        )
     return state
 
 
@@ -112,7 +128,5 @@ def check_fit(path: Path, state: Mapping[str, "torch.Tensor"], network: Mapping[
 def _read_sidecar(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise InputError(f"{path}: expected a JSON object, got {error}. Copy it again from its training.") from error
+    remedy = "Copy it again from its training."
+    return dict(read_json(path, _SIDECAR, what="the sidecar of weights", remedy=remedy))

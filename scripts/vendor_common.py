@@ -6,7 +6,7 @@ from pathlib import Path
 
 BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 HEADER = "# Copied from bundles/common by `make vendor`; edit it there.\n"
-TRAINING = ("atomic", "best_weights", "clock", "precision", "processes", "provenance", "resume")
+TRAINING = ("atomic", "best_weights", "clock", "command_line", "precision", "processes", "provenance", "resume")
 # Which modules each bundle uses.
 MODULES = {
     "lung_seg": (*TRAINING, "hounsfield", "weights"),

@@ -55,22 +55,31 @@ def entries(settings: ComposedSliceConfig, name: str = "slices") -> dict[str, li
     return json.loads((settings.out / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def ids(settings):
+    """Ids of the cohort's nodules and slices by their pseudonyms."""
+    names = Cohort.open(settings.cohort).pseudonyms
+    return {name: known for own in (names.nodules, names.slices) for known, name in own.items()}
+
+
 def test_slices_of_a_part_show_its_own_lungs_and_nodules_in_turn(settings):
     composed = entries(settings)
     for part, sign in (("training", "t"), ("test", "x")):  # as the fake cohort names them
-        assert {name[0] for entry in composed[part] for name in (entry["lung"], *entry["nodules"])} == {sign}
+        used = {name for entry in composed[part] for name in (entry["lung"], *entry["nodules"])}
+        assert {known[0] for known in map(ids(settings).get, used)} == {sign}
         counts = [sum(entry["category"] == name for entry in composed[part]) for name in CATEGORIES]
         assert counts == [3 if part == "training" else 2] * 3
     lungs = [entry["patient_id"] for entry in composed["training"]]
-    assert abs(lungs.count("p0") - lungs.count("p1")) <= 1
+    names = Cohort.open(settings.cohort).pseudonyms.patients
+    assert abs(lungs.count(names["p0"]) - lungs.count(names["p1"])) <= 1
     assert composed["validation"] == []
     assert [len(found) for found in entries(settings, "diseased").values()] == [1, 0, 0]
 
 
 def test_a_slice_is_its_lung_but_for_its_nodules(settings):
     for entry in entries(settings)["training"]:
-        hu, affine = read_plane(settings.cohort / "slices" / f"{entry['lung']}.nii.gz")
-        label, _ = read_plane(settings.cohort / "labels" / f"{entry['lung']}.nii.gz")
+        lung = ids(settings)[entry["lung"]]
+        hu, affine = read_plane(settings.cohort / "slices" / f"{lung}.nii.gz")
+        label, _ = read_plane(settings.cohort / "labels" / f"{lung}.nii.gz")
         before, mask = lung_on_grid(hu, label == 1, spacing_mm=(abs(affine[1, 1]), abs(affine[0, 0])), size_px=256)
         with np.load(settings.out / entry["slice"]) as arrays:
             changed, nodule = arrays["hu"] != before, arrays["label"] == 2

@@ -415,8 +415,10 @@ def test_real_ones_are_mixed_in_the_papers_proportion_from_the_training_part(fin
     real = [asset for asset in assets if asset.source == "real"]
     assert len([asset for asset in assets if asset.kind == "nodule"]) == 72
     assert len([asset for asset in real if asset.kind == "nodule"]) == 12  # 200 : 1000
-    assert sorted(asset.origin for asset in real if asset.kind == "lung") == ["t0", "t1"]  # 50 : 450
-    assert {asset.origin[0] for asset in real} == {"t"}
+    names = Cohort.open(cohort).pseudonyms
+    assert {asset.origin for asset in real if asset.kind == "lung"} == {names.slices[name] for name in ("t0", "t1")}
+    known = {name: known for own in (names.nodules, names.slices) for known, name in own.items()}
+    assert {known[asset.origin][0] for asset in real} == {"t"}  # 50 : 450
     assert len({asset.spacing_mm for asset in assets if asset.kind == "lung"}) == 1  # real ones on the generator's grid
     assert json.loads((settings.out / "run.json").read_text(encoding="utf-8"))["cohort_split_hash"] == "ab" * 32
 

@@ -22,6 +22,7 @@ from evaluation.generation.reference import MeasurementConfig
 from evaluation.generation.run import GenerationConfig, evaluate_generation
 from evaluation.segmentation.run import SegmentationConfig, evaluate_segmentation
 from evaluation.utility.run import evaluate_utility
+from lungsynth.cohort.reader import Cohort
 
 SPLITS = ("training", "validation", "test")
 TEXTURES = ("ground_glass", "part_solid", "solid")
@@ -141,14 +142,15 @@ def test_what_an_evaluation_of_the_enhancer_writes(cohort, tmp_path):
 def test_what_slices_are(rated, slices):
     files = {"slices.json", "slices", "diseased.json", "diseased", "cohort.json", "run.json", "montage.png"}
     assert {path.name for path in slices.iterdir()} == files
-    parts = {nodule["nodule_id"]: nodule for nodule in datalist(rated, "nodules")}
-    lungs = {Path(lung["image"]).name.removesuffix(".nii.gz"): lung for lung in datalist(rated, "lungs")}
+    names = Cohort.open(rated).pseudonyms
+    parts = {names.nodules[nodule["nodule_id"]]: nodule for nodule in datalist(rated, "nodules")}
+    lungs = {names.slices[Path(e["image"]).name.removesuffix(".nii.gz")]: e for e in datalist(rated, "lungs")}
     listed = datalist(slices, "slices")
     assert {entry["split"] for entry in listed} >= {"training", "test"}
     for entry in listed:
         used = [lungs[entry["lung"]], *(parts[name] for name in entry["nodules"])]
         assert {one["split"] for one in used} == {entry["split"]}
-        assert list(dict.fromkeys(str(one["patient_id"]) for one in used)) == entry["patients"]
+        assert list(dict.fromkeys(names.patients[one["patient_id"]] for one in used)) == entry["patients"]
         assert entry["patient_id"] == entry["patients"][0]
         assert {parts[name]["category"] for name in entry["nodules"]} == {entry["category"]}
     for entry in [*listed, *datalist(slices, "diseased")]:

@@ -13,6 +13,7 @@ from interfaces import ROOT, documented
 from monai.bundle import ConfigParser
 
 from lungsynth.bundles import open_bundle
+from lungsynth.cohort.reader import Cohort
 from lungsynth.compositing.render import render
 from lungsynth.config import EnhancementConfig, GenerateConfig, PlacementConfig
 from lungsynth.ct.volume import axial_affine
@@ -127,6 +128,7 @@ def test_a_sample_is_its_lung_outside_the_nodules_and_noise_follows_the_seed(cha
 def test_files_of_an_export(chains, tmp_path):
     ids = [recipe.id for recipe in read_catalogue(chains[0] / "catalogue.parquet")]
     beside = {"annotations.csv", "datalist.json", "detection.json", "coco.json", "checksums.sha256", "export.json"}
+    beside |= {"README.md"}
     found = exported(chains[0], tmp_path / "nifti", "nifti")
     images = {f"{folder}/{name}.nii.gz" for name in ids for folder in ("images", "masks")}
     assert {name for name in found if not name.startswith(".parts/")} == beside | images
@@ -221,7 +223,8 @@ def test_composites_name_their_patients_and_spare_those_of_the_reals(enhanced):
     named = {name for entry in listed.values() for name in entry["patient_id"].split(";")} - {"none"}
     assert cohort == {"p0"}
     assert named
-    assert named <= {f"p{index}" for index in range(1, 6)}
+    names = Cohort.open(enhanced / "cohort").pseudonyms.patients
+    assert named <= {names[f"p{index}"] for index in range(1, 6)}
     library = AssetLibrary(enhanced / "out")
     for recipe in read_catalogue(enhanced / "out" / "catalogue.parquet"):
         entry = listed[recipe.id]

@@ -51,7 +51,7 @@ def test_an_unknown_asset_is_refused(tmp_path):
 
 def test_a_table_that_is_none_is_refused(tmp_path):
     (tmp_path / "assets.parquet").write_text("hash\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"assets\.parquet: expected a table of assets"):
+    with pytest.raises(InputError, match=r"assets\.parquet: cannot be read as a table of assets"):
         AssetLibrary(tmp_path)
 
 

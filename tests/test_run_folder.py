@@ -86,7 +86,11 @@ def test_two_kinds_of_runs_may_share_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "text"), [("{", "expected the settings of a run"), ("[]", "a JSON object, got list")]
+    ("content", "text"),
+    [
+        ("{", "cannot be read as the settings of a run"),
+        ("[]", r"run\.json: expected the settings of a run, but its content should be an object"),
+    ],
 )
 def test_a_damaged_identity_is_refused(tmp_path, content, text):
     (tmp_path / "run.json").write_text(content, encoding="utf-8")

@@ -6,7 +6,6 @@ method.
 """
 
 import hashlib
-import json
 import logging
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -35,6 +34,7 @@ from evaluation.methods import Method, check_relations, digest_of
 from evaluation.runner import EvaluationResult, RecordStore, Report, Runner, records_folder
 from lungsynth.bundles import nodule_rule
 from lungsynth.categories import AS_LISTED
+from lungsynth.cohort.files import read_cohort_json
 from lungsynth.errors import InputError
 from lungsynth.io.atomic import write_arrays
 from lungsynth.similarity.features import Features, open_features
@@ -187,8 +187,8 @@ def _slices(config: GenerationConfig, subset: Subset) -> tuple[Path | None, str]
         compose_slices(ComposedSliceConfig(cohort=config.cohort, out=folder))
     try:
         content = (folder / "slices.json").read_bytes() + (folder / "cohort.json").read_bytes()
-        split_hash = json.loads((folder / "cohort.json").read_text(encoding="utf-8")).get("split_hash")
-    except (OSError, ValueError) as error:
+        split_hash = read_cohort_json(folder / "cohort.json").get("split_hash")
+    except OSError as error:
         raise InputError(f"{folder}: expected composed slices for `slices`, got {error}.") from error
     if split_hash != subset.split_hash:
         raise InputError(f"{folder}: these slices are of another cohort or split than `cohort`. Make them from it.")

@@ -39,7 +39,7 @@ _COLUMNS = (
 _POOLED_POINT = 0.5  # operating point of every fold after pooling; any value in (0, 1) gives the same figures
 _BASELINES = ("nothing", "threshold")  # first in the table
 _NAME = "cross_validation"
-_DAMAGED = (OSError, ValueError, KeyError, TypeError)
+_DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True)

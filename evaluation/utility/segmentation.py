@@ -9,7 +9,6 @@ Added slices are generated, or are copy-paste as a control: real nodules of the 
 the few patients, by the product's placement, balance over the categories and overlay.
 """
 
-import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,9 +40,11 @@ from lungsynth.errors import InputError
 from lungsynth.export.split import PARTS
 from lungsynth.generate import generate
 from lungsynth.io.atomic import write_json
+from lungsynth.io.stored import anything, lists, mappings, objects, read_json
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import read_catalogue
 from lungsynth.placement.plan_catalogue import plan_catalogue
+from lungsynth.weights import read_weights_file
 
 __all__ = [
     "SHARES",
@@ -223,7 +224,7 @@ def _train_and_evaluate(
     )
     method = Method(name=arm.name, title=arm.title, open=opened, identity="")
     result = evaluate_detector(method, experiment.images, scans=False)
-    value = json.loads((folder / "model.json").read_text(encoding="utf-8")).get("validation", {}).get("dice_nodule")
+    value = (read_weights_file(folder / "model.pt").sidecar.get("validation") or {}).get("dice_nodule")
     shutil.rmtree(folder)
     return SegmentationRun(result=result, added=added, validation=None if value is None else float(value))
 
@@ -321,8 +322,9 @@ def _add_real_assets(library: AssetLibrary, training: CohortSplit, *, seed: int)
 
 def _draw_entries(datalist: Path, count: int, *, seed: int) -> Path:
     """A data list of `count` of the samples, beside the whole one; fewer are the first of more."""
-    lists = json.loads(datalist.read_text(encoding="utf-8"))
-    entries: Sequence[dict[str, str]] = [entry for part in PARTS for entry in lists.get(part, [])]
+    listed = objects({"training": lists(mappings(anything))}, {part: lists(mappings(anything)) for part in PARTS})
+    content = read_json(datalist, listed, what="a data list of samples", remedy="Remove it and run again.")
+    entries: Sequence[dict[str, str]] = [entry for part in PARTS for entry in content.get(part) or []]
     if count > len(entries):
         raise InputError(f"{datalist}: {count} samples are needed, it lists {len(entries)}. Remove it and run again.")
     order = np.random.default_rng(seed).permutation(len(entries))[:count]

@@ -1,6 +1,5 @@
 """The files of a cohort: JSON, tables and arrays, read in the words of today, with one error for what is damaged."""
 
-import json
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -17,11 +16,27 @@ from lungsynth.cohort.schema import (
     from_mapping,
 )
 from lungsynth.errors import InputError
+from lungsynth.io.stored import anything, integers, lists, mappings, objects, read_json, texts
 
 __all__ = ["damaged", "read_arrays", "read_cohort_json", "read_table"]
 
 _REMEDY = "Give `cohort` a folder that `lungsynth prepare` wrote."
 _DAMAGED = (OSError, KeyError, ValueError, IndexError, EOFError, zipfile.BadZipFile, zlib.error)
+_ENTRIES = mappings(lists(mappings(anything)))
+_LISTS = ("nodules", "cubes", "lungs", "segmentation", "enhancement")
+_SCHEMAS = {f"{name}.json": _ENTRIES for name in _LISTS}
+_SCHEMAS["cohort.json"] = objects(
+    {},
+    {
+        "format": integers(1),
+        "settings": mappings(anything),
+        "sources": lists(mappings(anything)),
+        "split_hash": texts(),
+        "counts": mappings(mappings(anything)),
+        "problems": lists(mappings(anything)),
+        "pseudo_labels": mappings(anything),
+    },
+)
 _OLD_NAMES = {new: old for old, new in FORMAT_1_NAMES.items()}
 
 Row = TypeVar("Row")
@@ -53,14 +68,10 @@ def read_cohort_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: naming the file, when it is missing or damaged.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: expected this file of a cohort, found none. {_REMEDY}") from error
-    except (OSError, ValueError) as error:
-        raise damaged(path, error) from error
-    if not isinstance(content, dict):
-        raise damaged(path, f"a {type(content).__name__} in place of an object")
+    if not path.is_file():
+        raise InputError(f"{path}: expected this file of a cohort, found none. {_REMEDY}")
+    schema = _SCHEMAS.get(path.name, mappings(anything))
+    content = read_json(path, schema, what="a file of a cohort", remedy=f"Prepare the cohort again. {_REMEDY}")
     return dict(from_format_1(content))
 
 
@@ -76,12 +87,17 @@ def read_table(path: Path, row_type: type[Row]) -> Iterator[Row]:
         table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
         for row in table.to_dict("records"):
             values = {str(name): value for name, value in row.items() if not pd.isna(value)}
-            values |= {name: int(value) for name, value in values.items() if kinds.get(name) is int}
-            yield from_mapping(row_type, values)
+            yield from_mapping(row_type, {name: _plain(value, kinds.get(name)) for name, value in values.items()})
     except FileNotFoundError as error:
         raise InputError(f"{path}: expected this file of a cohort, found none. {_REMEDY}") from error
     except _DAMAGED as error:
         raise damaged(path, error) from error
+
+
+def _plain(value: Any, kind: Any) -> Any:
+    """A cell as JSON would have it: pandas makes floats of whole numbers in a column with empty cells."""
+    number = value.item() if isinstance(value, np.generic) else value
+    return int(number) if kind is int and isinstance(number, float) and number.is_integer() else number
 
 
 def damaged(path: Path, what: object) -> InputError:

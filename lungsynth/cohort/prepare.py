@@ -5,10 +5,9 @@ those that are finished (`series_rows.FINISHED`). `cohort.json` is written last.
 """
 
 import logging
-import multiprocessing
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -32,6 +31,8 @@ from lungsynth.ct.discover import SortSettings
 from lungsynth.ct.series import Problem
 from lungsynth.errors import InputError, naming_file
 from lungsynth.io.atomic import write_json, write_text
+from lungsynth.io.running import FolderLock, end_workers, start_workers
+from lungsynth.run_folder import RunFolder
 
 __all__ = ["PrepareResult", "PrepareSettings", "look_at_sources", "prepare_cohort"]
 
@@ -104,7 +105,15 @@ def prepare_cohort(sources: Sequence[Path], out: Path, *, settings: PrepareSetti
     division = {"split": settings.split, "seed": settings.seed, "fold": settings.fold}
     facts = {**division, **asdict(settings.slices)}
     folder = cohort_folder(out, sources, facts)
-    is_new = not folder.check()
+    folder.check()
+    with FolderLock(out):
+        return _prepare(folder, sources, settings, facts, workers)
+
+
+def _prepare(
+    folder: RunFolder, sources: Sequence[Path], settings: PrepareSettings, facts: dict[str, Any], workers: int
+) -> PrepareResult:
+    out, is_new = folder.path, not folder.check()
     with closing(find_layout(sources, settings.files)) as layout:
         if not (layout.series or layout.folders) or (settings.strict and layout.problems):
             raise InputError(_nothing(sources, layout.problems))
@@ -153,8 +162,9 @@ class _Pieces:
         """Prepares what is not finished yet: series in parallel, then folders, then what compares two folders."""
         run = partial(prepare_series, out=self.out, settings=settings)
         series = list(self._waiting(layout.series))
-        for task, call in tqdm(_run_all(run, series, workers), total=len(series), desc="series", unit="series"):
-            self._take(task.task_id, task.files.files[0], call)
+        with closing(_run_all(run, series, workers)) as calls:  # so that an interruption ends the workers, too
+            for task, call in tqdm(calls, total=len(series), desc="series", unit="series"):
+                self._take(task.task_id, task.files.files[0], call)
         for folder in self._waiting(layout.folders):
             self._take(folder.task_id, folder.path, partial(prepare_folder, folder, self.out))
         self._calibrate(layout.folders)
@@ -190,29 +200,31 @@ class _Pieces:
 
 def _run_all(
     run: Callable[[SeriesTask], SeriesRows], tasks: list[SeriesTask], workers: int
-) -> Iterator[tuple[SeriesTask, Callable[[], SeriesRows]]]:
+) -> Generator[tuple[SeriesTask, Callable[[], SeriesRows]], None, None]:
     """Yields each task with a call that gives its rows or raises what went wrong."""
     if workers <= 1 or len(tasks) <= 1:
         for task in tasks:
             yield task, partial(run, task)
         return
     lanes = _Lanes(run)
-    with ThreadPoolExecutor(workers) as threads:
+    threads = ThreadPoolExecutor(workers)
+    try:
         futures: dict[Future[SeriesRows], SeriesTask] = {threads.submit(lanes.run, task): task for task in tasks}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)
-            lanes.close()
+        for future in as_completed(futures):
+            yield futures[future], future.result
+    except BaseException:
+        threads.shutdown(wait=False, cancel_futures=True)
+        lanes.end()
+        raise
+    threads.shutdown()
+    lanes.close()
 
 
 class _Lanes:
     """A process for each thread: one that dies costs the file that it was at, and the thread starts another."""
 
     def __init__(self, run: Callable[[SeriesTask], SeriesRows], method: str = "spawn") -> None:
-        # Spawned, not forked: progress bars and libraries of the parent hold threads.
-        self._run, self._context = run, multiprocessing.get_context(method)
+        self._run, self._method = run, method
         self._own = threading.local()
         self._all: set[ProcessPoolExecutor] = set()
 
@@ -224,7 +236,7 @@ class _Lanes:
         """
         lane: ProcessPoolExecutor | None = getattr(self._own, "lane", None)
         if lane is None:
-            lane = self._own.lane = ProcessPoolExecutor(1, mp_context=self._context)
+            lane = self._own.lane = start_workers(1, method=self._method)
             self._all.add(lane)
         try:
             return lane.submit(self._run, task).result()
@@ -236,9 +248,14 @@ class _Lanes:
             ) from error
 
     def close(self) -> None:
-        """Ends the processes."""
+        """Ends the processes when they have done what they are at."""
         for lane in self._all:
             lane.shutdown(cancel_futures=True)
+
+    def end(self) -> None:
+        """Ends the processes at once."""
+        for lane in self._all:
+            end_workers(lane)
 
 
 def _write_cohort(

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 import numpy as np
 
 from lungsynth.categories import AS_LISTED, CategoryRule
+from lungsynth.cohort.datalists import Pseudonyms
 from lungsynth.cohort.files import damaged, read_arrays, read_cohort_json, read_table
 from lungsynth.cohort.scans import SliceStack, read_scan
 from lungsynth.cohort.schema import (
@@ -37,6 +38,7 @@ from lungsynth.cohort.series_rows import FINISHED, SeriesRows
 from lungsynth.ct.write import read_plane
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label
+from lungsynth.io.atomic import write_text
 from lungsynth.types import Affine, HuPlane, LabelPlane, MaskPlane
 
 __all__ = ["Cohort", "CohortSplit", "RealLung", "RealNodule", "Split"]
@@ -52,7 +54,7 @@ Row = TypeVar("Row")
 
 
 class RealNodule(NamedTuple):
-    """The largest slice of a nodule: its id, HU and alpha, both (64, 64) at 0.7 mm."""
+    """The largest slice of a nodule: its pseudonym, HU and alpha, both (64, 64) at 0.7 mm."""
 
     origin: str
     hu: np.ndarray
@@ -60,7 +62,7 @@ class RealNodule(NamedTuple):
 
 
 class RealLung(NamedTuple):
-    """A normal slice on its own grid: its id, HU, and the mask of its lungs."""
+    """A normal slice on its own grid: its pseudonym, HU, and the mask of its lungs."""
 
     origin: str
     hu: HuPlane
@@ -174,7 +176,7 @@ class Cohort:
             for entry in self.entries("segmentation", split):
                 chosen = {"nodule": drawn, "sphere": spheres}.get(str(entry.get("kind")))
                 if chosen is not None:
-                    chosen.add(Path(entry["image"]).stem)
+                    chosen.add(Path(str(entry.get("image"))).stem)
         return tuple(
             replace(
                 row,
@@ -200,6 +202,8 @@ class Cohort:
         names = sorted(path for path in (self.folder / FINISHED).glob("*.json") if path.stem != "identity")
         try:
             pieces = tuple(SeriesRows.read(path) for path in names)
+        except InputError:
+            raise
         except _DAMAGED as error:
             raise damaged(self.folder / FINISHED, error) from error
         if {row.series_id for piece in pieces for row in piece.series} != set(self.splits):
@@ -208,6 +212,26 @@ class Cohort:
                 "cohort whole, or prepare it again."
             )
         return pieces
+
+    @cached_property
+    def pseudonyms(self) -> Pseudonyms:
+        """What its patients, nodules and slices are called outside of it; older cohorts get their map here.
+
+        Raises:
+            InputError: when a data list or `pseudonyms.csv` is damaged.
+        """
+        if (path := self.folder / "pseudonyms.csv").is_file():
+            return Pseudonyms.read(path)
+        splits = [CohortSplit(cohort=self, name=name) for name in get_args(Split)]
+        nodules = [nodule for split in splits for nodule in split.typed_entries("nodules", NoduleEntry)]
+        slices: list[LungEntry | DiseasedEntry] = [lung for split in splits for lung in split.lungs()]
+        slices += [entry for split in splits for entry in split.diseased()]
+        names = Pseudonyms.of(nodules, slices)
+        try:
+            write_text(path, names.csv())
+        except OSError:
+            _logger.warning("%s: cannot be written, so nothing there says whom pseudonyms mean", path)
+        return names
 
     @property
     def digest(self) -> str:
@@ -228,7 +252,8 @@ class Cohort:
         written: dict[str, list[int]] = {}
         for path in (self.folder / "slices").glob("*.nii.gz"):
             series_id, _, index = path.name.removesuffix(".nii.gz").rpartition("_")
-            written.setdefault(series_id, []).append(int(index))
+            if index.isdecimal():  # else it is not ours
+                written.setdefault(series_id, []).append(int(index))
         return {series_id: tuple(sorted(indices)) for series_id, indices in written.items()}
 
     def read_slice(self, entry: LungEntry | DiseasedEntry | SegmentationEntry) -> tuple[HuPlane, LabelPlane, Affine]:
@@ -298,7 +323,7 @@ class CohortSplit:
         Raises:
             InputError: when the list is missing or damaged.
         """
-        return self._entries("cubes", CubeEntry)
+        return self.typed_entries("cubes", CubeEntry)
 
     def lungs(self) -> tuple[LungEntry, ...]:
         """Normal slices.
@@ -314,7 +339,7 @@ class CohortSplit:
         Raises:
             InputError: when the list is missing or damaged.
         """
-        return self._entries("enhancement", DiseasedEntry)
+        return self.typed_entries("enhancement", DiseasedEntry)
 
     def slices(self) -> tuple[SegmentationEntry, ...]:
         """Slices on which an expert drew.
@@ -322,7 +347,7 @@ class CohortSplit:
         Raises:
             InputError: when the list is missing or damaged.
         """
-        return tuple(entry for entry in self._entries("segmentation", SegmentationEntry) if entry.kind == "slice")
+        return tuple(entry for entry in self.typed_entries("segmentation", SegmentationEntry) if entry.kind == "slice")
 
     def series(self) -> tuple[SeriesRow, ...]:
         """Its series, in the order of their ids.
@@ -353,14 +378,16 @@ class CohortSplit:
     @cached_property
     def patients(self) -> tuple[str, ...]:
         """Ids of the patients of its nodules and normal slices, sorted."""
-        return tuple(sorted(set(self.patient_of.values())))
+        entries = (*self.nodules(), *self.lungs())
+        return tuple(sorted({entry.patient_id for entry in entries} - {""}))
 
     @cached_property
     def patient_of(self) -> Mapping[str, str]:
-        """Patient of each nodule and normal slice, by its id; without those whose patient nobody tells."""
-        owners = {nodule.nodule_id: nodule.patient_id for nodule in self.nodules()}
-        owners |= {lung.slice_id: lung.patient_id for lung in self.lungs()}
-        return {origin: patient for origin, patient in owners.items() if patient}
+        """Patient of each nodule and normal slice, by pseudonyms; without those whose patient nobody tells."""
+        names = self.cohort.pseudonyms
+        owners = {names.named("nodules", nodule.nodule_id): nodule.patient_id for nodule in self.nodules()}
+        owners |= {names.named("slices", lung.slice_id): lung.patient_id for lung in self.lungs()}
+        return {origin: names.named("patients", patient) for origin, patient in owners.items() if patient}
 
     def nonempty(self) -> "CohortSplit":
         """Itself.
@@ -395,7 +422,8 @@ class CohortSplit:
         for index in np.random.default_rng(seed).permutation(len(entries)):
             try:
                 hu, alpha, largest = read_arrays(self.folder / entries[index].nodule, "hu", "alpha", "largest")
-                yield RealNodule(entries[index].nodule_id, hu[int(largest)], alpha[int(largest)])
+                name = self.cohort.pseudonyms.named("nodules", entries[index].nodule_id)
+                yield RealNodule(name, hu[int(largest)], alpha[int(largest)])
             except (InputError, IndexError) as error:
                 _logger.warning("left out: %s", error)
 
@@ -408,7 +436,8 @@ class CohortSplit:
             except InputError as error:
                 _logger.warning("left out: %s", error)
                 continue
-            yield RealLung(entry.slice_id, hu, label == Label.LUNG, affine)
+            name = self.cohort.pseudonyms.named("slices", entry.slice_id)
+            yield RealLung(name, hu, label == Label.LUNG, affine)
 
     @cached_property
     def _nodules(self) -> tuple[NoduleEntry, ...]:
@@ -417,9 +446,14 @@ class CohortSplit:
 
     @cached_property
     def _lungs(self) -> tuple[LungEntry, ...]:
-        return self._entries("lungs", LungEntry)
+        return self.typed_entries("lungs", LungEntry)
 
-    def _entries(self, name: str, row_type: type[Row]) -> tuple[Row, ...]:
+    def typed_entries(self, name: str, row_type: type[Row]) -> tuple[Row, ...]:
+        """The entries of a data list as they stand there.
+
+        Raises:
+            InputError: when the list is missing or damaged.
+        """
         return self._typed(name, self.cohort.entries(name, self.name), row_type)
 
     def _typed(self, name: str, entries: Sequence[Mapping[str, Any]], row_type: type[Row]) -> tuple[Row, ...]:

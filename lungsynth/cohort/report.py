@@ -4,6 +4,8 @@ In `report.html` patients are numbers (`patient 3 of 12`), and messages that nam
 that the page can be shown to a colleague.
 """
 
+import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ from PIL import Image
 
 from lungsynth import html
 from lungsynth.cohort.collections import recognise
-from lungsynth.cohort.datalists import Datalist
+from lungsynth.cohort.datalists import Datalist, Pseudonyms
 from lungsynth.cohort.layout import CohortLayout
 from lungsynth.cohort.montage import lung_montage, lung_tile, nodule_montage, nodule_tile, spread
 from lungsynth.cohort.schema import COHORT_FORMAT, NoduleRow, SeriesRow, SliceRow, columns
@@ -59,11 +61,12 @@ Row = TypeVar("Row")
 
 
 def write_rows(rows: CohortRows, out: Path, datalists: Mapping[str, Datalist]) -> None:
-    """Writes `series.csv`, `nodules.csv`, the data lists by name, and the montages."""
+    """Writes `series.csv`, `nodules.csv`, the data lists by name, `pseudonyms.csv`, and the montages."""
     write_text(out / "series.csv", rows_text(rows.series, SeriesRow))
     write_text(out / "nodules.csv", rows_text(rows.nodules, NoduleRow))
     for name, datalist in datalists.items():
         write_json(out / f"{name}.json", datalist)
+    write_text(out / "pseudonyms.csv", Pseudonyms.of_lists(datalists).csv())
     _write_montages(rows, out)
 
 
@@ -82,8 +85,17 @@ def summarise(rows: CohortRows, *, settings: Mapping[str, Any], problems: Iterab
         "split_hash": split_hash((row.patient_id, row.split) for row in rows.series),
         "counts": count_splits(rows),
         "lacks": lacks(rows),
-        "problems": [{"file": problem.path.name, "message": problem.message} for problem in problems],
+        "problems": [{"file": problem.path.name, "message": _without_folders(problem)} for problem in problems],
     }
+
+
+def _without_folders(problem: Problem) -> str:
+    """The message of a problem without the folders of this machine, which may name people and places, too."""
+    path, message = problem.path, problem.message
+    for parent in (*path.parents, *path.absolute().parents, *path.resolve().parents):
+        if parent.name:
+            message = message.replace(f"{parent}{os.sep}", "")
+    return re.sub(r"(?<![\w.:/])/(?:[^\s/:;,()]+/)+", "", message)
 
 
 def describe_sources(rows: CohortRows) -> list[dict[str, Any]]:

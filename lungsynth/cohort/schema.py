@@ -8,10 +8,12 @@ known while a cohort is made, and read from its lists again.
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
 from typing import Any, TypeVar
 
 from lungsynth.errors import InputError
 from lungsynth.io.names import file_stem
+from lungsynth.io.stored import Check, Unfit, file_names, of_type, shortened
 
 __all__ = [
     "COHORT_FORMAT",
@@ -36,6 +38,8 @@ __all__ = [
 ]
 
 COHORT_FORMAT = 2
+# Fields that are, or become, names of files of a cohort.
+_NAMES = ("nodule", "cube", "lung", "image", "label", "slice_id", "nodule_id", "candidate_id")
 RATINGS = (
     "malignancy",
     "texture",
@@ -101,6 +105,10 @@ class SliceRow:
     series_id: str = field(metadata=about("whose slice"))
     shows_nodule: bool = field(metadata=about("whether a pixel is a labelled nodule"))
     normal: bool = field(metadata=about("whether it is in `lungs/`"))
+
+    def __post_init__(self) -> None:
+        if not self.slice_id.rpartition("_")[2].isdecimal():
+            raise InputError(f"a slice_id ends in an index, one is {shortened(self.slice_id)}")
 
     @property
     def index(self) -> int:
@@ -294,13 +302,28 @@ def from_mapping(row_type: type[Row], values: Mapping[str, Any]) -> Row:
     """A row or entry from what stands in a file; keys that it does not know are left out, null is the default.
 
     Raises:
-        InputError: when a value without a default is missing.
+        InputError: when a value without a default is missing, or one is of another type.
     """
-    defaults = {item.name: item.default for item in fields(row_type)}  # type: ignore[arg-type]
-    given = {name: values[name] for name in defaults if values.get(name) is not None}
-    if lacking := [name for name, default in defaults.items() if name not in given and default is MISSING]:
+    if not isinstance(values, Mapping):
+        raise InputError(f"expected an object for each row or entry, one is {shortened(values)}")
+    checks, needed = _checks(row_type)  # type: ignore[arg-type]
+    given = {name: values[name] for name in checks if values.get(name) is not None}
+    if lacking := [name for name in needed if name not in given]:
         raise InputError(f"expected {', '.join(lacking)} in each row or entry, one has none")
+    try:
+        for name, value in given.items():
+            checks[name](value)
+    except Unfit as error:
+        raise InputError(f"{name} of a row or entry should be {error.wanted}, one is {shortened(value)}") from None
     return row_type(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+
+
+@cache
+def _checks(row_type: type) -> tuple[Mapping[str, Check], tuple[str, ...]]:
+    """By field, what it may hold; and the fields without a default."""
+    own = fields(row_type)
+    checks = {item.name: file_names if item.name in _NAMES else of_type(item.type) for item in own}
+    return checks, tuple(item.name for item in own if item.default is MISSING)
 
 
 FORMAT_1_NAMES: Mapping[str, str] = {"ball": "sphere", "part_id": "task_id", "separation": "pseudo_labels"}
@@ -315,9 +338,10 @@ def from_format_1(content: Any) -> Any:
     renamed = {FORMAT_1_NAMES.get(key, key): from_format_1(value) for key, value in content.items()}
     if renamed.get("kind") == "ball":
         renamed["kind"] = "sphere"
-    renamed |= renamed.pop("attributes", {})
+    if isinstance(attributes := renamed.pop("attributes", {}), dict):
+        renamed |= attributes
     centre = renamed.pop("centre_lps_mm", None)
-    return renamed | dict(zip(("x_mm", "y_mm", "z_mm"), centre or (), strict=False))
+    return renamed | dict(zip(("x_mm", "y_mm", "z_mm"), centre if isinstance(centre, list) else (), strict=False))
 
 
 def _slice_id(image: str) -> str:

@@ -4,7 +4,6 @@
 its files are there: what has rows that can be read back is finished, and a run that was stopped goes on with the rest.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -12,12 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from lungsynth.cohort.schema import COHORT_FORMAT, NoduleRow, SeriesRow, SliceRow, from_format_1, from_mapping
+from lungsynth.errors import InputError
 from lungsynth.io.atomic import write_json
 from lungsynth.io.names import file_stem
+from lungsynth.io.stored import anything, lists, mappings, objects, read_json, texts
 
 __all__ = ["FINISHED", "CohortRows", "SeriesRows"]
 
 FINISHED = ".parts"  # folder of a cohort that holds the rows of what is finished
+_REMEDY = "Remove the file and prepare the cohort again."
+_OBJECTS = lists(mappings(anything))
+_ROWS = objects(
+    {
+        **dict.fromkeys(("series", "slices", "nodules"), _OBJECTS),
+        "fingerprint": texts(),
+        "notes": lists(texts()),
+        "figures": texts(),
+    },
+    {"task_id": texts(), "part_id": texts()},
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,17 +84,24 @@ class SeriesRows:
 
     @classmethod
     def read(cls, path: Path) -> "SeriesRows":
-        """The finished rows that `save` wrote to `path`."""
-        stored: dict[str, Any] = from_format_1(json.loads(path.read_text(encoding="utf-8")))
-        return cls(
-            task_id=stored["task_id"],
-            fingerprint=stored["fingerprint"],
-            series=tuple(from_mapping(SeriesRow, row) for row in stored["series"]),
-            slices=tuple(from_mapping(SliceRow, row) for row in stored["slices"]),
-            nodules=tuple(from_mapping(NoduleRow, row) for row in stored["nodules"]),
-            notes=tuple(stored["notes"]),
-            figures=stored["figures"],
-        )
+        """The finished rows that `save` wrote to `path`.
+
+        Raises:
+            InputError: naming the file, when it is damaged.
+        """
+        stored: dict[str, Any] = from_format_1(read_json(path, _ROWS, what="rows of a cohort", remedy=_REMEDY))
+        try:
+            return cls(
+                task_id=stored["task_id"],
+                fingerprint=stored["fingerprint"],
+                series=tuple(from_mapping(SeriesRow, row) for row in stored["series"]),
+                slices=tuple(from_mapping(SliceRow, row) for row in stored["slices"]),
+                nodules=tuple(from_mapping(NoduleRow, row) for row in stored["nodules"]),
+                notes=tuple(stored["notes"]),
+                figures=stored["figures"],
+            )
+        except InputError as error:
+            raise InputError(f"{path}: {error}. {_REMEDY}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

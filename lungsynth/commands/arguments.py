@@ -52,12 +52,14 @@ class Command(NamedTuple):
         add_arguments: to its parser.
         work: does it.
         stopped: what to say after Ctrl-C.
+        out_is_file: whether its `--out` names a file; else a folder.
     """
 
     description: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     work: Callable[[argparse.Namespace], Report]
     stopped: str = "Stopped. The same command goes on from here."
+    out_is_file: bool = False
 
 
 def counted(problems: Sequence[str], what: str) -> list[str]:

@@ -188,7 +188,11 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     add_bundles(parser)
     add_device(parser)
     add("--library", type=Path, help="folder with assets to use instead of making some")
-    add("--vessel-masks", type=Path, help="folder with SLICE_ID.nii.gz of vessels and airways of real lungs")
+    add(
+        "--vessel-masks",
+        type=Path,
+        help="folder with .nii.gz of vessels and airways of real lungs, see pseudonyms.csv",
+    )
     add("--enhance", action="store_true", help="note in the recipes that the CycleGAN is to be applied")
     add_selection(parser)
     add_seed(parser)
@@ -376,5 +380,6 @@ PLAN = Command(
     _add_plan,
     _plan,
     "Stopped. The same command begins the unfinished part again.",
+    out_is_file=True,
 )
 EXPORT = Command("Renders a catalogue to files, or goes on with an export that was stopped.", _add_export, _export)

@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from lungsynth.compositing.noise import MEDIAN_OF_NORMAL, LungNoise, fourth_difference
+from lungsynth.errors import InputError
 from lungsynth.grids import PATCH_SPACING_MM
 from lungsynth.hounsfield import LUNG_HU
 from lungsynth.placement.assets import ALPHA_SCALE, AssetArray
@@ -50,6 +51,8 @@ _FRACTION_BITS = 15  # of a position, used as the weight of interpolation: exact
 _MAX_PARTS = 4  # of a pixel, along each axis, over which a patch is averaged: for pixels of up to 2.8 mm
 _CORE_ALPHA = np.float32(0.95)  # the core of a nodule, free of its edge
 _MIN_CORE_PX = 12  # with fewer, the fine structure of the core is unknown and nothing is smoothed
+
+_MAX_REACH_PX = 2048  # from the middle of a nodule: wider than any slice, and some 500 MB while it is resampled
 
 # Of matching.
 _PATCH_EDGE_MM = 0.56  # standard deviation of the edge of stored patches: cohort.isolation.EDGE_PX = 0.8 at 0.7 mm
@@ -132,9 +135,18 @@ def resample_nodule(placement: NodulePlacement, patch: NodulePatch, spacing_mm: 
         placement: where (its fraction of a pixel counts), and how the patch is mirrored, turned and scaled.
         patch: what.
         spacing_mm: (row, column) of the lung.
+
+    Raises:
+        InputError: when the pixels are so fine that the nodule would be wider than any slice.
     """
     fractions = [centre % 1 for centre in (placement.row_px, placement.col_px)]
     reach = [patch.reach_mm * placement.scale / spacing + 1 for spacing in spacing_mm]
+    if max(reach) > _MAX_REACH_PX:
+        raise InputError(
+            f"Nodule {placement.asset}: would be {2 * max(reach):,.0f} pixels wide on a lung with pixels of "
+            f"{spacing_mm[0]:g} x {spacing_mm[1]:g} mm, at a scale of {placement.scale:g}; at most "
+            f"{2 * _MAX_REACH_PX:,} are resampled. Mend the lung's affine, in mm."
+        )
     begin = [math.floor(fraction - r) for fraction, r in zip(fractions, reach, strict=True)]
     end = [math.ceil(fraction + r) + 1 for fraction, r in zip(fractions, reach, strict=True)]
     alpha, weight, weighted_hu = _sample(placement, patch, spacing_mm, fractions, begin, end)

@@ -14,10 +14,10 @@ from jaxtyping import Int64
 from lungsynth.hounsfield import Label
 from lungsynth.types import HuPlane, LabelPlane
 
-__all__ = ["ZONES", "Changes", "change_summary"]
+__all__ = ["CHANGE_BINS", "ZONES", "Changes", "change_summary"]
 
 ZONES = ("outside", "lung", "nodule")  # in the order of `Label`
-_BINS = 512  # of 1 HU; larger changes count as 511 HU, and the enhancer's are bounded by far less
+CHANGE_BINS = 512  # of 1 HU; larger changes count as 511 HU, and the enhancer's are bounded by far less
 _VERDICTS = ("unchecked", "kept", "blended", "refused")  # of `stage.EnhancedSlice`
 
 Counts = Int64[np.ndarray, "3 512"]
@@ -32,15 +32,15 @@ class Changes:
     @classmethod
     def none(cls) -> "Changes":
         """Of no pixel."""
-        return cls(np.zeros((len(ZONES), _BINS), np.int64))
+        return cls(np.zeros((len(ZONES), CHANGE_BINS), np.int64))
 
     @classmethod
     def of(cls, before: HuPlane, after: HuPlane, label: LabelPlane) -> "Changes":
         """Counts the pixels of a slice or a part of one; unlabelled pixels are outside."""
-        change = np.minimum(np.abs(after.astype(np.int32) - before), _BINS - 1)
+        change = np.minimum(np.abs(after.astype(np.int32) - before), CHANGE_BINS - 1)
         zone = np.where(label <= Label.NODULE, label, Label.BACKGROUND).astype(np.int32)
-        flat = np.bincount((zone * _BINS + change).ravel(), minlength=len(ZONES) * _BINS)
-        return cls(flat.reshape(len(ZONES), _BINS).astype(np.int64))
+        flat = np.bincount((zone * CHANGE_BINS + change).ravel(), minlength=len(ZONES) * CHANGE_BINS)
+        return cls(flat.reshape(len(ZONES), CHANGE_BINS).astype(np.int64))
 
     @classmethod
     def total(cls, changes: Iterable["Changes"]) -> "Changes":
@@ -58,7 +58,7 @@ class Changes:
         figures: dict[str, float | None] = {}
         for zone, counts in zip(ZONES, self.counts, strict=True):
             pixels = int(counts.sum())
-            mean = float(counts @ np.arange(_BINS)) / pixels if pixels else None
+            mean = float(counts @ np.arange(CHANGE_BINS)) / pixels if pixels else None
             highest = int(np.searchsorted(np.cumsum(counts), 0.95 * pixels)) if pixels else None
             figures |= {f"{zone}_mean_hu": mean, f"{zone}_p95_hu": highest}
         return figures

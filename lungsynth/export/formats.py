@@ -5,6 +5,7 @@ PNG and DICOM have files of their own for each sample; WebDataset and Zarr have 
 say of the samples stands in `labels`.
 """
 
+import errno
 import io
 import json
 import shutil
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import uuid4
 
 import numpy as np
 from PIL import Image
@@ -162,8 +164,7 @@ def _zarr(samples: Sequence["ExportedSample"], out: Path, shard: str) -> tuple[l
     """A group a shard and, in it, one a grid (`512x512`) with `image` and `mask` (N, H, W), a chunk a sample."""
     zarr = _need_zarr()
     name, written = f"parts/{shard}.zarr", {}
-    temporary = out / f"parts/.{shard}.zarr.part"
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = out / f"parts/.{shard}.{uuid4().hex}.zarr.tmp"
     root = zarr.open_group(temporary, mode="w", zarr_format=3, attributes={"synthetic": "lungsynth"})
     by_grid = sorted(samples, key=lambda sample: sample.image.shape)  # stable: the catalogue's order within a grid
     for (height, width), same in groupby(by_grid, key=lambda sample: sample.image.shape):
@@ -176,10 +177,20 @@ def _zarr(samples: Sequence["ExportedSample"], out: Path, shard: str) -> tuple[l
         for index, sample in enumerate(members):
             paths = (f"{name}#{grid}/{key}/{index}" for key in ("image", "mask"))
             written[sample.name] = Written(*paths)
-    shutil.rmtree(out / name, ignore_errors=True)
-    temporary.rename(out / name)
+    _replace_folder(temporary, out / name)
     files = sorted(path.relative_to(out).as_posix() for path in (out / name).rglob("*") if path.is_file())
     return [written[sample.name] for sample in samples], files
+
+
+def _replace_folder(temporary: Path, folder: Path) -> None:
+    """A folder takes the place of another; of two runs that write the same one, the second keeps the first's."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        temporary.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _need_zarr() -> Any:

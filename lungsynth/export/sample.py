@@ -5,6 +5,7 @@ doubles in D days has 2^(t / D) times its volume after t days, so 2^(t / 3D) tim
 they are: what differs between two days is the nodule.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +26,7 @@ from lungsynth.types import Affine, HuPlane, LabelPlane, MaskPlane
 __all__ = ["ExportedSample", "Growth", "Variant", "export_variant", "variants"]
 
 _DAY_DIGITS = 4
+_MAX_DOUBLINGS = 64  # of a diameter in a growth series; more are beyond numbers, not only beyond a lung
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +48,13 @@ class Growth:
         rising = all(a < b for a, b in zip(self.days, self.days[1:], strict=False))
         if not self.days or not rising or self.days[0] < 0 or self.days[-1] >= 10**_DAY_DIGITS:
             raise InputError(f"The days of a growth series must rise, from 0 to below 10000, got {list(self.days)}.")
-        if not self.doubling_days > 0:
+        if not (math.isfinite(self.doubling_days) and self.doubling_days > 0):
             raise InputError(f"The doubling time must be positive, got {self.doubling_days:g} days.")
+        if self.days[-1] / (3 * self.doubling_days) > _MAX_DOUBLINGS:
+            raise InputError(
+                f"In {self.days[-1]} days with a doubling time of {self.doubling_days:g} days a diameter doubles more "
+                f"than {_MAX_DOUBLINGS} times. Give fewer days or a longer doubling time."
+            )
 
     def factor(self, day: int) -> float:
         """By which a diameter has grown; rounded, so that it is the same number on every machine."""

@@ -9,15 +9,15 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from lungsynth.compositing.render import Renderer
 from lungsynth.config import EXPORT_ENGINES, default_bundles
-from lungsynth.enhancement.changes import Changes, change_summary
+from lungsynth.enhancement.changes import CHANGE_BINS, ZONES, Changes, change_summary
 from lungsynth.enhancement.identity import enhancement_identity
 from lungsynth.enhancement.stage import EnhancementStage, check_noted_weights, open_stage
 from lungsynth.errors import InputError
@@ -35,6 +35,8 @@ from lungsynth.export.labels import write_checksums, write_labels
 from lungsynth.export.sample import Growth, export_variant, variants
 from lungsynth.export.split import PARTS, catalogue_parts, provenances
 from lungsynth.io.atomic import remove_temporary, write_json, write_text
+from lungsynth.io.running import FolderLock, worker_pool
+from lungsynth.io.stored import SHA256, file_names, integers, lists, mappings, numbers, objects, read_json, texts
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Catalogue, read_catalogue
 from lungsynth.run_folder import FORMAT, RunFolder
@@ -53,6 +55,34 @@ __all__ = [
 
 ENHANCED_LUNGS = ".enhanced"  # folder of lungs that all workers share; it goes when all samples are made
 _RECORDS = ".parts"
+_SAMPLE = objects(
+    {
+        "name": texts(),
+        "recipe": texts(),
+        "day": integers(0),
+        "shape": lists(integers(1), length=2),
+        "affine": lists(numbers(), length=16),
+        "categories": lists(texts()),
+        "boxes": lists(lists(integers(), length=4)),
+        "annotations": lists(lists(numbers(), length=4)),
+        "runs": lists(lists(integers(0))),
+        "image": file_names,
+        "label": file_names,
+    },
+    {
+        "enhancement": objects(
+            {"verdict": texts(), "found": integers(0), "lost": integers(0), "invented": integers(0)},
+        )
+    },
+)
+_RECORD = objects(
+    {
+        "samples": lists(_SAMPLE),
+        "left_out": integers(0),
+        "changes": lists(lists(integers(0), length=CHANGE_BINS), length=len(ZONES)),
+        "files": mappings(texts(SHA256)),
+    }
+)
 
 
 class Shard(NamedTuple):
@@ -67,9 +97,17 @@ class Shard(NamedTuple):
         return f"{self.begin:09}-{self.end:09}"
 
     @classmethod
-    def named(cls, name: str) -> "Shard":
-        """The shard of a `name`."""
-        return cls(*map(int, name.split("-")))
+    def recorded(cls, record: Path) -> "Shard":
+        """The shard that a record's name says is done.
+
+        Raises:
+            InputError: when it is the name of none.
+        """
+        if match := re.fullmatch(r"(\d{9,18})-(\d{9,18})", record.stem):
+            shard = cls(int(match[1]), int(match[2]))
+            if shard.begin < shard.end and shard.name == record.stem:
+                return shard
+        raise InputError(f"{record}: expected the name of a record, such as 000000000-000000064.json. Remove the file.")
 
 
 class ExportResult(NamedTuple):
@@ -168,6 +206,16 @@ class ExportJob:
             **enhancement_identity(job.bundles, label_check=bool(job.label_check)),
         }
 
+    def check_assets(self) -> None:
+        """Looks whether the library has what the catalogue names, before anything is written.
+
+        Raises:
+            InputError: when an asset has no row or no file.
+        """
+        library, catalogue = AssetLibrary(self.assets), read_catalogue(self.catalogue)
+        for asset_hash in catalogue.assets():
+            library.shape(library[asset_hash].hash)
+
     def shards(self, begin: int, end: int) -> list[Shard]:
         """Recipes begin .. end, cut at multiples of the shard size."""
         size = self.shard_size or self.how.shard_size
@@ -185,7 +233,7 @@ class ExportJob:
 
     def done(self) -> list[Shard]:
         """The shards that are done."""
-        return sorted(Shard.named(path.stem) for path in (self.out / _RECORDS).glob("[0-9]*.json"))
+        return sorted(Shard.recorded(path) for path in (self.out / _RECORDS).glob("[0-9]*.json"))
 
     def record(self, shard: Shard) -> Path:
         """The file that says that a shard is done."""
@@ -311,18 +359,25 @@ def export_catalogue(
         )
     job.how.check()
     tracker = open_tracker(tracking_uri)
+    job.check_assets()
     folder = RunFolder(path=job.out, identity=job.identity(), file="export.json")
-    if not folder.check():  # what others write at this moment is left alone in a folder that is continued
-        folder.claim()
-    missing = job.missing(begin, stop)
-    with tracker.run(f"export {job.out.name}", tags={"command": "export"}) as run:
-        run.log_params({**job.identity(), "range": f"{begin}:{stop}", "engine": engine, "workers": workers})
-        started = time.monotonic()
-        _follow(job, missing, _ENGINES[engine](job, missing, workers), total=stop - begin)
-        result = _finish(writer, count)
-        written, seconds = sum(shard.end - shard.begin for shard in missing), time.monotonic() - started
-        run.log_metrics({"samples_written": written, "samples_per_second": written / seconds, "seconds": seconds})
-        run.log_file(job.out / "README.md")
+    folder.check()
+    with FolderLock(job.out, shared=True) as lock:
+        if lock.alone():
+            folder.claim()
+            remove_temporary(job.out, recursive=True)
+        elif not folder.check():  # what other ranges write at this moment is left alone
+            folder.claim()
+        lock.share()
+        missing = job.missing(begin, stop)
+        with tracker.run(f"export {job.out.name}", tags={"command": "export"}) as run:
+            run.log_params({**job.identity(), "range": f"{begin}:{stop}", "engine": engine, "workers": workers})
+            started = time.monotonic()
+            _follow(job, missing, _ENGINES[engine](job, missing, workers), total=stop - begin)
+            result = _finish(writer, count, tidy=lock.alone())
+            written, seconds = sum(shard.end - shard.begin for shard in missing), time.monotonic() - started
+            run.log_metrics({"samples_written": written, "samples_per_second": written / seconds, "seconds": seconds})
+            run.log_file(job.out / "README.md")
     return result
 
 
@@ -354,10 +409,7 @@ def _local(job: ExportJob, shards: Sequence[Shard], workers: int) -> Iterator[in
         writer = ShardWriter(job)
         yield from (writer.write(shard) for shard in shards)
         return
-    # Spawned, because a forked process may inherit the locks of PyTorch's threads.
-    with ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=_start, initargs=(job, workers)
-    ) as pool:
+    with worker_pool(min(workers, max(1, len(shards))), _start, (job, workers)) as pool:
         try:
             for future in as_completed([pool.submit(_write, shard) for shard in shards]):
                 yield future.result()
@@ -410,10 +462,10 @@ class _RayWriter:
 _ENGINES = {"local": _local, "ray": _ray}
 
 
-def _finish(writer: ShardWriter, count: int) -> ExportResult:
+def _finish(writer: ShardWriter, count: int, *, tidy: bool = True) -> ExportResult:
     """Writes label files and checksums of all that is done; tidies up when that is all."""
     job = writer.job
-    records = [json.loads(job.record(shard).read_text(encoding="utf-8")) for shard in job.done()]
+    records = [_read_record(job.record(shard)) for shard in job.done()]
     samples = {sample["name"]: sample for record in records for sample in record["samples"]}
     files = {name: digest for record in records for name, digest in record["files"].items()}
     made_of = provenances(writer.catalogue, writer.library, [sample["recipe"] for sample in samples.values()])
@@ -423,11 +475,19 @@ def _finish(writer: ShardWriter, count: int) -> ExportResult:
     enhancement = _write_summary(records, job.out) if job.bundles is not None else {}
     real = bool(np.any(read_catalogue(job.catalogue).table["has_real_voxels"].to_numpy()))
     write_card(job.out, samples=len(samples), real_voxels=real)
-    if not job.missing(0, count):  # else another range may be at work
+    if tidy and not job.missing(0, count):  # else another range may be at work, or be still to come
         remove_temporary(job.out, recursive=True)
         shutil.rmtree(job.out / ENHANCED_LUNGS, ignore_errors=True)
     left_out = sum(record["left_out"] for record in records)
     return ExportResult(job.out, list(samples.values()), len(files), left_out, enhancement)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    remedy = "Remove the file, and the same command renders its samples again."
+    record: dict[str, Any] = read_json(path, _RECORD, what="the record of rendered samples", remedy=remedy)
+    if lost := next((name for name in record["files"] if not (path.parents[1] / name).is_file()), None):
+        raise InputError(f"{path}: names the file {lost}, which is not there any more. {remedy}")
+    return record
 
 
 def _write_summary(records: Sequence[dict[str, Any]], out: Path) -> dict[str, float | None]:

@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int16
 
 from lungsynth.errors import InputError
-from lungsynth.grids import PATCH_SPACING_MM, disc_diameter
+from lungsynth.grids import PATCH_PX, PATCH_SPACING_MM, disc_diameter
 from lungsynth.io.atomic import replacing
+from lungsynth.io.stored import HASH, Unfit, lists, numbers, objects, read_parquet, texts
 from lungsynth.types import Affine, HuPlane, LabelPlane, MaskPlane, Origin
 
 __all__ = [
@@ -56,6 +57,20 @@ _SCHEMA = pa.schema(
     ]
 )
 _LATER = {"patient"}  # columns that tables of earlier versions lack
+_ROWS = lists(
+    objects(
+        {"hash": texts(HASH), **{name: texts() for name in ("kind", "source", "category", "origin")}},
+        {
+            "diameter_mm": numbers(0),
+            "affine": lists(numbers(), length=16),
+            "weights": texts(),
+            "patient": texts(),
+        },
+    )
+)
+# A nodule on finer pixels would need gigabytes, and on coarser ones it would not be seen.
+_SPACINGS_MM = (0.05, 20.0)
+_MAX_DIAMETER_MM = 100.0
 _logger = logging.getLogger(__name__)
 
 
@@ -68,11 +83,11 @@ class Asset:
         kind: nodule or lung.
         source: real (voxels of a patient) or generated.
         category: the nodule's or lung's class.
-        origin: id of the slice or nodule, or the seed that made it.
+        origin: pseudonym of the slice or nodule, or the seed that made it.
         diameter_mm: of the disc of equal area to alpha >= 0.5; nodules only.
         affine: 16 floats row by row, (column, row, slice) -> RAS mm; lungs only.
         weights: SHA-256 of the weights that generated it; None for real ones.
-        patient: whose voxels it holds; None for generated ones, and where nobody knows.
+        patient: pseudonym of whose voxels it holds; None for generated ones, and where nobody knows.
 
     Raises:
         InputError: when a value is not one of those, or is missing for its kind.
@@ -94,10 +109,23 @@ class Asset:
                 f"Asset {self.hash}: kind must be one of {get_args(AssetKind)} and source one of {get_args(Origin)}, "
                 f"got {self.kind!r} and {self.source!r}."
             )
-        if self.kind == "nodule" and not (self.diameter_mm and self.diameter_mm > 0):
-            raise InputError(f"Asset {self.hash}: a nodule needs a positive diameter_mm, got {self.diameter_mm}.")
-        if self.kind == "lung" and (self.affine is None or len(self.affine) != 16):
+        if self.kind == "nodule" and not (self.diameter_mm and 0 < self.diameter_mm <= _MAX_DIAMETER_MM):
+            raise InputError(
+                f"Asset {self.hash}: a nodule needs a diameter_mm above 0 and up to {_MAX_DIAMETER_MM:g}, got "
+                f"{self.diameter_mm}."
+            )
+        if self.kind == "lung":
+            self._check_affine()
+
+    def _check_affine(self) -> None:
+        if self.affine is None or len(self.affine) != 16 or not np.isfinite(self.affine).all():
             raise InputError(f"Asset {self.hash}: a lung needs an affine of 16 floats, got {self.affine}.")
+        low, high = _SPACINGS_MM
+        if not all(low <= spacing <= high for spacing in self.spacing_mm):
+            raise InputError(
+                f"Asset {self.hash}: its affine says pixels of {self.spacing_mm[0]:g} x {self.spacing_mm[1]:g} mm; a "
+                f"slice of a chest has {low:g} to {high:g} mm. Mend the affine of its image, in mm."
+            )
 
     @property
     def affine_matrix(self) -> Affine:
@@ -127,7 +155,7 @@ class AssetLibrary:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._assets = {row["hash"]: _asset(row) for row in _read_rows(folder / "assets.parquet")}
+        self._assets = {row["hash"]: _asset(row, folder) for row in _read_rows(folder / "assets.parquet")}
         self._arrays: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -170,7 +198,7 @@ class AssetLibrary:
             origin: id of the nodule and slice, or the seed.
             diameter_mm: measured from `alpha` when None; pass it only where alpha does not show the whole nodule.
             weights: SHA-256 of the generator's weights.
-            patient: whose voxels it holds.
+            patient: pseudonym of whose voxels it holds.
 
         Raises:
             InputError: when alpha leaves [0, 1], reaches 0.5 nowhere, or is not 0 on the border.
@@ -212,7 +240,7 @@ class AssetLibrary:
             origin: id of the slice, or the seed.
             category: its class.
             weights: SHA-256 of the generator's weights.
-            patient: whose voxels it holds.
+            patient: pseudonym of whose voxels it holds.
 
         Raises:
             InputError: when the mask has another grid or is empty.
@@ -248,6 +276,8 @@ class AssetLibrary:
         if asset_hash in self._arrays:
             return self._arrays[asset_hash]
         array = load_asset(self._path(asset_hash))
+        if asset_hash in self._assets:
+            _check_content(self._assets[asset_hash], array, self._path(asset_hash))
         if keep:
             self._arrays[asset_hash] = array
         return array
@@ -301,7 +331,7 @@ def open_asset(path: Path) -> AssetArray:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path}: expected an array, got what cannot be read: {error}. {_REMEDY}") from error
-    if array.ndim != 3 or array.dtype != np.int16:
+    if array.ndim != 3 or array.shape[0] != 2 or array.dtype != np.int16 or array.size == 0:
         raise InputError(f"{path}: expected int16 (2, H, W), got {array.dtype} {array.shape}. {_REMEDY}")
     return array
 
@@ -326,6 +356,22 @@ def content_hash(array: np.ndarray) -> str:
     return digest.hexdigest()[:16]
 
 
+def _check_content(asset: Asset, array: AssetArray, path: Path) -> None:
+    """Whether an array can be what its row says: a nodule with a core and a clear border, or a lung with lung in it."""
+    second = array[1]
+    if asset.kind == "nodule":
+        border = max(abs(int(second[side].max())) for side in (0, -1, (..., 0), (..., -1)))
+        fits = array.shape[1:] == (PATCH_PX, PATCH_PX) and border == 0 and second.min() >= 0
+        fits = fits and ALPHA_SCALE // 2 <= second.max() <= ALPHA_SCALE
+    else:
+        fits = bool(second.any()) and second.min() >= 0 and second.max() <= 1
+    if not fits:
+        raise InputError(
+            f"{path}: expected the {asset.kind} that assets.parquet says, got an array of shape {array.shape} whose "
+            f"second plane lies in {int(second.min())} to {int(second.max())}. {_REMEDY}"
+        )
+
+
 def _check_alpha(alpha: np.ndarray, origin: str) -> None:
     border = max(alpha[[0, -1]].max(), alpha[:, [0, -1]].max())
     if not (alpha.min() >= 0 and 0.5 <= alpha.max() <= 1 and border == 0):
@@ -335,19 +381,20 @@ def _check_alpha(alpha: np.ndarray, origin: str) -> None:
         )
 
 
-def _asset(row: dict[str, Any]) -> Asset:
-    return Asset(**row | {"affine": None if row["affine"] is None else tuple(row["affine"])})
+def _asset(row: dict[str, Any], folder: Path) -> Asset:
+    try:
+        return Asset(**row | {"affine": None if row["affine"] is None else tuple(row["affine"])})
+    except InputError as error:
+        raise InputError(f"{folder / 'assets.parquet'}: {error} {_REMEDY}") from error
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
+    table = read_parquet(path, _SCHEMA, what="a table of assets", remedy=_REMEDY, later=_LATER)
+    rows: list[dict[str, Any]] = table.to_pylist()
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: expected a table of assets, got what cannot be read: {error}.") from error
-    if {*table.column_names} | _LATER != {*_SCHEMA.names}:
-        raise InputError(
-            f"{path}: expected the columns {_SCHEMA.names}, got {table.column_names}. Use the folder of a run."
-        )
-    return table.to_pylist()
+        _ROWS(rows)
+    except Unfit as error:
+        raise InputError(f"{path}: expected a table of assets, but {error}. {_REMEDY}") from error
+    return rows

@@ -11,12 +11,13 @@ once.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args, overload
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ import pyarrow.parquet as pq
 
 from lungsynth.errors import InputError
 from lungsynth.io.atomic import replacing
+from lungsynth.io.stored import HASH, booleans, objects, parse_json, read_parquet, shortened
 from lungsynth.placement.groups import PHASES, NoduleGroup, NodulePlacement, place
 from lungsynth.placement.lung_shape import UNITS_PER_MM
 from lungsynth.types import Origin
@@ -55,6 +57,9 @@ ROW_GROUP = 262_144  # rows written together: memory while writing, and the size
 _DICTIONARY_BYTES = 1 << 28  # a group's text is long; the default would give up the dictionary
 ID_PREFIX = "synth-"
 _TEXT = pa.dictionary(pa.int32(), pa.string())
+_REMEDY = "Restore the file or plan it again."
+_NOTED = objects({}, {"identity": objects({}, {"settings": objects({}, {"label_check": booleans})})})
+_LIMITS = {"row_px": (-1.0, 65536.0), "col_px": (-1.0, 65536.0), "distance_mm": (1 / 128, 1000.0)}
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -305,44 +310,84 @@ class Catalogue:
         weights = [text for text in self.table["weights_enhancer"].unique().to_pylist() if text is not None]
         if not weights:
             return None
-        noted = json.loads((self.table.schema.metadata or {}).get(b"lungsynth.plan", b"{}"))
-        settings = noted.get("identity", {}).get("settings", {})
-        return NotedEnhancement(weights[0], bool(settings.get("label_check", True)))
+        text = (self.table.schema.metadata or {}).get(b"lungsynth.plan", b"{}")
+        noted = parse_json(text, _NOTED, source=self.path, what="a catalogue with its plan", remedy=_REMEDY)
+        settings = (noted.get("identity") or {}).get("settings") or {}
+        return NotedEnhancement(weights[0], settings.get("label_check") is not False)
 
     def categories(self) -> tuple[str, ...]:
         """The nodules' categories, sorted."""
         groups = [self._values["group"][code] for code in np.unique(self._codes["group"])]
-        return tuple(sorted({member.category for text in groups for member in _parsed(text).members}))
+        return tuple(sorted({member.category for text in groups for member in self._group(text, "a group").members}))
+
+    def assets(self) -> list[str]:
+        """Hashes of all lungs and nodules of its recipes, sorted."""
+        codes = np.unique(self._codes["group"])
+        groups = [self._group(self._values["group"][code], "a group") for code in codes]
+        lungs = {self._values["lung"][code] for code in np.unique(self._codes["lung"])}
+        return sorted(lungs | {member.asset for group in groups for member in group.members})
 
     def _recipe(self, index: int) -> Recipe:
         row = {name: self._values[name][self._codes[name][index]] for name in _DICTIONARIES}
         places = [self._places[name][self._ends[index] : self._ends[index + 1]].tolist() for name in _PLACES]
-        nodules = place(_parsed(row["group"]), list(zip(*places, strict=True)))
-        recipe = Recipe(**row, nodules=nodules, seed=int(self._seeds[index]))
-        if recipe.id != (stored_id := self._ids[index].as_py()):
+        stored_id = self._ids[index].as_py()
+        group = self._group(row["group"], f"sample {stored_id} (row {index})")
+        if len(group.members) != len(places[0]):
+            raise InputError(
+                f"{self.path}: sample {stored_id} (row {index}) has places for {len(places[0])} nodules, and its group "
+                f"has {len(group.members)}. {_REMEDY}"
+            )
+        recipe = Recipe(**row, nodules=place(group, list(zip(*places, strict=True))), seed=int(self._seeds[index]))
+        if recipe.id != stored_id:
             raise InputError(
                 f"{self.path}: sample {stored_id} (row {index}) was changed, its content has the id {recipe.id}. "
-                f"Restore the file or plan it again."
+                f"{_REMEDY}"
             )
         return recipe
+
+    def _group(self, text: str, where: str) -> NoduleGroup:
+        try:
+            return _parsed(text)
+        except InputError as error:
+            raise InputError(f"{self.path}: {where}: {error}") from error
 
 
 def read_catalogue(path: Path) -> Catalogue:
     """Opens a catalogue.
 
     Raises:
-        InputError: when the file is missing, is no parquet file, or lacks columns.
+        InputError: when the file is missing, is no parquet file, lacks columns, or has values that no plan writes.
     """
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: expected a catalogue, got what cannot be read: {error}.") from error
-    missing = [name for name in SCHEMA.names if name not in table.column_names]
-    if missing:
-        raise InputError(f"{path}: expected the columns of a catalogue, {missing} are missing. Plan it again.")
+    table = read_parquet(path, SCHEMA, what="a catalogue", remedy=_REMEDY)
     metadata = table.schema.metadata
-    table = table.select(SCHEMA.names).cast(SCHEMA).unify_dictionaries().combine_chunks()
-    return Catalogue(table.replace_schema_metadata(metadata), path)
+    table = table.unify_dictionaries().combine_chunks().replace_schema_metadata(metadata)
+    if fault := _fault(table):
+        raise InputError(f"{path}: expected a catalogue, but {fault}. {_REMEDY}")
+    return Catalogue(table, path)
+
+
+def _fault(table: pa.Table) -> str | None:
+    """What no plan would have written, in words; None where all is well. Whole columns at once."""
+    for name in SCHEMA.names:
+        if table[name].null_count and not name.startswith("weights_"):
+            return f"{table[name].null_count} rows have no {name}"
+    columns = {name: table[name].combine_chunks() for name in SCHEMA.names}
+    sizes = columns["n_nodules"].to_numpy()
+    for name, (low, high) in _LIMITS.items():
+        lengths = pc.list_value_length(columns[name]).to_numpy(zero_copy_only=False)
+        values = columns[name].flatten().to_numpy(zero_copy_only=False)
+        if (lengths != sizes).any() or (lengths < 1).any():
+            return f"a row has another number of {name} than of nodules"
+        if not ((values >= low) & (values <= high)).all():  # a NaN is not, either
+            return f"{name} must lie in {low:g} to {high:g} and be finite"
+    for name, pattern in (("lung", HASH), ("lung_source", "|".join(get_args(Origin)))):
+        if odd := [text for text in columns[name].dictionary.to_pylist() if not re.fullmatch(pattern, text or "")]:
+            return f"{shortened(odd[0])} is no {name}"
+    if len(table) and columns["seed"].to_numpy().min() < 0:
+        return "a seed is negative"
+    if pc.count_distinct(columns["id"]).as_py() != len(table):
+        return "several rows have one id"
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -240,10 +240,12 @@ class PlanExplainer:
     def __init__(self, path: Path, *, library: Path | None = None, vessel_masks: Path | None = None) -> None:
         self.catalogue = read_catalogue(path)
         self.record = PlanRecord.read(self.catalogue)
-        settings = self.record.identity["settings"]
+        settings = self.record.identity.get("settings") or {}
+        if lacking := [name for name in ("rules", "real_voxels") if settings.get(name) is None]:
+            raise InputError(f"{path}: its plan does not say {', '.join(lacking)}. Plan it again.")
         folder = AssetLibrary(library or path.parent)
         self.lungs = LibraryLungs.of(folder, real_voxels=bool(settings["real_voxels"]), vessel_masks=vessel_masks)
-        self.lungs = self.lungs.first(settings["lungs"] or len(self.lungs))
+        self.lungs = self.lungs.first(settings.get("lungs") or len(self.lungs))
         self._groups = list(read_groups(path))
 
     def explain(self, query: str) -> tuple[str, Explanation]:

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from lungsynth.errors import InputError
+from lungsynth.io.stored import HASH, Check, booleans, lists, numbers, objects, one_of, parse_json, texts
 from lungsynth.types import Origin
 
 if TYPE_CHECKING:
@@ -27,6 +28,24 @@ __all__ = ["PHASES", "GroupArrays", "GroupSettings", "Member", "NoduleGroup", "N
 
 PHASES = 4  # a centre lies on a quarter of a pixel: 0.2 mm, and few resampled nodules to keep
 _DECK = 1  # tells the random numbers of decks from those of groups
+_MAX_SCALE = 10.0  # of a patch: a nodule of 45 mm would be wider than a chest
+_MEMBER: dict[str, Check] = {
+    "asset": texts(HASH),
+    "category": texts(),
+    "source": one_of(*get_args(Origin)),
+    "diameter_mm": numbers(0),
+    "u": numbers(0, 1),
+    "v": numbers(0, 1),
+    "rotation_deg": numbers(-360, 360),
+    "flip": booleans,
+    "scale": numbers(0, _MAX_SCALE),
+    "row_phase": numbers(0, 1),
+    "col_phase": numbers(0, 1),
+}
+_NEEDED = ("asset", "category", "source", "diameter_mm", "u", "v")
+_GROUP = lists(
+    objects({name: _MEMBER[name] for name in _NEEDED}, {n: c for n, c in _MEMBER.items() if n not in _NEEDED}), least=1
+)
 _NUMBERS = 9  # uniform numbers a member takes: nodule, cell, u, v, scale, rotation, flip, two phases
 
 
@@ -111,10 +130,8 @@ class NoduleGroup:
         Raises:
             InputError: when the text is not that of a group.
         """
-        try:
-            return cls(tuple(Member(**member) for member in json.loads(text)))
-        except (TypeError, json.JSONDecodeError) as error:
-            raise InputError(f"Expected the JSON of a nodule group, got {text[:80]!r} ({error}).") from error
+        values = parse_json(text, _GROUP, source="A group", what="the JSON of a nodule group", remedy="Plan it again.")
+        return cls(tuple(Member(**{name: member[name] for name in _MEMBER if name in member}) for member in values))
 
 
 @dataclass(frozen=True, kw_only=True)

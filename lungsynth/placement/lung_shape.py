@@ -219,8 +219,8 @@ class LibraryLungs(Sequence[LungShape]):
     Args:
         library: holds their arrays.
         assets: of the lungs.
-        vessel_masks: folder with `<slice id>.nii.gz` of vessels and airways (not 0), on the grid of real lungs; where
-            there is none, the HU tell.
+        vessel_masks: folder with `<pseudonym of the slice>.nii.gz` of vessels and airways (not 0), on the grid of real
+            lungs; where there is none, the HU tell.
     """
 
     library: "AssetLibrary"
@@ -239,6 +239,12 @@ class LibraryLungs(Sequence[LungShape]):
         assets = [asset for asset in library if asset.kind == "lung" and (real_voxels or asset.source != "real")]
         if not assets:
             raise InputError(f"{library.folder}: a plan needs lungs, the library has none that may be used.")
+        names = [f"{asset.origin}.nii.gz" for asset in assets if asset.source == "real"]
+        if vessel_masks is not None and names and not any((vessel_masks / name).is_file() for name in names):
+            raise InputError(
+                f"{vessel_masks}: expected masks named after real lungs, such as {names[0]}, found none. Name them as "
+                "pseudonyms.csv of the cohort does."
+            )
         return cls(library=library, assets=assets, vessel_masks=vessel_masks)
 
     @property

@@ -10,7 +10,6 @@ The catalogue remembers its plan: a `PlanRecord` stands in its file and all grou
 any pair (`placement.explain`).
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,17 @@ import pyarrow.parquet as pq
 from lungsynth.config import GenerateConfig, PlacementConfig, even_shares, shares_of
 from lungsynth.errors import InputError
 from lungsynth.io.atomic import replacing
+from lungsynth.io.stored import (
+    anything,
+    booleans,
+    integers,
+    lists,
+    mappings,
+    numbers,
+    objects,
+    parse_json,
+    read_parquet,
+)
 from lungsynth.placement.assets import Asset, AssetLibrary
 from lungsynth.placement.catalogue import Catalogue, PlanWeights, TableWriter, write_pairs
 from lungsynth.placement.groups import GroupSettings, NoduleGroup, draw_groups
@@ -55,6 +65,29 @@ __all__ = [
 ]
 
 METADATA_KEY = "plan"
+_GROUPS = pa.schema([(name, pa.string()) for name in ("category", "id", "group")])
+_CATEGORY = objects(
+    {
+        **{name: integers(0) for name in ("groups", "kept", "candidates")},
+        "threshold": integers(),
+        "verdicts": mappings(integers(0)),
+        "seed": integers(0),
+    },
+    {
+        "weights": objects({"distance": lists(numbers(0)), "size": lists(numbers(0))}),
+        "gaps": lists(numbers(), length=2),
+    },
+)
+_SETTINGS = objects({}, {"rules": mappings(anything), "real_voxels": booleans, "lungs": integers(1)})
+_RECORD = objects(
+    {
+        "identity": objects({}, {"settings": _SETTINGS}),
+        "sample_seed": integers(0),
+        "parts": mappings(_CATEGORY),
+        "figures": mappings(anything),
+        "prior": lists(lists(numbers(0), least=1), least=1),
+    }
+)
 _GROWTH = 1.5  # by which the groups grow while too few pairs are accepted
 _LEAST_GROUPS = 12  # of a category that gets few samples, so that there is a choice
 _RANKED_PER_SAMPLE, _RANKED = 60, 20_000  # pairs remembered for the choice among them; more find more, and take memory
@@ -132,11 +165,11 @@ class CategoryRecord:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "CategoryRecord":
         """The record of which these are the values."""
-        stored = values["weights"]
+        stored = values.get("weights")
         weights = None if stored is None else PolicyWeights(**{key: np.array(v) for key, v in stored.items()})
         names = ("groups", "kept", "candidates", "threshold", "verdicts")
         order = PairOrder(weights=weights, seed=values["seed"])
-        gaps = values["gaps"]
+        gaps = values.get("gaps")
         return cls(
             **{name: values[name] for name in names}, order=order, gaps=None if gaps is None else (gaps[0], gaps[1])
         )
@@ -190,7 +223,9 @@ class PlanRecord:
         text = (catalogue.table.schema.metadata or {}).get(f"lungsynth.{METADATA_KEY}".encode())
         if text is None:
             raise InputError(f"{catalogue.path}: no plan is noted in it; catalogues of scripts/plan.py have one.")
-        values = json.loads(text)
+        values = parse_json(
+            text, _RECORD, source=catalogue.path, what="a catalogue with its plan", remedy="Plan it again."
+        )
         return cls(
             identity=values["identity"],
             sample_seed=values["sample_seed"],
@@ -304,10 +339,9 @@ def read_groups(catalogue: Path) -> Iterator[tuple[str, str, str]]:
     Raises:
         InputError: when the file is missing.
     """
-    path = groups_path(catalogue)
-    if not path.is_file():
-        raise InputError(f"{path}: expected the groups of {catalogue.name}, found no such file. Plan it again.")
-    table = pq.read_table(path)
+    table = read_parquet(
+        groups_path(catalogue), _GROUPS, what=f"the groups of {catalogue.name}", remedy="Plan it again."
+    )
     return zip(*(table[name].to_pylist() for name in ("category", "id", "group")), strict=True)
 
 

@@ -10,7 +10,6 @@ rejected. Positions and distances are integers (quarters of a pixel, 1/64 mm), a
 lies between, so that one pair gives the same numbers as many, on every machine.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import IntEnum
@@ -23,6 +22,7 @@ from jaxtyping import Bool, Int, Int16, UInt8
 from lungsynth.config import MIN_DIAMETER_MM
 from lungsynth.errors import InputError
 from lungsynth.grids import disc_diameter
+from lungsynth.io.stored import lists, numbers, objects, read_json, texts
 from lungsynth.placement.groups import PHASES, GroupArrays, NoduleGroup, NodulePlacement, place
 from lungsynth.placement.lung_shape import MARGIN_PX, UNITS_PER_MM, LungShape
 
@@ -41,6 +41,20 @@ __all__ = [
 
 NoduleType = Literal["isolated", "juxta_pleural", "juxta_vascular"]
 Region = tuple[float, float, float, float]  # (u from, u to, v from, v to) in the bounding box of both lungs
+
+_NUMBERS = ["clearance", "pleural_clearance", "min_distance_mm", "gap_mm", "max_shift_mm", "max_vessel_share"]
+_NUMBERS += ["max_airway_share", "juxta_vascular_share", "max_distance_mm"]
+
+
+def _regions(value: Any) -> None:
+    """A name, or four numbers."""
+    texts()(value) if isinstance(value, str) else lists(numbers(), length=4)(value)
+
+
+_RULES = objects(
+    {},
+    {**{name: numbers(0) for name in _NUMBERS}, "types": lists(texts()), "regions": lists(_regions)},
+)
 
 REGIONS: Mapping[str, Region] = {
     "right": (0.0, 0.5, 0.0, 1.0),
@@ -159,10 +173,13 @@ class PlacementRules:
         names = [field.name for field in fields(cls)]
         if unknown := sorted(set(values) - set(names)):
             raise InputError(f"Unknown placement rules {unknown}; there are {names}.")
-        numbers = {key: float(value) for key, value in values.items() if type(value) is int}
-        tuples = {key: tuple(_hashable(v) for v in values[key]) for key in ("types", "regions") if key in values}
+        given = {key: value for key, value in values.items() if value is not None}  # null is the default
+        whole: dict[str, Any] = {key: float(value) for key, value in given.items() if type(value) is int}
+        tuples: dict[str, Any] = {
+            key: tuple(_hashable(v) for v in given[key]) for key in ("types", "regions") if key in given
+        }
         try:
-            return cls(**{**values, **numbers, **tuples})
+            return cls(**{**given, **whole, **tuples})
         except TypeError as error:
             raise InputError(f"Expected numbers and lists of names in the placement rules, got {error}.") from error
 
@@ -173,12 +190,7 @@ def read_rules(path: Path) -> PlacementRules:
     Raises:
         InputError: when the file is missing or is not one.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected a JSON object of placement rules, got {error}.") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a JSON object of placement rules, got {type(values).__name__}.")
+    values = read_json(path, _RULES, what="a JSON object of placement rules", remedy="Mend it, or leave it out.")
     try:
         return PlacementRules.from_json(values)
     except InputError as error:

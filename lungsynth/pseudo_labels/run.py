@@ -20,8 +20,9 @@ from lungsynth.cohort.reader import Cohort
 from lungsynth.cohort.report import cohort_page, count_splits, markdown_report, rows_text, summarise, write_rows
 from lungsynth.cohort.series_rows import CohortRows, SeriesRows
 from lungsynth.ct.series import Problem
-from lungsynth.errors import InputError, reason
+from lungsynth.errors import InputError, StorageError, reason
 from lungsynth.io.atomic import link_or_copy, write_json, write_picture, write_text
+from lungsynth.io.running import FolderLock
 from lungsynth.pseudo_labels.candidates import open_detector, operating_point
 from lungsynth.pseudo_labels.montage import pseudo_label_montage
 from lungsynth.pseudo_labels.report import pseudo_label_facts, pseudo_label_section, relabel
@@ -106,11 +107,11 @@ def pseudo_label_cohort(settings: PseudoLabelConfig, *, tracking_uri: str | None
     )
     pieces = source.pieces  # looks at them before anything is written
     tracker = open_tracker(tracking_uri)
-    claim_cohort_folder(folder)
-    for name in (NETWORK, CANDIDATES):
-        (settings.out / name).mkdir(exist_ok=True)
     name, tags = f"pseudo-label {settings.out.name}", {"command": "pseudo-label"}
-    with tracker.resumable_run(settings.out, name, tags=tags) as run:
+    with FolderLock(settings.out), tracker.resumable_run(settings.out, name, tags=tags) as run:
+        claim_cohort_folder(folder)
+        for name in (NETWORK, CANDIDATES):
+            (settings.out / name).mkdir(exist_ok=True)
         run.log_params(folder.identity)
         labelled, problems = _label_pieces(pieces, job)
         cohort = _write_cohort(source, CohortRows(pieces=labelled, splits=source.splits), problems, job, facts)
@@ -137,6 +138,8 @@ def _label_pieces(pieces: Sequence[SeriesRows], job: SeriesJob) -> tuple[tuple[S
         finished = SeriesRows.load(job.out, rows.task_id, fingerprint=rows.fingerprint)
         try:
             labelled[rows.task_id] = finished or pseudo_label_series(rows, job)
+        except StorageError:
+            raise
         except Exception as error:  # one bad series must not cost the others
             _logger.debug("%s", rows.task_id, exc_info=True)
             known = isinstance(error, InputError)

@@ -4,7 +4,6 @@ Nothing is written before the whole series has been analysed, and its rows come 
 those of the cohort; new are nodules, and label maps of the slices that show them (`network/`).
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,9 +18,11 @@ from lungsynth.cohort.slices import far_from
 from lungsynth.ct.series import Problem
 from lungsynth.ct.write import write_plane
 from lungsynth.detector import CandidateDetector
+from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label
 from lungsynth.io.atomic import link_or_copy, write_json
 from lungsynth.io.names import file_stem
+from lungsynth.io.stored import lists, objects, one_of, read_json
 from lungsynth.pseudo_labels.candidates import Candidate, find_candidates
 from lungsynth.pseudo_labels.triage import AssessedCandidate, CandidateRow, CandidateStatus, TriageRules, assess
 from lungsynth.types import Affine, LabelPlane
@@ -38,6 +39,8 @@ __all__ = [
 
 NETWORK = "network"  # `nodule_mask` of a series that the network has looked at; folder of its label maps
 CANDIDATES = ".candidates"  # folder of the rows of `candidates.csv`, a file a series
+
+_CANDIDATES = lists(objects({"outcome": one_of(*map(str, CandidateStatus))}))
 
 _Drawn = dict[str, tuple[LabelPlane, Affine]]  # label maps by slice id
 
@@ -148,9 +151,16 @@ def still_normal(
 
 def read_candidates(out: Path, series: SeriesRow) -> list[CandidateRow]:
     """The candidates of a finished series."""
-    stored = json.loads((out / CANDIDATES / f"{file_stem(series.series_id)}.json").read_text(encoding="utf-8"))
+    path = out / CANDIDATES / f"{file_stem(series.series_id)}.json"
+    remedy = "Remove the folder's `.parts` and repeat the command."
+    stored = read_json(path, _CANDIDATES, what="the candidates of a series", remedy=remedy)
     owner = {"patient_id": series.patient_id, "source": series.source, "split": series.split}
-    return [from_mapping(CandidateRow, {**row, **owner, "outcome": CandidateStatus(row["outcome"])}) for row in stored]
+    try:
+        return [
+            from_mapping(CandidateRow, {**row, **owner, "outcome": CandidateStatus(row["outcome"])}) for row in stored
+        ]
+    except InputError as error:
+        raise InputError(f"{path}: {error}. {remedy}") from error
 
 
 def _draw(candidate: Candidate, stack: SliceStack, drawn: _Drawn) -> None:

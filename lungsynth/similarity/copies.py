@@ -26,7 +26,7 @@ from lungsynth.errors import InputError
 from lungsynth.hounsfield import LUNG_HU
 from lungsynth.similarity.samples import Samples
 
-__all__ = ["Copies", "CopyThreshold", "copy_threshold", "find_copies"]
+__all__ = ["Copies", "CopyThreshold", "coarse_distances", "copy_threshold", "find_copies"]
 
 # Another value of any constant but `_CHUNK` gives other distances, and the threshold is measured anew with them.
 _FINE_PX, _COARSE_PX = 64, 16  # widths at which samples are compared: all pairs coarsely, the nearest finely
@@ -109,6 +109,25 @@ def find_copies(generated: Samples, training: Samples, *, flips: bool = True) ->
     return Copies(distances=np.concatenate(distances), indices=np.concatenate(indices))
 
 
+def coarse_distances(generated: Samples, real: Samples, *, flips: bool = True) -> Float[np.ndarray, "generated real"]:
+    """Relative distances of all pairs as they are at 16 pixels a side, not moved: for shares, not for copies.
+
+    Args:
+        generated: samples.
+        real: others on the same grid.
+        flips: whether a mirror image is the same sample.
+    """
+    others, distances = _centred(real), [np.zeros((0, len(real)))]
+    for part in _chunks(len(generated)):
+        own = _centred(generated.take(part))
+        g, m = (_pooled(planes).flatten(1) for planes in own)
+        area = m.sum(1, keepdim=True)
+        contrast = ((m * (g - (m * g).sum(1, keepdim=True) / area) ** 2).sum(1, keepdim=True) / area).sqrt()
+        roots = _all_pairs(own, others, flips=flips).clamp(min=0).sqrt()
+        distances.append((roots / contrast.clamp(min=_MIN_CONTRAST_HU)).double().numpy())
+    return np.concatenate(distances)
+
+
 def copy_threshold(copies: Copies, held_out: Samples) -> CopyThreshold:
     """The threshold that 1 % of held-out samples lie below: a rate that copies have to exceed to be noticed.
 
@@ -152,13 +171,19 @@ def _centred(samples: Samples) -> _Planes:
 
 def _coarse(own: _Planes, trained_on: _Planes, *, flips: bool) -> Tensor:
     """Places (N, 8) of the nearest at 16 pixels a side, in the best of the mirror images."""
+    squares = _all_pairs(own, trained_on, flips=flips)
+    return squares.topk(min(_NEAREST, squares.shape[1]), dim=1, largest=False).indices
+
+
+def _all_pairs(own: _Planes, others: _Planes, *, flips: bool) -> Tensor:
+    """Mean square differences (N, M) at 16 pixels a side, in the best of the mirror images."""
     g, m = (_pooled(planes) for planes in own)
-    x = _pooled(trained_on.hu)
+    x = _pooled(others.hu)
     best = torch.full((len(g), len(x)), torch.inf)
     for axes in _mirrors(flips):
         turned = x.flip(axes) if axes else x
         best = torch.minimum(best, _difference(g.flatten(1), m.flatten(1), turned.flatten(1)))
-    return best.topk(min(_NEAREST, len(x)), dim=1, largest=False).indices
+    return best
 
 
 def _difference(g: Tensor, m: Tensor, x: Tensor) -> Tensor:

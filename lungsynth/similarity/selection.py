@@ -16,10 +16,9 @@ the second one, which replaces copies and what cannot be used (an empty mask), i
 kept. `selection.json` says what became of the others.
 """
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ from lungsynth.config import Selection, SelectionStrategy
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import to_int16
 from lungsynth.io.atomic import write_json
+from lungsynth.io.stored import integers, mappings, objects, read_json
 from lungsynth.placement.assets import Asset, TooSmallError
 from lungsynth.similarity.samples import SampleKind, Samples
 
@@ -61,6 +61,9 @@ _FILE = "selection.json"
 _GOLDEN = (5**0.5 - 1) / 2
 _SIZE_CLASSES = 8  # equal parts of the range of diameters, on a scale of ratios, of which as many are kept
 _CHUNK = 32  # seeds a call; only a matter of progress
+_COUNT = {name: integers(0) for name in ("generated", "kept", "copies", "unlike", "surplus", "spare", "unusable")}
+_COUNT |= {name: integers(0) for name in ("kept_unlike", "real")}
+_COUNTS = objects({kind: mappings(objects({}, _COUNT)) for kind in ("nodules", "lungs")})
 
 _logger = logging.getLogger(__name__)
 
@@ -95,7 +98,8 @@ class CandidateCounts:
     @classmethod
     def from_json(cls, values: Mapping[str, int]) -> "CandidateCounts":
         """The counts of a category in `selection.json`; format 1 called `surplus` `spare`."""
-        return cls(**{"surplus" if name == "spare" else name: count for name, count in values.items()})
+        named = {"surplus" if name == "spare" else name: count for name, count in values.items()}
+        return cls(**{item.name: named[item.name] for item in fields(cls) if named.get(item.name) is not None})
 
     def __add__(self, other: "CandidateCounts") -> "CandidateCounts":
         sums = {name: value + getattr(other, name) for name, value in asdict(self).items()}
@@ -310,15 +314,11 @@ def selection_figures(out: Path) -> dict[str, float]:
 
 
 def _read_counts(out: Path) -> dict[str, dict[str, CandidateCounts]]:
-    path = out / _FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            kind: {name: CandidateCounts.from_json(values) for name, values in content[kind].items()}
-            for kind in ("nodules", "lungs")
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: expected counts of generated samples, got {error}. Use a new `out`.") from error
+    content = read_json(out / _FILE, _COUNTS, what="counts of generated samples", remedy="Use a new `out`.")
+    return {
+        kind: {name: CandidateCounts.from_json(values) for name, values in content[kind].items()}
+        for kind in ("nodules", "lungs")
+    }
 
 
 def describe_selection(figures: Mapping[str, float], *, ranked: bool) -> str:

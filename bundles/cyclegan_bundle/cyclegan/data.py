@@ -7,6 +7,7 @@ several with semicolons between them, or `none`), and `unnamed`, whether the pat
 generated one.
 """
 
+import csv
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +41,7 @@ def unpaired_entries(composite_dir: str | Path, dataset_dir: str | Path, *, spli
     """
     training, held_out = read_composites(composite_dir)
     composites = [*training, *held_out]
-    reals = _of_others(read_reals(dataset_dir, split=split), composites)
+    reals = _of_others(read_reals(dataset_dir, split=split), composites, _pseudonyms(dataset_dir))
     if split == "training":
         _warn_of_unnamed(composites)
     chosen = training if split == "training" else held_out
@@ -142,9 +143,19 @@ def _entry(entry: Mapping[str, Any], file: Path, *, kind: str, image: str, label
     }
 
 
-def _of_others(reals: Sequence[Entry], composites: Sequence[Entry]) -> list[Entry]:
+def _pseudonyms(dataset_dir: str | Path) -> dict[str, str]:
+    """What patients of the COHORT are called in composites that were made with it; empty where nothing tells."""
+    file = Path(dataset_dir) / "pseudonyms.csv"
+    if not file.is_file():
+        return {}
+    with file.open(encoding="utf-8", newline="") as lines:
+        return {row["id"]: row["pseudonym"] for row in csv.DictReader(lines) if row.get("kind") == "patient"}
+
+
+def _of_others(reals: Sequence[Entry], composites: Sequence[Entry], pseudonyms: Mapping[str, str]) -> list[Entry]:
     """The reals whose patients are not in the composites: the discriminator would learn to look for the patient."""
     shared = _patients(composites)
+    shared |= {patient for patient, name in pseudonyms.items() if name in shared}
     others = [entry for entry in reals if not _patients([entry]) & shared]
     if not others:
         raise ValueError(

@@ -1,16 +1,23 @@
 # Copied from bundles/common by `make vendor`; edit it there.
 # SPDX-License-Identifier: Apache-2.0
-"""What a training must remember beside its networks to go on as if it had never stopped: the random generators."""
+"""Going on with a training as if it had never stopped: whole checkpoints, and the random generators in them."""
 
+import io
 import random
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from ignite import distributed
 from ignite.engine import Engine, Events
 from monai.data.utils import set_rnd
+from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["RandomState", "process_seed"]
+from .atomic import replacing
+
+__all__ = ["RandomState", "ResumeSaver", "process_seed"]
 
 # `set_rnd` gives the random transforms of a dataset consecutive seeds. Seeds of two epochs are so far apart that the
 # transforms of one, up to 1000, never get the seeds of another. Another step would draw other samples.
@@ -18,6 +25,42 @@ _EPOCH_STEP = 1000
 # Seeds of two processes are a number apart that is no multiple of it (a prime), so that where the epochs of one reach
 # the seeds of the other, after 100 epochs, they meet at different transforms.
 _PROCESS_STEP = 100_003
+
+
+class ResumeSaver:
+    """Writes `resume_<epoch>.pt` after an epoch, whole or not at all, and removes older ones.
+
+    It knows older ones by their names, so that those of a process that was killed go, too. Only the first of several
+    processes writes.
+
+    Args:
+        state: what a checkpoint holds, by name; each has `state_dict`.
+        folder: of the files.
+        keep: how many there are.
+    """
+
+    def __init__(self, state: Mapping[str, Any], *, folder: str | Path, keep: int = 1) -> None:
+        self.state, self.folder, self.keep = state, Path(folder), keep
+
+    def __call__(self, engine: Engine) -> None:
+        """Writes the checkpoint of the epoch that `engine` has finished."""
+        if distributed.get_rank() != 0:
+            return
+        content = io.BytesIO()  # given a path, torch.save would write its name into the file
+        torch.save({name: _unwrapped(part).state_dict() for name, part in self.state.items()}, content)
+        epoch = engine.state.epoch
+        for half in self.folder.glob(".*.part_resume_*.pt"):
+            half.unlink()
+        with replacing(self.folder / f"resume_{epoch}.pt") as temporary:
+            temporary.write_bytes(content.getvalue())
+        for path in self.folder.glob("resume_*.pt"):
+            number = path.stem.removeprefix("resume_")
+            if number.isdecimal() and int(number) <= epoch - self.keep:
+                path.unlink()
+
+
+def _unwrapped(part: Any) -> Any:
+    return part.module if isinstance(part, DistributedDataParallel) else part
 
 
 def process_seed(seed: int, rank: int) -> int:
