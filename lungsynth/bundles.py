@@ -33,6 +33,7 @@ __all__ = [
 
 DEVICE_VARIABLE = "LUNGSYNTH_DEVICE"  # of the environment, so that workers have it too: cpu, cuda, cuda:1, mps
 _REMEDY = "Give `bundles` a folder that holds lung_seg_bundle, wcapsgan_bundle and cyclegan_bundle with their weights."
+_NOT_BUILT = "Failed to instantiate component"  # MONAI says
 
 
 def bundle_root(bundles_dir: Path, name: str) -> Path:
@@ -186,10 +187,14 @@ def _parser(root: Path, configs: Sequence[str], overrides: Mapping[str, Any]) ->
     parser = ConfigParser()
     try:
         parser.read_config([str(file) for file in files])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{files[-1]}: expected JSON, got {error}.") from error
-    if (metadata := root / "configs" / "metadata.json").is_file():
-        parser.read_meta(str(metadata))
+    metadata = root / "configs" / "metadata.json"
+    try:
+        if metadata.is_file():
+            parser.read_meta(str(metadata))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{metadata}: expected JSON, got {error}.") from error
     parser.update(dict(overrides))
     return parser
 
@@ -223,7 +228,10 @@ def _input_error(error: Exception, bundle: Path) -> InputError | None:
         return known
     if misfit := next((cause for cause in causes if _is_weights_mismatch(cause)), None):
         return InputError(str(misfit))
+    of_config = any(str(cause).startswith(_NOT_BUILT) for cause in causes)  # its keys and values do not fit the class
+    refusal: BaseException | None
     refusal = next((cause for cause in causes if isinstance(cause, ValueError | FileNotFoundError)), None)
+    refusal = refusal or (causes[-1] if of_config else None)
     return InputError(f"{bundle}: the bundle refuses: {refusal}") if refusal else None
 
 

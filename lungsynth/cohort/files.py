@@ -2,7 +2,7 @@
 
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,12 +16,14 @@ from lungsynth.cohort.schema import (
     from_mapping,
 )
 from lungsynth.errors import InputError
+from lungsynth.grids import PATCH_PX
 from lungsynth.io.stored import anything, integers, lists, mappings, objects, read_json, texts
 
 __all__ = ["damaged", "read_arrays", "read_cohort_json", "read_table"]
 
 _REMEDY = "Give `cohort` a folder that `lungsynth prepare` wrote."
 _DAMAGED = (OSError, KeyError, ValueError, IndexError, EOFError, zipfile.BadZipFile, zlib.error)
+_GRIDS = ("hu", "alpha", "mask", "context", "valid")  # arrays of one file that lie on one grid
 _ENTRIES = mappings(lists(mappings(anything)))
 _LISTS = ("nodules", "cubes", "lungs", "segmentation", "enhancement")
 _SCHEMAS = {f"{name}.json": _ENTRIES for name in _LISTS}
@@ -50,16 +52,36 @@ def read_arrays(path: Path, *names: str) -> tuple[np.ndarray, ...]:
         names: of its arrays.
 
     Raises:
-        InputError: naming the file, when it is missing or damaged, or lacks an array.
+        InputError: naming the file, when it is missing or damaged, lacks an array, or has one that does not go with
+            the others.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
             old = {name: _OLD_NAMES[name] for name in names if name not in arrays and name in _OLD_NAMES}
-            return tuple(arrays[old.get(name, name)] for name in names)
+            found = {name: arrays[old.get(name, name)] for name in names}
+        _check_arrays(found)
+        return tuple(found.values())
     except FileNotFoundError as error:
         raise InputError(f"{path}: expected this file of a cohort, found none. Prepare the cohort again.") from error
     except _DAMAGED as error:
         raise damaged(path, error) from error
+
+
+def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError where arrays of one file are no numbers or not on one grid."""
+    grids = {name: array for name, array in arrays.items() if name in _GRIDS}
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
+            raise ValueError(f"`{name}` holds values that are no numbers")
+    shapes = {name: array.shape for name, array in grids.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"its arrays differ in shape: {shapes}")
+    if "alpha" in shapes and (len(shapes["alpha"]) != 3 or shapes["alpha"][1:] != (PATCH_PX, PATCH_PX)):
+        raise ValueError(f"`alpha` should have the shape (n, {PATCH_PX}, {PATCH_PX}), it has {shapes['alpha']}")
+    if (largest := arrays.get("largest")) is not None and grids:
+        slices = len(next(iter(grids.values())))
+        if largest.shape or largest.dtype.kind not in "iu" or not 0 <= int(largest) < slices:
+            raise ValueError(f"`largest` should be the number of one of {slices} slices")
 
 
 def read_cohort_json(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ affine of a `Volume` needs no change. A slice file holds (width, height, 1).
 
 import gzip
 import io
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -25,6 +26,10 @@ __all__ = ["ANNOTATION_COLUMNS", "read_plane", "write_annotations", "write_atomi
 write_atomically = write_bytes  # for callers that have not moved to `io.atomic` yet
 ANNOTATION_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")
 _COMPRESSION = 6  # of gzip; another level changes the bytes of every file
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error),
+    *(nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError),
+)
 _DESCRIP_BYTES = 79  # the header's field has 80 bytes, the last one zero
 
 
@@ -99,13 +104,15 @@ def read_plane(path: Path) -> tuple[HuPlane | LabelPlane, Affine]:
     try:
         image = nib.load(path)
         array = np.asarray(image.dataobj)  # type: ignore[attr-defined]
-    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
+    except _UNREADABLE as error:
         raise InputError(f"{path}: could not be read as a slice ({error}); write the cohort again.") from error
     if array.ndim != 3 or array.shape[2] != 1 or array.dtype not in (np.int16, np.uint8):
         raise InputError(
             f"{path}: a slice file holds int16 or uint8 (width, height, 1), got {array.dtype} {array.shape}. "
             "Write it with lungsynth.ct.write_plane."
         )
+    if not np.isfinite(image.affine).all():  # type: ignore[attr-defined]
+        raise InputError(f"{path}: its affine holds values that are no numbers. Write the cohort again.")
     plane = np.ascontiguousarray(rearrange(array, "width height 1 -> height width"))
     return plane, np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
 

@@ -218,6 +218,8 @@ def _joined(pieces: Sequence[_Piece], listed: Path, split: str, spacing_mm: floa
             f"{listed}: expected rated samples in `{split}`, got none. Prepare the cohort from more patients, or with "
             "ratings (LIDC's XML)."
         )
+    if len(shapes := {piece.hu.shape[1:] for piece in pieces}) > 1:
+        raise InputError(f"{listed}: the files of `{split}` have several sizes: {sorted(shapes)}. Prepare it again.")
     each = [piece for piece in pieces for _ in piece.hu]
     return Samples(
         hu=np.concatenate([piece.hu for piece in pieces]).astype(np.int16),

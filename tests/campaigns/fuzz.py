@@ -69,7 +69,8 @@ def make_bases(folder: Path, only: str = "") -> None:
     if needed - {"export"}:
         from fake_bundles import write_fake_bundles
 
-        write_fake_bundles(folder / "made" / "bundles", "fuzz")
+        for bundle in sorted(write_fake_bundles(folder / "made" / "bundles", "fuzz").iterdir()):
+            (bundle / "configs" / "metadata.json").write_text(json.dumps({"version": "0.1.0"}), encoding="utf-8")
     if needed & {"generate", "plan", "export"}:
         sizes = ["--lungs", "2", "--groups", "3", "--keep", "4", "--nodules", "4"]
         catalogue = f"{folder}/made/plan/catalogue.parquet"
@@ -181,8 +182,8 @@ def scenarios(bases: Path) -> list[Scenario]:
         Scenario(f"prepare/{source.name}", source, ("in/**/*",), [prepare])
         for source in sorted((bases / "sources").glob("*"))
     ]
-    made, formats = bases / "made", ("nifti", "dicom", "png", "webdataset", "zarr")
-    exports = [("export", "{}/plan/catalogue.parquet", "--format", name, "--out", "{}/out") for name in formats]
+    made, formats = bases / "made", ("nifti", "nnunet", "msd", "luna16", "dicom", "png", "webdataset", "zarr")
+    exports = [("export", "{}/plan/catalogue.parquet", "--format", name, "--out", "{}/rendered") for name in formats]
     untracked = ("--bundles", "{}/bundles", "--tracking-uri", "none")
     seeded = ("--count", "4", "--seed", "1", "--cohort", "{}/cohort", "--selection", "none")
     run = ("generate", "--out", "{}/out", *seeded, *untracked)
@@ -223,7 +224,7 @@ def _continued() -> Arguments:
 
 
 def _packaged() -> Arguments:
-    return ("package", "--out", "{}/out", "--bundles", "{}/bundles", "--zip")
+    return ("package", "--out", "{}/packages", "--bundles", "{}/bundles", "--zip")
 
 
 def _folded() -> Arguments:
@@ -242,7 +243,7 @@ def _options(command: str, out: str, more: Arguments) -> Iterator[Arguments]:
 
 
 def _export_options() -> Iterator[Arguments]:
-    start = ("export", "{}/plan/catalogue.parquet", "--format", "png", "--out", "{}/out")
+    start = ("export", "{}/plan/catalogue.parquet", "--format", "png", "--out", "{}/rendered")
     for option in (
         ("--range", "3:2"), ("--range", "0:99999999999"), ("--range", "-5:2"), ("--workers", "0"), ("--workers", "-3"),
         ("--growth", "0,9999", "--doubling-days", "0.001"), ("--growth", "5,1"),
@@ -274,7 +275,20 @@ def run_number(number: int, seed: int, choices: Sequence[Scenario], work: Path) 
         told = damage(rng.choice(paths), rng)
     run = importlib.import_module("evaluation.cli").main if scenario.program == "lungsynth-eval" else main
     out = Path(arguments[arguments.index("--out") + 1]).relative_to(case).parts[0]
-    return scenario.name, told, run_case(lambda: run(arguments), case, out=out, outside=rng.outside)
+
+    def command() -> int:
+        _forget_bundles()
+        return run(arguments)
+
+    return scenario.name, told, run_case(command, case, out=out, outside=rng.outside)
+
+
+def _forget_bundles() -> None:
+    """Lets a case open its own copies of the bundles that the sound commands have opened in this process."""
+    for name in [name for name in sys.modules if name.startswith("fuzz_")]:
+        del sys.modules[name]
+    sys.path[:] = [place for place in sys.path if not place.endswith("_bundle")]
+    importlib.invalidate_caches()
 
 
 def campaign(cases: Sequence[int], seed: int, *, only: str = "", keep: Path | None = None) -> list[str]:
