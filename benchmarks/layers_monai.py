@@ -17,7 +17,7 @@ from monai.transforms import (
     Resized,
 )
 
-from lungsynth.grids import PATCH_SPACING_MM
+from lungsynth.geometry import PATCH_SPACING_MM
 from lungsynth.placement.assets import ALPHA_SCALE, AssetLibrary
 from lungsynth.placement.catalogue import Recipe
 

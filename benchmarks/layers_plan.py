@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from lungsynth.ct.volume import axial_affine
+from lungsynth.geometry import axial_affine
 from lungsynth.placement.assets import Asset, AssetLibrary
 from lungsynth.placement.catalogue import PlanWeights, TableWriter, write_pairs
 from lungsynth.placement.groups import draw_groups

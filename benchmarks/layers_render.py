@@ -19,9 +19,9 @@ import torch
 from layers_plan import SPACING_MM, draw_lung
 
 from lungsynth.compositing.render import Renderer
-from lungsynth.ct.volume import axial_affine
 from lungsynth.data.dataset import LayeredLungDataset, LayeredLungLoader, collate_samples
 from lungsynth.export.writer import ExportJob, export_catalogue
+from lungsynth.geometry import axial_affine
 from lungsynth.placement.assets import Asset, AssetLibrary
 from lungsynth.placement.catalogue import PlanWeights, TableWriter, read_catalogue, write_pairs
 from lungsynth.placement.groups import draw_groups

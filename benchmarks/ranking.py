@@ -39,9 +39,8 @@ from lungsynth.config import SELECTION_STRATEGIES, Selection
 from lungsynth.errors import InputError
 from lungsynth.generate_assets import LUNG_CONFIGS, LUNG_WEIGHTS
 from lungsynth.similarity.features import Features, open_features
-from lungsynth.similarity.folds import owner_folds
 from lungsynth.similarity.reference import ReferenceSet, open_reference_set
-from lungsynth.similarity.samples import Samples, as_shown, join, read_lungs, read_nodules
+from lungsynth.similarity.samples import Samples, as_shown, join, owner_folds, read_lungs, read_nodules
 from lungsynth.similarity.selection import CandidateSource, SimilarityScores, preference
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"

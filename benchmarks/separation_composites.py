@@ -13,8 +13,8 @@ from lungsynth.cohort.files import read_arrays
 from lungsynth.cohort.reader import Cohort
 from lungsynth.cohort.scans import SliceStack
 from lungsynth.compositing.nodule import NodulePatch, resample_nodule
-from lungsynth.compositing.overlay import LungBackground, overlay
-from lungsynth.grids import PATCH_SPACING_MM, disc_diameter
+from lungsynth.compositing.render import LungBackground, overlay
+from lungsynth.geometry import PATCH_SPACING_MM, disc_diameter
 from lungsynth.hounsfield import Label
 from lungsynth.placement.assets import ALPHA_SCALE
 from lungsynth.placement.groups import Member, NoduleGroup, NodulePlacement

@@ -26,11 +26,10 @@ from lungsynth.cohort.patches import NodulePlanes, cut_patches
 from lungsynth.cohort.reader import Cohort
 from lungsynth.compositing.render import Rendered, Renderer
 from lungsynth.errors import InputError
-from lungsynth.grids import PATCH_SPACING_MM
+from lungsynth.geometry import PATCH_SPACING_MM, Box
 from lungsynth.hounsfield import DENSE_HU, DISPLAY_WINDOW, Label
 from lungsynth.io.atomic import write_json, write_picture, write_text
 from lungsynth.placement.catalogue import Catalogue
-from lungsynth.placement.lung_shape import Box
 
 __all__ = [
     "BoundaryFeatures",

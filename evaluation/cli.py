@@ -1,7 +1,7 @@
 """The command line: `lungsynth-eval COMMAND`, and the scripts that call single commands.
 
-Messages of the library name parameters (`count`), which become flags (`--count`) in `lungsynth.cli`. Heavy packages are
-imported when a command works, so that `--help` need not wait for them.
+Messages of the library name parameters (`count`), which become flags (`--count`) in `lungsynth.commands.command`. Heavy
+packages are imported when a command works, so that `--help` need not wait for them.
 
 Statuses are those of `lungsynth.cli`.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from lungsynth.cli import run_commands
-from lungsynth.commands.arguments import Command, Report, add_bundles, add_tracking, tracking_uri
+from lungsynth.commands.command import Command, Report, add_bundles, add_tracking, tracking_uri
 from lungsynth.config import default_bundles
 
 if TYPE_CHECKING:

@@ -21,12 +21,9 @@ from evaluation.runner import FORMAT, EvaluationResult, RecordStore, records_fol
 from evaluation.tables import markdown_table
 from lungsynth.bundles import open_bundle
 from lungsynth.cohort.schema import NoduleRow
-from lungsynth.compositing.overlay import LungBackground
-from lungsynth.compositing.render import Rendered, Renderer
-from lungsynth.enhancement.changes import Changes
-from lungsynth.enhancement.identity import enhancement_identity
+from lungsynth.compositing.render import LungBackground, Rendered, Renderer
 from lungsynth.enhancement.label_check import LABEL_CHECK_MARGIN, LABEL_CHECK_TOLERANCE, LabelCheck, LabelComparison
-from lungsynth.enhancement.stage import EnhancementStage, open_stage
+from lungsynth.enhancement.stage import Changes, EnhancementStage, enhancement_identity, open_stage
 from lungsynth.errors import InputError
 from lungsynth.io.atomic import write_json, write_text
 from lungsynth.placement.catalogue import Recipe

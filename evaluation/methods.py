@@ -17,10 +17,9 @@ from typing import Any, Literal
 import torch
 
 from evaluation.cohort_subsets import Subset
-from lungsynth.bundles import bundle_root
+from lungsynth.bundles import WeightsInfo, bundle_root, read_weights_file
 from lungsynth.errors import InputError
 from lungsynth.io.atomic import write_bytes, write_json
-from lungsynth.weights import WeightsInfo, read_weights_file
 
 __all__ = [
     "OVERLAY",

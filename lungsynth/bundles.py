@@ -1,30 +1,39 @@
-"""Opens MONAI bundles: the one place where `lungsynth` meets their code, through MONAI's `ConfigParser` alone.
+"""Opens MONAI bundles and their weights: the one place where `lungsynth` meets their code, through `ConfigParser`.
 
 A bundle is the folder `<bundles_dir>/<name>_bundle`. Its package is found through its absolute root on `sys.path`,
 which `ConfigParser` needs for `_target_`. Python keeps one package a name for the whole process, so a second folder
-that brings the same package is refused here; it would silently get the classes of the first.
+that brings the same package is refused here; it would silently get the classes of the first. A loader may skip weights
+that do not fit without a word, so they are held against their sidecar, the config and the network first.
 """
 
+import hashlib
 import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lungsynth.categories import CategoryRule
 from lungsynth.errors import InputError
-from lungsynth.weights import WeightsInfo, check_categories, check_fit, read_state, read_weights_file
+from lungsynth.io.stored import SHA256, anything, lists, mappings, numbers, objects, read_json, texts
 
 if TYPE_CHECKING:
+    import torch
     from monai.bundle import ConfigParser
+
+    from lungsynth.categories import CategoryRule
 
 __all__ = [
     "DEVICE_VARIABLE",
     "WeightsInfo",
     "bundle_root",
+    "check_categories",
+    "check_fit",
+    "component_settings",
     "nodule_rule",
     "open_bundle",
+    "read_state",
     "read_weights",
     "read_weights_file",
     "resolved_config",
@@ -34,6 +43,36 @@ __all__ = [
 DEVICE_VARIABLE = "LUNGSYNTH_DEVICE"  # of the environment, so that workers have it too: cpu, cuda, cuda:1, mps
 _REMEDY = "Give `bundles` a folder that holds lung_seg_bundle, wcapsgan_bundle and cyclegan_bundle with their weights."
 _NOT_BUILT = "Failed to instantiate component"  # MONAI says
+_SIDECAR = objects(
+    {},
+    {
+        "sha256": texts(SHA256),
+        "network": texts(),
+        "categories": lists(texts()),
+        "category_key": texts(),
+        "category_edges": lists(numbers()),
+        "settings": mappings(anything),
+        "data": lists(anything),
+    },
+)
+_MEANING = ("categories", "category_key", "category_edges")  # what a sidecar and a config say of categories
+_NO_SETTINGS = {"bundle_root", "device", "batch_size", "sw_batch_size", "_desc_", "_requires_"}  # they change no result
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsInfo:
+    """A weights file and what its sidecar says of it.
+
+    Args:
+        path: `models/<file>` of the bundle, or a file elsewhere.
+        sha256: hex digest of the file, equal to the sidecar's.
+        sidecar: content of `<stem>.json` ("Weights and sidecars" in docs/reference/bundle_interface.md); empty where
+            there is none.
+    """
+
+    path: Path
+    sha256: str
+    sidecar: Mapping[str, Any]
 
 
 def bundle_root(bundles_dir: Path, name: str) -> Path:
@@ -63,6 +102,86 @@ def read_weights(bundles_dir: Path, name: str, *, file: str = "model.pt") -> Wei
     return read_weights_file(path)
 
 
+def read_weights_file(path: Path) -> WeightsInfo:
+    """Hashes a weights file, wherever it lies, and compares it with the sidecar beside it.
+
+    Raises:
+        InputError: when the file is missing, or is not the one that its sidecar describes.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: expected a weights file, found none. Copy it here with its sidecar, or train it.")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    sidecar = _read_sidecar(path.with_suffix(".json"))
+    if sidecar.get("sha256", sha256) != sha256:
+        raise InputError(
+            f"{path}: its SHA-256 is {sha256[:16]}, but its sidecar {path.with_suffix('.json').name} describes weights "
+            f"with {str(sidecar['sha256'])[:16]}. Copy both files from the same training."
+        )
+    return WeightsInfo(path=path, sha256=sha256, sidecar=sidecar)
+
+
+def check_categories(weights: WeightsInfo, config: Mapping[str, Any]) -> None:
+    """Compares what the sidecar says of the categories with a bundle's config, where both say something.
+
+    A network only counts its categories, so weights of others would fit, and what they make would be called by wrong
+    names.
+
+    Raises:
+        InputError: naming both.
+    """
+    for name in _MEANING:
+        trained, named = weights.sidecar.get(name), config.get(name)
+        if trained is not None and named is not None and list(trained) != list(named):
+            raise InputError(
+                f"{weights.path}: trained with {name} {trained}, but the bundle's config says {named}. Export it with "
+                "`lungsynth package --weights`, which writes the config of its weights, or use others."
+            )
+
+
+def read_state(path: Path) -> dict[str, "torch.Tensor"]:
+    """Reads a plain state dict onto the CPU.
+
+    Raises:
+        InputError: when the file is damaged or holds something else.
+    """
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"{path}: not a file of weights, or a damaged one ({reason}). Copy it again.") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{path}: expected a plain state dict, got a {type(state).__name__}. Give a model.pt.")
+    if odd := [name for name, value in state.items() if not bool(torch.isfinite(value).all())]:
+        raise InputError(
+            f"{path}: `{odd[0]}` holds values that are no numbers. The training failed; use other weights."
+        )
+    return state
+
+
+def check_fit(path: Path, state: Mapping[str, "torch.Tensor"], network: Mapping[str, "torch.Tensor"]) -> None:
+    """Compares names and shapes with a network's, since a loader may skip what does not match without a word.
+
+    Args:
+        path: of the weights, for the message.
+        state: content of that file.
+        network: state dict of the network that is to get them.
+
+    Raises:
+        InputError: naming the first that does not fit.
+    """
+    in_file = {key: tuple(value.shape) for key, value in state.items()}
+    in_network = {key: tuple(value.shape) for key, value in network.items()}
+    if odd := sorted(set(in_file.items()) ^ set(in_network.items())):
+        key = odd[0][0]
+        raise InputError(
+            f"{path}: weights for another network: `{key}` has shape {in_network.get(key, 'none')} in network_def and "
+            f"{in_file.get(key, 'none')} in the file. Use weights trained with this bundle's configs, or export those "
+            "of a training with `lungsynth package --weights`."
+        )
+
+
 def resolved_config(
     bundles_dir: Path,
     name: str,
@@ -74,8 +193,30 @@ def resolved_config(
     return dict(_parser(bundle_root(bundles_dir, name), configs, overrides or {}).get())
 
 
-def nodule_rule(bundles_dir: Path) -> CategoryRule:
+def component_settings(bundles_dir: Path, name: str, component: str) -> dict[str, Any]:
+    """What decides over a component's results beside its weights: by id, its entry and those that it refers to.
+
+    They are as `inference.json` has them, without what says only where and how fast it is computed. Two folders of
+    bundles with equal settings and weights make the same pixels on one kind of machine.
+    """
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser(resolved_config(bundles_dir, name))
+    parser.resolve_macro_and_relative_ids()
+    reached: dict[str, Any] = {}
+    waiting = {component}
+    while waiting:
+        reference = waiting.pop()
+        if reference.split("::")[-1] not in _NO_SETTINGS:
+            reached[reference] = _stripped(parser.get(reference))
+            waiting |= _references(reached[reference]) - reached.keys()
+    return reached
+
+
+def nodule_rule(bundles_dir: Path) -> "CategoryRule":
     """What the categories of wcapsgan_bundle's nodules mean for the real ones of a cohort."""
+    from lungsynth.categories import CategoryRule
+
     return CategoryRule.of_config(resolved_config(bundles_dir, "wcapsgan"))
 
 
@@ -174,6 +315,28 @@ def _device() -> dict[str, str]:
         reason = str(error).splitlines()[0]
         raise InputError(f"`device` {name} cannot be used here ({reason}). Give cpu, cuda, cuda:1 or mps.") from error
     return {"device": f"$torch.device({name!r})"}
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    remedy = "Copy it again from its training."
+    return dict(read_json(path, _SIDECAR, what="the sidecar of weights", remedy=remedy))
+
+
+def _stripped(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _stripped(value) for key, value in content.items() if key not in _NO_SETTINGS}
+    return [_stripped(value) for value in content] if isinstance(content, list) else content
+
+
+def _references(content: Any) -> set[str]:
+    from monai.bundle import ReferenceResolver
+
+    if isinstance(content, str):
+        return set(ReferenceResolver.match_refs_pattern(content))
+    values = content.values() if isinstance(content, Mapping) else content if isinstance(content, list) else ()
+    return set().union(*(_references(value) for value in values))
 
 
 def _parser(root: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> "ConfigParser":

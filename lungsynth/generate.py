@@ -19,14 +19,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lungsynth.bundles import open_bundle, read_weights, resolved_config
+from lungsynth.bundles import WeightsInfo, open_bundle, read_weights, resolved_config
 from lungsynth.cohort.reader import CohortSplit
 from lungsynth.config import GenerateConfig
 from lungsynth.contact_sheet import Tile, contact_sheet, pick_tiles
 from lungsynth.ct.write import read_plane
 from lungsynth.detectability import Segmenter, check_detectability
-from lungsynth.enhancement.identity import enhancement_identity
-from lungsynth.enhancement.stage import EnhancementStage, open_stage
+from lungsynth.enhancement.stage import EnhancementStage, enhancement_identity, open_stage
 from lungsynth.export.writer import ENHANCED_LUNGS, ExportJob, ExportResult, ShardWriter, write_samples
 from lungsynth.generate_assets import LUNG_CONFIGS, LUNG_WEIGHTS, Samplers, make_assets, open_samplers
 from lungsynth.hounsfield import DISPLAY_WINDOW
@@ -40,7 +39,6 @@ from lungsynth.run_report import RunReport
 from lungsynth.similarity.selection import selection_figures, selection_identity
 from lungsynth.tracking import DEFAULT_URI, Run, Tracker, open_tracker
 from lungsynth.variety import VarietyFigures, measure_variety
-from lungsynth.weights import WeightsInfo
 
 __all__ = ["GenerateResult", "Pipeline", "TrackedStages", "generate"]
 

@@ -22,9 +22,8 @@ from lungsynth.categories import AS_LISTED, CategoryRule
 from lungsynth.cohort.reader import CohortSplit
 from lungsynth.cohort.slices import LUNG_SIZES_PX, lung_on_grid
 from lungsynth.config import GenerateConfig, Selection, Sizes, even_shares, shares_of
-from lungsynth.ct.volume import axial_affine
 from lungsynth.errors import InputError
-from lungsynth.grids import LUNG_FIELD_MM
+from lungsynth.geometry import LUNG_FIELD_MM, axial_affine
 from lungsynth.placement.assets import Asset, AssetLibrary, TooSmallError, nodule_diameter
 from lungsynth.placement.policy import shares_by_counts
 from lungsynth.seeds import SeedStream, seeds

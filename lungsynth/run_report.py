@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from lungsynth import html
+from lungsynth.bundles import WeightsInfo
 from lungsynth.cohort.reader import CohortSplit
 from lungsynth.config import GenerateConfig
 from lungsynth.contact_sheet import Tile, draw_tile, tile_colours
@@ -31,7 +32,6 @@ from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Catalogue, Recipe
 from lungsynth.placement.policy import DISTANCE_EDGES_MM, SIZE_EDGES_MM
 from lungsynth.variety import VarietyFigures
-from lungsynth.weights import WeightsInfo
 
 __all__ = ["RunReport", "licence_text", "write_card"]
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from lungsynth.cli import COMMANDS, run_command
-from lungsynth.commands.arguments import Report, repeat_command, tracking_uri
+from lungsynth.commands.command import Report, repeat_command, tracking_uri
 from lungsynth.commands.samples import GENERATE, generate_config, report_estimate, report_generated
 
 

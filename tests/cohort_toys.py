@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from lungsynth.ct.volume import Volume, axial_affine
+from lungsynth.ct.volume import Volume
 from lungsynth.ct.write import write_nifti
+from lungsynth.geometry import axial_affine
 
 SPACING_MM = (5.0, 5.0, 5.0)
 SHAPE = (16, 64, 72)

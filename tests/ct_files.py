@@ -9,7 +9,8 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from lungsynth.ct.series import SeriesFiles
-from lungsynth.ct.volume import Volume, axial_affine
+from lungsynth.ct.volume import Volume
+from lungsynth.geometry import axial_affine
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SPACING_MM = (2.5, 0.7, 0.8)

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from lungsynth.cohort.schema import NoduleRow, SeriesRow, columns
-from lungsynth.ct.volume import axial_affine
 from lungsynth.ct.write import write_plane
+from lungsynth.geometry import axial_affine
 
 
 def write_fake_cohort(folder: Path, sampler: Callable) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lungsynth.ct.volume import axial_affine
+from lungsynth.geometry import axial_affine
 from lungsynth.placement.assets import Asset, AssetLibrary
 from lungsynth.placement.catalogue import SCHEMA, Recipe, TableWriter
 from lungsynth.placement.groups import Member, NoduleGroup

@@ -11,7 +11,7 @@ from fake_bundles import write_fake_bundles
 
 import lungsynth as ls
 from lungsynth.cli import COMMANDS, main, run_command
-from lungsynth.commands.arguments import Command, Report
+from lungsynth.commands.command import Command, Report
 from lungsynth.errors import InputError
 from lungsynth.placement.catalogue import read_catalogue
 

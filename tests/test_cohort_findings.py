@@ -7,7 +7,7 @@ from cohort_toys import SPACING_MM, make_chest_volume
 from lungsynth.cohort.patches import sphere_diameter_mm
 from lungsynth.cohort.scan_nodules import cut_nodule, nodule_row, read_scan_nodules, sphere_nodule
 from lungsynth.ct.series import Annotations, NoduleSphere, SeriesFiles
-from lungsynth.ct.volume import voxel_to_lps
+from lungsynth.geometry import voxel_to_lps
 
 CENTRE = (8, 32, 20)
 

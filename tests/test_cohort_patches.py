@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from lungsynth.cohort.calibration import Calibration, estimate_calibration
-from lungsynth.cohort.cubes import cut_cube
 from lungsynth.cohort.lidc_nodules import read_crops, read_cubes
-from lungsynth.cohort.patches import NodulePlanes, cut_patches, sphere_diameter_mm, texture_class
+from lungsynth.cohort.patches import NodulePlanes, cut_cube, cut_patches, sphere_diameter_mm, texture_class
 from lungsynth.errors import InputError
-from lungsynth.grids import disc_diameter
+from lungsynth.geometry import disc_diameter
 
 
 def disc(size: int, radius_px: float, centre: tuple[float, float]) -> np.ndarray:

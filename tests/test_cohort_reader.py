@@ -23,9 +23,9 @@ from lungsynth.cohort.schema import (
     from_mapping,
     to_json,
 )
-from lungsynth.ct.volume import axial_affine
 from lungsynth.ct.write import write_plane
 from lungsynth.errors import InputError
+from lungsynth.geometry import axial_affine
 from lungsynth.hounsfield import Label
 from lungsynth.io.atomic import write_arrays, write_json
 

@@ -22,8 +22,9 @@ from lungsynth.cohort.schema import nodule_id, slice_id
 from lungsynth.cohort.series import SeriesTask
 from lungsynth.cohort.series_rows import SeriesRows
 from lungsynth.ct.series import NoduleSphere, SeriesFiles
-from lungsynth.ct.volume import Volume, voxel_to_lps
+from lungsynth.ct.volume import Volume
 from lungsynth.errors import InputError
+from lungsynth.geometry import voxel_to_lps
 
 NODULE = (8, 32, 20, 12.0)
 HOSTILE = ("../../x", "/tmp/lungsynth_x", "a\nb", "..", "x" * 300, "CON", "p/../../q", "bad\\name", "é|`x`", "")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lungsynth.cohort.lidc_slices import ASSUMED_SPACING_MM, nodule_folders, read_slices
+from lungsynth.cohort.lidc_nodules import ASSUMED_SPACING_MM, nodule_folders, read_slices
 from lungsynth.cohort.windows import IGNORED, NODULE, WINDOW_PX, cut_window, reader_label
 from lungsynth.errors import InputError
 

@@ -10,8 +10,8 @@ from pydicom.uid import JPEGLSLossless, generate_uid
 from lungsynth.ct.dicom import read_slice_frames
 from lungsynth.ct.discover import find_series
 from lungsynth.ct.read import read_volume
-from lungsynth.ct.volume import lps_to_voxel
 from lungsynth.errors import InputError
+from lungsynth.geometry import lps_to_voxel
 
 TILT = np.radians(12)
 

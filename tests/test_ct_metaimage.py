@@ -4,8 +4,8 @@ import SimpleITK as sitk  # noqa: N813
 from ct_files import make_volume, one_file
 
 from lungsynth.ct.read import read_volume
-from lungsynth.ct.volume import voxel_to_lps
 from lungsynth.errors import InputError
+from lungsynth.geometry import voxel_to_lps
 
 
 def save(path, volume, direction=(1, 0, 0, 0, 1, 0, 0, 0, 1), compress=False):

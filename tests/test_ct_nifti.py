@@ -9,9 +9,9 @@ from ct_files import make_volume, one_file, save_nifti
 from lungsynth.ct.annotations import read_luna16_annotations, read_lungs
 from lungsynth.ct.read import read_mask, read_volume
 from lungsynth.ct.series import MaskFile, NoduleSphere
-from lungsynth.ct.volume import voxel_to_lps
 from lungsynth.ct.write import read_plane, write_annotations, write_nifti, write_plane
 from lungsynth.errors import InputError
+from lungsynth.geometry import voxel_to_lps
 
 HU = np.random.default_rng(1).integers(-1000, 400, (5, 6, 7)).astype(np.int16)  # x, y, z
 
@@ -155,7 +155,7 @@ ROW = NoduleSphere(series_id="a", centre_lps_mm=(1.5, -2.25, 3.0), diameter_mm=6
 
 
 def test_annotations_written_and_read_are_the_same(tmp_path):
-    write_annotations(tmp_path / "annotations.csv", [ROW])
+    write_annotations(tmp_path / "annotations.csv", [("a", 1.5, -2.25, 3.0, 6.5)])
     assert (tmp_path / "annotations.csv").read_text(encoding="utf-8").startswith(COLUMNS)
     assert read_luna16_annotations(tmp_path / "annotations.csv", {"a"}) == (ROW,)
 

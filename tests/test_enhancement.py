@@ -11,15 +11,20 @@ import torch
 from placement_toys import add_lung, add_nodule, group_at, library_in
 
 from lungsynth.compositing.render import Renderer
-from lungsynth.enhancement.changes import Changes, change_summary
-from lungsynth.enhancement.identity import enhancement_identity, enhancement_key
 from lungsynth.enhancement.label_check import LABEL_CHECK_RULES, LabelCheck, transition_mask
-from lungsynth.enhancement.regions import regions_of
-from lungsynth.enhancement.stage import EnhancementStage
+from lungsynth.enhancement.stage import (
+    Changes,
+    EnhancementStage,
+    change_summary,
+    enhancement_identity,
+    enhancement_key,
+    regions_of,
+)
+from lungsynth.geometry import Box
 from lungsynth.hounsfield import Label
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Recipe, make_recipe
-from lungsynth.placement.lung_shape import Box, LungShape
+from lungsynth.placement.lung_shape import LungShape
 from lungsynth.placement.rules import PlacementRules, resolve
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "bundles" / "cyclegan_bundle"))
@@ -174,7 +179,7 @@ def test_a_setting_that_changes_results_changes_the_key(bundles, monkeypatch, na
     ways = (True, False)
     before = [enhancement_identity(bundles, label_check=check) for check in ways]
     if name == "label_check":
-        monkeypatch.setattr("lungsynth.enhancement.identity.LABEL_CHECK_RULES", dict(LABEL_CHECK_RULES) | settings)
+        monkeypatch.setattr("lungsynth.enhancement.stage.LABEL_CHECK_RULES", dict(LABEL_CHECK_RULES) | settings)
     else:
         edit(bundles, name, **settings)
     after = [enhancement_identity(bundles, label_check=check) for check in ways]

@@ -21,8 +21,7 @@ from evaluation.metrics.ms_ssim import ms_ssim, pair_similarity
 from lungsynth.errors import InputError
 from lungsynth.similarity.copies import copy_threshold, find_copies
 from lungsynth.similarity.features import load_feature_network, open_features
-from lungsynth.similarity.folds import owner_folds, paired_folds
-from lungsynth.similarity.samples import read_lungs, read_nodules
+from lungsynth.similarity.samples import owner_folds, paired_folds, read_lungs, read_nodules
 
 
 @pytest.fixture(scope="module")

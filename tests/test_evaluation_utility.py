@@ -1,5 +1,6 @@
 """Laws of the utility experiment: whose data train, what is added, and when a difference is one."""
 
+import hashlib
 import json
 import logging
 import shutil
@@ -9,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from utility_toys import small_settings, write_bundles, write_cohort
+from interfaces import documented
+from utility_toys import small_settings, write_bundles
 
 from evaluation.cohort_subsets import open_subset
 from evaluation.metrics.bootstrap import Estimate
@@ -41,8 +43,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def cohort(tmp_path_factory) -> Path:
-    return write_cohort(tmp_path_factory.mktemp("utility"))
+def cohort(rated_cohort) -> Path:
+    return rated_cohort
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +268,37 @@ def test_the_whole_experiment_and_its_report(evaluated):
     assert (settings.out / "utility.png").stat().st_size > 1000
 
 
+def test_a_subcohort_is_a_cohort_of_few_training_patients(evaluated):
+    out = evaluated[0].out
+    told = json.loads((out / "utility.json").read_text(encoding="utf-8"))
+    for about in told["cohorts"]:
+        folder = out / ".parts" / "cohorts" / about["name"]
+        described = json.loads((folder / "cohort.json").read_text(encoding="utf-8"))
+        assert described["split_hash"] == about["split_hash"] != described["subcohort"]["split_hash_of_all"]
+        assert described["subcohort"]["split_hash_of_all"] == told["split_hash"]
+        series = pd.read_csv(folder / "series.csv")
+        lines = sorted({f"{patient},{split}\n" for patient, split in series[["patient_id", "split"]].to_numpy()})
+        assert about["split_hash"] == hashlib.sha256("".join(lines).encode()).hexdigest()
+        lists = json.loads((folder / "nodules.json").read_text(encoding="utf-8"))
+        assert len({entry["patient_id"] for entry in lists["training"]}) == about["patients"]
+        assert all((folder / entry["nodule"]).is_file() for own in lists.values() for entry in own)
+
+
+def test_what_the_experiment_writes(evaluated):
+    out = evaluated[0].out
+    told = json.loads((out / "utility.json").read_text(encoding="utf-8"))
+    promised = documented("evaluation_files.md", "Utility")
+    assert set(told) <= promised
+    assert all(set(about) <= promised for about in told["cohorts"])
+    for row in told["classification"]:
+        assert set(row) - set(row["intervals"]) <= promised
+        assert set(row["intervals"]) == set(row["n"]) == {"balanced_accuracy", *(f"recall, {c}" for c in CATEGORIES)}
+        assert (row["added"] > 0) == (row["added_kind"] != "nothing")
+        assert (row["difference_to_real"] == {}) == (row["arm"] == "real")
+    for name in ("utility.md", "utility.png", ".parts/classification/p2-s0-real.json"):
+        assert (out / name).is_file()
+
+
 def test_a_finished_run_is_not_done_again(evaluated, caplog, tmp_path):
     config, result = evaluated
     runs = sum(len(row["seeds"]) for name in config.experiments for row in result.table[name])
@@ -275,7 +308,7 @@ def test_a_finished_run_is_not_done_again(evaluated, caplog, tmp_path):
         assert again.markdown == result.markdown
         assert sum("taken from" in record.message for record in caplog.records) == runs
         caplog.clear()
-        longer = {"steps": config.steps + 1, "seeds": 1, "experiments": ("classification",)}
+        longer = {"steps": config.steps + 1, "seeds": 1, "doses": (0,), "experiments": ("classification",)}
         evaluate_utility(UtilityConfig(**{**vars(config), **longer}), tracking_uri=uri)
     assert not [record for record in caplog.records if "taken from" in record.message], "trained for longer"
 

@@ -22,7 +22,7 @@ from lungsynth.compositing.render import Renderer
 from lungsynth.ct.write import read_plane
 from lungsynth.errors import InputError
 from lungsynth.export.formats import FORMATS
-from lungsynth.export.sample import Growth, variants
+from lungsynth.export.growth import Growth, variants
 from lungsynth.export.split import PARTS
 from lungsynth.export.writer import ExportJob, Shard, ShardWriter, export_catalogue
 from lungsynth.hounsfield import DISPLAY_WINDOW

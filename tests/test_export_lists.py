@@ -11,10 +11,10 @@ import pytest
 import torch
 from placement_toys import add_nodule, disc, group_at, lung_hu, write_catalogue
 
-from lungsynth.ct.volume import axial_affine
 from lungsynth.ct.write import read_plane
 from lungsynth.export.split import PARTS, provenances, split_blocks
 from lungsynth.export.writer import ExportJob, export_catalogue
+from lungsynth.geometry import axial_affine
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import make_recipe, read_catalogue
 from lungsynth.placement.lung_shape import LungShape

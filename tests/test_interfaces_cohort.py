@@ -17,9 +17,9 @@ from lungsynth.cohort.patches import sphere_diameter_mm, texture_class
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 from lungsynth.cohort.schema import RATINGS
 from lungsynth.cohort.split import assign_splits
-from lungsynth.ct.volume import Volume, axial_affine, voxel_to_lps
+from lungsynth.ct.volume import Volume
 from lungsynth.ct.write import read_plane, write_plane
-from lungsynth.grids import PATCH_PX, PATCH_SPACING_MM
+from lungsynth.geometry import PATCH_PX, PATCH_SPACING_MM, axial_affine, voxel_to_lps
 from lungsynth.hounsfield import CT_RANGE_HU, Label
 from lungsynth.pseudo_labels.run import PseudoLabelConfig, pseudo_label_cohort
 from lungsynth.pseudo_labels.triage import CandidateStatus

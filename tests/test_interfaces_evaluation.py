@@ -1,27 +1,23 @@
 """What the evaluation writes, and what it takes for a method (docs/reference/evaluation_files.md)."""
 
-import hashlib
 import json
 import re
 import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from fake_bundles import linear_state, write_fake_bundles, write_weights
 from generation_toys import write_generator_bundle, write_toy_cohort
 from interfaces import ROOT, documented
 from monai.bundle import ConfigParser
 from segmentation_toys import add_facts, write_method_bundle
-from utility_toys import small_settings, write_bundles, write_cohort
 
 from evaluation.composed_slices import ComposedSliceConfig, compose_slices
 from evaluation.enhancement import EnhancementEvaluationConfig, evaluate_enhancement
 from evaluation.generation.reference import MeasurementConfig
 from evaluation.generation.run import GenerationConfig, evaluate_generation
 from evaluation.segmentation.run import SegmentationConfig, evaluate_segmentation
-from evaluation.utility.run import evaluate_utility
 from lungsynth.cohort.reader import Cohort
 
 SPLITS = ("training", "validation", "test")
@@ -59,19 +55,8 @@ def generated(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rated(tmp_path_factory) -> Path:
-    """A phantom whose parts have nodules of several textures."""
-    return write_cohort(tmp_path_factory.mktemp("rated"))
-
-
-@pytest.fixture(scope="module")
-def utility(rated, tmp_path_factory) -> Path:
-    """The utility experiment on a phantom, from fake bundles."""
-    folder = tmp_path_factory.mktemp("utility")
-    bundles = write_bundles(folder / "bundles", "contract_utility")
-    settings = small_settings(rated, folder / "out", bundles, experiments=("classification",))
-    evaluate_utility(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
-    return folder / "out"
+def rated(rated_cohort) -> Path:
+    return rated_cohort
 
 
 @pytest.fixture(scope="module")
@@ -191,35 +176,6 @@ def test_what_table_3_adds(table_3):
     for name in ("table_3.md", "montage.png", "mixed.png", "mixed_key.md", "nearest.png", "fid_by_n.png"):
         assert (table_3 / name).is_file()
     assert not (table_3 / "table_2.json").exists()
-
-
-def test_a_subcohort_is_a_cohort_of_few_training_patients(utility):
-    told = json.loads((utility / "utility.json").read_text(encoding="utf-8"))
-    for about in told["cohorts"]:
-        folder = utility / ".parts" / "cohorts" / about["name"]
-        described = json.loads((folder / "cohort.json").read_text(encoding="utf-8"))
-        assert described["split_hash"] == about["split_hash"] != described["subcohort"]["split_hash_of_all"]
-        assert described["subcohort"]["split_hash_of_all"] == told["split_hash"]
-        series = pd.read_csv(folder / "series.csv")
-        lines = sorted({f"{patient},{split}\n" for patient, split in series[["patient_id", "split"]].to_numpy()})
-        assert about["split_hash"] == hashlib.sha256("".join(lines).encode()).hexdigest()
-        nodules = datalist(folder, "nodules")
-        assert len({n["patient_id"] for n in nodules if n["split"] == "training"}) == about["patients"]
-        assert all((folder / entry["nodule"]).is_file() for entry in nodules)
-
-
-def test_what_the_experiment_writes(utility):
-    told = json.loads((utility / "utility.json").read_text(encoding="utf-8"))
-    promised = documented("evaluation_files.md", "Utility")
-    assert set(told) <= promised
-    assert all(set(about) <= promised for about in told["cohorts"])
-    for row in told["classification"]:
-        assert set(row) - set(row["intervals"]) <= promised
-        assert set(row["intervals"]) == set(row["n"]) == {"balanced_accuracy", *(f"recall, {c}" for c in TEXTURES)}
-        assert (row["added"] > 0) == (row["added_kind"] != "nothing")
-        assert (row["difference_to_real"] == {}) == (row["arm"] == "real")
-    for name in ("utility.md", "utility.png", ".parts/classification/p2-s0-real.json"):
-        assert (utility / name).is_file()
 
 
 def test_what_an_evaluation_of_generation_writes(generated):

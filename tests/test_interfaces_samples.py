@@ -16,12 +16,12 @@ from lungsynth.bundles import open_bundle
 from lungsynth.cohort.reader import Cohort
 from lungsynth.compositing.render import render
 from lungsynth.config import EnhancementConfig, GenerateConfig, PlacementConfig
-from lungsynth.ct.volume import axial_affine
 from lungsynth.ct.write import read_plane
 from lungsynth.ct.write_dicom import SyntheticScan, dicom_bytes, synthetic_ct
 from lungsynth.export.split import PARTS
 from lungsynth.export.writer import ExportJob, export_catalogue
 from lungsynth.generate import generate
+from lungsynth.geometry import axial_affine
 from lungsynth.hounsfield import Label, to_int16
 from lungsynth.placement.assets import ALPHA_SCALE, AssetLibrary, content_hash
 from lungsynth.placement.catalogue import read_catalogue

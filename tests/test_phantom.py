@@ -3,17 +3,16 @@ import pydicom
 import pytest
 from scipy import ndimage
 
+from lungsynth.cohort.phantom.anatomy import grow_tree
 from lungsynth.cohort.phantom.files import make_phantom_cohort, series_uid, write_dicom, write_luna16, write_msd
 from lungsynth.cohort.phantom.lidc_xml import edge_contour
 from lungsynth.cohort.phantom.nodules import NoduleSpec
 from lungsynth.cohort.phantom.patient import draw_patient
-from lungsynth.cohort.phantom.vessels import grow_tree
 from lungsynth.ct.annotations import read_lungs, read_nodules
 from lungsynth.ct.discover import find_series
 from lungsynth.ct.read import read_volume
-from lungsynth.ct.volume import lps_to_voxel
 from lungsynth.errors import InputError
-from lungsynth.grids import LUNG_FIELD_MM
+from lungsynth.geometry import LUNG_FIELD_MM, lps_to_voxel
 
 SPECS = (
     NoduleSpec(texture_class="solid", diameter_mm=20),

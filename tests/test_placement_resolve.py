@@ -5,9 +5,10 @@ import pytest
 from placement_toys import add_nodule, disc, group_at, lung_mask
 
 from lungsynth.errors import InputError
+from lungsynth.geometry import UNITS_PER_MM
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.groups import PHASES, GroupArrays, GroupSettings, NoduleGroup, draw_groups
-from lungsynth.placement.lung_shape import UNITS_PER_MM, LungShape
+from lungsynth.placement.lung_shape import LungShape
 from lungsynth.placement.planning import plan_pairs
 from lungsynth.placement.presence import PresencePrior, analytic_presence, fit_presence
 from lungsynth.placement.rules import PlacementRules, PlacementVerdict, resolve, score

@@ -8,7 +8,7 @@ from PIL import Image
 
 from lungsynth import html
 from lungsynth.cohort.reader import Cohort
-from lungsynth.commands.arguments import repeat_command
+from lungsynth.commands.command import repeat_command
 from lungsynth.commands.samples import GENERATE, generate_config
 from lungsynth.config import GenerateConfig, PlacementConfig
 from lungsynth.plan import estimate

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lungsynth.cli import run_command
-from lungsynth.commands.arguments import Command, Report
+from lungsynth.commands.command import Command, Report
 from lungsynth.errors import InputError, StorageError
 from lungsynth.io.atomic import replacing, write_text
 from lungsynth.io.running import LOCK_FILE, FolderLock, Terminated, check_place, explained, stoppable, worker_pool
@@ -188,7 +188,7 @@ def test_workers_end_with_a_block_that_fails():
 def test_ctrl_c_and_sigterm_end_a_process_with_its_status_and_one_sentence(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from lungsynth.cli import run_command; "
-        "from lungsynth.commands.arguments import Command\n"
+        "from lungsynth.commands.command import Command\n"
         f"def work(options):\n    Path({str(tmp_path)!r}, 'begun').touch(); time.sleep(30)\n"
         "sys.exit(run_command(Command('a toy', lambda parser: None, work), []))"
     )

@@ -4,9 +4,10 @@ from separation_toys import write_rigged_bundles
 
 from lungsynth.cohort.scans import read_stacks
 from lungsynth.cohort.schema import SeriesRow, SliceRow
-from lungsynth.ct.volume import Volume, axial_affine
+from lungsynth.ct.volume import Volume
 from lungsynth.ct.write import write_plane
 from lungsynth.errors import InputError
+from lungsynth.geometry import axial_affine
 from lungsynth.pseudo_labels.candidates import find_candidates, open_detector, operating_point
 from lungsynth.pseudo_labels.series import still_normal
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lungsynth.ct.volume import lps_to_voxel
 from lungsynth.ct.write import read_plane
+from lungsynth.geometry import lps_to_voxel
 from lungsynth.hounsfield import Label
 from lungsynth.placement.catalogue import read_catalogue
 from lungsynth.tracking import open_tracker

@@ -14,7 +14,7 @@ from torch.nn import functional
 from trainings import open_training
 from wcapsgan_toys import BUNDLE, CATEGORIES, disc, make_generator, read_samples
 
-from lungsynth.cohort.isolation import EDGE_PX, soft_mask
+from lungsynth.cohort.resampling import EDGE_PX, soft_mask
 
 sys.path.insert(0, str(BUNDLE))
 

@@ -1,4 +1,4 @@
-"""A phantom cohort whose parts have nodules of several textures, and bundles that generate by arithmetic."""
+"""The utility experiment, small: bundles that generate by arithmetic, and settings."""
 
 import shutil
 from pathlib import Path
@@ -6,17 +6,8 @@ from pathlib import Path
 from fake_bundles import write_fake_bundles
 
 from evaluation.utility.run import UtilityConfig
-from lungsynth.cohort.phantom.files import make_phantom_cohort
-from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def write_cohort(folder: Path) -> Path:
-    """Ten patients: seven train, two of them with nodules of all three textures; one validates, two test."""
-    make_phantom_cohort(folder / "source", patients=10, seed=5, size_px=96, slices=16, slice_spacing_mm=12.0)
-    prepare_cohort([folder / "source"], folder / "cohort", settings=PrepareSettings(), workers=1)
-    return folder / "cohort"
 
 
 def write_bundles(folder: Path, prefix: str) -> Path:

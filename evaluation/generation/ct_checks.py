@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from scipy import ndimage
 from scipy.spatial import ConvexHull, QhullError
 
-from lungsynth.grids import disc_diameter
+from lungsynth.geometry import disc_diameter
 from lungsynth.hounsfield import SOLID_HU
 from lungsynth.similarity.samples import SampleKind, Samples
 from lungsynth.types import HuPlanes

@@ -25,10 +25,9 @@ from evaluation.methods import (
     usable_methods,
 )
 from evaluation.paper import GENERATOR_NAMES
-from lungsynth.bundles import open_bundle, read_weights, resolved_config
+from lungsynth.bundles import open_bundle, read_weights, read_weights_file, resolved_config
 from lungsynth.errors import InputError
 from lungsynth.similarity.samples import SampleKind, Samples
-from lungsynth.weights import read_weights_file
 
 __all__ = [
     "AVERAGE",

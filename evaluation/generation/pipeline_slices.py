@@ -25,16 +25,15 @@ from evaluation.methods import (
     train_minutes,
     usable_methods,
 )
-from lungsynth.bundles import nodule_rule, read_weights
+from lungsynth.bundles import WeightsInfo, nodule_rule, read_weights
 from lungsynth.categories import ANY
 from lungsynth.cohort.slices import LUNG_SIZES_PX, slice_on_grid
 from lungsynth.compositing.render import Renderer
 from lungsynth.config import GenerateConfig, PlacementConfig, SelectionConfig
-from lungsynth.enhancement.identity import enhancement_identity
-from lungsynth.enhancement.stage import EnhancementStage, open_stage
+from lungsynth.enhancement.stage import EnhancementStage, enhancement_identity, open_stage
 from lungsynth.errors import InputError
 from lungsynth.generate_assets import LUNG_WEIGHTS, make_assets, open_samplers
-from lungsynth.grids import LUNG_FIELD_MM, LUNG_SPACING_MM
+from lungsynth.geometry import LUNG_FIELD_MM, LUNG_SPACING_MM
 from lungsynth.hounsfield import Label
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Catalogue, Recipe, read_catalogue
@@ -43,7 +42,6 @@ from lungsynth.seeds import SeedStream, seeds
 from lungsynth.similarity.samples import Samples
 from lungsynth.similarity.selection import selection_identity
 from lungsynth.types import HuPlane, LabelPlane
-from lungsynth.weights import WeightsInfo
 
 __all__ = ["CATALOGUE_SIZE", "PIPELINE_ROWS", "find_pipeline"]
 

@@ -17,8 +17,15 @@ from lungsynth.categories import AS_LISTED, CategoryRule
 from lungsynth.errors import InputError
 from lungsynth.similarity.copies import CopyThreshold, copy_threshold, find_copies
 from lungsynth.similarity.features import Features, FeatureSet
-from lungsynth.similarity.folds import owner_folds
-from lungsynth.similarity.samples import SampleKind, Samples, as_shown, read_lungs, read_nodules, read_slices
+from lungsynth.similarity.samples import (
+    SampleKind,
+    Samples,
+    as_shown,
+    owner_folds,
+    read_lungs,
+    read_nodules,
+    read_slices,
+)
 
 __all__ = [
     "FEW_PATIENTS",

@@ -16,8 +16,7 @@ from evaluation.metrics.fid_kid import frechet_distance, kernel_distance, kernel
 from evaluation.metrics.manifold import compare_manifolds
 from lungsynth.errors import InputError
 from lungsynth.similarity.features import FeatureSet
-from lungsynth.similarity.folds import paired_folds
-from lungsynth.similarity.samples import Samples, as_shown
+from lungsynth.similarity.samples import Samples, as_shown, paired_folds
 
 __all__ = [
     "compare_with_reference",

@@ -23,7 +23,7 @@ from lungsynth.cohort.files import read_arrays
 from lungsynth.cohort.schema import NoduleRow
 from lungsynth.detector import CandidateDetector
 from lungsynth.errors import InputError
-from lungsynth.grids import PATCH_PX, PATCH_SPACING_MM
+from lungsynth.geometry import PATCH_PX, PATCH_SPACING_MM
 
 __all__ = ["Crop", "CropRecords", "evaluate_crops", "one_reader_ceiling", "read_crop", "read_crops"]
 

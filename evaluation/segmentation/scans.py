@@ -16,9 +16,9 @@ from evaluation.metrics.dice import dice
 from evaluation.metrics.matching import Case, Lesion, match
 from evaluation.segmentation.detectors import detect, labels_at
 from lungsynth.cohort.schema import NoduleRow, SeriesRow
-from lungsynth.ct.volume import lps_to_voxel
 from lungsynth.detector import CandidateDetector
 from lungsynth.errors import InputError
+from lungsynth.geometry import lps_to_voxel
 from lungsynth.hounsfield import Label
 from lungsynth.types import Affine, HuVolume, LabelVolume
 

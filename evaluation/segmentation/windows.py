@@ -24,7 +24,7 @@ from lungsynth.cohort.files import read_arrays
 from lungsynth.cohort.schema import NoduleRow
 from lungsynth.detector import CandidateDetector
 from lungsynth.errors import InputError
-from lungsynth.grids import PATCH_SPACING_MM
+from lungsynth.geometry import PATCH_SPACING_MM
 
 __all__ = [
     "RATES_PER_100_CM2",

@@ -42,12 +42,11 @@ from evaluation.utility.segmentation import (
     segmentation_table,
 )
 from evaluation.utility.subcohort import SubCohort, make_subcohort
-from lungsynth.bundles import open_bundle, read_weights, resolved_config
-from lungsynth.enhancement.identity import enhancement_identity
+from lungsynth.bundles import open_bundle, read_weights, read_weights_file, resolved_config
+from lungsynth.enhancement.stage import enhancement_identity
 from lungsynth.errors import InputError
 from lungsynth.generate_assets import LUNG_WEIGHTS
 from lungsynth.tracking import DEFAULT_URI
-from lungsynth.weights import read_weights_file
 
 __all__ = ["EXPERIMENTS", "UtilityConfig", "evaluate_utility"]
 

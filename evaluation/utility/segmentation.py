@@ -31,7 +31,7 @@ from evaluation.segmentation.run import evaluate_detector
 from evaluation.utility.arms import Arm
 from evaluation.utility.estimates import PatientTable, ShareColumns, share_table
 from evaluation.utility.subcohort import CATEGORIES, SubCohort
-from lungsynth.bundles import open_bundle, train_bundle
+from lungsynth.bundles import open_bundle, read_weights_file, train_bundle
 from lungsynth.cohort.reader import Cohort, CohortSplit
 from lungsynth.compositing.render import render
 from lungsynth.config import EnhancementConfig, GenerateConfig, PlacementConfig, SelectionConfig
@@ -44,7 +44,6 @@ from lungsynth.io.stored import anything, lists, mappings, objects, read_json
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import read_catalogue
 from lungsynth.placement.plan_catalogue import plan_catalogue
-from lungsynth.weights import read_weights_file
 
 __all__ = [
     "SHARES",

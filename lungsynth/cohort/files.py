@@ -16,7 +16,7 @@ from lungsynth.cohort.schema import (
     from_mapping,
 )
 from lungsynth.errors import InputError
-from lungsynth.grids import PATCH_PX
+from lungsynth.geometry import PATCH_PX
 from lungsynth.io.stored import anything, integers, lists, mappings, objects, read_json, texts
 
 __all__ = ["damaged", "read_arrays", "read_cohort_json", "read_table"]

@@ -10,8 +10,7 @@ from tqdm import tqdm
 from lungsynth.cohort.calibration import compare_with_cubes
 from lungsynth.cohort.collections import recognise
 from lungsynth.cohort.layout import FolderTask
-from lungsynth.cohort.lidc_nodules import ImportedNodule, read_crops, read_cubes
-from lungsynth.cohort.lidc_slices import nodule_folders, read_slices
+from lungsynth.cohort.lidc_nodules import ImportedNodule, nodule_folders, read_crops, read_cubes, read_slices
 from lungsynth.cohort.schema import NoduleRow, SeriesRow
 from lungsynth.cohort.series_rows import SeriesRows
 from lungsynth.io.tables import markdown_table

@@ -4,10 +4,11 @@ Each is prepared on its own: a bad one becomes a problem and the others go on, a
 those that are finished (`series_rows.FINISHED`). `cohort.json` is written last.
 """
 
+import hashlib
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -18,23 +19,30 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from lungsynth.cohort.cohort_folder import claim_cohort_folder, cohort_folder, forget_others
 from lungsynth.cohort.datalists import build_datalists
 from lungsynth.cohort.folders import calibration_rows, prepare_folder
 from lungsynth.cohort.layout import CohortLayout, FolderTask, find_layout
 from lungsynth.cohort.report import cohort_page, markdown_report, origins, summarise, write_rows
 from lungsynth.cohort.series import SeriesTask, SliceExtraction, prepare_series
-from lungsynth.cohort.series_rows import CohortRows, SeriesRows
+from lungsynth.cohort.series_rows import FINISHED, CohortRows, SeriesRows
 from lungsynth.cohort.slices import LUNG_SIZES_PX
 from lungsynth.cohort.split import FOLDS, assign_splits
 from lungsynth.ct.discover import SortSettings
 from lungsynth.ct.series import Problem
 from lungsynth.errors import InputError, naming_file
-from lungsynth.io.atomic import write_json, write_text
+from lungsynth.io.atomic import remove_temporary, write_json, write_text
 from lungsynth.io.running import FolderLock, end_workers, start_workers
 from lungsynth.run_folder import RunFolder
 
-__all__ = ["PrepareResult", "PrepareSettings", "look_at_sources", "prepare_cohort"]
+__all__ = [
+    "PrepareResult",
+    "PrepareSettings",
+    "claim_cohort_folder",
+    "cohort_folder",
+    "forget_others",
+    "look_at_sources",
+    "prepare_cohort",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -276,3 +284,48 @@ def _write_cohort(
     write_text(out / "report.html", cohort_page(cohort, rows, out))
     write_json(out / "cohort.json", cohort)
     return cohort
+
+
+_FOLDERS = ("slices", "labels", "nodules", "windows", "cubes", "lungs")
+
+
+def cohort_folder(out: Path, sources: Sequence[Path], settings: Mapping[str, Any]) -> RunFolder:
+    """The folder of a cohort, not looked at yet.
+
+    Args:
+        out: the folder.
+        sources: what it is made of. Their places count by their hash, so that no path of this machine is written.
+        settings: how it is made.
+
+    Raises:
+        InputError: when the folder lies inside a source.
+    """
+    if any(out.resolve().is_relative_to(source.resolve()) for source in sources):
+        raise InputError(f"{out}: a cohort must not lie inside its source. Give another folder as `out`.")
+    places = "\n".join(sorted(str(source.resolve()) for source in sources))
+    identity = {
+        **settings,
+        "sources": sorted(source.resolve().name for source in sources),
+        "source_locations": hashlib.sha256(places.encode()).hexdigest()[:16],
+    }
+    return RunFolder(path=out, identity=identity)
+
+
+def claim_cohort_folder(folder: RunFolder) -> None:
+    """Makes the folders of a cohort; it is without `cohort.json` until it is whole."""
+    folder.claim()
+    remove_temporary(folder.path, recursive=True)
+    for name in (*_FOLDERS, FINISHED):
+        (folder.path / name).mkdir(exist_ok=True)
+    (folder.path / "cohort.json").unlink(missing_ok=True)
+
+
+def forget_others(out: Path, task_ids: Set[str]) -> None:
+    """Removes what an earlier run wrote for series that are no longer there."""
+    kept = {SeriesRows.path(out, task_id) for task_id in task_ids}
+    for path in (out / FINISHED).glob("*.json"):
+        if path in kept or path.stem == "identity":  # the second is of format 1
+            continue
+        for name in SeriesRows.read(path).files():
+            (out / name).unlink(missing_ok=True)
+        path.unlink()

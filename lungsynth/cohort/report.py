@@ -26,7 +26,7 @@ from lungsynth.cohort.split import EXCLUDED, SPLITS, split_hash
 from lungsynth.ct.series import Problem
 from lungsynth.ct.write import read_plane
 from lungsynth.errors import InputError
-from lungsynth.grids import PATCH_PX, PATCH_SPACING_MM
+from lungsynth.geometry import PATCH_PX, PATCH_SPACING_MM
 from lungsynth.hounsfield import DISPLAY_WINDOW
 from lungsynth.io.atomic import write_json, write_picture, write_text
 from lungsynth.io.tables import csv_text, markdown_table

@@ -20,8 +20,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from lungsynth.cohort.cubes import NoduleCube, cut_cube
-from lungsynth.cohort.patches import NodulePatches, NodulePlanes, cut_patches, sphere_diameter_mm, texture_class
+from lungsynth.cohort.patches import (
+    NoduleCube,
+    NodulePatches,
+    NodulePlanes,
+    cut_cube,
+    cut_patches,
+    sphere_diameter_mm,
+    texture_class,
+)
 from lungsynth.cohort.resampling import CentredGrid
 from lungsynth.cohort.schema import RATINGS, NoduleRow
 from lungsynth.cohort.windows import IGNORED, NODULE, WINDOW_PX, cut_window
@@ -29,9 +36,9 @@ from lungsynth.ct.annotations import read_boxes, read_findings, read_nodules, re
 from lungsynth.ct.nodule import ReadNodule, mask_centre_lps
 from lungsynth.ct.series import NoduleSphere, SeriesFiles
 from lungsynth.ct.voc import SliceBox
-from lungsynth.ct.volume import Volume, lps_to_voxel
+from lungsynth.ct.volume import Volume
 from lungsynth.errors import InputError
-from lungsynth.grids import PATCH_PX, PATCH_SPACING_MM
+from lungsynth.geometry import PATCH_PX, PATCH_SPACING_MM, lps_to_voxel
 from lungsynth.hounsfield import SOLID_HU
 
 __all__ = [

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int16, UInt8
 from scipy import ndimage
 
 from lungsynth.errors import InputError
-from lungsynth.grids import LUNG_FIELD_MM
+from lungsynth.geometry import LUNG_FIELD_MM
 from lungsynth.hounsfield import AIR_HU, Label, to_int16
 from lungsynth.types import HuPlane, HuVolume, LabelPlane, LabelVolume, MaskPlane
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lungsynth.commands.arguments import (
+from lungsynth.commands.command import (
     Command,
     Report,
     add_bundles,

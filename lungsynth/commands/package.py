@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from lungsynth.commands.arguments import Command, Report, add_bundles
+from lungsynth.commands.command import Command, Report, add_bundles
 
 __all__ = ["PACKAGE"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from lungsynth.commands.arguments import (
+from lungsynth.commands.command import (
     Command,
     Report,
     add_bundles,
@@ -296,7 +296,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(options: argparse.Namespace) -> Report:
-    from lungsynth.export.sample import Growth
+    from lungsynth.export.growth import Growth
     from lungsynth.export.writer import ExportJob, export_catalogue
     from lungsynth.placement.catalogue import read_catalogue
 

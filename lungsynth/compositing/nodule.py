@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float32
 
 from lungsynth.compositing.noise import MEDIAN_OF_NORMAL, LungNoise, fourth_difference
 from lungsynth.errors import InputError
-from lungsynth.grids import PATCH_SPACING_MM
+from lungsynth.geometry import PATCH_SPACING_MM
 from lungsynth.hounsfield import LUNG_HU
 from lungsynth.placement.assets import ALPHA_SCALE, AssetArray
 from lungsynth.placement.groups import NodulePlacement
@@ -55,7 +55,7 @@ _MIN_CORE_PX = 12  # with fewer, the fine structure of the core is unknown and n
 _MAX_REACH_PX = 2048  # from the middle of a nodule: wider than any slice, and some 500 MB while it is resampled
 
 # Of matching.
-_PATCH_EDGE_MM = 0.56  # standard deviation of the edge of stored patches: cohort.isolation.EDGE_PX = 0.8 at 0.7 mm
+_PATCH_EDGE_MM = 0.56  # standard deviation of the edge of stored patches: cohort.resampling.EDGE_PX = 0.8 at 0.7 mm
 _MIN_BLUR_MM = 0.45  # what the fading of a patch's HU beyond its outline takes away from its edge
 _MAX_BLUR_STEPS = 8  # 2 pixels (1.4 mm): more would dissolve small nodules
 _MAX_SMOOTHING_STEPS = 6  # 1.5 pixels, likewise

@@ -29,8 +29,9 @@ from scipy.spatial.distance import cdist, pdist
 
 from lungsynth.ct.dicom_geometry import SliceFrame
 from lungsynth.ct.nodule import ReadNodule, mask_centre_lps
-from lungsynth.ct.volume import Volume, lps_to_voxel, voxel_to_lps
+from lungsynth.ct.volume import Volume
 from lungsynth.errors import InputError
+from lungsynth.geometry import lps_to_voxel, voxel_to_lps
 from lungsynth.types import Affine
 
 __all__ = ["LidcReading", "XmlHead", "read_lidc_xml", "read_xml_head"]

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import ndimage
 
-from lungsynth.ct.volume import voxel_to_lps
 from lungsynth.errors import InputError
+from lungsynth.geometry import voxel_to_lps
 from lungsynth.types import Affine, LabelVolume
 
 __all__ = ["ReadNodule", "mask_centre_lps", "nodules_from_mask"]

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from lungsynth.ct.dicom_geometry import SliceFrame
-from lungsynth.ct.volume import Volume, lps_to_voxel
+from lungsynth.ct.volume import Volume
 from lungsynth.errors import InputError
+from lungsynth.geometry import lps_to_voxel
 
 __all__ = ["SliceBox", "read_voc_boxes"]
 

@@ -12,34 +12,7 @@ import numpy as np
 from lungsynth.errors import InputError
 from lungsynth.types import Affine, HuPlane, HuVolume
 
-__all__ = ["Volume", "axial_affine", "lps_to_voxel", "voxel_to_lps"]
-
-_LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
-
-def axial_affine(*, spacing_mm: tuple[float, float, float], origin_lps_mm: tuple[float, float, float]) -> Affine:
-    """RAS affine of an axial grid of this module's orientation.
-
-    Args:
-        spacing_mm: (slice, row, column), all positive.
-        origin_lps_mm: LPS position of the centre of voxel (0, 0, 0), as in DICOM and MetaImage.
-    """
-    affine = np.diag([spacing_mm[2], spacing_mm[1], spacing_mm[0], 1.0])
-    affine[:3, 3] = origin_lps_mm
-    return _LPS_FROM_RAS @ affine
-
-
-def voxel_to_lps(affine: Affine, slice_row_column: np.ndarray) -> np.ndarray:
-    """LPS millimetres (..., 3) as (x, y, z) of voxel indices (..., 3) as (slice, row, column)."""
-    points = np.asarray(slice_row_column, dtype=np.float64)[..., ::-1]
-    return points @ (_LPS_FROM_RAS @ affine)[:3, :3].T + (_LPS_FROM_RAS @ affine)[:3, 3]
-
-
-def lps_to_voxel(affine: Affine, xyz_mm: np.ndarray) -> np.ndarray:
-    """Voxel indices (..., 3) as fractional (slice, row, column) of LPS millimetres (..., 3)."""
-    lps = _LPS_FROM_RAS @ affine
-    points = (np.asarray(xyz_mm, dtype=np.float64) - lps[:3, 3]) @ np.linalg.inv(lps[:3, :3]).T
-    return points[..., ::-1]
+__all__ = ["Volume"]
 
 
 @dataclass(frozen=True, kw_only=True)

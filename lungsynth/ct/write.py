@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 from einops import rearrange
 
-from lungsynth.ct.series import NoduleSphere
 from lungsynth.ct.volume import Volume
 from lungsynth.errors import InputError
 from lungsynth.io.atomic import write_bytes, write_text
@@ -117,16 +116,17 @@ def read_plane(path: Path) -> tuple[HuPlane | LabelPlane, Affine]:
     return plane, np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
 
 
-def write_annotations(path: Path, nodules: Iterable[NoduleSphere], *, textures: Sequence[str] | None = None) -> None:
-    """Writes nodules as LUNA16's `annotations.csv` (LPS millimetres, three decimals), in the order given.
+def write_annotations(
+    path: Path, rows: Iterable[tuple[str, float, float, float, float]], *, textures: Sequence[str] | None = None
+) -> None:
+    """Writes nodules as LUNA16's `annotations.csv`, three decimals, in the order given.
 
     Args:
         path: the file.
-        nodules: a row each.
+        rows: series or sample, x, y and z of the centre in LPS mm, diameter in mm.
         textures: of each nodule, for a further column `texture`.
     """
-    rows = [(nodule.series_id, *nodule.centre_lps_mm, nodule.diameter_mm) for nodule in nodules]
-    table = pd.DataFrame(rows, columns=list(ANNOTATION_COLUMNS))
+    table = pd.DataFrame(list(rows), columns=list(ANNOTATION_COLUMNS))
     if textures is not None:
         table["texture"] = list(textures)
     write_text(path, table.to_csv(index=False, float_format="%.3f", lineterminator="\n"))

@@ -1,11 +1,13 @@
-"""A synthetic slice as DICOM that tells the truth: a CT image of nobody, marked as synthetic.
+"""A synthetic slice as DICOM that tells the truth: a CT image of nobody, marked as synthetic, and its Segmentation.
 
 Nothing of a source patient is in it: names, UIDs and dates follow from the sample's name alone, so the same sample has
-the same bytes. Synthetic Data (0008,001C) is YES; a validator of 2022 does not know that attribute yet.
+the same bytes. Synthetic Data (0008,001C) is YES; a validator of 2022 does not know that attribute yet. The
+Segmentation of lung and nodules refers to the image, and needs highdicom.
 """
 
 import io
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -13,14 +15,24 @@ from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.sr.coding import Code
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 from pydicom.valuerep import DSfloat
 
+from lungsynth.errors import InputError
 from lungsynth.hounsfield import CT_RANGE_HU
 from lungsynth.io.atomic import write_bytes
-from lungsynth.types import Affine, HuPlane
+from lungsynth.types import Affine, HuPlane, MaskPlane
 
-__all__ = ["SyntheticScan", "derived_uid", "dicom_bytes", "mark_synthetic", "synthetic_ct", "write_dicom"]
+__all__ = [
+    "SyntheticScan",
+    "derived_uid",
+    "dicom_bytes",
+    "mark_synthetic",
+    "synthetic_ct",
+    "synthetic_seg",
+    "write_dicom",
+]
 
 MANUFACTURER = "lungsynth"
 # UIDs are UUIDs (v5) of the sample's id in this namespace; another one would change every UID.
@@ -155,3 +167,90 @@ def _fill(image: Dataset, hu: HuPlane) -> None:
 
 def _decimal(value: Any) -> DSfloat:
     return DSfloat(float(value) + 0.0, auto_format=True)  # + 0.0 makes -0.0 a 0
+
+
+_ANATOMY = Code("123037004", "SCT", "Anatomical Structure")
+_LESION = Code("49755003", "SCT", "Morphologically Abnormal Structure")
+_LUNG = Code("39607008", "SCT", "Lung")
+_NODULE = Code("27925004", "SCT", "Nodule")
+_FAMILY = Code("123110", "DCM", "Artificial Intelligence")
+
+
+def synthetic_seg(
+    image: Dataset, lung: MaskPlane, nodules: Sequence[MaskPlane], categories: Sequence[str], scan: SyntheticScan
+) -> Dataset:
+    """A binary Segmentation: segment 1 is lung (nodules included), then one a nodule.
+
+    Args:
+        image: what `synthetic_ct` gave.
+        lung: (H, W).
+        nodules: (H, W) each.
+        categories: one a nodule, for the labels.
+        scan: that of the image.
+
+    Raises:
+        InputError: when highdicom is not installed.
+    """
+    highdicom = _highdicom()
+    algorithm = highdicom.AlgorithmIdentificationSequence(name=MANUFACTURER, family=_FAMILY, version="1")
+    segments = [_segment(1, "Lung", _ANATOMY, _LUNG, scan, algorithm)]
+    for number, category in enumerate(categories, start=2):
+        label = f"Nodule {number - 1}, {category}"
+        segments.append(_segment(number, label, _LESION, _NODULE, scan, algorithm))
+    segmentation = highdicom.seg.Segmentation(
+        source_images=[image],
+        pixel_array=np.stack([lung, *nodules], axis=-1)[None].astype(np.uint8),
+        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=segments,
+        series_instance_uid=derived_uid(scan.name, "seg series"),
+        series_number=2,
+        sop_instance_uid=derived_uid(scan.name, "seg"),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=MANUFACTURER,
+        software_versions="1",
+        device_serial_number="1",
+        content_label="LUNGSYNTH",
+        content_description="Lungs and nodules as they were composed",
+        series_description="Truth of a synthetic lung slice",
+    )
+    _settle(segmentation, image, scan)
+    mark_synthetic(segmentation, scan)
+    return segmentation
+
+
+def _highdicom() -> Any:
+    try:
+        import highdicom
+        import highdicom.seg
+    except ImportError as error:
+        raise InputError(
+            "Writing DICOM Segmentations needs highdicom. Install it with: pip install 'lungsynth[dicom]'"
+        ) from error
+    return highdicom
+
+
+def _segment(number: int, label: str, category: Code, kind: Code, scan: SyntheticScan, algorithm: Any) -> Any:
+    highdicom = _highdicom()
+    return highdicom.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=label[:64],
+        segmented_property_category=category,
+        segmented_property_type=kind,
+        anatomic_regions=[_LUNG] if kind is _NODULE else None,
+        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=algorithm,
+        tracking_uid=derived_uid(scan.subject, "segment", str(number)),
+        tracking_id=f"{scan.subject} segment {number}",
+    )
+
+
+def _settle(segmentation: Dataset, image: Dataset, scan: SyntheticScan) -> None:
+    """Replaces the times and UIDs that highdicom takes from the clock and from chance."""
+    for keyword in ("SeriesDate", "ContentDate", "InstanceCreationDate"):
+        setattr(segmentation, keyword, scan.study_date)
+    for keyword in ("SeriesTime", "ContentTime", "InstanceCreationTime"):
+        setattr(segmentation, keyword, image.ContentTime)
+    organization = derived_uid(scan.name, "dimensions")
+    for item in [*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence]:
+        item.DimensionOrganizationUID = organization

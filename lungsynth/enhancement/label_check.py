@@ -12,15 +12,17 @@ Both are of log-odds: a network that is sure of itself has its operating point n
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy import special
 
-from lungsynth.compositing.render import Rendered
 from lungsynth.detector import MIN_HIT_RADIUS_MM, CandidateDetector, Candidates
-from lungsynth.placement.lung_shape import Box
+from lungsynth.geometry import Box
 from lungsynth.types import HuPlane, Plane
+
+if TYPE_CHECKING:
+    from lungsynth.compositing.render import Rendered
 
 __all__ = [
     "LABEL_CHECK_MARGIN",
@@ -123,7 +125,7 @@ class LabelCheck:
         return np.asarray(candidates[counts])
 
     def compare(
-        self, before: Candidates, after: Candidates, sample: Rendered, spacing_mm: tuple[float, float]
+        self, before: Candidates, after: Candidates, sample: "Rendered", spacing_mm: tuple[float, float]
     ) -> LabelComparison:
         """What of `before` is in `after`.
 
@@ -157,7 +159,7 @@ class LabelCheck:
             invented=invented,
         )
 
-    def _on_nodules(self, candidates: Candidates, sample: Rendered, spacing_mm: tuple[float, float]) -> np.ndarray:
+    def _on_nodules(self, candidates: Candidates, sample: "Rendered", spacing_mm: tuple[float, float]) -> np.ndarray:
         """Which candidate is on which nodule, (candidates, nodules)."""
         centres = np.array([_spot(box)[:2] for box in sample.boxes]).reshape(-1, 2)
         radii = [max(nodule.diameter_mm / 2, MIN_HIT_RADIUS_MM) for nodule in sample.annotations]

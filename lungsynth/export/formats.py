@@ -23,14 +23,83 @@ from PIL import Image
 from lungsynth.ct.write import write_plane
 from lungsynth.errors import InputError
 from lungsynth.export.labels import write_msd, write_nnunet
-from lungsynth.export.split import PARTS, Provenance
-from lungsynth.hounsfield import DISPLAY_WINDOW
+from lungsynth.export.split import PARTS, Part, Provenance
+from lungsynth.geometry import Box
+from lungsynth.hounsfield import DISPLAY_WINDOW, Label
 from lungsynth.io.atomic import replacing, write_bytes, write_text
+from lungsynth.types import Affine, HuPlane, LabelPlane, MaskPlane
 
 if TYPE_CHECKING:
-    from lungsynth.export.sample import ExportedSample
+    from lungsynth.compositing.render import Annotation, NoduleMask
+    from lungsynth.enhancement.stage import EnhancedSlice
 
-__all__ = ["FORMATS", "Format", "Written"]
+__all__ = ["FORMATS", "ExportedSample", "Format", "Written"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ExportedSample:
+    """A sample with its name.
+
+    Args:
+        name: of its files, unique.
+        recipe: id of the recipe that made it.
+        day: of the scan, 0 but in a growth series.
+        image: HU.
+        label: `Label` ids.
+        affine: (column, row, slice) -> RAS mm.
+        boxes: one a nodule.
+        masks: one a nodule, in its box.
+        annotations: one a nodule.
+        categories: one a nodule.
+        enhanced: what the enhancer did; None without it.
+        part: of the catalogue, see `split`; only set for layouts whose folders follow from it.
+    """
+
+    name: str
+    recipe: str
+    day: int
+    image: HuPlane
+    label: LabelPlane
+    affine: Affine
+    boxes: tuple[Box, ...]
+    masks: "tuple[NoduleMask, ...]"
+    annotations: "tuple[Annotation, ...]"
+    categories: tuple[str, ...]
+    enhanced: "EnhancedSlice | None" = None
+    part: Part = "training"
+
+    @property
+    def descrip(self) -> str:
+        """What a header says of it."""
+        return f"synthetic: lungsynth {self.recipe}"
+
+    @property
+    def lung(self) -> MaskPlane:
+        """Lung with its nodules, (H, W)."""
+        return self.label != Label.BACKGROUND
+
+    @property
+    def nodules(self) -> list[MaskPlane]:
+        """One mask a nodule, (H, W)."""
+        planes = [np.zeros(self.label.shape, dtype=bool) for _ in self.boxes]
+        for plane, box, mask in zip(planes, self.boxes, self.masks, strict=True):
+            plane[box.row_from : box.row_to, box.column_from : box.column_to] = mask
+        return planes
+
+    def facts(self) -> dict[str, Any]:
+        """What the label files need, as JSON."""
+        return {
+            "name": self.name,
+            "recipe": self.recipe,
+            "day": self.day,
+            "shape": list(self.image.shape),
+            "affine": self.affine.ravel().tolist(),
+            "categories": list(self.categories),
+            "boxes": [[int(value) for value in box] for box in self.boxes],
+            "annotations": [list(annotation) for annotation in self.annotations],
+            "runs": [_run_lengths(mask) for mask in self.nodules],
+            **({"enhancement": self.enhanced.facts()} if self.enhanced else {}),
+        }
 
 
 class Written(NamedTuple):
@@ -40,7 +109,7 @@ class Written(NamedTuple):
     label: str
 
 
-Writer = Callable[[Sequence["ExportedSample"], Path, str], tuple[list[Written], list[str]]]
+Writer = Callable[[Sequence[ExportedSample], Path, str], tuple[list[Written], list[str]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +136,7 @@ class Format:
 def _nifti_in(image: str, label: str) -> Writer:
     """Writes NIfTI under names that are made of a sample's own, `{}`."""
 
-    def write(samples: Sequence["ExportedSample"], out: Path, shard: str) -> tuple[list[Written], list[str]]:
+    def write(samples: Sequence[ExportedSample], out: Path, shard: str) -> tuple[list[Written], list[str]]:
         written = [Written(image.format(sample.name), label.format(sample.name)) for sample in samples]
         for sample, names in zip(samples, written, strict=True):
             write_plane(out / names.label, sample.label, sample.affine, descrip=sample.descrip)
@@ -77,7 +146,7 @@ def _nifti_in(image: str, label: str) -> Writer:
     return write
 
 
-def _luna16(samples: Sequence["ExportedSample"], out: Path, shard: str) -> tuple[list[Written], list[str]]:
+def _luna16(samples: Sequence[ExportedSample], out: Path, shard: str) -> tuple[list[Written], list[str]]:
     """LUNA16 has a folder `subset<n>` a fold, and masks of the lungs: 3 and 4, at the lower and the higher column."""
     written, files = [], []
     for sample in samples:
@@ -91,7 +160,7 @@ def _luna16(samples: Sequence["ExportedSample"], out: Path, shard: str) -> tuple
     return written, files
 
 
-def _write_metaimage(out: Path, name: str, plane: np.ndarray, sample: "ExportedSample") -> list[str]:
+def _write_metaimage(out: Path, name: str, plane: np.ndarray, sample: ExportedSample) -> list[str]:
     """Writes a header and its data file, which is named last so that a header never lacks its data."""
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ sample.affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
@@ -121,7 +190,7 @@ def _numbers(values: np.ndarray) -> str:
     return " ".join(f"{value + 0.0:.9g}" for value in values)  # + 0.0 makes 0 of -0
 
 
-def _png(samples: Sequence["ExportedSample"], out: Path, shard: str) -> tuple[list[Written], list[str]]:
+def _png(samples: Sequence[ExportedSample], out: Path, shard: str) -> tuple[list[Written], list[str]]:
     written = [Written(f"images/{sample.name}.png", f"masks/{sample.name}.png") for sample in samples]
     for sample, names in zip(samples, written, strict=True):
         write_bytes(out / names.label, _png_bytes(sample.label))
@@ -129,9 +198,8 @@ def _png(samples: Sequence["ExportedSample"], out: Path, shard: str) -> tuple[li
     return written, _flat(written)
 
 
-def _dicom(samples: Sequence["ExportedSample"], out: Path, shard: str) -> tuple[list[Written], list[str]]:
-    from lungsynth.ct.write_dicom import SyntheticScan, synthetic_ct, write_dicom
-    from lungsynth.ct.write_seg import synthetic_seg
+def _dicom(samples: Sequence[ExportedSample], out: Path, shard: str) -> tuple[list[Written], list[str]]:
+    from lungsynth.ct.write_dicom import SyntheticScan, synthetic_ct, synthetic_seg, write_dicom
 
     written = [Written(f"{sample.recipe}/{sample.name}/ct.dcm", "") for sample in samples]
     written = [Written(names.image, names.image.replace("ct.dcm", "seg.dcm")) for names in written]
@@ -148,7 +216,7 @@ def _dicom(samples: Sequence["ExportedSample"], out: Path, shard: str) -> tuple[
     return written, _flat(written)
 
 
-def _webdataset(samples: Sequence["ExportedSample"], out: Path, shard: str) -> tuple[list[Written], list[str]]:
+def _webdataset(samples: Sequence[ExportedSample], out: Path, shard: str) -> tuple[list[Written], list[str]]:
     file = f"shards/{shard}.tar"
     with replacing(out / file) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
@@ -160,7 +228,7 @@ def _webdataset(samples: Sequence["ExportedSample"], out: Path, shard: str) -> t
     return members, [file]
 
 
-def _zarr(samples: Sequence["ExportedSample"], out: Path, shard: str) -> tuple[list[Written], list[str]]:
+def _zarr(samples: Sequence[ExportedSample], out: Path, shard: str) -> tuple[list[Written], list[str]]:
     """A group a shard and, in it, one a grid (`512x512`) with `image` and `mask` (N, H, W), a chunk a sample."""
     zarr = _need_zarr()
     name, written = f"parts/{shard}.zarr", {}
@@ -206,6 +274,14 @@ def _need_highdicom() -> None:
         import highdicom  # noqa: F401
     except ImportError as error:
         raise InputError("Writing DICOM needs highdicom. Install it with: pip install 'lungsynth[dicom]'") from error
+
+
+def _run_lengths(mask: np.ndarray) -> list[int]:
+    """COCO's uncompressed run lengths: down the columns, beginning with background."""
+    values = np.concatenate([[False], mask.ravel(order="F"), [False]])
+    changes = np.flatnonzero(values[1:] != values[:-1])
+    ends = np.concatenate([changes, [mask.size]]) if not len(changes) or changes[-1] != mask.size else changes
+    return np.diff(ends, prepend=0).astype(int).tolist()
 
 
 def _flat(written: Iterable[Written]) -> list[str]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from lungsynth.categories import TEXTURES, UNKNOWN
-from lungsynth.ct.series import NoduleSphere
 from lungsynth.ct.write import write_annotations
 from lungsynth.export.split import PARTS, Provenance
 from lungsynth.hounsfield import Label
@@ -37,7 +36,7 @@ def write_labels(samples: Sequence[Facts], provenances: Sequence[Provenance], ou
     """
     categories = sorted({category for sample in samples for category in sample["categories"]})
     textures = [_texture(category) for sample in samples for category in sample["categories"]]
-    write_annotations(out / "annotations.csv", _spheres(samples), textures=textures)
+    write_annotations(out / "annotations.csv", _annotation_rows(samples), textures=textures)
     write_json(out / "datalist.json", _datalist(samples, provenances, categories))
     write_json(out / "detection.json", _detection(samples, provenances, categories), indent=None)
     write_json(out / "coco.json", _coco(samples, categories), indent=None)
@@ -96,11 +95,10 @@ def _texture(category: str) -> str:
     return category if category in TEXTURES else UNKNOWN
 
 
-def _spheres(samples: Iterable[Facts]) -> Iterable[NoduleSphere]:
+def _annotation_rows(samples: Iterable[Facts]) -> Iterable[tuple[str, float, float, float, float]]:
     for sample in samples:
         for x_mm, y_mm, z_mm, diameter_mm in sample["annotations"]:
-            centre = (x_mm, y_mm, z_mm)
-            yield NoduleSphere(series_id=sample["name"], centre_lps_mm=centre, diameter_mm=diameter_mm)
+            yield sample["name"], x_mm, y_mm, z_mm, diameter_mm
 
 
 def _column_first(box: Sequence[int]) -> list[int]:

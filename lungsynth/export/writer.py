@@ -24,21 +24,28 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from lungsynth.compositing.render import Renderer
+from lungsynth.compositing.render import Rendered, Renderer
 from lungsynth.config import EXPORT_ENGINES, default_bundles
-from lungsynth.enhancement.changes import CHANGE_BINS, ZONES, Changes, change_summary
-from lungsynth.enhancement.identity import enhancement_identity
-from lungsynth.enhancement.stage import EnhancementStage, check_noted_weights, open_stage
+from lungsynth.enhancement.stage import (
+    CHANGE_BINS,
+    ZONES,
+    Changes,
+    EnhancementStage,
+    change_summary,
+    check_noted_weights,
+    enhancement_identity,
+    open_stage,
+)
 from lungsynth.errors import InputError
-from lungsynth.export.formats import FORMATS, Format
+from lungsynth.export.formats import FORMATS, ExportedSample, Format
+from lungsynth.export.growth import Growth, Variant, variants
 from lungsynth.export.labels import write_checksums, write_labels
-from lungsynth.export.sample import Growth, export_variant, variants
 from lungsynth.export.split import PARTS, catalogue_parts, provenances
 from lungsynth.io.atomic import remove_temporary, write_json, write_text
 from lungsynth.io.running import FolderLock, worker_pool
 from lungsynth.io.stored import SHA256, file_names, integers, lists, mappings, numbers, objects, read_json, texts
 from lungsynth.placement.assets import AssetLibrary
-from lungsynth.placement.catalogue import Catalogue, read_catalogue
+from lungsynth.placement.catalogue import Catalogue, Recipe, read_catalogue
 from lungsynth.run_folder import FORMAT, RunFolder
 from lungsynth.run_report import write_card
 from lungsynth.tracking import open_tracker
@@ -304,9 +311,9 @@ class ShardWriter:
         job = self.job
         samples, left_out = [], 0
         for index in range(shard.begin, shard.end):
-            recipe_variants = variants(self.catalogue[index], pairs=job.pairs, growth=job.growth)
+            recipe_variants = self._variants(self.catalogue[index])
             left_out += not recipe_variants
-            made = [export_variant(variant, self._renderer, self._stage) for variant in recipe_variants]
+            made = [self._render(variant) for variant in recipe_variants]
             samples += [replace(sample, part=PARTS[self._parts[index]]) for sample in made] if job.how.by_part else made
         written, files = job.how.write(samples, job.out, shard.name) if samples else ([], [])
         record = {
@@ -316,6 +323,32 @@ class ShardWriter:
             "files": {name: hashlib.sha256((job.out / name).read_bytes()).hexdigest() for name in files},
         }
         write_text(job.record(shard), json.dumps(record, sort_keys=True))
+
+    def _variants(self, recipe: Recipe) -> list[Variant]:
+        """The samples of a recipe: itself, where the job asks for no others."""
+        if self.job.pairs or self.job.growth:
+            return variants(recipe, pairs=self.job.pairs, growth=self.job.growth)
+        return [Variant(name=recipe.id, recipe=recipe)]
+
+    def _render(self, variant: Variant) -> ExportedSample:
+        recipe = variant.recipe
+        sample: Rendered = self._renderer.render(recipe) if variant.nodules else self._renderer.lung(recipe)
+        image, enhanced = sample.image, None
+        if self._stage is not None:
+            image, enhanced = self._stage(sample, recipe.lung, self._renderer.background(recipe))
+        return ExportedSample(
+            name=variant.name,
+            recipe=recipe.id,
+            day=variant.day,
+            image=image,
+            label=sample.label,
+            affine=sample.affine,
+            boxes=sample.boxes,
+            masks=sample.masks,
+            annotations=sample.annotations,
+            categories=tuple(nodule.category for nodule in recipe.nodules) if variant.nodules else (),
+            enhanced=enhanced,
+        )
 
 
 def export_catalogue(

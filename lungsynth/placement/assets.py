@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int16
 
 from lungsynth.errors import InputError
-from lungsynth.grids import PATCH_PX, PATCH_SPACING_MM, disc_diameter
+from lungsynth.geometry import PATCH_PX, PATCH_SPACING_MM, disc_diameter
 from lungsynth.io.atomic import replacing
 from lungsynth.io.stored import HASH, Unfit, lists, numbers, objects, read_parquet, texts
 from lungsynth.types import Affine, HuPlane, LabelPlane, MaskPlane, Origin

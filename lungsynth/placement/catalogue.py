@@ -25,10 +25,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lungsynth.errors import InputError
+from lungsynth.geometry import UNITS_PER_MM
 from lungsynth.io.atomic import replacing
 from lungsynth.io.stored import HASH, booleans, objects, parse_json, read_parquet, shortened
 from lungsynth.placement.groups import PHASES, NoduleGroup, NodulePlacement, place
-from lungsynth.placement.lung_shape import UNITS_PER_MM
 from lungsynth.types import Origin
 
 if TYPE_CHECKING:

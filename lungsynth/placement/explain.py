@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from lungsynth.errors import InputError
+from lungsynth.geometry import UNITS_PER_MM
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import ID_PREFIX, read_catalogue, sample_id, sample_seeds
 from lungsynth.placement.groups import PHASES, GroupArrays, NoduleGroup
-from lungsynth.placement.lung_shape import UNITS_PER_MM, LibraryLungs, LungShape
+from lungsynth.placement.lung_shape import LibraryLungs, LungShape
 from lungsynth.placement.plan_catalogue import PlanRecord, read_groups
 from lungsynth.placement.planning import PairOrder, farthest_rank
 from lungsynth.placement.policy import classes_of, order_rank, shuffled

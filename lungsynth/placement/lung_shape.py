@@ -11,13 +11,14 @@ from them is the same on every machine.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float64, Int16, Int32
 from scipy import ndimage
 
 from lungsynth.errors import InputError
+from lungsynth.geometry import UNITS_PER_MM, Box
 from lungsynth.hounsfield import DENSE_HU
 from lungsynth.types import HuPlane, MaskPlane
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 __all__ = [
     "AIRWAY_HU",
     "MARGIN_PX",
-    "UNITS_PER_MM",
-    "Box",
     "Frames",
     "LibraryLungs",
     "LungShape",
@@ -37,23 +36,8 @@ __all__ = [
 ]
 
 AIRWAY_HU = -960  # what is darker is the lumen of airways, or emphysema, and no place for a nodule
-UNITS_PER_MM = 64  # of distances: steps of 0.016 mm, and up to 512 mm in int16
 MARGIN_PX = 2  # background around the bounding box, so that the neighbours of each of its pixels exist
 _MAX_HOLE_MM2 = 80.0  # in the lung mask, that counts as lung: the cross-section of a vessel of 10 mm
-
-
-class Box(NamedTuple):
-    """Rows and columns, each from (included) .. to (excluded)."""
-
-    row_from: int
-    column_from: int
-    row_to: int
-    column_to: int
-
-    @property
-    def pixels(self) -> tuple[slice, slice]:
-        """The index of its pixels in a slice."""
-        return slice(self.row_from, self.row_to), slice(self.column_from, self.column_to)
 
 
 def bounding_box(mask: MaskPlane) -> Box:

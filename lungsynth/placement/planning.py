@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from lungsynth.config import Policy
 from lungsynth.errors import InputError
+from lungsynth.geometry import UNITS_PER_MM
 from lungsynth.placement.groups import PHASES, GroupArrays, NoduleGroup
-from lungsynth.placement.lung_shape import UNITS_PER_MM, LungShape
+from lungsynth.placement.lung_shape import LungShape
 from lungsynth.placement.policy import (
     Classes,
     PolicyWeights,

@@ -24,8 +24,9 @@ from jaxtyping import Float64, Int64, UInt64
 
 from lungsynth.config import Policy
 from lungsynth.errors import InputError
+from lungsynth.geometry import UNITS_PER_MM
 from lungsynth.placement.groups import GroupArrays
-from lungsynth.placement.lung_shape import UNITS_PER_MM, LungShape
+from lungsynth.placement.lung_shape import LungShape
 
 if TYPE_CHECKING:
     from lungsynth.placement.presence import NoduleStatistics, PresencePrior

@@ -23,8 +23,9 @@ from jaxtyping import Float, Float64, Int64
 from scipy import ndimage
 
 from lungsynth.errors import InputError
+from lungsynth.geometry import UNITS_PER_MM
 from lungsynth.hounsfield import Label
-from lungsynth.placement.lung_shape import MARGIN_PX, UNITS_PER_MM, LungShape
+from lungsynth.placement.lung_shape import MARGIN_PX, LungShape
 from lungsynth.placement.policy import DISTANCE_EDGES_MM, SIZE_EDGES_MM, TargetDistribution, distance_class, size_class
 
 if TYPE_CHECKING:

@@ -21,10 +21,10 @@ from jaxtyping import Bool, Int, Int16, UInt8
 
 from lungsynth.config import MIN_DIAMETER_MM
 from lungsynth.errors import InputError
-from lungsynth.grids import disc_diameter
+from lungsynth.geometry import UNITS_PER_MM, disc_diameter
 from lungsynth.io.stored import lists, numbers, objects, read_json, texts
 from lungsynth.placement.groups import PHASES, GroupArrays, NoduleGroup, NodulePlacement, place
-from lungsynth.placement.lung_shape import MARGIN_PX, UNITS_PER_MM, LungShape
+from lungsynth.placement.lung_shape import MARGIN_PX, LungShape
 
 __all__ = [
     "REGIONS",

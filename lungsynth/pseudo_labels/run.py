@@ -14,8 +14,8 @@ from typing import Any
 from tqdm import tqdm
 
 from lungsynth.bundles import read_weights
-from lungsynth.cohort.cohort_folder import claim_cohort_folder, cohort_folder
 from lungsynth.cohort.datalists import build_datalists
+from lungsynth.cohort.prepare import claim_cohort_folder, cohort_folder
 from lungsynth.cohort.reader import Cohort
 from lungsynth.cohort.report import cohort_page, count_splits, markdown_report, rows_text, summarise, write_rows
 from lungsynth.cohort.series_rows import CohortRows, SeriesRows
@@ -24,8 +24,7 @@ from lungsynth.errors import InputError, StorageError, reason
 from lungsynth.io.atomic import link_or_copy, write_json, write_picture, write_text
 from lungsynth.io.running import FolderLock
 from lungsynth.pseudo_labels.candidates import open_detector, operating_point
-from lungsynth.pseudo_labels.montage import pseudo_label_montage
-from lungsynth.pseudo_labels.report import pseudo_label_facts, pseudo_label_section, relabel
+from lungsynth.pseudo_labels.report import pseudo_label_facts, pseudo_label_montage, pseudo_label_section, relabel
 from lungsynth.pseudo_labels.series import (
     CANDIDATES,
     NETWORK,

@@ -10,8 +10,8 @@ from lungsynth.cohort.scan_nodules import cut_nodule, nodule_row
 from lungsynth.cohort.scans import SliceStack
 from lungsynth.cohort.schema import NoduleRow, about
 from lungsynth.ct.nodule import ReadNodule, mask_centre_lps
-from lungsynth.ct.volume import voxel_to_lps
 from lungsynth.errors import InputError
+from lungsynth.geometry import voxel_to_lps
 from lungsynth.hounsfield import Label
 from lungsynth.pseudo_labels.candidates import LOWEST_PROBABILITY, Candidate
 

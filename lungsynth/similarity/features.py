@@ -23,12 +23,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lungsynth.bundles import read_weights_file
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import NETWORK_WINDOW
 from lungsynth.io.atomic import write_bytes, write_json
 from lungsynth.similarity.samples import SampleKind
 from lungsynth.types import HuPlanes
-from lungsynth.weights import read_weights_file
 
 __all__ = [
     "WEIGHTS",

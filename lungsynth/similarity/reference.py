@@ -16,14 +16,13 @@ import torch
 from jaxtyping import Float
 from torch.nn import functional
 
+from lungsynth.bundles import read_weights_file
 from lungsynth.categories import AS_LISTED, CategoryRule
 from lungsynth.errors import InputError
 from lungsynth.similarity.copies import Copies, CopyThreshold, copy_threshold, find_copies
 from lungsynth.similarity.features import WEIGHTS, Features, open_features, pairwise_distance
-from lungsynth.similarity.folds import owner_folds
-from lungsynth.similarity.samples import SampleKind, Samples, as_shown, read_lungs, read_nodules
+from lungsynth.similarity.samples import SampleKind, Samples, as_shown, owner_folds, read_lungs, read_nodules
 from lungsynth.similarity.selection import NEIGHBOURS, SimilarityScores, unranked
-from lungsynth.weights import read_weights_file
 
 __all__ = ["ReferenceCategory", "ReferenceSet", "feature_weights", "open_reference_set"]
 

@@ -33,7 +33,7 @@ from damage import Chance, damage
 from sandbox import Ending, fresh, run_case
 
 Arguments = Sequence[str]
-_MODULES = ("lungsynth.export.writer", "lungsynth.export.sample", "lungsynth.placement.explain", "lungsynth.generate")
+_MODULES = ("lungsynth.export.writer", "lungsynth.export.growth", "lungsynth.placement.explain", "lungsynth.generate")
 _MODULES += ("lungsynth.pseudo_labels.run", "evaluation.segmentation.folds")
 
 

@@ -21,10 +21,10 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_ui
 from lungsynth.cohort.phantom.lidc_xml import lidc_xml
 from lungsynth.cohort.phantom.nodules import NoduleSpec, Texture
 from lungsynth.cohort.phantom.patient import PhantomPatient, draw_patient
-from lungsynth.ct.series import NoduleSphere
-from lungsynth.ct.volume import Volume, voxel_to_lps
+from lungsynth.ct.volume import Volume
 from lungsynth.ct.write import write_annotations, write_nifti
 from lungsynth.errors import InputError
+from lungsynth.geometry import voxel_to_lps
 from lungsynth.io.atomic import write_bytes, write_json
 
 __all__ = ["make_phantom_cohort", "series_uid", "write_dicom", "write_luna16", "write_msd"]
@@ -52,17 +52,14 @@ def series_uid(patient: PhantomPatient) -> str:
 
 def write_luna16(out: Path, patients: Sequence[PhantomPatient]) -> None:
     """Writes patients in LUNA16's layout (see the module); `out` is the collection's folder."""
-    spheres, owners = [], ["seriesuid,patient_id"]
+    rows, owners = [], ["seriesuid,patient_id"]
     for patient in patients:
         uid = series_uid(patient)
         _write_metaimage(out / "subset0" / f"{uid}.mhd", patient.volume.hu, patient.volume)
         _write_metaimage(out / "seg-lungs-LUNA16" / f"{uid}.mhd", _luna16_lungs(patient), patient.volume)
-        spheres += [
-            NoduleSphere(series_id=uid, centre_lps_mm=nodule.centre_lps_mm, diameter_mm=nodule.diameter_mm)
-            for nodule in patient.nodules
-        ]
+        rows += [(uid, *nodule.centre_lps_mm, nodule.diameter_mm) for nodule in patient.nodules]
         owners.append(f"{uid},{patient.volume.patient_id}")
-    write_annotations(out / "annotations.csv", spheres)
+    write_annotations(out / "annotations.csv", rows)
     write_bytes(out / "patients.csv", ("\n".join(owners) + "\n").encode())
 
 

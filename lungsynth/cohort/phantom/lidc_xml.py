@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from lungsynth.cohort.phantom.patient import PhantomNodule, PhantomPatient
-from lungsynth.ct.volume import voxel_to_lps
+from lungsynth.geometry import voxel_to_lps
 
 __all__ = ["edge_contour", "lidc_xml"]
 

@@ -14,9 +14,9 @@ from lungsynth.cohort.phantom.anatomy import paint_table, paint_thorax
 from lungsynth.cohort.phantom.nodules import NoduleSpec, Texture, draw_specs, paint_nodules
 from lungsynth.cohort.phantom.shapes import Canvas
 from lungsynth.cohort.phantom.thorax import Thorax
-from lungsynth.ct.volume import Volume, axial_affine, voxel_to_lps
+from lungsynth.ct.volume import Volume
 from lungsynth.errors import InputError
-from lungsynth.grids import LUNG_FIELD_MM
+from lungsynth.geometry import LUNG_FIELD_MM, axial_affine, voxel_to_lps
 from lungsynth.hounsfield import AIR_HU, to_int16
 from lungsynth.types import LabelVolume
 
