@@ -8,10 +8,12 @@ import pytest
 from cohort_toys import SHAPE, write_chest
 
 from lungsynth.cohort.collections import recognise
+from lungsynth.cohort.not_normal import check_names, listed_slices, read_names
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 from lungsynth.cohort.reader import Cohort
 from lungsynth.cohort.schema import NoduleRow, SeriesRow, columns
 from lungsynth.cohort.series_rows import SeriesRows
+from lungsynth.ct.series import SeriesFiles
 from lungsynth.ct.write import read_plane, write_nifti
 from lungsynth.errors import InputError
 
@@ -270,3 +272,40 @@ def test_collections_are_recognised_and_their_names_too(ids, folder, name):
     found = recognise(ids, folder=folder)
     assert found.name == name
     assert recognise([name], folder=name) == found
+
+
+def test_what_a_user_lists_is_not_normal(cohort, tmp_path):
+    write_chest(tmp_path / "lctsc", "Case_000", seed=0)
+    before = {path.name for path in (cohort[0] / "lungs").glob("Case_000_*.npz")}
+    listed = sorted(before)[1].removesuffix(".npz").lower()
+    outcome = prepare([tmp_path / "lctsc"], tmp_path / "C", not_normal=(listed,))
+    after = {path.name for path in (tmp_path / "C" / "lungs").glob("*.npz")}
+    assert len(before) > 2
+    assert after == before - {sorted(before)[1]}
+    assert (tmp_path / "C" / "slices" / sorted(before)[1].replace(".npz", ".nii.gz")).exists()
+    assert outcome.cohort["settings"]["not_normal"] == [listed]
+    assert "not_normal" not in cohort[1].cohort["settings"]
+    with pytest.raises(InputError, match="`not_normal` names nobody: no file"):
+        prepare([tmp_path / "lctsc"], tmp_path / "D", not_normal=("nobody",))
+
+
+def test_a_list_names_files_series_patients_and_slices(tmp_path):
+    lines = ["name,what it shows", "lctsc/Case_000_ct.nii.gz,tumour", "P1  # effusion", "lungs/Case_002_0008.npz;tube"]
+    (tmp_path / "list.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    names = read_names(tmp_path / "list.csv")
+    assert names == ("case_000_ct", "case_002_0008", "p1")
+    whole, patient, part = (
+        SeriesFiles(
+            kind="nifti", series_id=name, patient_id=who, patient_known=True, files=(Path(f"{name}_ct.nii.gz"),)
+        )
+        for name, who in (("Case_000", "P0"), ("Case_001", "P1"), ("Case_002", "P2"))
+    )
+    check_names(names, [whole, patient, part])
+    assert listed_slices(names, whole, "Case_000", 3).all()
+    assert listed_slices(names, patient, "Case_001", 3).all()
+    assert np.flatnonzero(listed_slices(names, part, "Case_002", 12)).tolist() == [8]
+    with pytest.raises(InputError, match="`not_normal` names case_002_0008, p1: no file"):
+        check_names(names, [whole])
+    (tmp_path / "list.txt").write_text("file\n# nothing\n", encoding="utf-8")
+    with pytest.raises(InputError, match="expected a file, series, patient or slice"):
+        read_names(tmp_path / "list.txt")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from lungsynth.cohort.datalists import build_datalists
 from lungsynth.cohort.folders import calibration_rows, prepare_folder
 from lungsynth.cohort.layout import CohortLayout, FolderTask, find_layout
+from lungsynth.cohort.not_normal import check_names
 from lungsynth.cohort.report import cohort_page, markdown_report, origins, summarise, write_rows
 from lungsynth.cohort.series import SeriesTask, SliceExtraction, prepare_series
 from lungsynth.cohort.series_rows import FINISHED, CohortRows, SeriesRows
@@ -62,6 +63,8 @@ class PrepareSettings:
         labels: what values of label files mean, by value, such as `{1: "lung", 2: "nodule"}`.
         synthetic: take slices that this project made for scans of patients.
         strict: any problem is an error, and nothing is written.
+        not_normal: names of scans, patients and slices that show disease though no annotation says so
+            (`not_normal.read_names`); their slices are no normal lungs.
 
     Raises:
         InputError: on an unknown split, fold or lung size.
@@ -75,6 +78,7 @@ class PrepareSettings:
     labels: Mapping[int, str] = field(default_factory=dict)
     synthetic: bool = False
     strict: bool = False
+    not_normal: tuple[str, ...] = ()
 
     @property
     def files(self) -> SortSettings:
@@ -111,7 +115,8 @@ def prepare_cohort(sources: Sequence[Path], out: Path, *, settings: PrepareSetti
         InputError: when nothing can be used, or `out` holds something else.
     """
     division = {"split": settings.split, "seed": settings.seed, "fold": settings.fold}
-    facts = {**division, **asdict(settings.slices)}
+    listed = {"not_normal": list(settings.not_normal)} if settings.not_normal else {}
+    facts = {**division, **asdict(settings.slices), **listed}
     folder = cohort_folder(out, sources, facts)
     folder.check()
     with FolderLock(out):
@@ -125,6 +130,7 @@ def _prepare(
     with closing(find_layout(sources, settings.files)) as layout:
         if not (layout.series or layout.folders) or (settings.strict and layout.problems):
             raise InputError(_nothing(sources, layout.problems))
+        layout = _with_list(layout, settings)
         claim_cohort_folder(folder)
         pieces = _Pieces(out)
         pieces.prepare(layout, settings.slices, workers)
@@ -137,6 +143,14 @@ def _prepare(
     facts |= {"sources": folder.identity["sources"]}
     cohort = _write_cohort(pieces.rows, problems, out, facts, origins(layout))
     return PrepareResult(cohort=cohort, problems=problems)
+
+
+def _with_list(layout: CohortLayout, settings: PrepareSettings) -> CohortLayout:
+    """The layout whose series know what of them is not normal."""
+    names = settings.not_normal
+    if names and not settings.subset:
+        check_names(names, (task.files for task in layout.series))
+    return replace(layout, series=tuple(replace(task, not_normal=names) for task in layout.series))
 
 
 def look_at_sources(sources: Sequence[Path], settings: SortSettings) -> tuple[list[str], tuple[Problem, ...]]:

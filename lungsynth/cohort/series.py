@@ -9,6 +9,7 @@ from jaxtyping import Bool
 from lungsynth.cohort.collections import Collection
 from lungsynth.cohort.hu_check import check_lung_and_tissue, explain_missing_lung
 from lungsynth.cohort.lung_mask import threshold_lung_mask
+from lungsynth.cohort.not_normal import listed_slices
 from lungsynth.cohort.scan_nodules import (
     ScanNodules,
     cut_nodule,
@@ -56,13 +57,14 @@ class SliceExtraction:
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesTask:
-    """A series to prepare; `folder` is the name of the source's folder."""
+    """A series to prepare; `folder` is the name of the source's folder, `not_normal` a user's list of names."""
 
     files: SeriesFiles
     collection: Collection
     folder: str
     task_id: str
     fingerprint: str
+    not_normal: tuple[str, ...] = ()
 
 
 def prepare_series(task: SeriesTask, out: Path, settings: SliceExtraction) -> SeriesRows:
@@ -82,7 +84,8 @@ def prepare_series(task: SeriesTask, out: Path, settings: SliceExtraction) -> Se
     _check_levels(task.files, volume, lung)
     lung |= findings.nodule
     labels = label_volume(lung=lung, nodule=findings.nodule, unlabelled=findings.unlabelled)
-    slices = _write_slices(volume, labels, lung, findings, out, settings)
+    listed = listed_slices(task.not_normal, task.files, volume.series_id, len(labels))
+    slices = _write_slices(volume, labels, lung, findings, out, settings, may_be_normal=~listed)
     nodules, notes = _write_nodules(volume, findings, task.collection.name, out)
     rows = SeriesRows(
         task_id=task.task_id,
@@ -152,6 +155,8 @@ def _write_slices(
     findings: ScanNodules,
     out: Path,
     settings: SliceExtraction,
+    *,
+    may_be_normal: Bool[np.ndarray, " depth"],
 ) -> list[SliceRow]:
     area = lung_area_cm2(lung, spacing_mm=volume.spacing_mm)
     size = relative_size(volume.hu, lung, spacing_mm=volume.spacing_mm)
@@ -168,7 +173,7 @@ def _write_slices(
             slice_id=slice_id(volume.series_id, index),
             series_id=volume.series_id,
             shows_nodule=bool(findings.nodule[index].any()),
-            normal=bool(normal[index]),
+            normal=bool(normal[index] and may_be_normal[index]),
         )
         affine = volume.plane_affine(index)
         write_plane(out / row.image, volume.plane(index), affine)

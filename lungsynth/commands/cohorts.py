@@ -57,6 +57,13 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
         metavar="CM2",
         help="a normal slice shows at least so much lung (default: 120 for an adult, less the smaller the patient)",
     )
+    add(
+        "--not-normal",
+        type=Path,
+        metavar="LIST",
+        help="text or CSV: files, series, patients or slices, one a line, that show disease though no annotation says "
+        "so; they train no normal lungs",
+    )
     add("--workers", type=int, default=2, help="processes (default: 2)")
 
 
@@ -79,6 +86,7 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> Report:
+    from lungsynth.cohort.not_normal import read_names
     from lungsynth.cohort.prepare import PrepareSettings, look_at_sources, prepare_cohort
     from lungsynth.cohort.series import SliceExtraction
     from lungsynth.ct.file_kinds import labels_from_text
@@ -92,6 +100,7 @@ def _prepare(options: argparse.Namespace) -> Report:
         labels=labels_from_text(options.labels) if options.labels else {},
         synthetic=options.synthetic,
         strict=options.strict,
+        not_normal=read_names(options.not_normal) if options.not_normal else (),
     )
     if options.dry_run:
         lines, problems = look_at_sources(options.sources, settings.files)
