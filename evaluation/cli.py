@@ -197,6 +197,46 @@ def _train_features(options: argparse.Namespace) -> Report:
     return Report(lines)
 
 
+# Anatomy of lungs
+
+
+def _add_anatomy(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--cohort",
+        type=Path,
+        required=True,
+        help="folder written by `lungsynth prepare`, from scans at full resolution",
+    )
+    add("--out", type=Path, required=True, help="folder of the results")
+    add_bundles(parser)
+    add(
+        "--images",
+        type=Path,
+        nargs="+",
+        default=(),
+        help="lungs to judge: npz with hu and mask (N, S, S), a folder of such, or a folder of `lungsynth generate`",
+    )
+    add(
+        "--split",
+        choices=("held_out", "test", "validation"),
+        default="held_out",
+        help="who judges: validation and test patients together, or one of them (default: held_out)",
+    )
+    add("--no-generator", dest="generator", action="store_false", help="judge the images alone")
+    add("--controls", action="store_true", help="judge blurred and noisy real slices, too: a judge must notice them")
+    add("--count", type=int, default=64, help="lungs of each, 2 to 64 (default: 64)")
+    add("--seed", type=int, default=0, help="of everything random (default: 0)")
+    add_tracking(parser)
+
+
+def _anatomy(options: argparse.Namespace) -> Report:
+    from evaluation.anatomy.run import AnatomyConfig, evaluate_anatomy
+
+    options.images = tuple(options.images)
+    return _report(evaluate_anatomy(_settings(options, AnatomyConfig), tracking_uri=tracking_uri(options)))
+
+
 # Compositing and enhancement
 
 
@@ -303,6 +343,9 @@ COMMANDS: dict[str, Command] = {
     "nodules": _generation_command("nodules", "Table II: generators of nodules."),
     "lungs": _generation_command("lungs", "Table II: generators of lungs."),
     "slices": _generation_command("slices", "Table III: whole diseased slices, in one piece, in one stage and in two."),
+    "anatomy": Command(
+        "Lungs at 0.7 mm by what a radiologist can check, and by patches of lung.", _add_anatomy, _anatomy
+    ),
     "folds": Command("Cross-validation: evaluations of several folds as one.", _add_folds, _folds),
     "enhancement": Command(
         "What the CycleGAN does to labels: nodules kept, lost, invented.", _add_enhancement, _enhancement

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.anatomy.run import AnatomyConfig
 from evaluation.cli import COMMANDS, main
 from evaluation.enhancement import EnhancementEvaluationConfig
 from evaluation.generation.run import GenerationConfig
@@ -44,6 +45,17 @@ def test_options_are_those_of_the_configuration(command, flag, tmp_path, monkeyp
     assert isinstance(configs[0], config_type)
     assert (configs[0].cohort, configs[0].split) == (tmp_path, "validation")
     assert (configs[0].bundles / "wcapsgan_bundle").is_dir()
+
+
+def test_images_and_judges_of_anatomy_are_those_of_the_configuration(tmp_path, monkeypatch):
+    configs = []
+    monkeypatch.setattr("evaluation.anatomy.run.evaluate_anatomy", lambda config, **_: configs.append(config) or 1 / 0)
+    options = ["--cohort", "c", "--out", "o", "--images", "a.npz", "b", "--no-generator", "--split", "test"]
+    with pytest.raises(ZeroDivisionError):
+        main(["anatomy", *options])
+    assert isinstance(configs[0], AnatomyConfig)
+    assert configs[0].images == (Path("a.npz"), Path("b"))
+    assert (configs[0].splits, configs[0].generator, configs[0].controls) == (("test",), False, False)
 
 
 def test_an_option_of_another_command_is_refused(tmp_path):

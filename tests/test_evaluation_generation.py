@@ -246,6 +246,8 @@ def test_lungs_and_refusals(evaluated, cohort, tmp_path, capsys, caplog):
     table = evaluate_generation(lungs, tracking_uri=uri).table
     assert [row["method"] for row in table["rows"]] == ["memoriser", "average", "w_capsulegan"]
     assert (table["n"], table["n_patients"]) == (12, 6)
+    assert table["anatomy"]["missing"]  # toys have no scans at full resolution
+    assert all(row["anatomy"] is None for row in table["rows"])
     with pytest.raises(InputError, match="`require_held_out`"):
         evaluate_generation(replace(lungs, require_held_out=True), tracking_uri=uri)
     with pytest.raises(InputError, match="`count`"):

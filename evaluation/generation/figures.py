@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.anatomy.compare import AnatomyJudgement
 from evaluation.generation.condition_fidelity import fidelity_by_category, fidelity_by_size, fidelity_figures
 from evaluation.generation.ct_checks import compare_checks, measure_checks
 from evaluation.generation.methods import GeneratedSamples
@@ -24,9 +25,15 @@ from lungsynth.similarity.copies import find_copies
 from lungsynth.similarity.features import FeatureSet
 from lungsynth.similarity.samples import SampleKind, Samples, as_shown
 
-__all__ = ["GenerationFigures", "measure_generator", "measure_real"]
+__all__ = ["ANATOMY_FIGURES", "GenerationFigures", "measure_generator", "measure_real"]
 
 _PAIRS: Mapping[SampleKind, int] = {"nodules": 600, "lungs": 200, "slices": 200}
+ANATOMY_FIGURES: Mapping[str, str] = {  # by key of a column
+    "anatomy_distance": "mean_distance",
+    "anatomy_worst": "worst",
+    "anatomy_c2st": "forest",
+    "patches_c2st": "patches",
+}
 _FID_PARTS = (4, 2, 1)  # FID is also measured on disjoint quarters and halves of the samples
 
 
@@ -42,6 +49,7 @@ class GenerationFigures:
         by_category: of the balanced set diameter and texture; of the matched set, where a category has enough samples,
             FID, KID and two-sample tests.
         by_size: diameter of both sets by the requested one.
+        anatomy: of the matched set, at 0.7 mm; None for nodules, and without a real side of anatomy.
     """
 
     headline: Estimates = field(default_factory=dict)
@@ -50,6 +58,7 @@ class GenerationFigures:
     checks: Estimates = field(default_factory=dict)
     by_category: dict[str, Estimates] = field(default_factory=dict)
     by_size: dict[str, Estimates] = field(default_factory=dict)
+    anatomy: AnatomyJudgement | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What JSON can hold."""
@@ -69,6 +78,7 @@ class GenerationFigures:
             checks=_estimates(content["checks"]),
             by_category={name: _estimates(group) for name, group in content["by_category"].items()},
             by_size={name: _estimates(group) for name, group in content["by_size"].items()},
+            anatomy=AnatomyJudgement(**content["anatomy"]) if content["anatomy"] else None,
         )
 
 
@@ -90,6 +100,7 @@ def measure_generator(
     correct = correct_classes(reference.features, balanced_vectors, balanced.samples)
     tests = run_two_sample_tests(matched.samples, vectors, reference)
     distances = distances_by_category(shown, vectors, tests, reference)
+    anatomy = reference.anatomy.judge(matched.samples) if reference.anatomy else None
     return GenerationFigures(
         headline={
             "copy_share": estimate_ratio(
@@ -99,13 +110,23 @@ def measure_generator(
             **measure_c2st(matched.samples, tests, reference),
             **_figures_of_one_set(shown_balanced, balanced_vectors, reference),
             **fidelity_figures(balanced, correct, reference),
+            **_anatomy_figures(anatomy),
         },
         copies=int(copied.sum()),
         fid_by_n=_fid_by_n(reference.vectors.vectors, vectors.vectors, seed=reference.seed),
         checks=_check_distances(matched.samples, reference),
         by_category=_merged(fidelity_by_category(balanced, correct, reference), distances),
         by_size=fidelity_by_size((matched, balanced), seed=reference.seed),
+        anatomy=anatomy,
     )
+
+
+def _anatomy_figures(judgement: AnatomyJudgement | None) -> Estimates:
+    """The columns of a judgement; their floor stands in for an interval."""
+    if judgement is None:
+        return {}
+    values = {key: getattr(judgement, name) for key, name in ANATOMY_FIGURES.items()}
+    return {key: Estimate(value=value, n=judgement.n) for key, value in values.items()}
 
 
 def measure_real(reference: GenerationReference) -> GenerationFigures:

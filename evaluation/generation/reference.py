@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluation.anatomy.reference import AnatomyReference, read_anatomy_reference
 from evaluation.cohort_subsets import Subset
 from evaluation.generation.ct_checks import CtCheck, measure_checks
 from evaluation.generation.methods import SampleRequests
@@ -82,6 +83,8 @@ class GenerationReference:
         held_out_copies: how many of `held_out` are below it.
         seed: of everything random.
         measurement: effort.
+        anatomy: the real side at 0.7 mm of the same patients; None for nodules, and where no scan is fine enough.
+        anatomy_missing: why there is none; empty for nodules.
     """
 
     kind: SampleKind
@@ -97,6 +100,8 @@ class GenerationReference:
     held_out_copies: int
     seed: int
     measurement: MeasurementConfig = field(default_factory=MeasurementConfig)
+    anatomy: AnatomyReference | None = None
+    anatomy_missing: str = ""
 
     @property
     def flips(self) -> bool:
@@ -166,6 +171,7 @@ def read_reference(
     shown, seen = as_shown(held_out, kind), as_shown(seen, kind)
     nearest = find_copies(shown, seen, flips=kind == "nodules")
     threshold = copy_threshold(nearest, held_out)
+    anatomy, anatomy_missing = _read_anatomy(subset, kind, seed=seed)
     return GenerationReference(
         kind=kind,
         held_out=held_out,
@@ -180,7 +186,19 @@ def read_reference(
         held_out_copies=int(threshold.copied(nearest, held_out).sum()),
         seed=seed,
         measurement=measurement or MeasurementConfig(),
+        anatomy=anatomy,
+        anatomy_missing=anatomy_missing,
     )
+
+
+def _read_anatomy(subset: Subset, kind: SampleKind, *, seed: int) -> tuple[AnatomyReference | None, str]:
+    """The real side of anatomy, or why there is none; lungs and slices are judged against the same normal slices."""
+    if kind == "nodules":
+        return None, ""
+    try:
+        return read_anatomy_reference(subset.folder, (subset.split,), seed=seed), ""
+    except InputError as error:
+        return None, str(error)
 
 
 def matched_requests(reference: GenerationReference) -> SampleRequests:

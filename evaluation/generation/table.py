@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from evaluation.anatomy.table import anatomy_json, anatomy_markdown
 from evaluation.cohort_subsets import Subset
 from evaluation.generation.ct_checks import CHECK_UNITS
-from evaluation.generation.figures import GenerationFigures
+from evaluation.generation.figures import ANATOMY_FIGURES, GenerationFigures
 from evaluation.generation.methods import MEMORISER
 from evaluation.generation.pictures import MeasuredGenerator
 from evaluation.generation.reference import FEW_PATIENTS, GenerationReference
@@ -42,6 +43,12 @@ _COLUMNS = (
     Column(key="ms_ssim", title="MS-SSIM", unit="pairs"),
     Column(key="c2st", title="Two-sample test", unit="samples"),
     Column(key="copies", title="Copies", digits=0),
+)
+_ANATOMY_COLUMNS = (
+    Column(key="anatomy_distance", title="Anatomy, mean distance", unit="samples", digits=2),
+    Column(key="anatomy_worst", title="Anatomy, worst", unit="samples", digits=2),
+    Column(key="anatomy_c2st", title="Two-sample test, on anatomy", unit="samples", digits=2),
+    Column(key="patches_c2st", title="on patches of lung", unit="samples", digits=2),
 )
 _MORE_COLUMNS = (
     Column(key="c2st_features", title="Two-sample test, on features", unit="samples"),
@@ -146,6 +153,9 @@ class GenerationTable:
             "rows": [{**own, **self._details(row)} for own, row in zip(columns, self._rows, strict=True)],
             "left_out": dict(self._left_out),
         }
+        if self._kind != "nodules":
+            anatomy = reference.anatomy
+            content["anatomy"] = anatomy_json(anatomy) if anatomy else {"missing": reference.anatomy_missing}
         if self._kind == "slices":
             samples = self._whole.samples if self._whole else None
             content["diseased"] = {
@@ -159,7 +169,9 @@ class GenerationTable:
         """The content of `table_2.md` or `table_3.md`."""
         reference, real = self._reference, self._real
         held_out = TableRow(
-            name="real", title=f"*held-out {self._kind}*", figures={**real.headline, "copies": real.copies}
+            name="real",
+            title=f"*held-out {self._kind}*",
+            figures={**real.headline, "copies": real.copies, **self._anatomy_floor},
         )
         rows = [*self._table_rows, held_out]
         sections = [
@@ -180,6 +192,7 @@ class GenerationTable:
             "Wasserstein distance of each measurement's distribution to that of the held-out ones; in brackets, times "
             "the floor.\n",
             self._checks(),
+            *self._anatomy_sections(),
             *(self._slice_sections() if self._kind == "slices" else ()),
         ]
         return "\n".join(section for section in sections if section)
@@ -188,8 +201,15 @@ class GenerationTable:
 
     @property
     def _columns(self) -> tuple[Column, ...]:
-        """The paper has no such table of lungs."""
-        return _COLUMNS if _PAPER[self._kind] else tuple(replace(column, in_paper=False) for column in _COLUMNS)
+        """The paper has no such table of lungs; nodules have no anatomy."""
+        columns = _COLUMNS if _PAPER[self._kind] else tuple(replace(column, in_paper=False) for column in _COLUMNS)
+        return (*columns, *_ANATOMY_COLUMNS) if self._reference.anatomy else columns
+
+    @property
+    def _anatomy_floor(self) -> dict[str, float | None]:
+        """What real lungs reach against other ones, by column."""
+        anatomy = self._reference.anatomy
+        return {key: getattr(anatomy.floor, name).mean for key, name in ANATOMY_FIGURES.items()} if anatomy else {}
 
     @property
     def _table_rows(self) -> list[TableRow]:
@@ -219,6 +239,8 @@ class GenerationTable:
             "by_category": {name: json_estimates(group) for name, group in figures.by_category.items()},
             "by_size": {name: json_estimates(group) for name, group in figures.by_size.items()},
         }
+        if self._kind != "nodules":
+            details["anatomy"] = None if figures.anatomy is None else figures.anatomy.to_json()
         if self._kind == "slices":
             details["over_floor"] = {name: self._over_floor(row, name) for name in _OVER_FLOOR}
             details["diseased"] = json_estimates(self._to_whole(row.method.name))
@@ -282,6 +304,19 @@ class GenerationTable:
             lines.append([name, "HU" if name.startswith("hu_") else CHECK_UNITS.get(name, "-"), *cells])
         return markdown_table(["Check", "unit", *(row.method.title for row in self._rows)], lines) if names else ""
 
+    def _anatomy_sections(self) -> Iterator[str]:
+        anatomy = self._reference.anatomy
+        if anatomy is not None:
+            rows = [(row.method.title, row.figures.anatomy) for row in self._rows]
+            yield (
+                "## Anatomy at 0.7 mm\n\nWhat a radiologist can check, and patches of lung, against the same patients' "
+                "normal slices from their own grids. Samples on a coarser grid are interpolated, as compositing does: "
+                "the first row says what such a grid costs alone. docs/evaluation_anatomy.md defines the measures.\n"
+            )
+            yield anatomy_markdown(
+                [*rows, ("*training patients, from their own grids*", anatomy.training_judgement)], anatomy
+            )
+
     def _slice_sections(self) -> Iterator[str]:
         ratios = [[self._over_floor(row, name) for name in _OVER_FLOOR] for row in self._rows]
         cells = [
@@ -323,6 +358,8 @@ class GenerationTable:
             "was not trained on; 0.5 is chance. Copies: nearer to a training sample than 99 % of the held-out ones "
             f"are, by size; {reference.held_out_copies} of the {len(reference.held_out)} held-out ones are."
         )
+        if reference.anatomy_missing:
+            yield f"**Anatomy at 0.7 mm is not judged**: {reference.anatomy_missing}"
         if self._kind == "slices":
             yield from _SLICE_NOTES
         if self._kind == "nodules":
