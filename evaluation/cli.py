@@ -338,6 +338,26 @@ def _privacy(options: argparse.Namespace) -> Report:
     )
 
 
+# Trials
+
+
+def _add_trials(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--cohort", type=Path, required=True, help="folder written by `lungsynth prepare`, with windows")
+    add("--out", type=Path, required=True, help="folder of the results; one left unfinished goes on")
+    add_bundles(parser)
+    add("--per-cell", type=int, default=30, help="nodules of each size and texture at most (default: 30)")
+    add("--patients", type=Path, help="file with ids of patients to whom it is limited (default: all held-out ones)")
+    add("--seed", type=int, default=0, help="of everything random (default: 0)")
+    _add_methods(parser)
+
+
+def _trials(options: argparse.Namespace) -> Report:
+    from evaluation.trials import TrialEvaluationConfig, evaluate_trials
+
+    return _report(evaluate_trials(_settings(options, TrialEvaluationConfig), tracking_uri=tracking_uri(options)))
+
+
 COMMANDS: dict[str, Command] = {
     "segmentation": Command("Table I: methods of segmentation.", _add_segmentation, _segmentation),
     "nodules": _generation_command("nodules", "Table II: generators of nodules."),
@@ -355,6 +375,9 @@ COMMANDS: dict[str, Command] = {
         "Privacy cards: what generated nodules and lungs give away of the patients of the training.",
         _add_privacy,
         _privacy,
+    ),
+    "trials": Command(
+        "Does a virtual trial hold for real nodules? Methods on both, on the same slices.", _add_trials, _trials
     ),
     "boundary": Command(
         "Whether the boundaries of a catalogue's nodules are visible, compared with real nodules.",

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lungsynth.api import export, generate, load_bundle, plan, prepare, pseudo_label
+    from lungsynth.api import export, generate, load_bundle, plan, prepare, pseudo_label, trial
     from lungsynth.cohort.reader import Cohort
     from lungsynth.config import EnhancementConfig, GenerateConfig, PlacementConfig, SelectionConfig, default_bundles
     from lungsynth.data.dataset import LayeredLungDataset
@@ -33,11 +33,12 @@ __all__ = [
     "plan",
     "prepare",
     "pseudo_label",
+    "trial",
 ]
 __version__ = version("lungsynth")
 
 _HOMES = {
-    **dict.fromkeys(("export", "generate", "load_bundle", "plan", "prepare", "pseudo_label"), "api"),
+    **dict.fromkeys(("export", "generate", "load_bundle", "plan", "prepare", "pseudo_label", "trial"), "api"),
     **dict.fromkeys(
         ("EnhancementConfig", "GenerateConfig", "PlacementConfig", "SelectionConfig", "default_bundles"), "config"
     ),

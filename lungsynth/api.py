@@ -5,7 +5,7 @@ What a call does not name has its default in the configuration that it fills: `c
 `InputError` with one sentence when an input cannot be used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from lungsynth.generate import GenerateResult
     from lungsynth.plan import PlanResult
     from lungsynth.pseudo_labels.run import PseudoLabelResult
+    from lungsynth.trial.run import TrialResult
 
-__all__ = ["export", "generate", "load_bundle", "plan", "prepare", "pseudo_label"]
+__all__ = ["export", "generate", "load_bundle", "plan", "prepare", "pseudo_label", "trial"]
 
 AnyPath = str | Path
 
@@ -125,6 +126,45 @@ def pseudo_label(
 
     config = PseudoLabelConfig(cohort=Path(cohort), out=Path(out), **{"bundles": default_bundles(), **settings})
     return pseudo_label_cohort(config, tracking_uri=tracking_uri)
+
+
+def trial(
+    scans: AnyPath,
+    out: AnyPath,
+    *,
+    detectors: Mapping[str, "str | Callable[..., Any]"],
+    design: "Mapping[str, Any] | AnyPath | None" = None,
+    tracking_uri: str | None = None,
+    **settings: Any,
+) -> "TrialResult":
+    """Asks detectors about slices with and without known nodules, and reports what they miss.
+
+    Args:
+        scans: a cohort that `prepare` wrote, or scans.
+        out: folder of the trial; one of the same design is continued.
+        detectors: by name: a callable `(hu, spacing_mm) -> candidates (n, 5)`, asked in this process; or text as after
+            `--detector` of the command, asked in processes of its own with a time limit.
+        design: keys of a design, or its file; the default design when None.
+        tracking_uri: MLflow store; None tracks nothing.
+        settings: further fields of `TrialConfig`.
+    """
+    from lungsynth.trial.design import TrialDesign, read_design
+    from lungsynth.trial.detectors import DetectorSpec, parse_detector
+    from lungsynth.trial.run import TrialConfig, run_trial
+
+    bundles = Path(settings.get("bundles", default_bundles()))
+    specs = tuple(
+        parse_detector(f"{name}={given}", bundles=bundles)
+        if isinstance(given, str)
+        else DetectorSpec(name=name, kind="function", target=name, function=given)
+        for name, given in detectors.items()
+    )
+    if design is None or isinstance(design, Mapping):
+        chosen = TrialDesign.from_json(design or {})
+    else:
+        chosen = read_design(Path(design))
+    config = TrialConfig(scans=Path(scans), out=Path(out), design=chosen, detectors=specs, **settings)
+    return run_trial(config, tracking_uri=tracking_uri)
 
 
 def load_bundle(name: str, *, bundles: AnyPath | None = None, **settings: Any) -> Any:

@@ -10,6 +10,7 @@ from lungsynth.commands.cohorts import PHANTOM, PREPARE, PSEUDO_LABEL
 from lungsynth.commands.command import Command, make_parser, run_command, run_commands
 from lungsynth.commands.package import PACKAGE
 from lungsynth.commands.samples import EXPORT, GENERATE, PLAN
+from lungsynth.commands.trial import TRIAL
 
 __all__ = ["COMMANDS", "main", "make_parser", "run_command", "run_commands"]
 
@@ -20,6 +21,7 @@ COMMANDS: Mapping[str, Command] = {
     "export": EXPORT,
     "pseudo-label": PSEUDO_LABEL,
     "phantom": PHANTOM,
+    "trial": TRIAL,
     "package": PACKAGE,
 }
 

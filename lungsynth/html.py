@@ -6,13 +6,14 @@ holds no time and no path.
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-__all__ = ["bars", "code", "facts", "page", "paragraph", "pictures", "section", "table", "warnings"]
+__all__ = ["bars", "code", "curves", "facts", "page", "paragraph", "pictures", "section", "table", "warnings"]
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1b1f24; --soft: #5b6570; --line: #d9dee4; --fill: #f5f7f9; }
@@ -33,6 +34,8 @@ svg text { font: 11px system-ui, sans-serif; fill: var(--ink); }
 _COLOURS = ("#2f6fdb", "#9aa5b1", "#2a9d6f")
 _CHART_HEIGHT, _BAR, _GAP = 130, 15, 14  # pixels
 _TOP, _BOTTOM, _LEFT = 30, 34, 6
+_AXIS, _PLOT_WIDTH, _PLOT_POINTS = 40, 460, 61
+_LINE_COLOURS = ("#1b1f24", "#2f6fdb", "#2a9d6f", "#d97a00", "#9a4fd0")
 _LETTER, _LEGEND = 6, 130  # widths of a letter, and of a name under the chart
 
 
@@ -129,6 +132,55 @@ def bars(title: str, names: Sequence[str], series: Mapping[str, Sequence[float]]
         middle = _LEFT + index * group + (group - _GAP) / 2
         text = f'<text x="{middle:.1f}" y="{_TOP + _CHART_HEIGHT + 13}" text-anchor="middle">{escape(name)}</text>'
         pieces.append(text)
+    return f'<svg width="{width}" height="{height}" role="img" aria-label="{escape(title)}">{"".join(pieces)}</svg>'
+
+
+def curves(
+    title: str,
+    levels: Sequence[float],
+    fits: Mapping[str, Callable[[np.ndarray], np.ndarray]],
+    seen: Mapping[str, Sequence[float | None]],
+    *,
+    log: bool,
+) -> str:
+    """A chart of probabilities over a number.
+
+    Args:
+        title: the number, with its unit.
+        levels: that were seen, in any order.
+        fits: by name, the probability at an array of numbers.
+        seen: by name of a fit, the share at each level, shown as dots; None where unknown.
+        log: show the numbers on a scale of ratios.
+    """
+    low, high = min(levels), max(levels)
+
+    def x_of(number: Any) -> Any:
+        share = np.log(number / low) / np.log(high / low) if log else (number - low) / (high - low)
+        return _AXIS + share * _PLOT_WIDTH
+
+    def y_of(share: Any) -> Any:
+        return _TOP + _CHART_HEIGHT * (1 - share)
+
+    along = np.geomspace(low, high, _PLOT_POINTS) if log else np.linspace(low, high, _PLOT_POINTS)
+    pieces = [f'<text x="0" y="12" font-weight="600">{escape(title)}</text>']
+    for share in (0.0, 0.5, 0.8, 1.0):
+        y = y_of(share)
+        pieces.append(f'<path d="M{_AXIS} {y:.1f}h{_PLOT_WIDTH}" stroke="#d9dee4"/>')
+        pieces.append(f'<text x="{_AXIS - 4}" y="{y + 4:.1f}" text-anchor="end">{share:.0%}</text>')
+    for level in sorted(levels):
+        middle = f'x="{x_of(level):.1f}" y="{_TOP + _CHART_HEIGHT + 13}" text-anchor="middle"'
+        pieces.append(f"<text {middle}>{level:g}</text>")
+    height = _TOP + _CHART_HEIGHT + _BOTTOM
+    for number, (name, fit) in enumerate(fits.items()):
+        colour = _LINE_COLOURS[number % len(_LINE_COLOURS)]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(x_of(along), y_of(fit(along)), strict=True))
+        pieces.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        for level, found in zip(levels, seen.get(name, ()), strict=False):
+            if found is not None:
+                pieces.append(f'<circle cx="{x_of(level):.1f}" cy="{y_of(found):.1f}" r="3.5" fill="{colour}"/>')
+        pieces.append(f'<rect x="{number * _LEGEND}" y="{height - 12}" width="9" height="9" fill="{colour}"/>')
+        pieces.append(f'<text x="{number * _LEGEND + 13}" y="{height - 4}">{escape(name)}</text>')
+    width = max(_AXIS + _PLOT_WIDTH + 16, _LEGEND * len(fits))
     return f'<svg width="{width}" height="{height}" role="img" aria-label="{escape(title)}">{"".join(pieces)}</svg>'
 
 

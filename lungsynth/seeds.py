@@ -34,6 +34,7 @@ class SeedStream(IntEnum):
     GROUPS = 4
     SAMPLES = 5
     SLICES = 6
+    TRIAL = 7
 
 
 def seeds(seed: int, stream: SeedStream, *keys: int, n: int) -> list[int]:

@@ -14,9 +14,9 @@ from evaluation.anatomy.table import anatomy_json, anatomy_markdown
 from evaluation.anatomy.two_sample import even_weights
 from evaluation.generation.figures import ANATOMY_FIGURES, GenerationFigures
 from lungsynth.cohort.schema import SeriesRow, columns
-from lungsynth.ct.volume import axial_affine
 from lungsynth.ct.write import write_plane
 from lungsynth.errors import InputError
+from lungsynth.geometry import axial_affine
 from lungsynth.similarity.samples import Samples
 
 MM = 0.7

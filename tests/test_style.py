@@ -21,6 +21,7 @@ LATER = {
     "data": ("similarity", "pseudo_labels", "export"),
     "export": ("data", "similarity", "pseudo_labels"),
 }
+LATER = {package: (*later, "trial") for package, later in LATER.items()}
 MAX_FUNCTION_LINES = 40  # without its signature's and docstring's lines
 
 

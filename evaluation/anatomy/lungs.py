@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from lungsynth.grids import LUNG_FIELD_MM
 from scipy import ndimage
 
 from evaluation.anatomy.outline import PIXEL_MM
@@ -17,6 +16,7 @@ from lungsynth.cohort.schema import LungEntry
 from lungsynth.cohort.slices import slice_on_grid
 from lungsynth.ct.write import read_plane
 from lungsynth.errors import InputError
+from lungsynth.geometry import LUNG_FIELD_MM
 from lungsynth.hounsfield import Label, to_int16
 from lungsynth.similarity.samples import Samples
 

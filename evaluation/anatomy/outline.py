@@ -6,10 +6,11 @@ that is measured is closed and filled first.
 
 import numpy as np
 from jaxtyping import Bool, Float
-from lungsynth.grids import PATCH_SPACING_MM
 from scipy import ndimage
 from scipy.spatial import ConvexHull, QhullError
 from skimage.draw import polygon2mask
+
+from lungsynth.geometry import PATCH_SPACING_MM
 
 __all__ = ["PIXEL_MM", "lung_region", "pleura_hu_per_mm", "rib_count"]
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
-from lungsynth.similarity.folds import owner_folds
 from sklearn.ensemble import ExtraTreesClassifier
 
 from evaluation.anatomy.measures import AnatomySet
+from lungsynth.similarity.samples import owner_folds
 
 __all__ = ["even_weights", "forest_accuracy", "patch_accuracy"]
 
