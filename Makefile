@@ -18,8 +18,9 @@ export MLFLOW_DISABLE_TELEMETRY := true
 demo: $(INSTALLED)
 	$(PY) scripts/synthesize.py --out demo --count 64 --seed 0
 
+# Two processes of one thread each: `import monai` costs each of them 10 s, and small tensors gain nothing from threads.
 test: $(INSTALLED_TEST)
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 check: $(INSTALLED_TEST)
 	$(VENV)/bin/ruff check .
