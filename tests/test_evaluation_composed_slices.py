@@ -201,7 +201,8 @@ def test_the_two_stages_show_the_same_composites_before_and_after(bundles, cohor
 
 def test_real_whole_slices_are_read_apart(settings):
     whole = read_slices(settings.out, "training", whole=True)
-    assert (len(whole), whole.owners, whole.spacing_mm) == (1, ("p0",), 1.4)
+    owner = Cohort.open(settings.cohort).pseudonyms.named("patients", "p0")
+    assert (len(whole), whole.owners, whole.spacing_mm) == (1, (owner,), 1.4)
     assert len(read_slices(settings.out, "test")) == 6
     with pytest.raises(InputError, match=r"diseased\.json"):
         read_slices(settings.out, "test", whole=True)
