@@ -39,7 +39,7 @@ def test_a_sandbox_notices_what_must_not_happen(tmp_path):
 
 
 def test_a_few_malformed_inputs_end_in_a_sentence():
-    assert fuzz.campaign(range(24), seed=1, only="export") == []
+    assert fuzz.campaign(range(8), seed=1, only="export") == []
 
 
 def test_a_killed_export_makes_the_same_bytes(tmp_path):
