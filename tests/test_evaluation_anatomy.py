@@ -238,7 +238,7 @@ def test_images_are_read_from_files_folders_and_lists(tmp_path):
     with pytest.raises(InputError, match="got 0 images"):
         read_images(tmp_path / "nothing", count=64)
     np.savez(tmp_path / "bad.npz", hu=hu, mask=mask[:2])
-    with pytest.raises(InputError, match="of one shape"):
+    with pytest.raises(InputError, match="its arrays differ in shape"):
         read_images(tmp_path / "bad.npz", count=64)
 
 
