@@ -11,7 +11,8 @@ others a value that makes no sense is as good as none.
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -385,6 +386,18 @@ def _rescale(plane: Dataset, tag: str, default: float, *, path: Path) -> float:
         ) from error
 
 
+@contextmanager
+def _decoders_quiet() -> Iterator[None]:
+    """Silence: pydicom logs each decoder's traceback; what went wrong is in the exception, which names them all."""
+    logger = logging.getLogger("pydicom.pixels.decoders.base")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _decode(dataset: Dataset, *, path: Path) -> np.ndarray:
     """Stored values (frame, row, column)."""
     if "PixelData" not in dataset:
@@ -398,7 +411,8 @@ def _decode(dataset: Dataset, *, path: Path) -> np.ndarray:
     if _lenient(dataset, "NumberOfFrames") < 1 and "NumberOfFrames" in dataset:
         del dataset.NumberOfFrames
     try:
-        stored = np.asarray(dataset.pixel_array)
+        with _decoders_quiet():
+            stored = np.asarray(dataset.pixel_array)
     except Exception as error:  # decoders raise anything
         if syntax.is_compressed and "missing dependencies" in str(error):
             raise InputError(
