@@ -305,7 +305,7 @@ def _distinct(assets: Iterable[Asset], n: int) -> list[Asset]:
     """The first n assets that differ from each other; takes no more from the iterator than it needs."""
     distinct: dict[str, Asset] = {}
     iterator = iter(assets)
-    with tqdm(total=n, desc="real ones", leave=False, disable=n < _SHOWN) as progress:
+    with tqdm(total=n, desc="real ones", leave=False, disable=n < _SHOWN or None) as progress:
         while len(distinct) < n and (asset := next(iterator, None)) is not None:
             progress.update(asset.hash not in distinct)
             distinct[asset.hash] = asset

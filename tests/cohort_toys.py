@@ -1,11 +1,13 @@
 """A chest small enough to see, as arrays and as files."""
 
 import numpy as np
+from PIL import Image
 
 from lungsynth.ct.volume import Volume
 from lungsynth.ct.write import write_nifti
 from lungsynth.geometry import axial_affine
 
+SIDE_PX = 128  # of the crops in LIDC's layout
 SPACING_MM = (5.0, 5.0, 5.0)
 SHAPE = (16, 64, 72)
 LUNGS_RCXY = ((32, 20, 14, 9), (32, 52, 14, 9))  # row, column, half axes
@@ -52,3 +54,24 @@ def write_chest(folder, name, *, seed=0, nodule=None, with_lung=True):
         write_nifti(folder / f"{name}_lung.nii.gz", (lung | mask).astype(np.uint8), volume.affine)
     if nodule is not None:
         write_nifti(folder / f"{name}_nodule.nii.gz", mask.astype(np.uint8), volume.affine)
+
+
+def votes_of(*radii_px: float) -> np.ndarray:
+    """Two slices: on the first each reader drew a disc of such a radius, on the second the last reader alone."""
+    rows, columns = np.mgrid[:SIDE_PX, :SIDE_PX]
+    distance = np.hypot(rows - 60, columns - 70)
+    first = np.sum([distance < radius for radius in radii_px], axis=0)
+    return np.stack([first, distance < radii_px[-1]]).astype(np.uint8)
+
+
+def write_slices(root, votes: np.ndarray, *, patient: str = "LIDC-IDRI-0001"):
+    """One nodule in the public layout: lung at grey 40, what somebody drew at 160."""
+    folder = root / patient / "nodule-0"
+    for index, plane in enumerate(votes):
+        for name, image in [
+            ("images", np.where(plane > 0, 160, 40)),
+            *((f"mask-{reader}", (plane > reader) * 255) for reader in range(int(votes.max()))),
+        ]:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.astype(np.uint8)).save(folder / name / f"slice-{index}.png")
+    return folder

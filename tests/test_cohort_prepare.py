@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from cohort_toys import SHAPE, write_chest
+from cohort_toys import SHAPE, votes_of, write_chest, write_slices
 
 from lungsynth.cohort.collections import recognise
+from lungsynth.cohort.montage import lung_tile, nodule_tile
 from lungsynth.cohort.not_normal import check_names, listed_slices, read_names
-from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
+from lungsynth.cohort.prepare import PrepareSettings, look_at_sources, prepare_cohort
 from lungsynth.cohort.reader import Cohort
 from lungsynth.cohort.schema import NoduleRow, SeriesRow, columns
 from lungsynth.cohort.series_rows import SeriesRows
@@ -72,12 +73,47 @@ def test_a_cohort_has_its_files_tables_and_counts(cohort):
     assert {path.name for path in out.iterdir()} >= {"montage_nodules.png", "montage_lungs.png", "report.md"}
 
 
+@pytest.mark.parametrize(("tile", "folder"), [(nodule_tile, "nodules"), (lung_tile, "lungs")])
+def test_a_picture_of_a_damaged_file_is_one_sentence(cohort, tmp_path, tile, folder):
+    whole = sorted((cohort[0] / folder).glob("*.npz"))[0]
+    assert tile(whole).shape[2] == 3
+    damaged = tmp_path / whole.name
+    damaged.write_bytes(whole.read_bytes()[:500])
+    with pytest.raises(InputError, match=rf"{whole.name}: cannot be read as a file of a cohort"):
+        tile(damaged)
+
+
 def test_what_a_small_cohort_lacks_is_told(cohort):
     out, outcome = cohort
     lacks = " ".join(outcome.cohort["lacks"])
     assert "training: 1 of 2 nodules do not fit a patch of 44.8 mm" in lacks
     assert "test: no nodule, so nothing of nodules can be measured here" in lacks
+    normal = outcome.cohort["counts"]["training"]["normal_slices"]
+    assert normal > 0
+    assert "normal slices are normal: nobody searched their scans" in lacks
+    assert "the texture of 2 of 2 nodules" in lacks
     assert all(text in (out / "report.md").read_text(encoding="utf-8") for text in outcome.cohort["lacks"])
+
+
+def test_a_look_at_sources_counts_and_writes_nothing(sources, tmp_path):
+    write_slices(tmp_path / "crops", votes_of(6, 6))
+    before = contents(tmp_path)
+    lines, problems = look_at_sources([*sources, tmp_path / "crops"], PrepareSettings().files)
+    assert lines[:2] == ["Scans      6 of 6 patients, about 6 slices", "Nodules    1 without their scans in crops"]
+    assert lines[2].startswith("Time       about ")
+    assert "Nothing was written." in lines
+    assert not problems
+    assert contents(tmp_path) == before
+
+
+def test_what_is_said_of_many_is_said_once(sources, tmp_path):
+    for patient in range(7):
+        write_slices(tmp_path / "crops", votes_of(6, 6), patient=f"LIDC-IDRI-000{patient}")
+    outcome = prepare([*sources, tmp_path / "crops"], tmp_path / "out")
+    report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert report.count("no table tells its spacing") == 1
+    assert "LIDC-IDRI-0004_n00 and 2 more: no table tells its spacing" in report
+    assert any("the pixel size of 7 of 9 nodules" in text for text in outcome.cohort["lacks"])
 
 
 def test_labels_and_slices_lie_on_one_grid(cohort):

@@ -2,21 +2,12 @@
 
 import numpy as np
 import pytest
+from cohort_toys import votes_of, write_slices
 from PIL import Image
 
 from lungsynth.cohort.lidc_nodules import ASSUMED_SPACING_MM, nodule_folders, read_slices
 from lungsynth.cohort.windows import IGNORED, NODULE, WINDOW_PX, cut_window, reader_label
 from lungsynth.errors import InputError
-
-SIDE = 128
-
-
-def votes_of(*radii_px: float) -> np.ndarray:
-    """Two slices: on the first each reader drew a disc of such a radius, on the second the last reader alone."""
-    rows, columns = np.mgrid[:SIDE, :SIDE]
-    distance = np.hypot(rows - 60, columns - 70)
-    first = np.sum([distance < radius for radius in radii_px], axis=0)
-    return np.stack([first, distance < radii_px[-1]]).astype(np.uint8)
 
 
 def test_two_readers_make_a_nodule_and_one_alone_nothing_sure():
@@ -49,19 +40,6 @@ def test_a_window_is_centred_on_its_nodule_in_all_slices(spacing_mm):
     assert area_mm2 == pytest.approx((votes[0] >= 2).sum() * np.prod(spacing_mm), rel=0.15)
     assert (window.label[:, 0] == IGNORED).all(), "the source ends there"
     assert window.readers.max() == 1
-
-
-def write_slices(root, votes: np.ndarray, *, patient: str = "LIDC-IDRI-0001"):
-    """One nodule in the public layout: lung at grey 40, what somebody drew at 160."""
-    folder = root / patient / "nodule-0"
-    for index, plane in enumerate(votes):
-        for name, image in [
-            ("images", np.where(plane > 0, 160, 40)),
-            *((f"mask-{reader}", (plane > reader) * 255) for reader in range(int(votes.max()))),
-        ]:
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image.astype(np.uint8)).save(folder / name / f"slice-{index}.png")
-    return folder
 
 
 def test_slices_in_png_become_a_nodule_with_its_readers(tmp_path):

@@ -15,7 +15,7 @@ from lungsynth.cohort.schema import NoduleRow, SeriesRow
 from lungsynth.cohort.series_rows import SeriesRows
 from lungsynth.io.tables import markdown_table
 
-__all__ = ["calibration_rows", "prepare_folder"]
+__all__ = ["calibration_rows", "nodules_listed", "prepare_folder"]
 
 
 def _read(task: FolderTask) -> Iterator[ImportedNodule]:
@@ -31,7 +31,7 @@ def prepare_folder(task: FolderTask, out: Path) -> SeriesRows:
         InputError: when the folder's files are damaged or lack columns.
     """
     nodules, notes = [], []
-    total = _nodules_listed(task)
+    total = nodules_listed(task)
     for nodule in tqdm(_read(task), desc=task.task_id, total=total, unit="nodule"):
         nodule.patches.save(out, nodule.row.nodule_id)
         nodules.append((nodule.row, nodule.patient_known))
@@ -85,7 +85,8 @@ def _series_rows(nodules: list[tuple[NoduleRow, bool]], task: FolderTask) -> lis
     return rows
 
 
-def _nodules_listed(task: FolderTask) -> int:
+def nodules_listed(task: FolderTask) -> int:
+    """How many nodules the folder names, usable or not."""
     if task.kind == "slices":
         return len(nodule_folders(task.path))
     index = pd.read_csv(task.path / "index.csv")

@@ -41,6 +41,7 @@ from lungsynth.io.names import file_stem, readable
 __all__ = [
     "ASSUMED_SPACING_MM",
     "COLLECTION",
+    "SPACING_ASSUMED",
     "ImportedNodule",
     "imported_row",
     "is_crop_folder",
@@ -62,6 +63,7 @@ INDEX_COLUMNS = ("row", "patient", "nodule", "slice", "px_cut_by_64crop", "pixel
 _CROP_NUMBERS = ("row", "nodule", "px_cut_by_64crop", "pixel_spacing_mm")
 _ID_COLUMNS = ("patient", "lidc_patient", "name")
 CUBE_SPACING_MM = 1.0
+SPACING_ASSUMED = "no table tells its spacing"  # how the note of such a nodule begins, behind its id
 ASSUMED_SPACING_MM = 0.7  # median of LIDC-IDRI, whose scans have 0.46 to 0.98 mm
 _PIXEL_MM = (0.1, 3.0)  # of chest CT
 _STEP_MM = (0.1, 20.0)
@@ -344,8 +346,8 @@ def read_slices(folders: Sequence[Path], *, tables: Sequence[Path] = ()) -> Iter
 
 def _assumed(name: str) -> str:
     return (
-        f"{name}: no table tells its spacing; {ASSUMED_SPACING_MM} mm a pixel are assumed, and sizes may be off by a "
-        "third; give an index.csv with patient, nodule, slice, pixel_spacing_mm and slice_spacing_mm"
+        f"{name}: {SPACING_ASSUMED}; {ASSUMED_SPACING_MM} mm a pixel are assumed, and sizes may be off by a third; "
+        "give an index.csv with patient, nodule, slice, pixel_spacing_mm and slice_spacing_mm"
     )
 
 

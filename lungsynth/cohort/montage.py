@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from lungsynth.cohort.files import read_arrays
 from lungsynth.hounsfield import DISPLAY_WINDOW
 
 __all__ = [
@@ -66,17 +67,16 @@ def spread(items: Sequence[Item], count: int) -> list[Item]:
 
 
 def nodule_tile(path: Path) -> Tile:
-    """The largest slice of a nodule's npz, as measured."""
-    with np.load(path) as arrays:
-        index = int(arrays["largest"])
-        hu, mask = arrays["context"][index], arrays["alpha"][index] >= 0.5
-    return outlined(hu, mask, _NODULE_PX)
+    """The largest slice of a nodule's npz, as measured; InputError when the file is damaged."""
+    largest, context, alpha = read_arrays(path, "largest", "context", "alpha")
+    index = int(largest)
+    return outlined(context[index], alpha[index] >= 0.5, _NODULE_PX)
 
 
 def lung_tile(path: Path) -> Tile:
-    """A lung's npz."""
-    with np.load(path) as arrays:
-        return outlined(arrays["hu"], arrays["mask"] > 0, _LUNG_PX)
+    """A lung's npz; InputError when the file is damaged."""
+    hu, mask = read_arrays(path, "hu", "mask")
+    return outlined(hu, mask > 0, _LUNG_PX)
 
 
 def outlined(hu: np.ndarray, mask: np.ndarray, size_px: int) -> Tile:

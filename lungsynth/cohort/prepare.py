@@ -23,7 +23,7 @@ from lungsynth.cohort.datalists import build_datalists
 from lungsynth.cohort.folders import calibration_rows, prepare_folder
 from lungsynth.cohort.layout import CohortLayout, FolderTask, find_layout
 from lungsynth.cohort.not_normal import check_names
-from lungsynth.cohort.report import cohort_page, markdown_report, origins, summarise, write_rows
+from lungsynth.cohort.report import cohort_page, markdown_report, origins, outlook, summarise, write_rows
 from lungsynth.cohort.series import SeriesTask, SliceExtraction, prepare_series
 from lungsynth.cohort.series_rows import FINISHED, CohortRows, SeriesRows
 from lungsynth.cohort.slices import LUNG_SIZES_PX
@@ -154,13 +154,13 @@ def _with_list(layout: CohortLayout, settings: PrepareSettings) -> CohortLayout:
 
 
 def look_at_sources(sources: Sequence[Path], settings: SortSettings) -> tuple[list[str], tuple[Problem, ...]]:
-    """What every file is taken for and why, without writing anything: lines to print, and the problems.
+    """What a cohort would hold, what every file is taken for and why, and the problems; nothing is written.
 
     Raises:
         InputError: as `find_layout`.
     """
     with closing(find_layout(sources, settings)) as layout:
-        return origins(layout), layout.problems
+        return [*outlook(layout), *origins(layout)], layout.problems
 
 
 def _nothing(sources: Sequence[Path], problems: Sequence[Problem]) -> str:

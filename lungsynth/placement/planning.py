@@ -158,7 +158,7 @@ def plan_categories(
         fitted = [(names[index], lungs[index]) for index in range(0, len(lungs), step)]
         for run in runs.values():
             run.fit(fitted, share=len(fitted) / len(lungs))
-    for index in tqdm(range(len(lungs)), desc="lungs planned", unit="lung", disable=len(lungs) < _FITTED_LUNGS):
+    for index in tqdm(range(len(lungs)), desc="lungs planned", unit="lung", disable=len(lungs) < _FITTED_LUNGS or None):
         shape = lungs[index]
         for run in runs.values():
             run.observe(index, names[index], shape)

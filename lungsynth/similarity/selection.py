@@ -177,7 +177,9 @@ class CandidateSource:
     def _chunks(
         self, seeds: Sequence[int], category: str, diameters_mm: Sequence[float | None]
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for begin in tqdm(range(0, len(seeds), _CHUNK), desc=category, leave=False, disable=len(seeds) <= _CHUNK):
+        for begin in tqdm(
+            range(0, len(seeds), _CHUNK), desc=category, leave=False, disable=len(seeds) <= _CHUNK or None
+        ):
             part = list(seeds[begin : begin + _CHUNK])
             batch = self.sampler(part, [category] * len(part), list(diameters_mm[begin : begin + _CHUNK]))
             yield np.asarray(batch["hu"]), np.asarray(batch["alpha" if self.kind == "nodules" else "mask"])

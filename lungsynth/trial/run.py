@@ -306,7 +306,7 @@ def _write_plan(out: Path, library: AssetLibrary, samples: Sequence[TrialSample]
     renderer = Renderer(library)
     rows = [
         Pair.measured(sample, renderer, patient=patients[sample.patient])
-        for sample in tqdm(samples, desc="measuring", unit="pair", disable=len(samples) < 200)
+        for sample in tqdm(samples, desc="measuring", unit="pair", disable=len(samples) < 200 or None)
     ]
     table = pd.DataFrame([row.to_row() for row in rows])
     write_text(out / _PAIRS, table.to_csv(index=False, lineterminator="\n", float_format="%.4f"))

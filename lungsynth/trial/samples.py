@@ -288,7 +288,7 @@ def plan_samples(
     wanted = Counter(dict.fromkeys(range(len(design.cells)), design.hosts * design.replicates))
     failed: Counter[str] = Counter()
     samples: list[TrialSample] = []
-    with tqdm(total=design.count, desc="pairs", unit="pair", disable=design.count < _SHOWN) as progress:
+    with tqdm(total=design.count, desc="pairs", unit="pair", disable=design.count < _SHOWN or None) as progress:
         for host in hosts:
             own = planner.on_host(host, wanted, failed)
             samples += own

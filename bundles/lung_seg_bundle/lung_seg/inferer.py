@@ -114,7 +114,7 @@ class Segmenter:
         starts = range(0, len(hu), self.batch_size)
         with self._workers() as workers:
             done = workers.map(lambda start: self._fill(maps, hu, shown, spacing_mm[1:], boxes, start), starts)
-            for _ in tqdm(done, total=len(starts), desc="slices", unit="batch", disable=not progress):
+            for _ in tqdm(done, total=len(starts), desc="slices", unit="batch", disable=None if progress else True):
                 pass
         return maps
 
