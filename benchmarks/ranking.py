@@ -33,11 +33,10 @@ from evaluation.metrics.fid_kid import frechet_distance, kernel_distance, kernel
 from evaluation.metrics.manifold import compare_manifolds
 from evaluation.metrics.ms_ssim import pair_similarity
 from evaluation.tables import format_estimate
-from lungsynth.bundles import open_bundle, read_weights
+from lungsynth.bundles import lung_generator, open_bundle, read_weights
 from lungsynth.cohort.reader import Cohort
 from lungsynth.config import SELECTION_STRATEGIES, Selection
 from lungsynth.errors import InputError
-from lungsynth.generate_assets import LUNG_CONFIGS, LUNG_WEIGHTS
 from lungsynth.similarity.features import Features, open_features
 from lungsynth.similarity.reference import ReferenceSet, open_reference_set
 from lungsynth.similarity.samples import Samples, as_shown, join, owner_folds, read_lungs, read_nodules
@@ -196,7 +195,7 @@ def make_candidates(
     real: ReferenceSet, held_out: Samples, args: argparse.Namespace, seconds: dict[str, float]
 ) -> dict[str, Candidates]:
     """Of each category as many as the largest number of candidates needs; notes the time of making and ranking."""
-    layer: dict[str, Any] = {"configs": LUNG_CONFIGS, "weights": LUNG_WEIGHTS} if args.kind == "lungs" else {}
+    layer: dict[str, Any] = lung_generator(args.bundles)._asdict() if args.kind == "lungs" else {}
     sampler = open_bundle(args.bundles, "wcapsgan", **layer)
     selection = Selection(strategy="coverage", candidates=max(CANDIDATES), cohort=args.cohort)
     source = CandidateSource(sampler=sampler, kind=args.kind, selection=selection, real=real)
@@ -242,7 +241,9 @@ def chosen(pools: dict[str, Candidates], places: dict[str, np.ndarray]) -> tuple
 def as_json(rows: list[dict[str, Any]], seconds: dict[str, float], args: argparse.Namespace) -> dict[str, Any]:
     plain = [{k: asdict(v) if isinstance(v, Estimate) else v for k, v in row.items()} for row in rows]
     split_hash = Cohort.open(args.cohort).split_hash
-    weights = read_weights(args.bundles, "wcapsgan", **({"file": LUNG_WEIGHTS} if args.kind == "lungs" else {}))
+    weights = read_weights(
+        args.bundles, "wcapsgan", **({"file": lung_generator(args.bundles).weights} if args.kind == "lungs" else {})
+    )
     facts = {name: getattr(args, name) for name in ("kind", "part", "features", "seed")}
     return {**facts, "split_hash": split_hash, "weights": weights.sha256, "seconds": seconds, "rows": plain}
 

@@ -28,11 +28,10 @@ from evaluation.enhancement import share_with_interval
 from evaluation.methods import Relation, relation_to
 from evaluation.metrics.bootstrap import Estimate, PatientCounts, estimate, patient_index
 from evaluation.runner import FORMAT, EvaluationResult
-from lungsynth.bundles import nodule_rule, open_bundle, read_weights
+from lungsynth.bundles import lung_generator, nodule_rule, open_bundle, read_weights
 from lungsynth.categories import CategoryRule
 from lungsynth.config import SelectionConfig, default_bundles
 from lungsynth.errors import InputError, NoSamplesError
-from lungsynth.generate_assets import LUNG_CONFIGS, LUNG_WEIGHTS
 from lungsynth.io.atomic import write_json, write_text
 from lungsynth.run_folder import RunFolder
 from lungsynth.seeds import SeedStream, seeds
@@ -116,7 +115,7 @@ def evaluate_privacy(config: PrivacyConfig) -> EvaluationResult:
     """
     subset = open_subset(config.cohort, "test")
     weights = {"nodules": read_weights(config.bundles, "wcapsgan")}
-    weights["lungs"] = read_weights(config.bundles, "wcapsgan", file=LUNG_WEIGHTS)
+    weights["lungs"] = read_weights(config.bundles, "wcapsgan", file=lung_generator(config.bundles).weights)
     identity = {"cohort": subset.cohort.identity, "count": config.count, "seed": config.seed}
     identity |= {kind: info.sha256 for kind, info in weights.items()}
     rule = nodule_rule(config.bundles)
@@ -266,7 +265,7 @@ def _generate(config: PrivacyConfig, kind: SampleKind, like: Samples) -> Samples
     if kind == "nodules":
         sampler = open_bundle(config.bundles, "wcapsgan")
     else:
-        sampler = open_bundle(config.bundles, "wcapsgan", configs=LUNG_CONFIGS, weights=LUNG_WEIGHTS)
+        sampler = open_bundle(config.bundles, "wcapsgan", **lung_generator(config.bundles)._asdict())
     source = CandidateSource(sampler=sampler, kind=kind, selection=SelectionConfig().resolve(None))
     stream = SeedStream.GENERATED_NODULES if kind == "nodules" else SeedStream.GENERATED_LUNGS
     parts = [

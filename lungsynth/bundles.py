@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lungsynth.errors import InputError
 from lungsynth.io.stored import SHA256, anything, lists, mappings, numbers, objects, read_json, texts
@@ -26,11 +26,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEVICE_VARIABLE",
+    "LUNG_PX",
+    "LungGenerator",
     "WeightsInfo",
     "bundle_root",
     "check_categories",
     "check_fit",
     "component_settings",
+    "lung_generator",
     "nodule_rule",
     "open_bundle",
     "read_state",
@@ -75,6 +78,25 @@ class WeightsInfo:
     sidecar: Mapping[str, Any]
 
 
+class LungGenerator(NamedTuple):
+    """What opens one of the lung generators of wcapsgan_bundle.
+
+    Attributes:
+        configs: on top of each other.
+        weights: their file.
+    """
+
+    configs: tuple[str, ...]
+    weights: str
+
+
+_LUNG_GENERATORS = {  # by the pixels of their lungs' side, the one that is used when there is a choice first
+    512: LungGenerator(("inference.json", "inference_lung.json", "inference_cascade.json"), "model_cascade.pt"),
+    256: LungGenerator(("inference.json", "inference_lung.json"), "model_lung.pt"),
+}
+LUNG_PX = tuple(_LUNG_GENERATORS)
+
+
 def bundle_root(bundles_dir: Path, name: str) -> Path:
     """Absolute root of the bundle `name` (without `_bundle`).
 
@@ -87,6 +109,19 @@ def bundle_root(bundles_dir: Path, name: str) -> Path:
             f"{bundles_dir}: expected the bundle {root.name} with configs/inference.json, found none. {_REMEDY}"
         )
     return root
+
+
+def lung_generator(bundles_dir: Path, lung_px: int | None = None) -> LungGenerator:
+    """The generator of lungs with sides of so many pixels; of the finest that the bundle has weights for when None.
+
+    Raises:
+        InputError: for a size that no generator has.
+    """
+    if lung_px is not None and lung_px not in _LUNG_GENERATORS:
+        raise InputError(f"`lung_px` must be one of {list(LUNG_PX)}, got {lung_px}.")
+    models = bundle_root(bundles_dir, "wcapsgan") / "models"
+    there = [px for px, generator in _LUNG_GENERATORS.items() if (models / generator.weights).is_file()]
+    return _LUNG_GENERATORS[lung_px or next(iter(there), LUNG_PX[-1])]
 
 
 def read_weights(bundles_dir: Path, name: str, *, file: str = "model.pt") -> WeightsInfo:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lungsynth.bundles import WeightsInfo, open_bundle, read_weights, resolved_config
+from lungsynth.bundles import WeightsInfo, lung_generator, open_bundle, read_weights, resolved_config
 from lungsynth.cohort.reader import CohortSplit
 from lungsynth.config import GenerateConfig
 from lungsynth.contact_sheet import Tile, contact_sheet, pick_tiles
@@ -27,7 +27,7 @@ from lungsynth.ct.write import read_plane
 from lungsynth.detectability import Segmenter, check_detectability
 from lungsynth.enhancement.stage import EnhancementStage, enhancement_identity, open_stage
 from lungsynth.export.writer import ENHANCED_LUNGS, ExportJob, ExportResult, ShardWriter, write_samples
-from lungsynth.generate_assets import LUNG_CONFIGS, LUNG_WEIGHTS, Samplers, make_assets, open_samplers
+from lungsynth.generate_assets import Samplers, make_assets, open_samplers
 from lungsynth.hounsfield import DISPLAY_WINDOW
 from lungsynth.io.atomic import remove_temporary, write_picture
 from lungsynth.placement.assets import AssetLibrary
@@ -240,7 +240,11 @@ class Pipeline:
             identity=identity,
             cohort=cohort,
             weights=weights,
-            samplers=None if finished else open_samplers(bundles, rule=category_rule(config), **used),
+            samplers=None
+            if finished
+            else open_samplers(
+                bundles, lungs=lung_generator(bundles, config.lung_px), rule=category_rule(config), **used
+            ),
             enhancer=open_stage(bundles, label_check=enhancement.label_check, folder=config.out / ENHANCED_LUNGS)
             if enhancement.enabled
             else None,
@@ -380,7 +384,8 @@ class Pipeline:
         run.log_params({**self.identity, "batch_size": self.config.batch_size})
         run.log_file(self.config.out / "run.json")
         for name, weights in self.weights.items():
-            configs = LUNG_CONFIGS if name == "wcapsgan_lung" else LUNG_CONFIGS[:1]
+            lungs = lung_generator(bundles, self.config.lung_px).configs
+            configs = lungs if name == "wcapsgan_lung" else lungs[:1]
             bundle = name.removesuffix("_lung")
             run.log_json(resolved_config(bundles, bundle, configs=configs), f"configs/{name}.json")
             run.log_json(weights.sidecar, f"weights/{name}.json")
@@ -400,7 +405,7 @@ def _read_all_weights(config: GenerateConfig) -> dict[str, WeightsInfo]:
     weights = {
         "lung_seg": read_weights(bundles, "lung_seg"),
         "wcapsgan": read_weights(bundles, "wcapsgan"),
-        "wcapsgan_lung": read_weights(bundles, "wcapsgan", file=LUNG_WEIGHTS),
+        "wcapsgan_lung": read_weights(bundles, "wcapsgan", file=lung_generator(bundles, config.lung_px).weights),
     }
     if config.enhancement.enabled:
         weights["cyclegan"] = read_weights(bundles, "cyclegan")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lungsynth.bundles import open_bundle
+from lungsynth.bundles import LungGenerator, open_bundle
 from lungsynth.categories import AS_LISTED, CategoryRule
 from lungsynth.cohort.reader import CohortSplit
 from lungsynth.cohort.slices import LUNG_SIZES_PX, lung_on_grid
@@ -40,8 +40,6 @@ from lungsynth.similarity.selection import (
 from lungsynth.types import Affine
 
 __all__ = [
-    "LUNG_CONFIGS",
-    "LUNG_WEIGHTS",
     "Samplers",
     "centred_affine",
     "make_assets",
@@ -52,8 +50,6 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 
-LUNG_CONFIGS = ("inference.json", "inference_lung.json")
-LUNG_WEIGHTS = "model_lung.pt"
 _SHOWN = 32  # from so many on, progress is shown
 _SHOWN_MARGIN = 1.02  # of the smallest diameter: what comes out is a little smaller or larger than what was asked
 _SLICE_MM = 1.0  # thickness that a generated slice states
@@ -70,13 +66,21 @@ class Samplers:
     rule: CategoryRule = AS_LISTED
 
 
-def open_samplers(bundles: Path, *, nodule_weights: str, lung_weights: str, rule: CategoryRule = AS_LISTED) -> Samplers:
+def open_samplers(
+    bundles: Path,
+    *,
+    nodule_weights: str,
+    lung_weights: str,
+    lungs: LungGenerator,
+    rule: CategoryRule = AS_LISTED,
+) -> Samplers:
     """Opens the samplers of nodules and of lungs.
 
     Args:
         bundles: folder of the bundles.
         nodule_weights: SHA-256 that the generated nodules will name.
         lung_weights: SHA-256 that the generated lungs will name.
+        lungs: what makes them (`bundles.lung_generator`).
         rule: what categories of nodules mean for real ones (`bundles.nodule_rule`).
 
     Raises:
@@ -84,7 +88,7 @@ def open_samplers(bundles: Path, *, nodule_weights: str, lung_weights: str, rule
     """
     return Samplers(
         nodules=open_bundle(bundles, "wcapsgan"),
-        lungs=open_bundle(bundles, "wcapsgan", configs=LUNG_CONFIGS, weights=LUNG_WEIGHTS),
+        lungs=open_bundle(bundles, "wcapsgan", configs=lungs.configs, weights=lungs.weights),
         nodule_weights=nodule_weights,
         lung_weights=lung_weights,
         rule=rule,

@@ -38,6 +38,7 @@ _SAMPLE_TYPES = {
     "nodule": ("model.pt", ("inference.json",)),
     "cube": ("model_cube.pt", ("inference.json", "inference_cube.json")),
     "lung": ("model_lung.pt", ("inference.json", "inference_lung.json")),
+    "cascade": ("model_cascade.pt", ("inference.json", "inference_lung.json", "inference_cascade.json")),
     "slice": ("model_slice.pt", ("inference.json", "inference_lung.json", "inference_slice.json")),
 }
 _STATED = ("categories", "category_key", "category_edges", "spacing_mm")  # by a sidecar, beside its `settings`

@@ -13,12 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lungsynth.bundles import nodule_rule, read_weights
+from lungsynth.bundles import lung_generator, nodule_rule, read_weights
 from lungsynth.categories import AS_LISTED, TEXTURES, CategoryRule
 from lungsynth.cohort.reader import Cohort, CohortSplit
 from lungsynth.config import GenerateConfig
 from lungsynth.errors import InputError
-from lungsynth.generate_assets import LUNG_WEIGHTS, make_assets, open_samplers
+from lungsynth.generate_assets import make_assets, open_samplers
 from lungsynth.io.atomic import remove_temporary, write_json
 from lungsynth.io.running import FolderLock, check_place
 from lungsynth.io.stored import anything, mappings, read_json
@@ -260,9 +260,10 @@ def _plan_identity(config: GenerateConfig, cohort: CohortSplit | None, library: 
 
 def _plan_assets(config: GenerateConfig, cohort: CohortSplit | None) -> AssetLibrary:
     """The library beside a plan, made when it is not there."""
+    lungs = lung_generator(config.bundles, config.lung_px)
     weights = {
         "nodule_weights": read_weights(config.bundles, "wcapsgan").sha256,
-        "lung_weights": read_weights(config.bundles, "wcapsgan", file=LUNG_WEIGHTS).sha256,
+        "lung_weights": read_weights(config.bundles, "wcapsgan", file=lungs.weights).sha256,
     }
     sizes = config.sizes(1)
     identity = {
@@ -279,7 +280,7 @@ def _plan_assets(config: GenerateConfig, cohort: CohortSplit | None) -> AssetLib
     library, path = AssetLibrary(config.out), config.out / _ASSETS_FILE
     _check_assets(library, path, identity)
     if not len(library):
-        samplers = open_samplers(config.bundles, rule=category_rule(config), **weights)
+        samplers = open_samplers(config.bundles, lungs=lungs, rule=category_rule(config), **weights)
         write_json(path, identity, indent=2, sort_keys=True)
         make_assets(library, samplers, config, cohort=cohort)
     return library

@@ -40,9 +40,11 @@ def test_hu_range_and_one_window_for_all_bundles():
         assert "[-1000, 400]" in text, f"{name}: metadata.json does not state the window"
 
 
-def test_generated_lungs_are_256_at_1_4_mm():
+def test_generated_lungs_are_512_at_0_7_mm_or_256_at_1_4():
     config = ConfigParser.load_config_file(ROOT / "bundles/wcapsgan_bundle/configs/inference_lung.json")
     assert (config["size"], config["spacing_mm"]) == (256, 1.4)
+    config = ConfigParser.load_config_file(ROOT / "bundles/wcapsgan_bundle/configs/inference_cascade.json")
+    assert (config["size"], config["spacing_mm"]) == (512, 0.7)
 
 
 @pytest.mark.parametrize("name", BUNDLES)

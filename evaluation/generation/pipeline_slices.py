@@ -25,14 +25,14 @@ from evaluation.methods import (
     train_minutes,
     usable_methods,
 )
-from lungsynth.bundles import WeightsInfo, nodule_rule, read_weights
+from lungsynth.bundles import WeightsInfo, lung_generator, nodule_rule, read_weights
 from lungsynth.categories import ANY
 from lungsynth.cohort.slices import LUNG_SIZES_PX, slice_on_grid
 from lungsynth.compositing.render import Renderer
 from lungsynth.config import GenerateConfig, PlacementConfig, SelectionConfig
 from lungsynth.enhancement.stage import EnhancementStage, enhancement_identity, open_stage
 from lungsynth.errors import InputError
-from lungsynth.generate_assets import LUNG_WEIGHTS, make_assets, open_samplers
+from lungsynth.generate_assets import make_assets, open_samplers
 from lungsynth.geometry import LUNG_FIELD_MM, LUNG_SPACING_MM
 from lungsynth.hounsfield import Label
 from lungsynth.placement.assets import AssetLibrary
@@ -110,7 +110,8 @@ def _pipeline_method(name: str, subset: Subset, bundles: Path, folder: Path, *, 
             "slices composed by texture class. Evaluate it as `nodules`, or give `bundles` with a generator of texture "
             "classes."
         )
-    nodules, lungs = read_weights(bundles, "wcapsgan"), read_weights(bundles, "wcapsgan", file=LUNG_WEIGHTS)
+    nodules = read_weights(bundles, "wcapsgan")
+    lungs = read_weights(bundles, "wcapsgan", file=lung_generator(bundles).weights)
     enhanced = name == _ENHANCED_ROW
     last = {key: read_weights(bundles, key) for key in ("cyclegan", "lung_seg")} if enhanced else {}
     selection = selection_identity(SelectionConfig().resolve(subset.folder))
@@ -163,6 +164,7 @@ def _make_catalogue(run: _PipelineRun) -> tuple[AssetLibrary, Catalogue]:
             run.bundles,
             nodule_weights=run.nodule_weights,
             lung_weights=run.lung_weights,
+            lungs=lung_generator(run.bundles),
             rule=nodule_rule(run.bundles),
         )
         make_assets(AssetLibrary(run.folder), samplers, config)

@@ -42,10 +42,9 @@ from evaluation.utility.segmentation import (
     segmentation_table,
 )
 from evaluation.utility.subcohort import SubCohort, make_subcohort
-from lungsynth.bundles import open_bundle, read_weights, read_weights_file, resolved_config
+from lungsynth.bundles import lung_generator, open_bundle, read_weights, read_weights_file, resolved_config
 from lungsynth.enhancement.stage import enhancement_identity
 from lungsynth.errors import InputError
-from lungsynth.generate_assets import LUNG_WEIGHTS
 from lungsynth.tracking import DEFAULT_URI
 
 __all__ = ["EXPERIMENTS", "UtilityConfig", "evaluate_utility"]
@@ -224,7 +223,7 @@ def _segmentation_dependencies(config: UtilityConfig) -> dict[str, Any]:
     return {
         "training": resolved_config(config.bundles, "lung_seg", configs=("train.json",)),
         "nodules": read_weights(config.bundles, "wcapsgan").sha256,
-        "lungs": read_weights(config.bundles, "wcapsgan", file=LUNG_WEIGHTS).sha256,
+        "lungs": read_weights(config.bundles, "wcapsgan", file=lung_generator(config.bundles).weights).sha256,
         **enhancement_identity(config.bundles if config.enhance else None, label_check=True),
     }
 

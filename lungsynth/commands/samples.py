@@ -88,6 +88,7 @@ def _add_placement(parser: argparse.ArgumentParser) -> None:
         help="diameters in mm, spread evenly on a scale of ratios (default: 4:30; matched: as real ones)",
     )
     add("--lungs", type=int, help="distinct lungs (default: half as many as samples, at most 500)")
+    add("--lung-px", type=int, help="pixels of generated lungs' sides, 512 or 256 (default: 512)")
     add("--groups", type=int, help="nodule groups that are tried (default: 6 a sample, at most 5000)")
     add("--nodules", type=int, help="distinct nodules (default: 1.35 a sample, at most 1200)")
     add("--rules", type=Path, help="JSON file of placement rules, see docs/how_to/plan_at_scale.md")
@@ -120,6 +121,7 @@ def generate_config(options: argparse.Namespace) -> GenerateConfig:
         exclude_enhancer_patients=options.exclude_enhancer_patients,
         batch_size=options.batch_size,
         workers=options.workers,
+        lung_px=options.lung_px,
         selection=SelectionConfig(strategy=options.strategy, candidates=options.candidates),
         placement=_placement(options, real_share=options.real_share, own_grids=options.own_grids),
         enhancement=EnhancementConfig(enabled=options.enhance, label_check=options.label_check),
@@ -219,6 +221,7 @@ def _plan(options: argparse.Namespace) -> Report:
         count=_samples(options),
         seed=options.seed,
         bundles=options.bundles or default_bundles(),
+        lung_px=options.lung_px,
         cohort=options.cohort,
         library=options.library,
         selection=SelectionConfig(strategy=options.strategy, candidates=options.candidates),

@@ -9,6 +9,7 @@ sample is (2, S, S), of a cube (2, S, S, S): the image in [-1, 1] (HU of the net
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,6 +125,7 @@ class CohortSamples(Dataset):
         indices = {name: index for index, name in enumerate(categories.names)}
         self.case_category = torch.tensor([indices.get(name, 0) for name in names])
         self.category = self.case_category.repeat_interleave(self.case_count)
+        self.case_weight = _patient_weights(self.data, self.case_category) if not has_diameter else None
         inside = (self.mask >= _OUTLINE).flatten(1).sum(dim=1).float()
         self.diameter_mm = equivalent_diameter(inside, self.spatial_dims) * spacing_mm * has_diameter
 
@@ -200,7 +202,15 @@ class CohortSamples(Dataset):
         }
 
     def draw(self, generator: torch.Generator, count: int) -> Batch:
-        """Draws `count` samples: a category, one of its cases, one of the case's slices, each evenly."""
+        """Draws `count` samples: a category evenly, one of its cases, one of the case's slices evenly.
+
+        Cases are drawn evenly, but lungs and whole slices by patient: a patient's share grows as the square root of
+        its slices, so that neither a patient with fifty of them nor one with a single slice is most of a training.
+        """
+        if self.case_weight is not None:
+            category = torch.randint(len(self.case_weight), (count,), generator=generator)
+            case = torch.multinomial(self.case_weight[category], 1, generator=generator)[:, 0]
+            return self.take(self.case_start[case] + _below(self.case_count[case], generator))
         order = self.case_category.argsort(stable=True)
         cases = self.case_category.bincount()
         first = cases.cumsum(0) - cases
@@ -214,6 +224,14 @@ class CohortSamples(Dataset):
         steps = torch.linspace(0, 1, 101)
         present = range(int(self.case_category.max()) + 1)
         return torch.stack([largest[self.case_category == k].quantile(steps) for k in present])
+
+
+def _patient_weights(data: Sequence[Mapping[str, Any]], category: Tensor) -> Tensor:
+    """Of each category (row) the shares in which cases (columns) are drawn; see `CohortSamples.draw`."""
+    patients = [entry.get("patient_id", index) for index, entry in enumerate(data)]
+    counts = Counter(zip(patients, category.tolist(), strict=True))
+    own = torch.tensor([counts[key] ** -0.5 for key in zip(patients, category.tolist(), strict=True)])
+    return torch.stack([own * (category == row) for row in range(int(category.max()) + 1)])
 
 
 def _averaged(samples: np.ndarray, scale: int, spatial_dims: int) -> np.ndarray:

@@ -46,12 +46,15 @@ def load_generator(
 def load_pretrained(networks: Sequence[nn.Module], pretrained: str | Path) -> None:
     """Gives generators the weights of an earlier training to begin with; errors as in `load_generator`.
 
-    The earlier training may have had a smaller size, with the same widths at its resolutions: the generator then grows.
-    What its new resolutions add to the output is nothing at first (growing resolution, after Karras et al., 2018).
+    The earlier training may have had another size, with the same widths at the resolutions that both have. A generator
+    that grows begins with new resolutions that add nothing to the output (after Karras et al., 2018); of a larger one,
+    the resolutions beyond its size are left out.
     """
     state = read_state(pretrained)
     for network in networks:
-        load_state(network, {**_new_resolutions(network, state), **state}, source=pretrained, hint=_HINT)
+        own = network.state_dict()
+        shared = {key: value for key, value in state.items() if not _is_resolution(key) or key in own}
+        load_state(network, {**_new_resolutions(network, shared), **shared}, source=pretrained, hint=_HINT)
 
 
 def _check_categories(weights: Path, categories: Sequence[str]) -> None:
@@ -65,11 +68,15 @@ def _check_categories(weights: Path, categories: Sequence[str]) -> None:
         )
 
 
+def _is_resolution(key: str) -> bool:
+    return key.startswith(("blocks.", "heads."))
+
+
 def _new_resolutions(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The network's own values of those resolutions that `state` does not reach; their heads give 0."""
     reached = {key.split(".")[1] for key in state if key.startswith("blocks.")}
     return {
         key: torch.zeros_like(value) if key.startswith("heads.") else value
         for key, value in network.state_dict().items()
-        if key.startswith(("blocks.", "heads.")) and key.split(".")[1] not in reached
+        if _is_resolution(key) and key.split(".")[1] not in reached
     }
