@@ -115,7 +115,7 @@ def evaluate_privacy(config: PrivacyConfig) -> EvaluationResult:
     """
     subset = open_subset(config.cohort, "test")
     weights = {"nodules": read_weights(config.bundles, "wcapsgan")}
-    weights["lungs"] = read_weights(config.bundles, "wcapsgan", file=lung_generator(config.bundles).weights)
+    weights["lungs"] = read_weights(config.bundles, "wcapsgan", file=lung_generator().weights)
     identity = {"cohort": subset.cohort.identity, "count": config.count, "seed": config.seed}
     identity |= {kind: info.sha256 for kind, info in weights.items()}
     rule = nodule_rule(config.bundles)
@@ -265,7 +265,7 @@ def _generate(config: PrivacyConfig, kind: SampleKind, like: Samples) -> Samples
     if kind == "nodules":
         sampler = open_bundle(config.bundles, "wcapsgan")
     else:
-        sampler = open_bundle(config.bundles, "wcapsgan", **lung_generator(config.bundles)._asdict())
+        sampler = open_bundle(config.bundles, "wcapsgan", **lung_generator()._asdict())
     source = CandidateSource(sampler=sampler, kind=kind, selection=SelectionConfig().resolve(None))
     stream = SeedStream.GENERATED_NODULES if kind == "nodules" else SeedStream.GENERATED_LUNGS
     parts = [

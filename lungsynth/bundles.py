@@ -90,9 +90,9 @@ class LungGenerator(NamedTuple):
     weights: str
 
 
-_LUNG_GENERATORS = {  # by the pixels of their lungs' side, the one that is used when there is a choice first
-    512: LungGenerator(("inference.json", "inference_lung.json", "inference_cascade.json"), "model_cascade.pt"),
+_LUNG_GENERATORS = {  # by the pixels of their lungs' side; the first is used unless another is asked for
     256: LungGenerator(("inference.json", "inference_lung.json"), "model_lung.pt"),
+    512: LungGenerator(("inference.json", "inference_lung.json", "inference_cascade.json"), "model_cascade.pt"),
 }
 LUNG_PX = tuple(_LUNG_GENERATORS)
 
@@ -111,17 +111,15 @@ def bundle_root(bundles_dir: Path, name: str) -> Path:
     return root
 
 
-def lung_generator(bundles_dir: Path, lung_px: int | None = None) -> LungGenerator:
-    """The generator of lungs with sides of so many pixels; of the finest that the bundle has weights for when None.
+def lung_generator(lung_px: int = LUNG_PX[0]) -> LungGenerator:
+    """The generator of lungs with sides of so many pixels.
 
     Raises:
         InputError: for a size that no generator has.
     """
-    if lung_px is not None and lung_px not in _LUNG_GENERATORS:
+    if lung_px not in _LUNG_GENERATORS:
         raise InputError(f"`lung_px` must be one of {list(LUNG_PX)}, got {lung_px}.")
-    models = bundle_root(bundles_dir, "wcapsgan") / "models"
-    there = [px for px, generator in _LUNG_GENERATORS.items() if (models / generator.weights).is_file()]
-    return _LUNG_GENERATORS[lung_px or next(iter(there), LUNG_PX[-1])]
+    return _LUNG_GENERATORS[lung_px]
 
 
 def read_weights(bundles_dir: Path, name: str, *, file: str = "model.pt") -> WeightsInfo:

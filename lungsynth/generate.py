@@ -242,9 +242,7 @@ class Pipeline:
             weights=weights,
             samplers=None
             if finished
-            else open_samplers(
-                bundles, lungs=lung_generator(bundles, config.lung_px), rule=category_rule(config), **used
-            ),
+            else open_samplers(bundles, lungs=lung_generator(config.lung_px), rule=category_rule(config), **used),
             enhancer=open_stage(bundles, label_check=enhancement.label_check, folder=config.out / ENHANCED_LUNGS)
             if enhancement.enabled
             else None,
@@ -384,7 +382,7 @@ class Pipeline:
         run.log_params({**self.identity, "batch_size": self.config.batch_size})
         run.log_file(self.config.out / "run.json")
         for name, weights in self.weights.items():
-            lungs = lung_generator(bundles, self.config.lung_px).configs
+            lungs = lung_generator(self.config.lung_px).configs
             configs = lungs if name == "wcapsgan_lung" else lungs[:1]
             bundle = name.removesuffix("_lung")
             run.log_json(resolved_config(bundles, bundle, configs=configs), f"configs/{name}.json")
@@ -405,7 +403,7 @@ def _read_all_weights(config: GenerateConfig) -> dict[str, WeightsInfo]:
     weights = {
         "lung_seg": read_weights(bundles, "lung_seg"),
         "wcapsgan": read_weights(bundles, "wcapsgan"),
-        "wcapsgan_lung": read_weights(bundles, "wcapsgan", file=lung_generator(bundles, config.lung_px).weights),
+        "wcapsgan_lung": read_weights(bundles, "wcapsgan", file=lung_generator(config.lung_px).weights),
     }
     if config.enhancement.enabled:
         weights["cyclegan"] = read_weights(bundles, "cyclegan")

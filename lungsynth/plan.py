@@ -260,7 +260,7 @@ def _plan_identity(config: GenerateConfig, cohort: CohortSplit | None, library: 
 
 def _plan_assets(config: GenerateConfig, cohort: CohortSplit | None) -> AssetLibrary:
     """The library beside a plan, made when it is not there."""
-    lungs = lung_generator(config.bundles, config.lung_px)
+    lungs = lung_generator(config.lung_px)
     weights = {
         "nodule_weights": read_weights(config.bundles, "wcapsgan").sha256,
         "lung_weights": read_weights(config.bundles, "wcapsgan", file=lungs.weights).sha256,

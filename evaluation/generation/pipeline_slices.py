@@ -111,7 +111,7 @@ def _pipeline_method(name: str, subset: Subset, bundles: Path, folder: Path, *, 
             "classes."
         )
     nodules = read_weights(bundles, "wcapsgan")
-    lungs = read_weights(bundles, "wcapsgan", file=lung_generator(bundles).weights)
+    lungs = read_weights(bundles, "wcapsgan", file=lung_generator().weights)
     enhanced = name == _ENHANCED_ROW
     last = {key: read_weights(bundles, key) for key in ("cyclegan", "lung_seg")} if enhanced else {}
     selection = selection_identity(SelectionConfig().resolve(subset.folder))
@@ -164,7 +164,7 @@ def _make_catalogue(run: _PipelineRun) -> tuple[AssetLibrary, Catalogue]:
             run.bundles,
             nodule_weights=run.nodule_weights,
             lung_weights=run.lung_weights,
-            lungs=lung_generator(run.bundles),
+            lungs=lung_generator(),
             rule=nodule_rule(run.bundles),
         )
         make_assets(AssetLibrary(run.folder), samplers, config)

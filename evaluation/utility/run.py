@@ -223,7 +223,7 @@ def _segmentation_dependencies(config: UtilityConfig) -> dict[str, Any]:
     return {
         "training": resolved_config(config.bundles, "lung_seg", configs=("train.json",)),
         "nodules": read_weights(config.bundles, "wcapsgan").sha256,
-        "lungs": read_weights(config.bundles, "wcapsgan", file=lung_generator(config.bundles).weights).sha256,
+        "lungs": read_weights(config.bundles, "wcapsgan", file=lung_generator().weights).sha256,
         **enhancement_identity(config.bundles if config.enhance else None, label_check=True),
     }
 
