@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torch._dynamo  # three seconds, which the first optimiser takes otherwise
 from torch.nn import functional
 from wcapsgan_toys import BUNDLE, make_generator
 

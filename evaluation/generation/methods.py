@@ -50,7 +50,7 @@ _CONFIGS: Mapping[SampleKind, tuple[str, ...]] = {
     "lungs": ("inference.json", "inference_lung.json"),
     "slices": ("inference.json", "inference_lung.json", "inference_slice.json"),
 }
-_KIND_OVERLAYS = {"cube", "lung", "slice"}  # say what is generated, not by which method
+_KIND_OVERLAYS = {"cascade", "cube", "lung", "slice"}  # say what is generated, not by which method
 _OWN_WEIGHTS: Mapping[SampleKind, str] = {"nodules": "model.pt", "lungs": "model_lung.pt"}
 _NOT_IN_TABLE: Mapping[SampleKind, set[str]] = {  # no row there, so that nobody misses them
     "nodules": set(),

@@ -88,7 +88,13 @@ def _add_placement(parser: argparse.ArgumentParser) -> None:
         help="diameters in mm, spread evenly on a scale of ratios (default: 4:30; matched: as real ones)",
     )
     add("--lungs", type=int, help="distinct lungs (default: half as many as samples, at most 500)")
-    add("--lung-px", type=int, default=256, help="pixels of generated lungs' sides, 256 or 512 (default: 256)")
+    add(
+        "--lung-px",
+        type=int,
+        choices=(256, 512),
+        default=256,
+        help="grid of generated lungs: 256 at 1.4 mm (default) or 512 at 0.7 mm, with vessels, twice the time",
+    )
     add("--groups", type=int, help="nodule groups that are tried (default: 6 a sample, at most 5000)")
     add("--nodules", type=int, help="distinct nodules (default: 1.35 a sample, at most 1200)")
     add("--rules", type=Path, help="JSON file of placement rules, see docs/how_to/plan_at_scale.md")
