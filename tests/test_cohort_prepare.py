@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from cohort_toys import SHAPE, votes_of, write_chest, write_slices
 
-from lungsynth.cohort.collections import recognise
+from lungsynth.cohort.collections import UNKNOWN_LICENCE, recognise
 from lungsynth.cohort.montage import lung_tile, nodule_tile
 from lungsynth.cohort.not_normal import check_names, listed_slices, read_names
 from lungsynth.cohort.prepare import PrepareSettings, look_at_sources, prepare_cohort
@@ -114,6 +114,15 @@ def test_what_is_said_of_many_is_said_once(sources, tmp_path):
     assert report.count("no table tells its spacing") == 1
     assert "LIDC-IDRI-0004_n00 and 2 more: no table tells its spacing" in report
     assert any("the pixel size of 7 of 9 nodules" in text for text in outcome.cohort["lacks"])
+
+
+def test_the_licence_of_a_table_stands_beside_the_source(sources, tmp_path):
+    table = tmp_path / "table" / "patients.csv"
+    table.parent.mkdir()
+    table.write_text("file,patient,licence\nT-001.nii.gz,T,CC BY 4.0\n", encoding="utf-8")
+    outcome = prepare([*sources, table.parent], tmp_path / "out")
+    licences = {source["name"]: source["licence"] for source in outcome.cohort["sources"]}
+    assert licences == {"LCTSC": "CC BY 3.0", "other": f"CC BY 4.0; {UNKNOWN_LICENCE}"}
 
 
 def test_labels_and_slices_lie_on_one_grid(cohort):

@@ -58,6 +58,16 @@ def test_a_table_wins_over_names(tmp_path, table):
     assert not problems
 
 
+def test_a_table_tells_the_licence_of_each_scan(tmp_path):
+    save_nifti(tmp_path / "A_s1.nii.gz", HU)
+    save_nifti(tmp_path / "B_ct.nii.gz", HU[::-1])
+    (tmp_path / "patients.csv").write_text(
+        "file,patient,Licence\nA_s1.nii.gz,Mona,CC BY\t4.0\nB,Lisa,\n", encoding="utf-8"
+    )
+    with find_series(tmp_path) as found:
+        assert {files.series_id: files.licence for files in found.series} == {"A_s1": "CC BY 4.0", "B": ""}
+
+
 def test_a_table_that_contradicts_itself_is_said_and_not_used(tmp_path):
     save_nifti(tmp_path / "A_ct.nii.gz", HU)
     (tmp_path / "patients.csv").write_text("series,patient\nA,P1\nA,P2\n", encoding="utf-8")

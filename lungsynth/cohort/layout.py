@@ -99,13 +99,13 @@ def _task(files: SeriesFiles, source: Path) -> SeriesTask:
     notes = files.annotations
     beside = [*(mask.path for mask in files.masks), *([notes.lidc_xml] if notes.lidc_xml else []), *notes.voc_xml]
     meanings = repr([(mask.path.name, mask.lung, mask.nodule, mask.finding, mask.votes) for mask in files.masks])
-    unread = repr(sorted(path.name for path in files.unread))
+    told = (files.patient_id, files.licence, repr(notes.spheres), meanings, repr(sorted(p.name for p in files.unread)))
     return SeriesTask(
         files=files,
         collection=recognise(_telling_ids(files), folder=folder),
         folder=folder,
         task_id=files.series_id,
-        fingerprint=file_fingerprint([*files.files, *beside], files.patient_id, repr(notes.spheres), meanings, unread),
+        fingerprint=file_fingerprint([*files.files, *beside], *told),
     )
 
 

@@ -113,6 +113,7 @@ def describe_sources(rows: CohortRows) -> list[dict[str, Any]]:
         series = [row for row in rows.series if row.source == name]
         ids = {row.series_id for row in series}
         collection = recognise([name], folder=name)
+        licences = sorted({row.licence or collection.licence for row in series})
         counts = {
             "patients": len({row.patient_id for row in series}),
             "series": len(series),
@@ -120,7 +121,12 @@ def describe_sources(rows: CohortRows) -> list[dict[str, Any]]:
             "nodules": sum(row.series_id in ids for row in rows.nodules),
         }
         described.append(
-            {"name": name, "licence": collection.licence, "citation": collection.citation, "counts": counts}
+            {
+                "name": name,
+                "licence": "; ".join(licences),
+                "citation": collection.citation,
+                "counts": counts,
+            }
         )
     return described
 

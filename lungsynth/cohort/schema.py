@@ -78,6 +78,7 @@ class SeriesRow:
     patient_id: str = field(metadata=about("PatientID, or the series where nobody tells the patient"))
     patient_known: bool = field(default=True, metadata=about("false where `patient_id` is only the series"))
     source: str = field(metadata=about("name of the collection"))
+    licence: str = field(default="", metadata=about("as a table of the user says; empty: the collection's"))
     split: str = field(default="", metadata=about("`training`, `validation`, `test` or `excluded`"))
     slices: int = field(default=0, metadata=about("how many were written; 0 for crops"))
     spacing_slice_mm: float | None = field(default=None, metadata=about("of slices; empty for crops", unit="mm"))

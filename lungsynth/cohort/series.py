@@ -106,6 +106,7 @@ def _series_row(task: SeriesTask, volume: Volume, slices: int, *, expert: bool) 
         patient_id=volume.patient_id,
         patient_known=volume.patient_known,
         source=task.collection.name,
+        licence=task.files.licence,
         family=task.collection.family,
         folder=task.folder,
         slices=slices,

@@ -1,7 +1,7 @@
 """Whose a scan is: the one place that decides it, and says who told.
 
 1. A table of the user: a CSV or TSV with a column `patient` (or `patient_id`, `subject`, ...) and one that names scans
-   by file, id or SeriesInstanceUID.
+   by file, id or SeriesInstanceUID. A column `licence` tells theirs.
 2. DICOM's PatientID.
 3. Names: BIDS (`sub-01`), ids of collections (LIDC-IDRI-0001, TCGA-05-4244, ...), what counts scans of one person
    (`_s1`, `_visit2`, `_baseline`), folders named by a patient, and file names that say that they are a CT
@@ -15,7 +15,7 @@ They stay or become one patient, so that no person stands in two parts of a spli
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lungsynth.ct.annotations import TableHead, read_table
@@ -28,6 +28,7 @@ __all__ = ["NOBODY", "PatientTable", "Person", "check_people", "name_patient", "
 
 NOBODY = "nobody: each scan is a patient of its own"
 _PATIENT_COLUMNS = ("patient", "patient_id", "patientid", "patient id", "subject", "subject_id", "subjectid", "person")
+_LICENCE_COLUMNS = ("licence", "license")
 _SCAN_COLUMNS = {
     "seriesuid", "series_uid", "series_instance_uid", "seriesinstanceuid", "series", "series_id", "file", "filename",
     "file_name", "image", "image_id", "path", "scan", "scan_id", "case", "case_id", "study_file", "name", "id",
@@ -73,10 +74,11 @@ class Person:
 
 @dataclass(frozen=True)
 class PatientTable:
-    """A table of patients: by the text that names a scan, in lower case."""
+    """A table of patients, and of the licences of their scans: by the text that names a scan, in lower case."""
 
     path: Path
     patients: Mapping[str, str]
+    licences: Mapping[str, str] = field(default_factory=dict)
 
 
 def name_patient(path: Path, roots: Iterable[Path], *, says_ct: bool) -> tuple[str | None, str]:
@@ -162,7 +164,13 @@ def read_patient_table(path: Path, head: TableHead, scans: Mapping[str, Sequence
     twice = [scan for scan, times in Counter(scan for scan, _ in pairs).items() if times > 1 and scan in known]
     if twice:
         raise InputError(f"{path}: {min(twice)} has two patients; keep one row of them.")
-    return PatientTable(path=path, patients={scan: who for scan, who in pairs if scan in known})
+    said = next((lower[name] for name in _LICENCE_COLUMNS if name in lower), None)
+    licences = zip(best, table[said].fillna(""), strict=True) if said in table else ()
+    return PatientTable(
+        path=path,
+        patients={scan: who for scan, who in pairs if scan in known},
+        licences={scan: text for scan, cell in licences if scan in known and (text := " ".join(str(cell).split()))},
+    )
 
 
 def _as_key(cell: str) -> str:
@@ -172,7 +180,7 @@ def _as_key(cell: str) -> str:
 
 
 def with_table(series: SeriesFiles, texts: Iterable[str], tables: Iterable[tuple[str, PatientTable]]) -> SeriesFiles:
-    """A series with the patient of the first table that names it.
+    """A series with the patient, and the licence, of the first table that names it.
 
     Args:
         series: with the patient that its own files tell.
@@ -181,9 +189,15 @@ def with_table(series: SeriesFiles, texts: Iterable[str], tables: Iterable[tuple
     """
     names = list(texts)
     for shown, table in tables:
-        who = next((table.patients[text] for text in names if text in table.patients), None)
-        if who is not None:
-            return replace(series, patient_id=who, patient_known=True, patient_from=f"the table {shown}")
+        name = next((text for text in names if text in table.patients), None)
+        if name is not None:
+            return replace(
+                series,
+                patient_id=table.patients[name],
+                patient_known=True,
+                patient_from=f"the table {shown}",
+                licence=table.licences.get(name, ""),
+            )
     return series
 
 

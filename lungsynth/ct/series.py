@@ -85,6 +85,7 @@ class SeriesFiles:
         patient_known: False when `patient_id` is only the series.
         files: DICOM: all slices, in any order; otherwise one file.
         patient_from: who names the patient, for the report.
+        licence: of the scan, as a table says; empty where none does.
         masks: volumes on the same grid.
         annotations: see `Annotations`.
         unread: marks that belong to it and could not be used, so that none of its slices counts as normal.
@@ -99,6 +100,7 @@ class SeriesFiles:
     patient_known: bool
     files: tuple[Path, ...]
     patient_from: str = ""
+    licence: str = ""
     masks: tuple[MaskFile, ...] = ()
     annotations: Annotations = field(default_factory=Annotations)
     unread: tuple[Path, ...] = ()
@@ -106,7 +108,7 @@ class SeriesFiles:
     def __post_init__(self) -> None:
         if not self.files:
             raise InputError(f"Series {self.series_id} has no files; give at least one.")
-        for name in ("series_id", "patient_id"):
+        for name in ("series_id", "patient_id", "licence"):
             object.__setattr__(self, name, readable(getattr(self, name)))
 
     @property
