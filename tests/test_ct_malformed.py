@@ -15,6 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import EnhancedCTImageStorage
 
+from lungsynth.cohort.prepare import PrepareSettings, look_at_sources
 from lungsynth.ct.dicom import looks_like_dicom, read_header
 from lungsynth.ct.orientation import check_size, same_grid
 from lungsynth.ct.read import read_mask, read_volume
@@ -477,3 +478,15 @@ def test_copies_and_scouts_are_left_out_and_said(tmp_path):
     other.save_as(copy)
     with pytest.raises(InputError, match="1 duplicate slices"):
         read_volume(dicom_files([*paths, copy]))
+
+
+@pytest.mark.parametrize("name", ["b.nii", "b.nii.gz", "b.mhd", "b.mha"])
+@pytest.mark.parametrize("content", [b"", b"\0" * 1000, b"{}", b"\x80\x04.", b"\x1f\x8b\x08\0" * 9])
+def test_one_file_without_an_image_costs_itself_alone(tmp_path, name, content):
+    save_nifti(tmp_path / "a_ct.nii.gz", make_volume().hu)
+    (tmp_path / name).write_bytes(content)
+    settings = PrepareSettings().files
+    lines, problems = look_at_sources([tmp_path], settings)
+    assert any("a_ct.nii.gz | 1 | CT" in line for line in lines)
+    said = " ".join([*lines, *(problem.message for problem in problems)])
+    assert name in said

@@ -4,7 +4,6 @@ A CT is known by its first block, which holds air. A file of labels is read to i
 """
 
 import hashlib
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 from lungsynth.ct.metaimage import read_metaimage
 from lungsynth.ct.nifti import read_nifti
-from lungsynth.errors import InputError
+from lungsynth.errors import InputError, reason
 
 __all__ = ["LABEL_ROUNDING", "Values", "is_metaimage", "is_nifti", "look_at"]
 
@@ -25,7 +24,6 @@ _HU_BELOW = -200.0  # fat is above: labels, grey levels and probabilities never 
 _LARGEST_LABEL = 1 << 31  # of labels stored as fractions
 _BLOCK_VOXELS = 1 << 22
 _LARGEST_PLANE = 1 << 26  # voxels: more in a slice are no scan
-_DAMAGED = (OSError, EOFError, ValueError, zlib.error, TypeError, KeyError, OverflowError, MemoryError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +73,12 @@ def look_at(path: Path) -> Values:
             if tally.is_ct:
                 break
         description = _description(path) if is_nifti(path) else ""
-    except _DAMAGED as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: its values could not be read ({error}); copy it again from its source.") from error
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file makes a library raise anything
+        raise InputError(
+            f"{path}: its values could not be read ({reason(error)}); copy it again from its source."
+        ) from error
     return tally.result(description)
 
 
