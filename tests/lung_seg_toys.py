@@ -19,6 +19,7 @@ TINY = {
     "growth_rate": 2,
     "dense_layers": 2,
 }
+TINY_CONFIG = {f"network_def#{name}": value for name, value in TINY.items()}
 
 
 SPACING = (2.0, 1.0, 1.0)

@@ -10,6 +10,7 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[1] / "bundles" / "cyclegan_bundle"))
 
 from cyclegan.common.atomic import replacing, save_weights, write_json
+from cyclegan.common.command_line import unknown_options
 from cyclegan.common.hounsfield import NETWORK_WINDOW, Window, check_hu
 from cyclegan.common.precision import use_bfloat16
 from cyclegan.common.resume import process_seed
@@ -107,3 +108,15 @@ def test_the_distance_of_two_sets_is_that_of_their_shift_at_most() -> None:
 
     assert distance(a) == 0
     assert 0 < distance(a + torch.tensor([0.5, 0, 0, 0])) < distance(a + torch.tensor([1.0, 0, 0, 0])) < 1
+
+
+def test_an_option_that_no_config_has_is_named_with_what_was_meant() -> None:
+    config = {"max_epochs": 3, "train": {"sampler": {"_target_": "x.Sampler", "nodule_share": 0.5}}}
+    known = {"max_epochs", "train#sampler#nodule_share", "train::sampler::nodule_share", "train#sampler#an_argument"}
+    assert list(unknown_options(known, config)) == []
+    meant = {"max_epoch": "max_epochs", "nodule_share": "train#sampler#nodule_share", "trian#sampler": "train"}
+    for option, name in meant.items():
+        (sentence,) = unknown_options({option}, config)
+        assert sentence.endswith(f"so that --{option} would do nothing. Did you mean {name}?")
+    (sentence,) = unknown_options({"nothing_like_it"}, config)
+    assert sentence.endswith("would do nothing.")

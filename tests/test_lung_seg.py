@@ -28,6 +28,7 @@ from lung_seg.transforms import FixedFrame, RandFrame
 from trainings import open_training
 
 TINY = {"channels": [4, 8], "convolutions": 1, "growth_rate": 2, "dense_layers": 2}
+TINY_CONFIG = {f"network_def#{name}": value for name, value in TINY.items()}
 AXIAL = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -399,9 +400,8 @@ def train(cohort: Path, output: Path, **settings) -> dict[str, torch.Tensor]:
         epoch_length=2,
         batch_size=2,
         size_px=32,
-        tiles_per_side=2,
         val_interval=1,
-        **{**TINY, **settings},
+        **{**TINY_CONFIG, **settings},
     )
     workflow.initialize()
     workflow.run()
@@ -410,7 +410,7 @@ def train(cohort: Path, output: Path, **settings) -> dict[str, torch.Tensor]:
 
 def test_a_resumed_training_equals_one_without_a_stop(cohort, tmp_path):
     whole = train(cohort, tmp_path / "whole", max_epochs=4)
-    train(cohort, tmp_path / "first", max_epochs=2, rate_epochs=4)
+    train(cohort, tmp_path / "first", max_epochs=2, **{"lr_scheduler#T_max": 4})
     resumed = train(cohort, tmp_path / "second", max_epochs=4, resume_from=str(tmp_path / "first" / "resume_2.pt"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     sidecar = json.loads((tmp_path / "whole" / "model.json").read_text(encoding="utf-8"))
@@ -420,3 +420,23 @@ def test_a_resumed_training_equals_one_without_a_stop(cohort, tmp_path):
     states = [torch.load(tmp_path / run / "resume_4.pt", weights_only=True) for run in ("whole", "second")]
     assert states[0]["best_weights"]["waited"] == states[1]["best_weights"]["waited"]
     assert states[0]["best_weights"]["best"] == states[1]["best_weights"]["best"]
+
+
+def test_an_evaluation_writes_the_figures_of_a_split(cohort, tmp_path):
+    torch.save(tiny_network(in_channels=3).state_dict(), tmp_path / "model.pt")
+    run = open_training(
+        BUNDLE,
+        cohort,
+        tmp_path / "figures",
+        "evaluate.json",
+        split="validation",
+        ckpt_path=str(tmp_path / "model.pt"),
+        size_px=32,
+        **TINY_CONFIG,
+    )
+    run.initialize()
+    run.run()
+    lines = (tmp_path / "figures" / "metrics.csv").read_text(encoding="utf-8").split()
+    figures = {name: float(value) for name, value in (line.split(",") for line in lines)}
+    assert set(figures) == {"dice_mean", "dice_lung", "dice_nodule", "dice_nodule_pooled"}
+    assert all(0 <= value <= 1 for value in figures.values())

@@ -19,7 +19,7 @@ from lung_seg.detector import Detector
 from lung_seg.inferer import Segmenter
 from lung_seg.readers import read_volume
 from lung_seg.volumes import list_volumes
-from lung_seg_toys import TINY, Density, chest, sphere, tiny_network
+from lung_seg_toys import TINY_CONFIG, Density, chest, sphere, tiny_network
 from monai.bundle import ConfigWorkflow, ckpt_export, onnx_export
 
 
@@ -141,7 +141,7 @@ def workflow_on(source: Path, out: Path, network: torch.nn.Module, **settings) -
         output_dir=str(out),
         ckpt_path=str(out.with_suffix(".pt")),
         device="cpu",
-        **{**TINY, **settings},
+        **{**TINY_CONFIG, **settings},
     )
     workflow.initialize()
     return workflow
@@ -245,7 +245,7 @@ def export_arguments(tmp_path: Path, network: torch.nn.Module) -> dict:
         "ckpt_file": str(tmp_path / "model.pt"),
         "meta_file": configs["metadata"],
         "config_file": configs["inference"],
-        **TINY,
+        **TINY_CONFIG,
     }
 
 

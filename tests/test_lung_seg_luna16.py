@@ -25,8 +25,20 @@ from evaluation.cohort_subsets import open_subset
 from lungsynth.cohort.phantom.files import write_luna16
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 
-TINY = {"channels": [4, 8], "convolutions": 1, "growth_rate": 2, "dense_layers": 2}
-SMALL = {"epoch_length": 2, "batch_size": 4, "size_px": 64, "tiles_per_side": 1, "max_epochs": 1, "val_interval": 1}
+TINY = {
+    "network_def#channels": [4, 8],
+    "network_def#convolutions": 1,
+    "network_def#growth_rate": 2,
+    "network_def#dense_layers": 2,
+}
+SMALL = {
+    "epoch_length": 2,
+    "batch_size": 4,
+    "size_px": 64,
+    "train#frame#tiles_per_side": 1,
+    "max_epochs": 1,
+    "val_interval": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +136,7 @@ def test_the_nodule_channel_has_a_gradient(luna, tmp_path):
 
 @pytest.mark.parametrize("overlays", [(), ("train_faster_rcnn_3d.json",)])
 def test_a_training_on_luna16_starts_and_its_weights_say_on_what(luna, tmp_path, overlays, caplog):
-    network = {"width": 8, "train#step#drawn_negatives": 8} if overlays else TINY
+    network = {"network_def#width": 8, "train#step#drawn_negatives": 8} if overlays else TINY
     with caplog.at_level(logging.INFO, logger="lung_seg.datalist"):
         run = workflow(luna, tmp_path, *overlays, use_spheres=True, val_slices=2, **network)
         run.initialize()

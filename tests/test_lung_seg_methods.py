@@ -369,7 +369,6 @@ def run_training(name: str, cohort: Path, output: Path, **settings) -> ConfigWor
         epoch_length=2,
         batch_size=2,
         size_px=96,
-        tiles_per_side=2,
         val_interval=1,
         **settings,
     )
@@ -426,7 +425,7 @@ def test_each_method_trains_and_its_weights_detect(name, cohort, tmp_path):
 def test_a_resumed_detector_equals_one_without_a_stop(name, cohort, tmp_path):
     step = {"train#step#positives": 4, "train#step#negatives": 4, "train#step#drawn_negatives": 6}
     whole = run_training(name, cohort, tmp_path / "whole", max_epochs=2, **step)
-    run_training(name, cohort, tmp_path / "first", max_epochs=1, rate_epochs=2, **step)
+    run_training(name, cohort, tmp_path / "first", max_epochs=1, **{"lr_scheduler#T_max": 2}, **step)
     resumed = run_training(
         name, cohort, tmp_path / "second", max_epochs=2, resume_from=str(tmp_path / "first" / "resume_1.pt"), **step
     )

@@ -105,19 +105,19 @@ class SegmentationTraining:
             "max_epochs": validations,
             "epoch_length": self.steps // validations,
             "val_interval": 1,
-            "val_limit": self.validation_samples,
+            "validate::dataset::data::limit": self.validation_samples,
             "patience": validations + 1,
             "batch_size": self.batch_size,
             "size_px": self.size_px,
-            "tiles_per_side": self.tiles,
+            "train::frame::tiles_per_side": self.tiles,
             "learning_rate": self.learning_rate,
             "amp": self.amp,
             "train::dataset::progress": False,
             "validate::dataset::progress": False,
-            "nodule_crop_share": self.crop_share / (1 - added),
+            "train::sampler::nodule_crop_share": self.crop_share / (1 - added),
             "extra_share": added if arm.real else 1.0,
             "extra_datalist": str(datalist) if datalist else None,
-            "nodules_per_crop_probs": [*self.own_composites] if arm.plain else [1.0],
+            "train::composites::count_probs": [*self.own_composites] if arm.plain else [1.0],
         }
 
 

@@ -65,11 +65,21 @@ def unknown_options(names: set[str], known: Mapping[str, Any]) -> Iterator[str]:
         for depth, key in enumerate(path):
             last = depth == len(path) - 1
             if isinstance(content, Mapping) and key not in content and not (last and depth and "_target_" in content):
-                similar = difflib.get_close_matches(key, map(str, content), n=1)
-                hint = f" Did you mean {'#'.join([*path[:depth], similar[0]])}?" if similar else ""
+                similar = ["#".join([*path[:depth], match]) for match in difflib.get_close_matches(key, content, n=1)]
+                meant = [*(_ids_of(key, known) if len(path) == 1 else ()), *similar]
+                hint = f" Did you mean {meant[0]}?" if meant else ""
                 yield f"The configs of this bundle have no entry {name}, so that --{name} would do nothing.{hint}"
                 break
             content = content.get(key) if isinstance(content, Mapping) else None
+
+
+def _ids_of(key: str, content: Mapping[str, Any], group: str = "") -> Iterator[str]:
+    """The ids of the entries of that name in groups of the configs, at any depth."""
+    for name, value in content.items():
+        if group and name == key:
+            yield f"{group}#{name}"
+        if isinstance(value, Mapping) and not name.startswith("_"):
+            yield from _ids_of(key, value, f"{group}#{name}".lstrip("#"))
 
 
 def _arguments() -> tuple[Any, Mapping[str, Any]] | None:
