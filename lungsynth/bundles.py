@@ -295,9 +295,12 @@ def open_bundle(
         state = read_state(read.path)
         if "network_def" in parser:
             check_fit(read.path, state, parser.get_parsed_content("network_def").state_dict())
-        return parser.get_parsed_content(component)
+        built = parser.get_parsed_content(component)
     except Exception as error:  # MONAI wraps whatever the bundle raised in a RuntimeError; the cause tells which
         raise _input_error(error, root) or error from error
+    if isinstance(built, dict):  # nothing was built: MONAI takes an entry without `_target_` for values
+        raise InputError(f"{root / 'configs' / configs[-1]}: `{component}` should name a class in `_target_`.")
+    return built
 
 
 def train_bundle(

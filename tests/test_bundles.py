@@ -69,6 +69,12 @@ def test_an_absent_component_is_named(bundles):
         open_bundle(bundles, "cyclegan", component="segmenter")
 
 
+def test_a_component_that_names_no_class_is_said(bundles):
+    nothing = {"enhancer": {"size": 3}}
+    with pytest.raises(InputError, match=r"inference\.json: `enhancer` should name a class in `_target_`"):
+        open_bundle(bundles, "cyclegan", component="enhancer", overrides=nothing)
+
+
 def test_the_environment_names_the_device(bundles, monkeypatch):
     monkeypatch.setenv("LUNGSYNTH_DEVICE", "cpu")
     assert open_bundle(bundles, "wcapsgan").categories
