@@ -1,14 +1,15 @@
 """What lungsynth asks of a nodule detector: the `detector` of `lung_seg_bundle`, or anything that behaves like it."""
 
-from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
-from lungsynth.types import HuVolume
+from lungsynth.geometry import Box
+from lungsynth.types import HuPlane, HuVolume
 
-__all__ = ["MIN_HIT_RADIUS_MM", "CandidateDetector", "Candidates"]
+__all__ = ["MIN_HIT_RADIUS_MM", "CandidateDetector", "Candidates", "LooksAgain"]
 
 # LUNA16 counts a candidate as a hit within a nodule's radius of its centre. Of nodules below 4 mm it is at least this:
 # a millimetre more or less says nothing of them.
@@ -36,4 +37,20 @@ class CandidateDetector(Protocol):
             `candidates` (n, 5), see `Candidates`, the most probable first, down to low probabilities; and maps of
             probabilities (D, H, W), `nodule` and `lung`, where the method has them.
         """
+        ...
+
+
+@runtime_checkable
+class LooksAgain(Protocol):
+    """A detector that need not see the whole of a slice which is another one but for some boxes.
+
+    What `look` and `look_again` return has the attribute `candidates` (n, 5), as in a call.
+    """
+
+    def look(self, hu: HuPlane, spacing_mm: tuple[float, float], /) -> Any:
+        """Looks at a slice (H, W)."""
+        ...
+
+    def look_again(self, findings: Any, hu: HuPlane, spacing_mm: tuple[float, float], changed: Sequence[Box], /) -> Any:
+        """Looks at another slice, which differs from that of `findings` within the boxes alone."""
         ...

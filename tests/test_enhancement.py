@@ -3,13 +3,17 @@
 import json
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from placement_toys import add_lung, add_nodule, group_at, library_in
+from scipy import special
 
+from lungsynth.bundles import open_bundle
 from lungsynth.compositing.render import Renderer
 from lungsynth.enhancement.label_check import LABEL_CHECK_RULES, LabelCheck, transition_mask
 from lungsynth.enhancement.stage import (
@@ -170,9 +174,11 @@ def test_the_key_of_an_enhanced_lung_knows_no_place_and_no_device(bundles) -> No
         ("cyclegan", {"network_def": {"max_residual_hu": 50.0}}),
         ("cyclegan", {"amp": False}),
         ("lung_seg", {"operating_point": 0.9}),
-        ("lung_seg", {"core_mm": 4.0}),
+        ("lung_seg", {"finder": {"core_mm": 4.0}}),
+        ("lung_seg", {"segmenter": {"reach_px": 64}}),
         ("label_check", {"margin": 2.0}),
         ("label_check", {"tolerance": 0.1}),
+        ("label_check", {"doubt": 0.1}),
     ],
 )
 def test_a_setting_that_changes_results_changes_the_key(bundles, monkeypatch, name, settings) -> None:
@@ -293,6 +299,70 @@ def test_a_nodule_never_found_is_not_lost_and_findings_of_the_lung_are_not_new(t
     assert compare([far], [[0, 26.0, 20.0, 5, 0.9]]) == (0, 0, 0), "4.2 mm away it is the same"
     assert compare([far], [[0, 30.0, 20.0, 5, 0.9]]) == (0, 0, 1)
     assert compare([on, far], [on]) == (1, 0, 0)
+
+
+class Again(Bright):
+    """Looks again at boxes alone, and notes what it saw; what it finds there it moves by `off` in log-odds."""
+
+    def __init__(self, off: float = 0.0, probability: float = 0.9) -> None:
+        super().__init__()
+        self.off, self.probability, self.seen = off, probability, []
+
+    def _found(self, hu, spacing_mm, name, off=0.0):
+        self.seen.append(name)
+        candidates = super().__call__(np.array(hu)[None], (1.0, *spacing_mm))["candidates"]
+        candidates[:, 4] = special.expit(special.logit(self.probability) + off)
+        return SimpleNamespace(candidates=candidates)
+
+    def look(self, hu, spacing_mm):
+        return self._found(hu, spacing_mm, "whole")
+
+    def look_again(self, findings, hu, spacing_mm, changed):
+        assert all(box.row_to - box.row_from < hu.shape[0] for box in changed)
+        self.off = -self.off  # before, after
+        return self._found(hu, spacing_mm, "boxes", self.off)
+
+
+@pytest.mark.parametrize(
+    ("detector", "looks"),
+    [
+        (Again(), {"whole": 2, "boxes": 2}),  # the lung, before and after; then the sample where it is not the lung
+        (Again(off=-0.09, probability=0.6), {"whole": 4, "boxes": 2}),  # 0.18 worse: within the tolerance, in doubt
+        (Again(off=-0.09, probability=0.9), {"whole": 2, "boxes": 2}),  # outside the margin
+    ],
+)
+def test_windows_decide_where_nothing_is_in_doubt(tmp_path, detector, looks) -> None:
+    library = AssetLibrary(tmp_path)
+    recipe, renderer = recipe_on(library, PLACES[0]), Renderer(library)
+    sample, background = renderer.render(recipe), renderer.background(recipe)
+    check = LabelCheck(detector, margin=1.0, tolerance=0.2, doubt=0.05)
+    stage = EnhancementStage(trained_like(), label_check=check)
+    _, outcome = stage(sample, recipe.lung, background)
+    assert (outcome.verdict, outcome.found) == ("kept", 1)
+    assert Counter(detector.seen) == looks
+    detector.seen.clear()
+    stage(sample, recipe.lung, background)
+    assert Counter(detector.seen)["whole"] == looks["whole"] - 2, "what was found on the lung is kept"
+
+
+def test_findings_in_windows_are_those_of_whole_slices(tmp_path) -> None:
+    """With the shipped networks: log-odds of nodules within 0.15 of those from whole slices, changes within 0.05."""
+    library = AssetLibrary(tmp_path)
+    recipe, renderer = recipe_on(library, PLACES[1]), Renderer(library)
+    sample, background = renderer.render(recipe), renderer.background(recipe)
+    detector, mm = open_bundle(BUNDLES, "lung_seg", component="detector"), background.spacing_mm
+    stage = EnhancementStage(trained_like())
+    image, _ = stage(sample, recipe.lung, background)
+    boxes = [region.changed for region in stage._regions(sample.windows, image.shape)]
+    odds = []
+    for lung, plane in ((background.hu, sample.image), (stage.lung(recipe.lung, background).hu, image)):
+        known = detector.look(np.array(lung), mm)
+        again, whole = detector.look_again(known, plane, mm, boxes), detector.look(plane, mm)
+        odds.append([special.logit(np.clip(found.candidates[0, 4], 1e-4, 1 - 1e-4)) for found in (again, whole)])
+        assert len(again.candidates) == len(whole.candidates)
+    (before, before_whole), (after, after_whole) = odds
+    assert (before, after) == pytest.approx((before_whole, after_whole), abs=0.15)
+    assert after - before == pytest.approx(after_whole - before_whole, abs=0.05)
 
 
 def test_within_the_margin_nothing_may_get_worse(tmp_path) -> None:

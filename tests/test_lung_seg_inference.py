@@ -49,6 +49,25 @@ def test_the_detector_takes_slices_and_crops(shape):
     assert found["candidates"].shape[1] == 5
 
 
+def test_a_look_at_what_changed_is_one_at_the_whole_slice():
+    """With a network that sees 40 pixels around each; its windows begin where its coarsest pixels do."""
+    before, spacing = chest(depth=12, size=150, spacing_mm=(5.0, 2.0, 2.0))[10], (2.0, 2.0)
+    after = before.copy()
+    after[70:78, 40:48] = 60
+    segmenter = Segmenter(tiny_network(), spacing_mm=1.6, amp=False, reach_px=80)
+    detector = Detector(segmenter)
+    known, whole = detector.look(before, spacing), detector.look(after, spacing)
+    again = detector.look_again(known, after, spacing, [(70, 40, 78, 48)])
+    np.testing.assert_allclose(again.look.maps, whole.look.maps, atol=2e-3)
+    assert not np.allclose(known.look.maps, whole.look.maps, atol=2e-3)
+    np.testing.assert_array_equal(known.look.maps, detector.look(before, spacing).look.maps)  # not written to
+    called = detector(before[None], (2.0, *spacing))
+    shown = (np.asarray(known.look.maps)[0] > 0) & (called["lung"][0] > 0)
+    assert np.abs(np.asarray(known.look.maps)[0] - called["lung"][0])[shown].mean() < 0.02
+    outside = detector.look_again(known, after, spacing, [(0, 0, 2, 2)])
+    np.testing.assert_array_equal(outside.look.maps, known.look.maps)
+
+
 def test_the_detector_names_what_it_cannot_take():
     detector = Detector(Segmenter(Density()))
     with pytest.raises(ValueError, match=r"Give one slice as \(1, H, W\)"):

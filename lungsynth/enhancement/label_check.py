@@ -4,10 +4,14 @@ A candidate counts from the detector's operating point on. It is on a nodule whe
 within its radius of its centre (2 mm at least); elsewhere it is an old one when there was one near it before. What is
 lost or new is blended back: around it the slice becomes again what it was, with a smooth transition.
 
-The check looks at whole slices, as whoever uses the labels will: a part of a slice has a grid and surroundings of its
-own, and a probability near the operating point another value there. Another machine rounds in another way, so there is
-a margin around the operating point, in which no probability may get worse by more than a tolerance; none may cross it.
-Both are of log-odds: a network that is sure of itself has its operating point near 1, where probabilities lie close.
+What counts is what is found on whole slices, as whoever uses the labels will look. Another machine rounds in another
+way, so there is a margin around the operating point, in which no probability may get worse by more than a tolerance;
+none may cross it. Both are of log-odds: a network that is sure of itself has its operating point near 1, where
+probabilities lie close.
+
+A composite is its lung but near the nodules. A detector that can look again sees only that part, and the rest is what
+it found on the lung. A window moves probabilities a little, so it decides only where nothing is in doubt: where a
+probability comes nearer than `doubt` to what the check minds, the whole slices are looked at.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy import special
 
-from lungsynth.detector import MIN_HIT_RADIUS_MM, CandidateDetector, Candidates
+from lungsynth.detector import MIN_HIT_RADIUS_MM, CandidateDetector, Candidates, LooksAgain
 from lungsynth.geometry import Box
 from lungsynth.types import HuPlane, Plane
 
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from lungsynth.compositing.render import Rendered
 
 __all__ = [
+    "LABEL_CHECK_DOUBT",
     "LABEL_CHECK_MARGIN",
     "LABEL_CHECK_RULES",
     "LABEL_CHECK_TOLERANCE",
@@ -32,6 +37,8 @@ __all__ = [
     "SHARE_STEPS",
     "LabelCheck",
     "LabelComparison",
+    "LungLook",
+    "SliceLook",
     "Spot",
     "transition_mask",
 ]
@@ -39,6 +46,7 @@ __all__ = [
 # Of the check that `stage.open_stage` makes, in log-odds. A wider margin or a smaller tolerance blends more back, and
 # leaves less to chance on machines that round differently (docs/results/enhancement.md has what these leave).
 LABEL_CHECK_MARGIN, LABEL_CHECK_TOLERANCE = 1.0, 0.2
+LABEL_CHECK_DOUBT = 0.05  # of log-odds, by which a window may be off; docs/results/enhancement.md has how far it is
 MAX_ROUNDS = 3  # of blending back before a slice is refused; each costs one look of the detector
 SHARE_STEPS = 256  # steps of a transition, so that shares are stored exactly
 
@@ -52,6 +60,7 @@ _MIN_PROBABILITY = 1e-4  # no probability counts as nearer to 0 or 1 than this, 
 LABEL_CHECK_RULES: Mapping[str, float] = {
     "margin": LABEL_CHECK_MARGIN,
     "tolerance": LABEL_CHECK_TOLERANCE,
+    "doubt": LABEL_CHECK_DOUBT,
     "rounds": MAX_ROUNDS,
     "same_mm": _SAME_MM,
     "min_radius_mm": MIN_HIT_RADIUS_MM,
@@ -67,6 +76,25 @@ class Spot(NamedTuple):
     row: float
     column: float
     radius_px: float
+
+
+class SliceLook(NamedTuple):
+    """What a detector found on a slice.
+
+    Args:
+        candidates: those that the check minds, in the slice's pixels.
+        findings: what the detector's `look_again` goes on with; None where it has none.
+    """
+
+    candidates: Candidates
+    findings: Any = None
+
+
+class LungLook(NamedTuple):
+    """What was found on a lung without nodules, before and after it was enhanced."""
+
+    before: SliceLook
+    after: SliceLook
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +130,7 @@ class LabelCheck:
         same_mm: candidates before and after this near are one.
         margin: around the operating point, in log-odds; 0 compares what counts as found and nothing else.
         tolerance: of changes within the margin, in log-odds.
+        doubt: how far a look at windows may be off, in log-odds (`is_clear`).
     """
 
     def __init__(
@@ -111,21 +140,57 @@ class LabelCheck:
         same_mm: float = _SAME_MM,
         margin: float = 0.0,
         tolerance: float = 0.0,
+        doubt: float = 0.0,
     ) -> None:
         self.detector = detector
         self.operating_point = float(getattr(detector, "operating_point", 0.5))
         self.same_mm = same_mm
-        self.margin, self.tolerance = margin, tolerance
+        self.margin, self.tolerance, self.doubt = margin, tolerance, doubt
 
     def detect(self, hu: HuPlane, spacing_mm: tuple[float, float]) -> Candidates:
         """The candidates of a slice, in its pixels."""
-        candidates = np.asarray(self.detector(hu[None], (_SLICE_MM, *spacing_mm))["candidates"], dtype=np.float64)
-        candidates = candidates.reshape(-1, 5)
-        counts = _log_odds(candidates[:, 4]) >= _log_odds(self.operating_point) - self.margin
+        return self.look(hu, spacing_mm).candidates
+
+    def look(self, hu: HuPlane, spacing_mm: tuple[float, float]) -> SliceLook:
+        """The candidates of a slice, with what `compare_windows` goes on from."""
+        if isinstance(self.detector, LooksAgain):
+            findings = self.detector.look(hu, spacing_mm)
+            return SliceLook(self._minded(findings.candidates), findings)
+        return SliceLook(self._minded(self.detector(hu[None], (_SLICE_MM, *spacing_mm))["candidates"]))
+
+    def compare_windows(
+        self, look: LungLook, image: HuPlane, sample: "Rendered", spacing_mm: tuple[float, float], boxes: Sequence[Box]
+    ) -> LabelComparison | None:
+        """`compare` by windows, `kept` only where nothing is in doubt; None where the detector sees whole slices alone.
+
+        Args:
+            look: at the lung.
+            image: the enhanced slice.
+            sample: the composite.
+            spacing_mm: (row, column).
+            boxes: where the two differ from the lung, before and after.
+        """
+        if not isinstance(self.detector, LooksAgain):
+            return None
+        before, after = (
+            self._minded(self.detector.look_again(known.findings, plane, spacing_mm, boxes).candidates, self.doubt)
+            for known, plane in ((look.before, sample.image), (look.after, image))
+        )
+        return self.compare(before, after, sample, spacing_mm, doubt=self.doubt)
+
+    def _minded(self, found: Any, doubt: float = 0.0) -> Candidates:
+        candidates = np.asarray(found, dtype=np.float64).reshape(-1, 5)
+        counts = _log_odds(candidates[:, 4]) >= _log_odds(self.operating_point) - self.margin - doubt
         return np.asarray(candidates[counts])
 
     def compare(
-        self, before: Candidates, after: Candidates, sample: "Rendered", spacing_mm: tuple[float, float]
+        self,
+        before: Candidates,
+        after: Candidates,
+        sample: "Rendered",
+        spacing_mm: tuple[float, float],
+        *,
+        doubt: float = 0.0,
     ) -> LabelComparison:
         """What of `before` is in `after`.
 
@@ -134,21 +199,22 @@ class LabelCheck:
             after: of the enhanced slice.
             sample: its nodules.
             spacing_mm: (row, column).
+            doubt: so much less than the tolerance, in so much wider a margin, counts as worse.
         """
-        point = _log_odds(self.operating_point)
-        low, high = point - self.margin, point + self.margin
+        point, tolerance = _log_odds(self.operating_point), self.tolerance - doubt
+        low, high = point - self.margin - doubt, point + self.margin + doubt
         was, still = (
             _log_odds(_highest(candidates, self._on_nodules(candidates, sample, spacing_mm)))
             for candidates in (before, after)
         )
         gone = (was >= point) & (still < point)
-        fallen = gone | (was >= low) & (still < np.minimum(was - self.tolerance, high))
+        fallen = gone | (was >= low) & (still < np.minimum(was - tolerance, high))
         lost = tuple(_spot(sample.boxes[index]) for index in np.flatnonzero(fallen))
         elsewhere = after[~self._on_nodules(after, sample, spacing_mm).any(axis=1)]
         near = _distances_mm(before, elsewhere[:, 1:3], spacing_mm) <= self.same_mm
         old, present = _log_odds(_highest(before, near)), _log_odds(elsewhere[:, 4])
         new = (present >= point) & (old < point)
-        risen = new | (present >= low) & (old < high) & (present > old + self.tolerance)
+        risen = new | (present >= low) & (old < high) & (present > old + tolerance)
         pixel_mm = min(spacing_mm)
         invented = tuple(Spot(float(c[1]), float(c[2]), float(c[3]) / 2 / pixel_mm) for c in elsewhere[risen])
         return LabelComparison(

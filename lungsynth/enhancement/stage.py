@@ -22,6 +22,7 @@ from jaxtyping import Int64
 from lungsynth.bundles import component_settings, open_bundle, read_weights
 from lungsynth.compositing.render import Enhancer, LungBackground, Rendered
 from lungsynth.enhancement.label_check import (
+    LABEL_CHECK_DOUBT,
     LABEL_CHECK_MARGIN,
     LABEL_CHECK_RULES,
     LABEL_CHECK_TOLERANCE,
@@ -29,6 +30,7 @@ from lungsynth.enhancement.label_check import (
     SHARE_STEPS,
     LabelCheck,
     LabelComparison,
+    LungLook,
     transition_mask,
 )
 from lungsynth.errors import InputError
@@ -60,7 +62,7 @@ LabelCheckVerdict = Literal["unchecked", "kept", "blended", "refused"]
 ZONES = ("outside", "lung", "nodule")  # in the order of `Label`
 CHANGE_BINS = 512  # of 1 HU; larger changes count as 511 HU, and the enhancer's are bounded by far less
 
-_IN_MEMORY = 1024  # enhanced lungs, 1 MB each at 512 x 512
+_IN_MEMORY = 512  # enhanced lungs, with what was found on them 3 MB each at 512 x 512
 _ENHANCER, _DETECTOR = ("cyclegan", "enhancer"), ("lung_seg", "detector")  # bundles and their components
 
 
@@ -139,11 +141,13 @@ class EnhancedLung(NamedTuple):
         hu: HU.
         share: of the enhancer's change that was left at each pixel; None where that is all of it everywhere.
         changes: from the lung before.
+        look: of the label check, where that looks at windows.
     """
 
     hu: HuPlane
     share: Plane | None
     changes: Changes
+    look: LungLook | None = None
 
 
 class Region(NamedTuple):
@@ -180,7 +184,7 @@ class EnhancementStage:
         self._label_check = label_check
         self._field = getattr(enhance, "receptive_field_px", None)
         self._alignment = getattr(enhance, "alignment_px", 1)
-        self._lungs = EnhancedLungs(self._make_lung, key=key, folder=folder)
+        self._lungs = EnhancedLungs(self._make_lung, self._look, key=key, folder=folder)
 
     def lung(self, lung_hash: str, background: LungBackground) -> EnhancedLung:
         """The enhanced lung, from memory or folder where it is there."""
@@ -200,10 +204,14 @@ class EnhancementStage:
         image = np.array(lung.hu)
         for region in regions:
             self._fill(image, sample, lung, region)
-        changes = self._changes(sample, image, lung, background, [region.changed for region in regions])
-        if self._label_check is None or not regions:
+        boxes = [region.changed for region in regions]
+        changes = self._changes(sample, image, lung, background, boxes)
+        if (check := self._label_check) is None or not regions:
             return image, EnhancedSlice(verdict="unchecked", found=0, lost=0, invented=0, changes=changes)
-        return _checked(self._label_check, sample, image, changes, background)
+        near = check.compare_windows(lung.look, image, sample, background.spacing_mm, boxes) if lung.look else None
+        if near is not None and near.kept:
+            return image, EnhancedSlice(verdict="kept", found=near.n_found, lost=0, invented=0, changes=changes)
+        return _checked(check, sample, image, changes, background)
 
     def _regions(self, windows: Sequence[Box], shape: tuple[int, int]) -> list[Region]:
         if self._field is None:
@@ -229,23 +237,29 @@ class EnhancementStage:
             total = total + Changes.of(sample.image[at], image[at], sample.label[at])
         return total
 
-    def _make_lung(self, background: LungBackground) -> tuple[HuPlane, Plane | None]:
+    def _look(self, background: LungBackground, enhanced: HuPlane) -> LungLook | None:
+        """At a lung that was enhanced by another process."""
+        if (check := self._label_check) is None:
+            return None
+        return LungLook(*(check.look(np.array(hu), background.spacing_mm) for hu in (background.hu, enhanced)))
+
+    def _make_lung(self, background: LungBackground) -> tuple[HuPlane, Plane | None, LungLook | None]:
         """A lung is checked as a whole, once, so that samples need only be where their nodules are."""
         hu = np.array(background.hu)  # of its own: assets are mapped and not to be written to, which torch warns of
         enhanced = self._enhance(hu, np.zeros(hu.shape, np.bool_))
         if (check := self._label_check) is None:
-            return enhanced, None
+            return enhanced, None, None
         nothing = _without_nodules(background)
-        before, share, image = check.detect(hu, background.spacing_mm), None, enhanced
+        before, share, image = check.look(hu, background.spacing_mm), None, enhanced
         for _ in range(MAX_ROUNDS):
-            after = check.detect(image, background.spacing_mm)
-            comparison = check.compare(before, after, nothing, background.spacing_mm)
+            after = check.look(image, background.spacing_mm)
+            comparison = check.compare(before.candidates, after.candidates, nothing, background.spacing_mm)
             if comparison.kept:
-                return image, share
+                return image, share, LungLook(before, after)
             transition = transition_mask(comparison.invented, image.shape)
             share = transition if share is None else np.minimum(share, transition)
             image = _with_share(hu, enhanced, share)
-        return hu, np.zeros(hu.shape, np.float32)
+        return hu, np.zeros(hu.shape, np.float32), LungLook(before, before)
 
 
 def open_stage(bundles: Path, *, label_check: bool, folder: Path | None = None) -> EnhancementStage:
@@ -267,6 +281,7 @@ def open_stage(bundles: Path, *, label_check: bool, folder: Path | None = None) 
         open_bundle(bundles, "lung_seg", component="detector"),
         margin=LABEL_CHECK_MARGIN,
         tolerance=LABEL_CHECK_TOLERANCE,
+        doubt=LABEL_CHECK_DOUBT,
     )
     return EnhancementStage(enhance, label_check=check, key=key, folder=folder)
 
@@ -395,15 +410,21 @@ class EnhancedLungs:
     """Gives the enhanced lung of a hash, and makes it when it is not there.
 
     Args:
-        make: (lung) -> HU and share, see `EnhancedLung`.
+        make: (lung) -> HU, share and look, see `EnhancedLung`.
+        look: (lung, its enhanced HU) -> the look, of a lung that is read.
         key: of what beside the lung decides over the result, see `enhancement_key`.
         folder: where files `<lung>-<key>.npy` are kept, int16 (2, H, W): HU and share * 256; None keeps none.
     """
 
     def __init__(
-        self, make: Callable[[LungBackground], tuple[HuPlane, Plane | None]], *, key: str, folder: Path | None = None
+        self,
+        make: Callable[[LungBackground], tuple[HuPlane, Plane | None, LungLook | None]],
+        look: Callable[[LungBackground, HuPlane], LungLook | None],
+        *,
+        key: str,
+        folder: Path | None = None,
     ) -> None:
-        self._make = make
+        self._make, self._look = make, look
         self._key = key
         self._folder = folder
         self._kept: OrderedDict[str, EnhancedLung] = OrderedDict()
@@ -411,8 +432,13 @@ class EnhancedLungs:
     def get(self, lung_hash: str, background: LungBackground) -> EnhancedLung:
         """The enhanced lung; `lung_hash` is that of its asset."""
         if lung_hash not in self._kept:
-            hu, share = self._read(lung_hash, background) or self._make_and_write(lung_hash, background)
-            self._kept[lung_hash] = EnhancedLung(hu, share, Changes.of(np.asarray(background.hu), hu, background.label))
+            if stored := self._read(lung_hash, background):
+                hu, share = stored
+                look = self._look(background, hu)
+            else:
+                hu, share, look = self._make_and_write(lung_hash, background)
+            changes = Changes.of(np.asarray(background.hu), hu, background.label)
+            self._kept[lung_hash] = EnhancedLung(hu, share, changes, look)
             if len(self._kept) > _IN_MEMORY:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(lung_hash)
@@ -434,13 +460,15 @@ class EnhancedLungs:
         share = None if (stored[1] == SHARE_STEPS).all() else (stored[1] / np.float32(SHARE_STEPS)).astype(np.float32)
         return stored[0], share
 
-    def _make_and_write(self, lung_hash: str, background: LungBackground) -> tuple[HuPlane, Plane | None]:
-        hu, share = self._make(background)
+    def _make_and_write(
+        self, lung_hash: str, background: LungBackground
+    ) -> tuple[HuPlane, Plane | None, LungLook | None]:
+        hu, share, look = self._make(background)
         if path := self._path(lung_hash):
             steps = np.full(hu.shape, SHARE_STEPS) if share is None else share * SHARE_STEPS
             with replacing(path) as part, part.open("wb") as file:
                 np.save(file, np.stack([hu, steps.astype(np.int16)]))
-        return hu, share
+        return hu, share, look
 
 
 def regions_of(

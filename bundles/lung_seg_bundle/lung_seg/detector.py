@@ -1,14 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a scan in HU to nodule candidates: what the project's other rooms call."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
 from . import CHANNELS
 from .candidates import CandidateFinder
-from .inferer import Segmenter
+from .grid import Box
+from .inferer import Look, Segmenter
 
-__all__ = ["Detector"]
+__all__ = ["Detector", "SliceFindings"]
+
+Boxes = Sequence[tuple[int, int, int, int]]
+
+
+class SliceFindings(NamedTuple):
+    """What a detector found on a slice: `candidates` as in a call of it, and what they come from."""
+
+    candidates: np.ndarray
+    look: Look
 
 
 class Detector:
@@ -62,3 +75,26 @@ class Detector:
         maps = self.segmenter.volume(volume, spacing_mm, progress=self.progress).numpy()
         found = dict(zip(CHANNELS, maps, strict=True))
         return {"candidates": self.finder(found["nodule"], found["lung"], spacing_mm), **found}
+
+    def look(self, hu: np.ndarray, spacing_mm: tuple[float, float]) -> SliceFindings:
+        """The candidates of one slice (H, W), as a call gives them, to be gone on with by `look_again`."""
+        return self._findings(self.segmenter.look(torch.from_numpy(np.ascontiguousarray(hu)), spacing_mm), spacing_mm)
+
+    def look_again(
+        self, findings: SliceFindings, hu: np.ndarray, spacing_mm: tuple[float, float], changed: Boxes
+    ) -> SliceFindings:
+        """Those of a slice that is another one but for some boxes, by looking there alone.
+
+        Args:
+            findings: on the other slice.
+            hu: int16 (H, W).
+            spacing_mm: (row, column), as in that look.
+            changed: where the two may differ: first row and column, and those after the last.
+        """
+        boxes = [Box(rows=(top, bottom), columns=(left, right)) for top, left, bottom, right in changed]
+        image = torch.from_numpy(np.ascontiguousarray(hu))
+        return self._findings(self.segmenter.look_again(findings.look, image, spacing_mm, boxes), spacing_mm)
+
+    def _findings(self, look: Look, spacing_mm: tuple[float, float]) -> SliceFindings:
+        found = dict(zip(CHANNELS, look.maps.numpy()[:, None], strict=True))
+        return SliceFindings(self.finder(found["nodule"], found["lung"], (1.0, *spacing_mm)), look)

@@ -120,6 +120,31 @@ class Box:
         )
         return type(self)(rows=rows, columns=columns)
 
+    def grown(self, px: int) -> Self:
+        """Grown by so many pixels on each side, but for those before the grid's first."""
+        rows, columns = ((max(0, side[0] - px), side[1] + px) for side in (self.rows, self.columns))
+        return type(self)(rows=rows, columns=columns)
+
+    def within(self, other: Self) -> Self | None:
+        """What is in both; None where that is nothing."""
+        pairs = [(self.rows, other.rows), (self.columns, other.columns)]
+        rows, columns = ((max(a[0], b[0]), min(a[1], b[1])) for a, b in pairs)
+        return type(self)(rows=rows, columns=columns) if rows[0] < rows[1] and columns[0] < columns[1] else None
+
+    def aligned(self, multiple: int, other: Self) -> Self:
+        """Grown to whole blocks of `multiple` pixels, counted from the grid's first, and cut to `other`.
+
+        Raises:
+            ValueError: when nothing of it is in `other`.
+        """
+        rows, columns = (
+            (start // multiple * multiple, -(-stop // multiple) * multiple) for start, stop in (self.rows, self.columns)
+        )
+        found = type(self)(rows=rows, columns=columns).within(other)
+        if found is None:
+            raise ValueError(f"Expected a box that meets {other}, got {self}.")
+        return found
+
 
 def _rounded(side: tuple[int, int], multiple: int, size: int) -> tuple[int, int]:
     length = min(-(-(side[1] - side[0]) // multiple) * multiple, size)

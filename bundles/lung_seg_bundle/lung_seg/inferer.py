@@ -5,10 +5,10 @@ A volume is (D, H, W) of int16 HU; only the batch at hand is ever float. Slices 
 can show lung (see `region.py`); elsewhere both probabilities are 0.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -25,7 +25,19 @@ from .grid import Box, covered, resample_part, resampled_shape, source_box
 from .neighbours import neighbour_table
 from .region import lung_boxes
 
-__all__ = ["Segmenter", "VolumeInferer"]
+__all__ = ["Look", "Segmenter", "VolumeInferer"]
+
+
+class Look(NamedTuple):
+    """What the network said of a slice (H, W).
+
+    Args:
+        part: of the network's grid, which it saw.
+        maps: probabilities float16 (2, H, W), 0 where it did not look.
+    """
+
+    part: Box
+    maps: Tensor
 
 
 class Segmenter:
@@ -41,6 +53,7 @@ class Segmenter:
         crop: whether a volume's slices are cut to where lungs can be.
         batch_size: slices at a time.
         slices: that the network sees of each, the slice in the middle (see `neighbours.py`).
+        reach_px: of the network's grid, seen around what changed (`look_again`).
 
     Raises:
         ValueError: for a spacing that is not positive.
@@ -58,6 +71,7 @@ class Segmenter:
         crop: bool = True,
         batch_size: int = 1,
         slices: int = 3,
+        reach_px: int = 96,
     ) -> None:
         if not spacing_mm > 0:
             raise ValueError(f"Segmenter needs a positive spacing_mm, got {spacing_mm}.")
@@ -70,6 +84,7 @@ class Segmenter:
         self.crop = crop
         self.batch_size = batch_size
         self.slices = slices
+        self.reach_px = reach_px
         self.runner = fuse(self.network, amp=self.amp) if self.device.type == "cpu" else self.network
 
     def __call__(self, hu: np.ndarray, spacing_mm: tuple[float, float]) -> dict[str, np.ndarray]:
@@ -163,9 +178,63 @@ class Segmenter:
             crop=self.crop,
             batch_size=self.batch_size,
             slices=self.slices,
+            reach_px=self.reach_px,
         )
 
-    @torch.inference_mode()
+    def look(self, hu: Tensor, spacing_mm: tuple[float, float]) -> Look:
+        """Probabilities of one slice (H, W) as far as it can show lung, to be gone on with by `look_again`.
+
+        What the network sees begins at whole pixels of its coarsest level, counted from the slice's corner: a box that
+        is a little larger moves no probability.
+        """
+        _check_spacing(spacing_mm)
+        own, thick = (hu.shape[0], hu.shape[1]), (spacing_mm[0], *spacing_mm)
+        grid, whole = self._grid(own, spacing_mm), Box.whole(own)
+        box = (lung_boxes(hu[None], thick)[0] or whole) if self.crop else whole
+        part = source_box(box, own, grid).aligned(getattr(self.network, "multiple", 32), Box.whole(grid))
+        place = covered(part, grid, own) or box
+        maps = torch.zeros((len(CHANNELS), *own), dtype=torch.float16)
+        maps[(slice(None), *place.index)] = self._within(part, place, hu[None], self._alone, spacing_mm)[0].half().cpu()
+        return Look(part, maps)
+
+    def look_again(self, look: Look, hu: Tensor, spacing_mm: tuple[float, float], changed: Sequence[Box]) -> Look:
+        """The probabilities of a slice that is one which was looked at, but for some boxes.
+
+        The network sees them and `reach_px` around them, and probabilities up to half as far from them are taken anew.
+        Its field is wider, so they are not quite those of the whole slice (docs/design.md says how far off).
+
+        Args:
+            look: at the other slice.
+            hu: (H, W).
+            spacing_mm: (row, column), as in that look.
+            changed: where the two may differ.
+        """
+        own, maps = (hu.shape[0], hu.shape[1]), look.maps.clone()
+        grid, multiple = self._grid(own, spacing_mm), getattr(self.network, "multiple", 32)
+        for box in changed:
+            near = source_box(box, own, grid)
+            kept = near.grown(self.reach_px // 2).within(look.part)
+            place = covered(kept, grid, own) if kept else None
+            if place is None:
+                continue  # what lies outside all that was looked at shows no lung
+            seen = near.grown(self.reach_px).aligned(multiple, look.part)
+            probabilities = self._within(seen, place, hu[None], self._alone, spacing_mm)
+            maps[(slice(None), *place.index)] = probabilities[0].half().cpu()
+        return Look(look.part, maps)
+
+    @property
+    def _alone(self) -> Tensor:
+        return neighbour_table(1, self.spacing_mm, self.slices)
+
+    def _grid(self, own: tuple[int, int], spacing_mm: tuple[float, float]) -> tuple[int, int]:
+        return resampled_shape(own, spacing_mm=spacing_mm, target_mm=self.spacing_mm)
+
+    def _part(self, box: Box, own: tuple[int, int], spacing_mm: tuple[float, float]) -> Box:
+        """At least `box` on the network's grid."""
+        grid = self._grid(own, spacing_mm)
+        # Whole pixels of the network's coarsest level, which it would fill up with repeated borders otherwise.
+        return source_box(box, own, grid).rounded(getattr(self.network, "multiple", 32), grid)
+
     def _probabilities(
         self, hu: Tensor, shown: Tensor, spacing_mm: tuple[float, float], box: Box
     ) -> tuple[Box, Tensor]:
@@ -176,15 +245,20 @@ class Segmenter:
         """
         _check_spacing(spacing_mm)
         own = (hu.shape[-2], hu.shape[-1])
-        grid = resampled_shape(own, spacing_mm=spacing_mm, target_mm=self.spacing_mm)
-        # Whole pixels of the network's coarsest level, which it would fill up with repeated borders otherwise.
-        part = source_box(box, own, grid).rounded(getattr(self.network, "multiple", 32), grid)
+        part = self._part(box, own, spacing_mm)
+        place = covered(part, self._grid(own, spacing_mm), own) or box
+        return place, self._within(part, place, hu, shown, spacing_mm)
+
+    @torch.inference_mode()
+    def _within(self, part: Box, place: Box, hu: Tensor, shown: Tensor, spacing_mm: tuple[float, float]) -> Tensor:
+        """Probabilities float32 (B, 2, h, w) of `place`, by a network that sees `part` of its grid."""
+        own = (hu.shape[-2], hu.shape[-1])
+        grid = self._grid(own, spacing_mm)
         held = source_box(part, grid, own)
         planes = hu[(slice(None), *held.index)].to(self.device).float().clamp(min=CT_RANGE_HU[0])[:, None]
         planes = resample_part(planes, grid, part, held=held, extent=own)[:, 0][shown.to(self.device)]
         logits = self._logits(self.window.to_unit(planes, clip=True))
-        place = covered(part, grid, own) or box
-        return place, torch.sigmoid(resample_part(logits, own, place, held=part, extent=grid))
+        return torch.sigmoid(resample_part(logits, own, place, held=part, extent=grid))
 
     def _logits(self, unit: Tensor) -> Tensor:
         unit = unit.to(memory_format=torch.channels_last)
