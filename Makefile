@@ -1,4 +1,4 @@
-# make demo: 64 synthetic slices from the weights in the repository.   make test, make check: what CI runs.
+# make demo: 64 synthetic slices of 512 x 512 from the weights in the repository.   make test, make check: what CI runs.
 # make tables COHORT=...: trains what the tables compare, then prints them (hours).
 # make vendor: copies what the bundles share from bundles/common into each of them.
 # make docs: the documentation as a site, in site/.
@@ -16,7 +16,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 .PHONY: demo test check fuzz kill tour tables bundles docs vendor clean
 
 demo: $(INSTALLED)
-	$(PY) scripts/synthesize.py --out demo --count 64 --seed 0
+	$(PY) scripts/synthesize.py --out demo --count 64 --seed 0 --lung-px 512
 
 # Two processes of one thread each: `import monai` costs each of them 10 s, and small tensors gain nothing from threads.
 test: $(INSTALLED_TEST)
