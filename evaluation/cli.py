@@ -292,23 +292,26 @@ def _add_utility(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
     add_tracking(parser)
     add = parser.add_argument
-    add("--experiments", type=_list_of(str), default=("classification", "segmentation"), help="default: both")
+    add("--experiments", type=_list_of(str), default=("classification", "detection"), help="default: both")
     add("--patients", type=_list_of(int), default=(10, 25, 50), help="of the classifier (default: 10,25,50)")
-    add("--segmentation-patients", type=_list_of(int), default=(25,), help="default: 25")
     add("--doses", type=_list_of(float), default=(0, 1, 3, 10), help="added for each real one (default: 0,1,3,10)")
     add("--per-category", type=int, default=200, help="the paper's dose (default: 200; 0 for none)")
     add("--seeds", type=int, default=5, help="choices of patients for the classifier (default: 5)")
-    add("--segmentation-seeds", type=int, default=2, help="for the segmentation (default: 2)")
     add("--steps", type=int, default=300, help="of the optimiser, each classifier (default: 300)")
-    add("--segmentation-steps", type=int, default=300, help="each segmentation (default: 300)")
-    add("--lung-patients", type=int, default=2, help="whose slices with outlined lungs train (default: 2)")
-    add("--composites", type=int, default=150, help="slices to evaluate on (default: 150)")
     add(
-        "--generators",
-        type=Path,
-        help="of the classifier: folder with p10-s0.pt, p10-s0.json, ...: generators trained on these patients",
+        "--network", choices=("plain", "small", "dense_unet"), default="plain", help="of the detectors (default: plain)"
     )
-    add("--no-enhance", dest="enhance", action="store_false", help="leave out the CycleGAN")
+    add("--curve-patients", type=_list_of(int), default=(10, 25, 50, 100, 200, 0), help="real only; 0 for all")
+    add("--detection-patients", type=_list_of(int), default=(10, 25, 50, 100), help="of them, those with every arm")
+    add("--window-doses", type=_list_of(float), default=(0.15, 0.3, 0.6), help="shares of windows with a nodule more")
+    add("--families", type=_list_of(str), default=(), help="of the detectors' arms (default: all)")
+    add("--detection-seeds", type=int, default=3, help="choices of patients for the detectors (default: 3)")
+    add("--detection-steps", type=int, default=1500, help="each detector (default: 1500)")
+    add("--detection-batch-size", type=int, default=16, help="of a step of them (default: 16)")
+    add("--detection-size-px", type=int, default=96, help="side of what they are trained on (default: 96)")
+    add("--windows", type=int, default=1500, help="with inserted nodules, of each kind (default: 1500)")
+    add("--no-train", dest="train", action="store_false", help="report on the detectors that are trained")
+    add("--generators", type=Path, help="folder with p10-s0.pt, p10-s0.json, ...: generators trained on these patients")
 
 
 def _utility(options: argparse.Namespace) -> Report:

@@ -65,9 +65,9 @@ def test_an_option_of_another_command_is_refused(tmp_path):
 
 def test_lists_are_read():
     options = parse(
-        "utility", "--cohort", "c", "--out", "o", "--patients", "10,25", "--doses", "0,0.5,3", "--no-enhance"
+        "utility", "--cohort", "c", "--out", "o", "--patients", "10,25", "--doses", "0,0.5,3", "--families", "copied"
     )
-    assert (options.patients, options.doses, options.enhance) == ((10, 25), (0, 0.5, 3), False)
+    assert (options.patients, options.doses, options.families) == ((10, 25), (0, 0.5, 3), ("copied",))
 
 
 def test_messages_name_the_flags(tmp_path, capsys):

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
+from fake_bundles import write_fake_bundles
 from interfaces import documented
-from utility_toys import small_settings, write_bundles
+from utility_toys import small_settings
 
 from evaluation.cohort_subsets import open_subset
 from evaluation.metrics.bootstrap import Estimate
-from evaluation.utility.arms import REAL, Arm, classifier_arms, segmentation_arms
+from evaluation.utility.arms import Arm, classifier_arms
 from evaluation.utility.classification import (
     ClassifierTraining,
     balanced_accuracy,
@@ -34,12 +34,9 @@ from evaluation.utility.patches import (
 from evaluation.utility.report import ArmResult, best_dose, sentences
 from evaluation.utility.run import UtilityConfig, evaluate_utility
 from evaluation.utility.subcohort import CATEGORIES, choose_patients, make_subcohort
-from lungsynth.bundles import open_bundle, train_bundle
+from lungsynth.bundles import open_bundle
 from lungsynth.cohort.reader import Cohort
 from lungsynth.errors import InputError
-from lungsynth.placement.catalogue import read_catalogue
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +46,14 @@ def cohort(rated_cohort) -> Path:
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory) -> Path:
-    return write_bundles(tmp_path_factory.mktemp("bundles"), "utility")
+    return write_fake_bundles(tmp_path_factory.mktemp("bundles"), "utility")
 
 
 @pytest.fixture(scope="module")
 def evaluated(cohort, bundles, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluated")
     settings = small_settings(cohort, folder / "out", bundles)
-    return settings, evaluate_utility(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    return settings, evaluate_utility(settings, tracking_uri="none")
 
 
 # Few patients
@@ -124,7 +121,6 @@ def test_every_generated_dose_of_the_classifier_has_its_copies():
     assert doses["generated"] == doses["copied"] == {(1, None), (3, None), (0.0, 200)}
     assert [arm.count(20, categories=3) for arm in arms if arm.added == "copied"] == [20, 60, 600]
     assert len({arm.name for arm in arms}) == len(arms)
-    assert segmentation_arms((0,)) == [REAL, segmentation_arms((0,))[-1]]
 
 
 def test_fewer_generated_samples_are_the_first_of_more(bundles):
@@ -174,13 +170,13 @@ def discs(levels: list[int], each: int, *, seed: int = 0) -> NoduleExamples:
 
 def test_the_classifier_learns_what_is_easy_and_repeats_with_its_seed():
     levels = [-600, -250, 40]
-    train, other = discs(levels, 8), discs(levels, 5, seed=1)
-    settings = ClassifierTraining(steps=100, validations=4)
+    train, other = discs(levels, 8), discs(levels, 3, seed=1)
+    settings = ClassifierTraining(steps=60, batch_size=8, validations=4)
     first, again = (train_classifier(train, other, other, seed=3, training=settings) for _ in range(2))
     assert np.array_equal(first.probabilities, again.probabilities)
     assert first.validation == balanced_accuracy(first.probabilities.argmax(axis=1), other.category) == 1.0
     assert balanced_accuracy(mean_hu_rule(train, other).argmax(axis=1), other.category) == 1.0
-    assert balanced_accuracy(np.zeros(15, dtype=np.int64), other.category) == pytest.approx(1 / 3)
+    assert balanced_accuracy(np.zeros(9, dtype=np.int64), other.category) == pytest.approx(1 / 3)
 
 
 def test_no_examples_are_refused():
@@ -224,7 +220,7 @@ def test_seeds_that_disagree_widen_the_interval_and_pairs_narrow_that_of_a_diffe
 
 def line(arm: Arm, validation: float, low: float, high: float, **changes) -> ArmResult:
     found = Estimate(value=(low + high) / 2, low=low, high=high, n=9, patients=3)
-    facts = {"experiment": "classification", "patients": 10, "added": arm.dose, "seeds": (0,), "own_generator": False}
+    facts = {"patients": 10, "added": arm.dose, "seeds": (0,), "own_generator": False}
     figures = {"figures": {"balanced_accuracy": found}, "differences": {"balanced_accuracy": found}}
     return ArmResult(arm=arm, validation=validation, **{**facts, **figures, **changes})
 
@@ -249,23 +245,19 @@ def test_the_whole_experiment_and_its_report(evaluated):
     settings, result = evaluated
     content = json.loads((settings.out / "utility.json").read_text(encoding="utf-8"))
     assert content == json.loads(json.dumps(result.table))
-    arms = {name: [row["arm"] for row in content[name]] for name in ("classification", "segmentation")}
-    assert arms["classification"][:2] == ["mean_hu", "real"]
-    assert {"generated_x1", "copied_x1", "generated_2", "only_generated_2"} <= set(arms["classification"])
-    assert arms["segmentation"] == ["real", "generated_x1", "copied_x1", "only_generated_x1", "bundle_composites"]
+    arms = [row["arm"] for row in content["classification"]]
+    assert arms[:2] == ["mean_hu", "real"]
+    assert {"generated_x1", "copied_x1", "generated_2", "only_generated_2"} <= set(arms)
     for row in content["classification"]:
         assert 0 <= row["balanced_accuracy"] <= 1
-    added = {row["arm"]: row["added"] for row in content["segmentation"]}
-    assert added["generated_x1"] == added["copied_x1"] == content["cohorts"][-1]["crops"]
-    runs = list((settings.out / ".parts" / "generated").glob("*/run.json"))
-    for run in runs:
-        assert json.loads(run.read_text(encoding="utf-8"))["real_share"] == 0
-        assert {asset["source"] for asset in pq.read_table(run.parent / "assets.parquet").to_pylist()} == {"generated"}
-        assert len(read_catalogue(run.parent / "catalogue.parquet")) == added["generated_x1"]
-    assert runs
-    assert "# Does synthetic data help?" in result.markdown
+    detectors = {(row["patients"], row["arm"], row["dose"]) for row in content["rows"]}
+    assert detectors == {(2, "real", 0), (7, "real", 0), (2, "copied", 0.5), (2, "generated", 0.5)}
+    assert {row["own_generator"] for row in content["rows"] if row["arm"] == "generated"} == {False}
+    for title in ("# Classifier of nodules", "# How many patients are synthetic nodules worth?"):
+        assert title in result.markdown
     assert any("trained on other patients than these few" in note for note in content["notes"])
-    assert (settings.out / "utility.png").stat().st_size > 1000
+    for name in ("utility.png", "worth.png"):
+        assert (settings.out / name).stat().st_size > 1000
 
 
 def test_a_subcohort_is_a_cohort_of_few_training_patients(evaluated):
@@ -289,7 +281,7 @@ def test_what_the_experiment_writes(evaluated):
     told = json.loads((out / "utility.json").read_text(encoding="utf-8"))
     promised = documented("evaluation_files.md", "Utility")
     assert set(told) <= promised
-    assert all(set(about) <= promised for about in told["cohorts"])
+    assert all(set(row) <= promised for row in (*told["cohorts"], *told["rows"]))
     for row in told["classification"]:
         assert set(row) - set(row["intervals"]) <= promised
         assert set(row["intervals"]) == set(row["n"]) == {"balanced_accuracy", *(f"recall, {c}" for c in CATEGORIES)}
@@ -301,15 +293,17 @@ def test_what_the_experiment_writes(evaluated):
 
 def test_a_finished_run_is_not_done_again(evaluated, caplog, tmp_path):
     config, result = evaluated
-    runs = sum(len(row["seeds"]) for name in config.experiments for row in result.table[name])
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    runs = sum(len(row["seeds"]) for row in result.table["classification"])
+    runs += len({(row["patients"], row["arm"]) for row in result.table["rows"]})
     with caplog.at_level(logging.INFO, logger="evaluation"):
-        again = evaluate_utility(config, tracking_uri=uri)
+        again = evaluate_utility(config, tracking_uri="none")
         assert again.markdown == result.markdown
         assert sum("taken from" in record.message for record in caplog.records) == runs
         caplog.clear()
-        longer = {"steps": config.steps + 1, "seeds": 1, "doses": (0,), "experiments": ("classification",)}
-        evaluate_utility(UtilityConfig(**{**vars(config), **longer}), tracking_uri=uri)
+        longer = {"steps": config.steps + 1, "doses": (0,), "per_category": 0, "experiments": ("classification",)}
+        longer |= {"out": tmp_path / "longer"}
+        shutil.copytree(config.out, tmp_path / "longer", symlinks=True)
+        evaluate_utility(UtilityConfig(**{**vars(config), **longer}), tracking_uri="none")
     assert not [record for record in caplog.records if "taken from" in record.message], "trained for longer"
 
 
@@ -323,10 +317,9 @@ def test_a_generator_of_the_few_patients_is_taken_and_known(evaluated, bundles, 
     (generators / f"{made['name']}.json").write_text(
         json.dumps({**sidecar, "split_hash": made["split_hash"]}), encoding="utf-8"
     )
-    one = {"experiments": ("classification",), "seeds": 1, "generators": generators, "out": tmp_path / "out"}
-    content = evaluate_utility(
-        UtilityConfig(**{**vars(settings), **one}), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db"
-    ).table
+    one = {"experiments": ("classification",), "doses": (1,), "per_category": 0, "generators": generators}
+    one |= {"out": tmp_path / "out"}
+    content = evaluate_utility(UtilityConfig(**{**vars(settings), **one}), tracking_uri="none").table
     known = {row["arm"]: row["own_generator"] for row in content["classification"]}
     assert known["generated_x1"] is True
     assert known["real"] is known["copied_x1"] is None
@@ -352,8 +345,3 @@ def test_the_evaluated_split_must_show_nodules_with_a_texture(cohort, tmp_path):
     nodules.to_csv(tmp_path / "plain" / "nodules.csv", index=False)
     with pytest.raises(InputError, match="has no nodule of"):
         read_held_out(open_subset(tmp_path / "plain"))
-
-
-def test_a_bundle_that_refuses_its_data_says_so(bundles, tmp_path):
-    with pytest.raises(InputError, match=r"the bundle refuses: .*segmentation\.json"):
-        train_bundle(bundles, "lung_seg", overrides={"dataset_dir": str(tmp_path), "output_dir": str(tmp_path)})

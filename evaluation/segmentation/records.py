@@ -12,7 +12,7 @@ from evaluation.segmentation.crops import CropRecords
 from evaluation.segmentation.scans import LungScore, ScanRecords
 from evaluation.segmentation.windows import WindowRecords
 
-__all__ = ["SegmentationResult", "result_from_json", "result_store"]
+__all__ = ["SegmentationResult", "result_from_json", "result_store", "windows_from_json"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +50,7 @@ def result_from_json(content: Mapping[str, Any]) -> SegmentationResult:
     crops, scans, windows = content["crops"], content["scans"], content.get("windows", {})
     return SegmentationResult(
         operating_point=content["operating_point"],
-        windows=WindowRecords(
-            cases=_cases(windows.get("cases", [])),
-            pixels=tuple(PixelCounts(**count) for count in windows.get("pixels", [])),
-        ),
+        windows=windows_from_json(windows),
         crops=CropRecords(
             cases=_cases(crops["cases"]),
             off_centre=_cases(crops["off_centre"]),
@@ -67,6 +64,18 @@ def result_from_json(content: Mapping[str, Any]) -> SegmentationResult:
             lungs=tuple(LungScore(**score) for score in scans["lungs"]),
         ),
         problems=tuple(content["problems"]),
+    )
+
+
+def windows_from_json(content: Mapping[str, Any]) -> WindowRecords:
+    """Records of windows from what `dataclasses.asdict` gave; empty where there is nothing.
+
+    Raises:
+        KeyError, TypeError: when it is something else.
+    """
+    return WindowRecords(
+        cases=_cases(content.get("cases", [])),
+        pixels=tuple(PixelCounts(**count) for count in content.get("pixels", [])),
     )
 
 

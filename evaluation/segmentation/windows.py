@@ -28,10 +28,14 @@ from lungsynth.geometry import PATCH_SPACING_MM
 
 __all__ = [
     "RATES_PER_100_CM2",
+    "SIDE_PX",
+    "FreeView",
     "NoduleView",
     "WindowRecords",
+    "evaluate_free_windows",
     "evaluate_windows",
     "found_at",
+    "rate_per_window",
     "read_windows",
     "reader_sensitivity",
     "window_estimates",
@@ -73,6 +77,21 @@ class NoduleView:
     def mask(self) -> np.ndarray:
         """What two readers agree on, bool (96, 96)."""
         return self.votes >= 2
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FreeView:
+    """A window without a nodule.
+
+    Args:
+        id: of the window.
+        patient: whose it is.
+        hu: int16 (96, 96), at 0.7 mm.
+    """
+
+    id: str
+    patient: str
+    hu: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +189,26 @@ def evaluate_windows(views: Sequence[NoduleView], detector: CandidateDetector, *
     return WindowRecords(cases=tuple(cases), pixels=tuple(pixels))
 
 
+def evaluate_free_windows(views: Sequence[FreeView], detector: CandidateDetector, *, name: str) -> tuple[Case, ...]:
+    """Runs a detector on windows without a nodule: cases in which every candidate is false.
+
+    Args:
+        views: the windows.
+        detector: the method.
+        name: of the method.
+
+    Raises:
+        InputError: when the detector returns no detection.
+    """
+    cases = []
+    for view in tqdm(views, desc=f"{name}: free windows", unit="window", leave=False):
+        detection = detect(detector, view.hu[None], (1.0, PATCH_SPACING_MM, PATCH_SPACING_MM), name=name)
+        probability = detection.probability
+        peaks = detection.candidates[:, [1, 2, 4]] if probability is None else _peaks(probability[0])
+        cases.append(detection.case(view.id, view.patient, (), _false_positives(peaks, index=0)))
+    return tuple(cases)
+
+
 def _nearby(candidates: np.ndarray, view: NoduleView) -> np.ndarray:
     """Row, column and probability of the candidates on the judged slice."""
     return candidates[np.rint(candidates[:, 0]) == view.index][:, [1, 2, 4]]
@@ -207,16 +246,21 @@ def _case(view: NoduleView, peaks: np.ndarray, detection: Detection) -> Case:
         nearest_mm=None,
         nearest_probability=None,
     )
-    positives = tuple(
+    positives = _false_positives(peaks[false], index=view.index)
+    return detection.case(nodule.id, nodule.patient, (nodule,), positives)
+
+
+def _false_positives(peaks: np.ndarray, *, index: int) -> tuple[FalsePositive, ...]:
+    """Peaks of one slice, highest first."""
+    return tuple(
         FalsePositive(
-            centre=(float(view.index), float(peak[0]), float(peak[1])),
+            centre=(float(index), float(peak[0]), float(peak[1])),
             diameter_mm=0.0,
             probability=float(peak[2]),
             nearest_mm=None,
         )
-        for peak in sorted(peaks[false].tolist(), key=lambda peak: -peak[2])
+        for peak in sorted(peaks.tolist(), key=lambda peak: -peak[2])
     )
-    return detection.case(nodule.id, nodule.patient, (nodule,), positives)
 
 
 def window_estimates(records: WindowRecords, *, seed: int) -> Estimates:
@@ -224,7 +268,7 @@ def window_estimates(records: WindowRecords, *, seed: int) -> Estimates:
     if not records.cases:
         return {}
     froc = Froc(records.cases)
-    rates = [rate * _AREA_CM2 / 100 for rate in RATES_PER_100_CM2]
+    rates = [rate_per_window(rate) for rate in RATES_PER_100_CM2]
     figures = estimate(
         froc.groups,
         lambda counts: froc.sensitivity_at(rates, counts).tolist(),
@@ -235,9 +279,14 @@ def window_estimates(records: WindowRecords, *, seed: int) -> Estimates:
     return named | ({"dice": pixel_estimates(records.pixels, seed=seed)["dice"]} if records.pixels else {})
 
 
+def rate_per_window(rate: float) -> float:
+    """False positives a window that are `rate` per 100 cm2."""
+    return rate * _AREA_CM2 / 100
+
+
 def found_at(records: WindowRecords, rate: float) -> list[tuple[ReferenceNodule, bool]]:
     """Each nodule, and whether it is found where `rate` false positives per 100 cm2 are left."""
-    threshold = Froc(records.cases).threshold_at(rate * _AREA_CM2 / 100)
+    threshold = Froc(records.cases).threshold_at(rate_per_window(rate))
     return [(nodule, nodule.is_found(threshold)) for case in records.cases for nodule in case.nodules]
 
 

@@ -76,11 +76,13 @@ class NoduleSource:
         open: builds the sampler.
         sha256: of its weights.
         split_hash: of the cohort that it was trained on; None where unknown.
+        own: whether it was trained on the few patients alone.
     """
 
     open: Callable[[], Any]
     sha256: str
     split_hash: str | None
+    own: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float, Int
 
-from evaluation.metrics.bootstrap import Estimates, PatientCounts, estimate
+from evaluation.metrics.bootstrap import RESAMPLES, Estimates, PatientCounts, estimate
 
 __all__ = ["PatientTable", "ShareColumns", "compare", "share_table"]
 
@@ -53,7 +53,12 @@ def share_table(items: Sequence[tuple[str, Mapping[str, float]]]) -> PatientTabl
 
 
 def compare(
-    runs: Mapping[int, PatientTable], reference: Mapping[int, PatientTable], shares: ShareColumns, *, seed: int
+    runs: Mapping[int, PatientTable],
+    reference: Mapping[int, PatientTable],
+    shares: ShareColumns,
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
 ) -> tuple[Estimates, Estimates]:
     """The figures of an arm, and their differences to those of a reference, on the same draws of seeds and patients.
 
@@ -63,10 +68,12 @@ def compare(
         shares: the figures. A pair that is of nothing in all runs is left out of its figure, as a category is that
             does not occur; a figure without any pair is not defined.
         seed: of the draws.
+        resamples: number of draws.
     """
-    own = _estimates({number: [table] for number, table in runs.items()}, shares, seed=seed)
+    settings = {"seed": seed, "resamples": resamples}
+    own = _estimates({number: [table] for number, table in runs.items()}, shares, **settings)
     pairs = {number: [table, reference[number]] for number, table in runs.items() if number in reference}
-    return own, _estimates(pairs, shares, seed=seed) if pairs else {}
+    return own, _estimates(pairs, shares, **settings) if pairs else {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +112,9 @@ class _ShareSums:
         return np.where(n_pairs > 0, sums / np.maximum(n_pairs, 1), np.nan)
 
 
-def _estimates(runs: Mapping[int, Sequence[PatientTable]], shares: ShareColumns, *, seed: int) -> Estimates:
+def _estimates(
+    runs: Mapping[int, Sequence[PatientTable]], shares: ShareColumns, *, seed: int, resamples: int
+) -> Estimates:
     """Of a table for each seed, or of the first minus the second."""
     patients = sorted({patient for tables in runs.values() for table in tables for patient in table.rows})
     sums = [[_ShareSums.of(table, patients, shares) for table in tables] for tables in runs.values()]
@@ -122,7 +131,7 @@ def _estimates(runs: Mapping[int, Sequence[PatientTable]], shares: ShareColumns,
 
     groups = [patients, [f"seed {number}" for number in runs]]
     n = [_n_counted(next(iter(runs.values()))[0], pairs) for pairs in shares.values()]
-    estimates = estimate(groups, statistic, n=n, seed=seed)
+    estimates = estimate(groups, statistic, n=n, seed=seed, resamples=resamples)
     return {name: replace(figure, patients=len(patients)) for name, figure in zip(shares, estimates, strict=True)}
 
 

@@ -1,7 +1,7 @@
-"""The report of the experiment: `utility.json`, `utility.md`, `utility.png`, and what it says in words.
+"""The classifier's part of the report, and what it says in words.
 
-The runs of one arm at one number of patients are one row. A dose is chosen by validation nodules or slices, never by
-the evaluated ones; what is said of it is its difference to the arm with real samples alone. A difference whose interval
+The runs of one arm at one number of patients are one row. A dose is chosen by validation nodules, never by the
+evaluated ones; what is said of it is its difference to the arm with real samples alone. A difference whose interval
 contains 0 is said to be none that this test can see.
 """
 
@@ -11,32 +11,30 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from evaluation.metrics.bootstrap import Estimate, Estimates
+from evaluation.metrics.bootstrap import RESAMPLES, Estimate, Estimates
 from evaluation.plots import plot_file
 from evaluation.tables import Column, TableRow, json_rows, markdown_rows, markdown_table
-from evaluation.utility import classification, segmentation
 from evaluation.utility.arms import REAL, Arm
+from evaluation.utility.classification import SHARES
 from evaluation.utility.estimates import PatientTable, compare
-from evaluation.utility.segmentation import SegmentationTraining
 from evaluation.utility.subcohort import CATEGORIES, SubCohort
 
-__all__ = ["ArmResult", "ArmRun", "arm_results", "best_dose", "notes", "save_plot", "sentences", "utility_json"]
-__all__ += ["utility_markdown"]
+__all__ = [
+    "ArmResult",
+    "ArmRun",
+    "arm_results",
+    "best_dose",
+    "main_figure",
+    "notes",
+    "save_plot",
+    "sentences",
+    "utility_json",
+    "utility_markdown",
+]
 
-_SHARES = {"classification": classification.SHARES, "segmentation": segmentation.SHARES}
-_SHOWN = {
-    "classification": ("balanced_accuracy", "recall, ground_glass", "recall, part_solid", "recall, solid"),
-    "segmentation": ("dice", "sensitivity, off the centre", "sensitivity, composites"),
-}
-_TITLES = {
-    "classification": "Classifier of nodules: balanced accuracy over the textures",
-    "segmentation": "Segmentation: Dice on crops, sensitivity at one false positive per slice",
-}
-_PANELS = (
-    ("classification", "balanced_accuracy", "classifier: balanced accuracy"),
-    ("segmentation", "dice", "segmentation: Dice on crops"),
-    ("segmentation", "sensitivity, composites", "segmentation: sensitivity, composites"),
-)
+_MAIN = "balanced_accuracy"
+_SHOWN = (_MAIN, "recall, ground_glass", "recall, part_solid", "recall, solid")
+_TITLE = "Classifier of nodules: balanced accuracy over the textures"
 _PANEL_WIDTH = 0.8  # share of the space between two arms, for the numbers of patients beside one another
 
 
@@ -66,7 +64,6 @@ class ArmResult:
     """An arm at one number of patients.
 
     Args:
-        experiment: `classification` or `segmentation`.
         patients: of the sub-cohorts.
         arm: what was added.
         added: samples, a mean over the seeds.
@@ -77,7 +74,6 @@ class ArmResult:
         own_generator: whether its generated samples come from a generator of these patients alone; None without any.
     """
 
-    experiment: str
     patients: int
     arm: Arm
     added: float
@@ -93,25 +89,35 @@ class ArmResult:
         return TableRow(name=self.arm.name, title=self.arm.title, figures=dict(self.figures))
 
 
-def arm_results(experiment: str, runs: Sequence[ArmRun], *, seed: int) -> list[ArmResult]:
-    """Figures of each arm at each number of patients, in the order in which they ran."""
+def arm_results(runs: Sequence[ArmRun], *, seed: int, resamples: int = RESAMPLES) -> list[ArmResult]:
+    """Figures of each arm at each number of patients, in the order in which they ran.
+
+    Args:
+        runs: all of them.
+        seed: of the bootstrap.
+        resamples: of it.
+    """
     groups: dict[tuple[int, Arm], list[ArmRun]] = {}
     for run in runs:
         groups.setdefault((run.cohort.patients, run.arm), []).append(run)
     return [
-        _arm_result(experiment, own, groups.get((patients, REAL), []), seed=seed)
+        _arm_result(own, groups.get((patients, REAL), []), seed=seed, resamples=resamples)
         for (patients, _), own in groups.items()
     ]
 
 
-def _arm_result(experiment: str, runs: Sequence[ArmRun], real: Sequence[ArmRun], *, seed: int) -> ArmResult:
+def main_figure(result: ArmResult) -> float | None:
+    """Balanced accuracy."""
+    return result.figures[_MAIN].value
+
+
+def _arm_result(runs: Sequence[ArmRun], real: Sequence[ArmRun], **settings: int) -> ArmResult:
     tables, reference = ({run.cohort.seed: run.table for run in side} for side in (runs, real))
-    figures, differences = compare(tables, reference, _SHARES[experiment], seed=seed)
+    figures, differences = compare(tables, reference, SHARES, **settings)
     scores = [run.validation for run in runs if run.validation is not None]
     own_generator = {run.own_generator for run in runs}
     arm = runs[0].arm
     return ArmResult(
-        experiment=experiment,
         patients=runs[0].cohort.patients,
         arm=arm,
         added=fmean(run.added for run in runs),
@@ -124,29 +130,24 @@ def _arm_result(experiment: str, runs: Sequence[ArmRun], real: Sequence[ArmRun],
 
 
 def utility_json(results: Sequence[ArmResult], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Content of `utility.json`."""
-    rows = {name: [_json(result) for result in results if result.experiment == name] for name in _SHOWN}
-    return {**facts, "says": sentences(results), **rows}
+    """What `utility.json` says of the classifier."""
+    return {**facts, "says": sentences(results), "classification": [_json(result) for result in results]}
 
 
 def utility_markdown(results: Sequence[ArmResult], facts: Mapping[str, Any]) -> str:
-    """Content of `utility.md`."""
-    text = "# Does synthetic data help?\n\n" + "".join(f"- {sentence}\n" for sentence in sentences(results))
-    for experiment, patients, own in _groups(results):
-        text += f"\n## {_TITLES[experiment]}, {patients} real patients\n\n{_table(own, _SHOWN[experiment])}"
-        if experiment == "segmentation":
-            text += _tables_by_group(own)
+    """The classifier's part of `utility.md`."""
+    text = f"# {_TITLE}\n\n" + "".join(f"- {sentence}\n" for sentence in sentences(results))
+    for patients, own in _groups(results):
+        text += f"\n## {patients} real patients\n\n{_table(own)}"
     return text + "\n" + "".join(f"{note}\n\n" for note in facts.get("notes", ()))
 
 
 def sentences(results: Sequence[ArmResult]) -> list[str]:
-    """What each experiment says at each number of patients."""
+    """What the experiment says at each number of patients."""
     lines = []
-    for experiment, patients, own in _groups(results):
-        names = _SHOWN[experiment] if experiment == "segmentation" else _SHOWN[experiment][:1]
-        best = best_dose(own)
-        if best is not None:
-            lines += [f"{experiment}, {patients} patients, {name}: {_sentence(name, best, own)}." for name in names]
+    for patients, own in _groups(results):
+        if (best := best_dose(own)) is not None:
+            lines.append(f"classification, {patients} patients, {_MAIN}: {_sentence(_MAIN, best, own)}.")
     return lines
 
 
@@ -160,12 +161,10 @@ def best_dose(results: Sequence[ArmResult]) -> ArmResult | None:
     return max(doses, key=lambda result: (result.validation or 0.0, -result.added), default=None)
 
 
-def _groups(results: Sequence[ArmResult]) -> Iterable[tuple[str, int, list[ArmResult]]]:
-    """Results by experiment and number of patients."""
-    for experiment in _SHOWN:
-        own = [result for result in results if result.experiment == experiment]
-        for patients in sorted({result.patients for result in own}):
-            yield experiment, patients, [result for result in own if result.patients == patients]
+def _groups(results: Sequence[ArmResult]) -> Iterable[tuple[int, list[ArmResult]]]:
+    """Results by number of patients."""
+    for patients in sorted({result.patients for result in results}):
+        yield patients, [result for result in results if result.patients == patients]
 
 
 def _sentence(name: str, best: ArmResult, results: Sequence[ArmResult]) -> str:
@@ -211,26 +210,15 @@ def _json(result: ArmResult) -> dict[str, Any]:
     }
 
 
-def _table(results: Sequence[ArmResult], names: Sequence[str]) -> str:
-    cells = markdown_rows([Column(key=name, title=name) for name in names], [result.row for result in results])
-    head = ["training", "added", *names, f"{names[0]}: difference to {REAL.title}", "on validation"]
+def _table(results: Sequence[ArmResult]) -> str:
+    cells = markdown_rows([Column(key=name, title=name) for name in _SHOWN], [result.row for result in results])
+    head = ["training", "added", *_SHOWN, f"{_MAIN}: difference to {REAL.title}", "on validation"]
     lines = []
     for result, (title, *figures) in zip(results, cells, strict=True):
         validation = "-" if result.validation is None else f"{result.validation:.3f}"
-        difference = _signed(result.differences.get(names[0]))
+        difference = _signed(result.differences.get(_MAIN))
         lines.append([title, f"{result.added:,.0f}", *figures, difference, validation])
     return markdown_table(head, lines)
-
-
-def _tables_by_group(results: Sequence[ArmResult]) -> str:
-    """Dice and sensitivity by category and size."""
-    text, figures = "", results[0].figures
-    for kind in _SHOWN["segmentation"]:
-        names = [name for name in figures if name.startswith(f"{kind}, ") and figures[name].n]
-        columns = [Column(key=name, title=name.removeprefix(f"{kind}, ")) for name in names]
-        head = [kind, *(f"{column.title} (n {figures[column.key].n})" for column in columns)]
-        text += "\n" + markdown_table(head, markdown_rows(columns, [result.row for result in results]))
-    return text
 
 
 def _signed(figure: Estimate | None) -> str:
@@ -244,11 +232,9 @@ def _signed(figure: Estimate | None) -> str:
 
 
 def save_plot(results: Sequence[ArmResult], path: Path) -> Path:
-    """Writes a PNG: a panel for each figure, a place for each arm, a colour for each number of patients."""
-    panels = [panel for panel in _PANELS if any(result.experiment == panel[0] for result in results)]
-    with plot_file(path, columns=max(1, len(panels)), panel_inches=(6, 5)) as all_axes:
-        for axes, (experiment, name, title) in zip(all_axes, panels, strict=False):
-            _draw_panel(axes, [result for result in results if result.experiment == experiment], name, title)
+    """Writes a PNG: a place for each arm, a colour for each number of patients."""
+    with plot_file(path, columns=1, panel_inches=(6, 5)) as all_axes:
+        _draw_panel(all_axes[0], results, _MAIN, _TITLE)
     return path
 
 
@@ -288,36 +274,25 @@ _GENERATOR_NOTES = {
 }
 
 
-def notes(steps: int, segmentation_steps: int, results: Sequence[ArmResult], cohorts: Iterable[SubCohort]) -> list[str]:
+def notes(steps: int, results: Sequence[ArmResult], cohorts: Iterable[SubCohort]) -> list[str]:
     """What a reader must know beside the figures: budgets, what was seen by whom, and what the figures do not say.
 
     Args:
         steps: of each classifier.
-        segmentation_steps: of each segmentation.
         results: of the report.
         cohorts: that trained.
     """
+    if not results:
+        return []
     paragraphs = [_about_real_data(list(cohorts))]
     own = frozenset(result.own_generator for result in results if result.own_generator is not None)
     paragraphs += [_GENERATOR_NOTES[own]] if own else []
-    experiments = {result.experiment for result in results}
-    if "classification" in experiments:
-        paragraphs.append(
-            f"**Classifier.** {steps} steps for every arm, categories drawn evenly but where a row says otherwise. It "
-            "sees isolated nodules (`hu` of 64 x 64 pixels at 0.7 mm, without vessels or pleura), as the generator "
-            "makes them: this is no test on whole slices. *No network* is the nearest of the categories' medians of "
-            "mean HU, and uses the readers' outline, which the networks do not."
-        )
-    if "segmentation" in experiments:
-        training = SegmentationTraining(steps=segmentation_steps)
-        paragraphs.append(
-            f"**Segmentation.** From scratch, {training.steps} steps of {training.batch_size} squares of "
-            f"{training.size_px} pixels for every arm: far from what the bundle reaches, so that differences count, "
-            "not levels. Crops are as frequent in all arms with real samples; added slices take the place of half of "
-            "the lung slices. The bundle's own compositing of real nodules is off, but in the last arm. The evaluated "
-            "composites are made with the product's overlay, which arms that trained on it have seen; crops are "
-            "untouched CT. Sensitivities are those at the threshold that leaves one false positive per composite."
-        )
+    paragraphs.append(
+        f"**Classifier.** {steps} steps for every arm, categories drawn evenly but where a row says otherwise. It "
+        "sees isolated nodules (`hu` of 64 x 64 pixels at 0.7 mm, without vessels or pleura), as the generator "
+        "makes them: this is no test on whole slices. *No network* is the nearest of the categories' medians of "
+        "mean HU, and uses the readers' outline, which the networks do not."
+    )
     paragraphs.append(
         "**Intervals** are 95 % percentiles over seeds and evaluated patients, both resampled; a seed is another "
         "choice of patients, another start and other added samples. With two or three seeds they are a rough guess."
@@ -331,10 +306,8 @@ def _about_real_data(cohorts: Sequence[SubCohort]) -> str:
         own = [cohort for cohort in cohorts if cohort.patients == patients]
         counts = ", ".join(f"{_range([cohort.nodules.get(name, 0) for cohort in own])} {name}" for name in CATEGORIES)
         texts.append(f"{patients} patients have {counts}")
-    donors = _range([cohort.lung_patients for cohort in cohorts])
     return (
-        f"**Real data.** {'; '.join(texts)} nodules. Patients are drawn at random, but so that each category has one. "
-        f"Slices with outlined lungs come from {donors} patients, for the segmentation."
+        f"**Real data.** {'; '.join(texts)} nodules. Patients are drawn at random, but so that each category has one."
     )
 
 

@@ -1,20 +1,23 @@
-"""The whole experiment: sub-cohorts, arms, seeds; each run is kept in `.parts`, so that a stop costs one at most.
+"""The whole experiment: few patients, arms, seeds; each run is kept in `.parts`, so that a stop costs one at most.
 
-Files of the folder: `utility.json`, `utility.md`, `utility.png`, and `.parts/`.
+Files of the folder: `utility.json`, `utility.md`, `utility.png` (classifier), `worth.png` (detectors), and `.parts/`.
 """
 
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from evaluation.cohort_subsets import EvaluationSplit, Subset, open_subset
+from evaluation.methods import digest_of
+from evaluation.metrics.bootstrap import RESAMPLES
 from evaluation.runner import EvaluationResult, Report, Runner, records_folder
-from evaluation.segmentation.run import open_images
-from evaluation.utility.arms import Arm, classifier_arms, segmentation_arms
+from evaluation.segmentation.windows import read_windows
+from evaluation.utility.arms import REAL_WINDOWS, Arm, classifier_arms, window_arms
 from evaluation.utility.classification import (
     MEAN_HU,
     ClassifierTraining,
@@ -25,32 +28,36 @@ from evaluation.utility.classification import (
     classification_table,
     run_classification,
 )
+from evaluation.utility.detection import DetectionTraining, NetworkName
+from evaluation.utility.detection_runs import DetectionExperiment, DetectionRun, FewPatients, run_detection
 from evaluation.utility.patches import read_held_out
 from evaluation.utility.report import (
     ArmResult,
     ArmRun,
     arm_results,
+    main_figure,
     notes,
     save_plot,
     utility_json,
     utility_markdown,
 )
-from evaluation.utility.segmentation import (
-    SegmentationExperiment,
-    SegmentationTraining,
-    run_segmentation,
-    segmentation_table,
-)
 from evaluation.utility.subcohort import SubCohort, make_subcohort
-from lungsynth.bundles import lung_generator, open_bundle, read_weights, read_weights_file, resolved_config
-from lungsynth.enhancement.stage import enhancement_identity
+from evaluation.utility.windows import generated_windows, read_free_windows
+from evaluation.utility.worth import MAIN_FIGURE, WorthRow, power, worth_rows
+from evaluation.utility.worth_report import save_worth_plot, worth_json, worth_markdown
+from lungsynth.bundles import lung_generator, open_bundle, read_weights, read_weights_file
+from lungsynth.cohort.reader import Cohort
 from lungsynth.errors import InputError
 from lungsynth.tracking import DEFAULT_URI
 
 __all__ = ["EXPERIMENTS", "UtilityConfig", "evaluate_utility"]
 
-EXPERIMENTS = ("classification", "segmentation")
+EXPERIMENTS = ("classification", "detection")
 _PATHS = ("cohort", "out", "bundles", "generators")  # of the configuration, left out of the report
+
+_FREE_SHARE = 0.2  # windows without a nodule of those that judge
+_WINDOW_LUNG_PX = 512  # generated lungs whose pixels are those of the windows, 0.7 mm
+_LUNG_PATIENTS = 2  # of a sub-cohort: slices with outlined lungs for who trains a generator on it
 
 _logger = logging.getLogger(__name__)
 
@@ -65,20 +72,25 @@ class UtilityConfig:
         bundles: folder of the bundles.
         experiments: which of `EXPERIMENTS`.
         patients: training patients of the classifier's sub-cohorts.
-        segmentation_patients: of the segmentation's.
         doses: added samples for each real one.
-        per_category: added samples of each category, the paper's dose; 0 for none. Of the classifier only.
+        per_category: added samples of each category, the paper's dose; 0 for none in the classifier.
         seeds: sub-cohorts of each size for the classifier.
-        segmentation_seeds: for the segmentation.
         steps: of the optimiser, for each classifier.
-        segmentation_steps: for each segmentation.
-        lung_patients: whose slices with outlined lungs train.
-        composites: whole slices that the segmentation is evaluated on.
-        generators: folder with `<sub-cohort>.pt` and `.json`: generators trained on these patients alone. Of the
-            classifier only.
-        enhance: send synthetic slices through the CycleGAN.
+        network: of the detectors, one of `NETWORKS`.
+        curve_patients: training patients of the detectors with real samples alone; 0 for all.
+        detection_patients: those of them that try every arm.
+        window_doses: shares of windows with an inserted nodule.
+        families: of the detectors' arms, see `window_arms`; all when empty.
+        detection_seeds: choices of patients for the detectors.
+        detection_steps: of the optimiser, for each detector.
+        detection_batch_size: of a step.
+        detection_size_px: side of what the detectors are trained on, cut out of the windows of 128 pixels.
+        windows: with inserted nodules, of each kind of an arm.
+        generators: folder with `p<patients>-s<seed>.pt` and `.json`: generators trained on these patients alone.
+        train: make the detectors' runs that are not kept; else the report is on those that are.
         split: `test`, or `validation` while choosing.
-        seed: of the bootstrap and the composites.
+        seed: of the bootstrap, of generated lungs and of windows without a nodule.
+        resamples: of the bootstrap.
 
     Raises:
         InputError: when a number is out of its range.
@@ -89,34 +101,46 @@ class UtilityConfig:
     bundles: Path
     experiments: tuple[str, ...] = EXPERIMENTS
     patients: tuple[int, ...] = (10, 25, 50)
-    segmentation_patients: tuple[int, ...] = (25,)
     doses: tuple[float, ...] = (0, 1, 3, 10)
     per_category: int = 200
     seeds: int = 5
-    segmentation_seeds: int = 2
     steps: int = 300
-    segmentation_steps: int = 300
-    lung_patients: int = 2
-    composites: int = 150
+    network: NetworkName = "plain"
+    curve_patients: tuple[int, ...] = (10, 25, 50, 100, 200, 0)
+    detection_patients: tuple[int, ...] = (10, 25, 50, 100)
+    window_doses: tuple[float, ...] = (0.15, 0.3, 0.6)
+    families: tuple[str, ...] = ()
+    detection_seeds: int = 3
+    detection_steps: int = 1500
+    detection_batch_size: int = 16
+    detection_size_px: int = 96
+    windows: int = 1500
     generators: Path | None = None
-    enhance: bool = True
+    train: bool = True
     split: EvaluationSplit = "test"
     seed: int = 0
+    resamples: int = RESAMPLES
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "segmentation_seeds", "steps", "segmentation_steps", "lung_patients"):
+        for name in ("seeds", "steps", "detection_seeds", "detection_steps", "windows", "resamples"):
             if (value := getattr(self, name)) < 1:
                 raise InputError(f"`{name}` must be at least 1, got {value}.")
-        for name in ("patients", "segmentation_patients"):
-            if min(getattr(self, name), default=0) < 1:
-                raise InputError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name, values in {name: (getattr(self, name),) for name in ("per_category", "composites", "seed")}.items():
-            if min(values) < 0:
-                raise InputError(f"`{name}` must not be negative, got {values[0]}.")
-        if min(self.doses, default=0) < 0:
-            raise InputError(f"`doses` must not be negative, got {self.doses}.")
-        if unknown := sorted(set(self.experiments) - set(EXPERIMENTS)):
-            raise InputError(f"`experiments`: {unknown} are unknown; there are {list(EXPERIMENTS)}.")
+        if min(self.patients, default=0) < 1:
+            raise InputError(f"`patients` must be at least 1, got {self.patients}.")
+        for name in ("curve_patients", "detection_patients", "per_category", "seed", "doses"):
+            values = getattr(self, name)
+            if min(values if isinstance(values, tuple) else (values,), default=0) < 0:
+                raise InputError(f"`{name}` must not be negative, got {values}.")
+        if not all(0 < dose <= 1 for dose in self.window_doses):
+            raise InputError(f"`window_doses` must be above 0 and at most 1, got {self.window_doses}.")
+        known = {arm.family for arm in window_arms((1.0,))}
+        for name, wanted, there in (
+            ("experiments", self.experiments, set(EXPERIMENTS)),
+            ("families", self.families, known),
+            ("detection_patients", self.detection_patients, set(self.curve_patients)),
+        ):
+            if unknown := set(wanted) - set(there):
+                raise InputError(f"`{name}`: {list(unknown)} are unknown; there are {list(there)}.")
 
 
 def evaluate_utility(config: UtilityConfig, *, tracking_uri: str = DEFAULT_URI) -> EvaluationResult:
@@ -133,22 +157,34 @@ def evaluate_utility(config: UtilityConfig, *, tracking_uri: str = DEFAULT_URI) 
 def _evaluate(config: UtilityConfig, runner: Runner) -> Report:
     results: list[ArmResult] = []
     cohorts: dict[str, SubCohort] = {}
-    for name, experiment in {"classification": _classification, "segmentation": _segmentation}.items():
-        if name in config.experiments:
-            runs = experiment(config, runner)
-            results += arm_results(name, runs, seed=config.seed)
-            cohorts |= {run.cohort.name: run.cohort for run in runs}
+    rows: list[WorthRow] = []
+    if "classification" in config.experiments:
+        runs = _classification(config, runner)
+        results = arm_results(runs, seed=config.seed, resamples=config.resamples)
+        cohorts = {run.cohort.name: run.cohort for run in runs}
+    if "detection" in config.experiments:
+        rows = worth_rows(_detection(config, runner), seed=config.seed, resamples=config.resamples)
     facts = _facts(config, runner.subset, cohorts, results)
+    text = [*([worth_markdown(rows, facts)] if rows else []), *([utility_markdown(results, facts)] if results else [])]
+    pictures = [save_worth_plot(rows, config.out / "worth.png")] if rows else []
+    pictures += [save_plot(results, config.out / "utility.png")] if results else []
     return Report(
         name="utility",
-        table=utility_json(results, facts),
-        markdown=utility_markdown(results, facts),
-        metrics={
-            f"{result.experiment}/{result.patients}/{result.arm.name}/{name.replace(',', '')}": figure.value
-            for result in results
-            for name, figure in list(result.figures.items())[:1]
+        table={
+            **utility_json(results, facts),
+            "rows": [worth_json(row, config.network) for row in rows],
+            "power": power(rows),
         },
-        pictures=(save_plot(results, config.out / "utility.png"),),
+        markdown="\n".join(text),
+        metrics={
+            **{f"classification/{result.patients}/{result.arm.name}": main_figure(result) for result in results},
+            **{
+                f"detection/{row.patients}/{row.arm.name.replace('@', '_')}/{row.figure}": row.value.value
+                for row in rows
+                if row.figure == MAIN_FIGURE
+            },
+        },
+        pictures=tuple(pictures),
     )
 
 
@@ -161,7 +197,7 @@ def _classification(config: UtilityConfig, runner: Runner) -> list[ArmRun]:
     runs = []
     with tqdm(total=len(arms) * len(cohorts), desc="classifiers", unit="run") as progress:
         for cohort in cohorts:
-            generator = _nodule_source(config, cohort)
+            generator = _nodule_source(config, cohort.name)
             own = generator.split_hash == cohort.split_hash
             pools = ExamplePools(cohort, generator, largest=max(added_nodules(arm, cohort) for arm in arms))
             for arm in arms:
@@ -174,35 +210,66 @@ def _classification(config: UtilityConfig, runner: Runner) -> list[ArmRun]:
     return runs
 
 
-def _segmentation(config: UtilityConfig, runner: Runner) -> list[ArmRun]:
-    arms = segmentation_arms(config.doses)
-    cohorts = _subcohorts(config, config.segmentation_patients, config.segmentation_seeds)
-    weights = read_weights(config.bundles, "wcapsgan")
+def _detection(config: UtilityConfig, runner: Runner) -> list[DetectionRun]:
+    experiment, identity = _detection_experiment(config, runner)
+    arms = window_arms(config.window_doses, config.families or None)
+    plan = [
+        (count, seed, arm)
+        for count in config.curve_patients
+        for seed in range(config.detection_seeds)
+        for arm in (arms if count in config.detection_patients else [REAL_WINDOWS])
+    ]
     runs = []
-    with (
-        open_images(runner.subset, composites=config.composites, seed=config.seed) as images,
-        tqdm(total=len(arms) * len(cohorts), desc="segmentations", unit="run") as progress,
-    ):
-        for problem in images.problems:
-            _logger.warning("%s", problem)
-        experiment = SegmentationExperiment(
-            images=images,
-            folder=records_folder(config.out),
-            bundles=config.bundles,
-            training=SegmentationTraining(steps=config.segmentation_steps),
-            enhance=config.enhance,
-            dependencies=_segmentation_dependencies(config),
-            tracking_uri=runner.tracking_uri,
-        )
-        for cohort in cohorts:
-            own = weights.sidecar.get("split_hash") == cohort.split_hash
-            largest = max(arm.count(cohort.crops, categories=1) for arm in arms)
-            for arm in arms:
-                run = run_segmentation(arm, cohort, experiment, largest=largest)
-                table = segmentation_table(run.result)
-                runs.append(_arm_run(cohort, arm, table, run.added, run.validation, own))
-                progress.update()
+    few: FewPatients | None = None
+    for count, seed, arm in tqdm(plan, desc="detectors", unit="run"):
+        if few is None or (few.count, few.seed) != (count, seed):
+            name = f"p{count}-s{seed}"
+            few = FewPatients(experiment=experiment, count=count, seed=seed, generator=_nodule_source(config, name))
+        if (run := run_detection(arm, few, identity=identity, train=config.train)) is not None:
+            runs.append(run)
+    if not runs:
+        raise InputError(f"{config.out}: no run of these detectors is kept. Train them first, without --no-train.")
     return runs
+
+
+def _detection_experiment(config: UtilityConfig, runner: Runner) -> tuple[DetectionExperiment, str]:
+    """What all runs share, and what changes with the windows that judge."""
+    problems: list[str] = []
+    subsets = (runner.subset, open_subset(config.cohort, "validation"))
+    evaluated, validation = (read_windows(subset, problems) for subset in subsets)
+    for problem in problems:
+        _logger.warning("%s", problem)
+    if not evaluated or not validation:
+        raise InputError(
+            f"{config.cohort}: its {config.split} and validation splits need nodules outlined by two readers, with "
+            f"windows; they have {len(evaluated)} and {len(validation)}."
+        )
+    sizes = (round(_FREE_SHARE * len(views) / (1 - _FREE_SHARE)) for views in (evaluated, validation))
+    free = [read_free_windows(subset, size, seed=config.seed) for subset, size in zip(subsets, sizes, strict=True)]
+    experiment = DetectionExperiment(
+        patients=Cohort.open(config.cohort).split("training").nonempty(),
+        evaluated=evaluated,
+        validation=validation,
+        free=(free[0], free[1]),
+        folder=records_folder(config.out),
+        bundles=config.bundles,
+        training=DetectionTraining(
+            network=config.network,
+            steps=config.detection_steps,
+            batch_size=config.detection_batch_size,
+            size_px=config.detection_size_px,
+        ),
+        windows=config.windows,
+        per_category=config.per_category,
+        generated_hosts=lru_cache(lambda: generated_windows(_lung_sampler(config), config.windows, seed=config.seed)),
+    )
+    shown = [[view.id for view in views] for views in free]
+    return experiment, digest_of([*(subset.identity for subset in subsets), shown])
+
+
+def _lung_sampler(config: UtilityConfig) -> Any:
+    lungs = lung_generator(_WINDOW_LUNG_PX)
+    return open_bundle(config.bundles, "wcapsgan", configs=lungs.configs, weights=lungs.weights)
 
 
 def _arm_run(
@@ -218,23 +285,13 @@ def _arm_run(
     )
 
 
-def _segmentation_dependencies(config: UtilityConfig) -> dict[str, Any]:
-    """What a segmentation is trained by, and what makes the slices that are added."""
-    return {
-        "training": resolved_config(config.bundles, "lung_seg", configs=("train.json",)),
-        "nodules": read_weights(config.bundles, "wcapsgan").sha256,
-        "lungs": read_weights(config.bundles, "wcapsgan", file=lung_generator().weights).sha256,
-        **enhancement_identity(config.bundles if config.enhance else None, label_check=True),
-    }
-
-
 def _subcohorts(config: UtilityConfig, patients: Sequence[int], seeds: int) -> list[SubCohort]:
     return [
         make_subcohort(
             config.cohort,
             records_folder(config.out) / "cohorts" / f"p{count}-s{seed}",
             patients=count,
-            lung_patients=config.lung_patients,
+            lung_patients=_LUNG_PATIENTS,
             seed=seed,
         )
         for count in sorted(set(patients))
@@ -242,9 +299,9 @@ def _subcohorts(config: UtilityConfig, patients: Sequence[int], seeds: int) -> l
     ]
 
 
-def _nodule_source(config: UtilityConfig, cohort: SubCohort) -> NoduleSource:
+def _nodule_source(config: UtilityConfig, name: str) -> NoduleSource:
     """The generator of these patients where `generators` has one, else the bundle's."""
-    own = config.generators / f"{cohort.name}.pt" if config.generators else None
+    own = config.generators / f"{name}.pt" if config.generators else None
     if own is None or not own.is_file():
         weights = read_weights(config.bundles, "wcapsgan")
         return NoduleSource(
@@ -257,6 +314,7 @@ def _nodule_source(config: UtilityConfig, cohort: SubCohort) -> NoduleSource:
         open=lambda: open_bundle(config.bundles, "wcapsgan", weights=own),
         sha256=weights.sha256,
         split_hash=weights.sidecar.get("split_hash"),
+        own=True,
     )
 
 
@@ -273,5 +331,5 @@ def _facts(
         "cohorts": [
             {name: value for name, value in asdict(cohort).items() if name != "folder"} for cohort in cohorts.values()
         ],
-        "notes": notes(config.steps, config.segmentation_steps, results, cohorts.values()),
+        "notes": notes(config.steps, results, cohorts.values()),
     }

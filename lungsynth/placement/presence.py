@@ -163,13 +163,11 @@ def lidc_presence(shapes: Sequence[LungShape]) -> PresencePrior:
     """
     inside = sum(_inside(shape) for shape in shapes)
     height_mm, width_mm = (sum(shape.size_mm[axis] for shape in shapes) / len(shapes) for axis in (0, 1))
-    candidates = [
-        (int((density * inside).sum()), density)
-        for down in _SHIFTS_MM
-        for left in _SHIFTS_MM
-        for density in [_density(height_mm, width_mm, down, left)]
-    ]
-    _, density = max(candidates, key=lambda candidate: candidate[0])
+    densities = _shifted_densities(height_mm, width_mm)
+    _, _, density = max(
+        ((int((density * inside).sum()), -number, density) for number, density in enumerate(densities)),
+        key=lambda candidate: candidate[:2],
+    )
     return PresencePrior((density * inside).astype(np.float64))
 
 
@@ -199,13 +197,23 @@ def _inside(shape: LungShape) -> Int64[np.ndarray, "v u"]:
     return (shape.signed[np.ix_(rows, columns)] > 0).astype(np.int64)
 
 
-def _density(height_mm: float, width_mm: float, down_mm: float, left_mm: float) -> Int64[np.ndarray, "v u"]:
-    """The table on the cells of a bounding box whose middle lies that far from the images' centre; 0 beyond it."""
-    density, cell_mm = np.array(_table()["density"], dtype=np.int64), float(_table()["cell_mm"])
+@cache
+def _table_density() -> Int64[np.ndarray, "down left"]:
+    return np.array(_table()["density"], dtype=np.int64)
+
+
+def _shifted_densities(height_mm: float, width_mm: float) -> Iterator[Int64[np.ndarray, "v u"]]:
+    """The table on the cells of a bounding box whose middle is shifted from the images' centre, down and left; 0
+    beyond the table.
+    """
+    density, cell_mm = _table_density(), float(_table()["cell_mm"])
     middle = (np.arange(_CELLS) + 0.5) / _CELLS - 0.5
-    rows, row_inside = _cells(middle * height_mm + down_mm, cell_mm, density.shape[0])
-    columns, column_inside = _cells(middle * width_mm + left_mm, cell_mm, density.shape[1])
-    return np.where(np.logical_and.outer(row_inside, column_inside), density[np.ix_(rows, columns)], 0)
+    columns = [_cells(middle * width_mm + left, cell_mm, density.shape[1]) for left in _SHIFTS_MM]
+    for down in _SHIFTS_MM:
+        row, row_inside = _cells(middle * height_mm + down, cell_mm, density.shape[0])
+        lines = density[row] * row_inside[:, None]
+        for column, column_inside in columns:
+            yield lines[:, column] * column_inside
 
 
 def _cells(at_mm: np.ndarray, cell_mm: float, cells: int) -> tuple[np.ndarray, np.ndarray]:
