@@ -148,7 +148,7 @@ def users_slice(kind):
 
 @pytest.mark.parametrize("kind", ["array", "meta tensor"])
 def test_nodules_are_laid_on_a_users_slice(catalogue, kind):
-    insert = RandInsertNodulesd(catalogue.parent, prob=1.0, spacing_mm=(0.7, 0.7) if kind == "array" else None)
+    insert = RandInsertNodulesd(catalogue.parent, spacing_mm=(0.7, 0.7) if kind == "array" else None)
     before = users_slice(kind)
     first, again = (insert.set_random_state(3)(before) for _ in range(2))
     other = insert.set_random_state(4)(before)
@@ -170,16 +170,14 @@ def test_nodules_are_laid_on_a_users_slice(catalogue, kind):
 def test_insertion_extends_what_is_known_and_can_be_left_to_chance(catalogue):
     known = users_slice("array") | {"boxes": torch.tensor([[1.0, 2.0, 3.0, 4.0]]), "labels": torch.tensor([0])}
     known["label"][0, 1:3, 2:4] = 2
-    found = RandInsertNodulesd(catalogue.parent, prob=1.0, spacing_mm=(0.7, 0.7)).set_random_state(3)(known)
+    found = RandInsertNodulesd(catalogue.parent, spacing_mm=(0.7, 0.7)).set_random_state(3)(known)
     assert found["boxes"][0].tolist() == [1, 2, 3, 4]
     assert len(found["boxes"]) > 1
     assert (found["label"][0, 1:3, 2:4] == 2).all()
     never = RandInsertNodulesd(catalogue.parent, spacing_mm=(0.7, 0.7), prob=0.0)
     assert len(never(known)["boxes"]) == 1
     assert never(users_slice("array"))["boxes"].shape == (0, 4)
-    chained = Compose(
-        [RandInsertNodulesd(catalogue.parent, prob=1.0, spacing_mm=(0.7, 0.7)), EnsureTyped(keys="image")]
-    )
+    chained = Compose([RandInsertNodulesd(catalogue.parent, spacing_mm=(0.7, 0.7)), EnsureTyped(keys="image")])
     chained.set_random_state(3)
     assert isinstance(chained(users_slice("array"))["image"], torch.Tensor)
 
@@ -210,8 +208,8 @@ def test_insertion_shares_the_policies_of_plans(catalogue):
 )
 def test_a_slice_that_is_none_is_refused(catalogue, change, message):
     with pytest.raises(InputError, match=message):
-        RandInsertNodulesd(catalogue.parent, prob=1.0, spacing_mm=(0.7, 0.7))(users_slice("array") | change)
+        RandInsertNodulesd(catalogue.parent, spacing_mm=(0.7, 0.7))(users_slice("array") | change)
     with pytest.raises(InputError, match="give spacing_mm"):
-        RandInsertNodulesd(catalogue.parent, prob=1.0)(users_slice("array"))
+        RandInsertNodulesd(catalogue.parent)(users_slice("array"))
     with pytest.raises(InputError, match=r"no nodule of \('part_solid',\)"):
         RandInsertNodulesd(catalogue.parent, categories=("part_solid",))

@@ -99,8 +99,7 @@ class RandInsertNodulesd(RandomizableTransform, MapTransform):
         library: folder with `assets/` and `assets.parquet`, or the library itself; its nodules are used.
         keys: of the image, one.
         label_key: uint8 (1, H, W), 1 in lung; nodules that are there already stay.
-        prob: probability of inserting any nodule; with many more, a detector learns that nodules are everywhere
-            (docs/results/utility.md).
+        prob: probability of inserting any nodule.
         spacing_mm: (row, column), for images without meta data.
         categories: nodules to choose from; all of the library when None.
         settings: how they are placed; the defaults of `InsertionSettings` when None.
@@ -115,7 +114,7 @@ class RandInsertNodulesd(RandomizableTransform, MapTransform):
         *,
         keys: Hashable = "image",
         label_key: Hashable = "label",
-        prob: float = 0.3,
+        prob: float = 1.0,
         spacing_mm: tuple[float, float] | None = None,
         categories: tuple[str, ...] | None = None,
         settings: InsertionSettings | None = None,
