@@ -20,7 +20,7 @@ demo: $(INSTALLED)
 
 # Two processes of one thread each: `import monai` costs each of them 10 s, and small tensors gain nothing from threads.
 test: $(INSTALLED_TEST)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED_TEST)
 	$(VENV)/bin/ruff check .

@@ -57,7 +57,6 @@ SIZE_EDGES_MM = (3.0, 5.0, 7.0, 10.0, 30.0)
 RATE_PER_100_CM2 = 0.5
 _AREA_CM2 = (SIDE_PX * PATCH_SPACING_MM / 10) ** 2
 _LEAST = 8  # nodules of a cell
-_RESAMPLES = 1000
 _STEP = 1.08  # ratio of the diameters that nodules are generated for
 _OUTER_AIR_HU = -950  # a piece of air that is emptier on average lies outside the body
 _SMALLEST_LUNG_PX = 400  # 2 cm2
@@ -397,7 +396,7 @@ class _Comparison:
             return [value for arm in ARMS for value in self._agreement(arm, counts)]
 
         n = [len(self.owner)] * len(names)
-        made = estimate([list(self.patients)], figures, n=n, seed=self.seed, resamples=_RESAMPLES)
+        made = estimate([list(self.patients)], figures, n=n, seed=self.seed)
         return dict(zip(names, made, strict=True))
 
     def _agreement(self, arm: str, counts: PatientCounts) -> Iterator[float]:
@@ -460,7 +459,6 @@ class _Comparison:
             lambda counts: [self.sensitivity(method, arm, counts)],
             n=[len(self.owner)],
             seed=self.seed,
-            resamples=_RESAMPLES,
         )
         return format_estimate(made[0])
 

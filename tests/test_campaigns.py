@@ -39,10 +39,10 @@ def test_a_sandbox_notices_what_must_not_happen(tmp_path):
 
 
 def test_a_few_malformed_inputs_end_in_a_sentence():
-    assert fuzz.campaign(range(8), seed=1, only="export") == []
+    assert fuzz.campaign(range(4), seed=1, only="export") == []
 
 
 def test_a_killed_export_makes_the_same_bytes(tmp_path):
     job = next(job for job in kill.make_jobs(tmp_path / "inputs", trainings=False) if job.name == "export zarr")
-    times, faults = kill.disturb(job, tmp_path / "zarr", 2, random.Random(0))
-    assert (times, faults) == (2, [])
+    times, faults = kill.disturb(job, tmp_path / "zarr", 1, random.Random(0))
+    assert (times, faults) == (1, [])

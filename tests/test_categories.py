@@ -35,6 +35,7 @@ ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "bundles" / "wcapsgan_bundle"
 sys.path.insert(0, str(BUNDLE))
 
+from stores import new_store
 from wcapsgan.categories import CategoryRule as TrainingRule
 from wcapsgan.data import CohortSamples
 from wcapsgan.weights import load_generator
@@ -250,7 +251,7 @@ def test_the_chain_mixes_real_nodules_into_any_categories(other, tmp_path) -> No
         placement=PlacementConfig(real_share=0.5),
         enhancement=EnhancementConfig(enabled=False),
     )
-    generate(settings, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    generate(settings, tracking_uri=new_store(tmp_path))
     nodules = [asset for asset in AssetLibrary(settings.out) if asset.kind == "nodule"]
     for source in ("real", "generated"):
         assert {asset.category for asset in nodules if asset.source == source} == set(names)

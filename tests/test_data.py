@@ -188,7 +188,7 @@ def test_insertion_shares_the_policies_of_plans(catalogue):
     shape = LungShape.from_mask(lung_mask(), spacing_mm=(0.7, 0.7))
 
     def distances(policy):
-        placed = [InsertionSettings(policy=policy).choose(shape, nodules, seed=seed) for seed in range(60)]
+        placed = [InsertionSettings(policy=policy).choose(shape, nodules, seed=seed) for seed in range(30)]
         return np.array([nodule.distance_mm for nodules in placed for nodule in nodules])
 
     varied, farthest = distances("varied"), distances("farthest")

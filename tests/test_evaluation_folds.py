@@ -13,6 +13,8 @@ from evaluation.segmentation.records import SegmentationResult, result_store
 from evaluation.segmentation.scans import LungScore, ScanRecords
 from lungsynth.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 
 def fold(patient: str, *, dice: float, scores=(0.9,), false=()) -> SegmentationResult:
     lung = LungScore(series=patient, patient=patient, slices=9, dice=dice, worst_slice=0, worst_dice=dice)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from segmentation_toys import Oracle, add_facts, write_method_bundle
+from stores import new_store
 
 from evaluation.cohort_subsets import open_subset
 from evaluation.composites import Composites, evaluate_composites
@@ -35,6 +36,8 @@ from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 from lungsynth.errors import InputError
 from lungsynth.placement.assets import PATCH_SPACING_MM
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = {
     "method",
@@ -53,7 +56,7 @@ KEYS = {
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("segmentation")
-    make_phantom_cohort(folder / "source", patients=4, seed=3, size_px=128, slices=24, slice_spacing_mm=8.0)
+    make_phantom_cohort(folder / "source", patients=4, seed=3, size_px=96, slices=16, slice_spacing_mm=12.0)
     prepare_cohort([folder / "source"], folder / "cohort", settings=PrepareSettings(split="test"), workers=1)
     return folder / "cohort"
 
@@ -264,7 +267,7 @@ def evaluated(cohort, tmp_path_factory) -> tuple[SegmentationConfig, str]:
     split_hash = json.loads((cohort / "cohort.json").read_text(encoding="utf-8"))["split_hash"]
     add_facts(weights / "unet.pt", split_hash=split_hash, train_minutes=20)
     settings = SegmentationConfig(cohort=cohort, out=folder / "out", bundles=bundles, weights=weights, composites=4)
-    uri = f"sqlite:///{folder}/mlflow.db"
+    uri = new_store(folder)
     evaluate_segmentation(settings, tracking_uri=uri)
     return settings, uri
 

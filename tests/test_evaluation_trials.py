@@ -9,6 +9,8 @@ from lungsynth.cohort.schema import NoduleRow
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.trial.samples import place_nodule
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 
 def window(patient="p", name="n", texture="solid", radius=4):
     """Lung on the left, chest wall on the right, a nodule in the lung."""

@@ -12,6 +12,7 @@ import pytest
 from interfaces import documented
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation, SqueezeDim
 from separation_toys import MIN_DIAMETER_MM, write_rigged_bundles, write_sources
+from stores import new_store
 
 from lungsynth.cohort.patches import sphere_diameter_mm, texture_class
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
@@ -232,7 +233,7 @@ def separated(tmp_path_factory) -> tuple[Path, Path]:
     settings = PseudoLabelConfig(
         cohort=folder / "cohort", out=folder / "out", bundles=bundles, min_diameter_mm=MIN_DIAMETER_MM
     )
-    pseudo_label_cohort(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    pseudo_label_cohort(settings, tracking_uri=new_store(folder))
     return folder / "cohort", folder / "out"
 
 

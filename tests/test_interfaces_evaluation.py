@@ -12,6 +12,7 @@ from generation_toys import write_generator_bundle, write_toy_cohort
 from interfaces import ROOT, documented
 from monai.bundle import ConfigParser
 from segmentation_toys import add_facts, write_method_bundle
+from stores import new_store
 
 from evaluation.composed_slices import ComposedSliceConfig, compose_slices
 from evaluation.enhancement import EnhancementEvaluationConfig, evaluate_enhancement
@@ -19,6 +20,8 @@ from evaluation.generation.reference import MeasurementConfig
 from evaluation.generation.run import GenerationConfig, evaluate_generation
 from evaluation.segmentation.run import SegmentationConfig, evaluate_segmentation
 from lungsynth.cohort.reader import Cohort
+
+pytestmark = pytest.mark.usefixtures("few_resamples")
 
 SPLITS = ("training", "validation", "test")
 TEXTURES = ("ground_glass", "part_solid", "solid")
@@ -38,7 +41,7 @@ def evaluated(cohort, tmp_path_factory) -> Path:
     add_facts(weights / "unet.pt", train_minutes=20)
     paths = {"cohort": cohort, "out": folder / "out", "bundles": bundles, "weights": weights}
     settings = SegmentationConfig(**paths, methods=("unet", "dense_unet"), composites=2)
-    evaluate_segmentation(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    evaluate_segmentation(settings, tracking_uri=new_store(folder))
     return folder / "out"
 
 
@@ -50,7 +53,7 @@ def generated(tmp_path_factory) -> Path:
     add_facts(weights / "nodules_dcgan.pt", train_minutes=20)
     paths = {"cohort": write_toy_cohort(folder / "cohort"), "out": folder / "out", "bundles": bundles}
     config = GenerationConfig(**paths, weights=weights, kind="nodules", count=2, measurement=QUICK)
-    evaluate_generation(config, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    evaluate_generation(config, tracking_uri=new_store(folder))
     return folder / "out"
 
 
@@ -84,7 +87,7 @@ def table_3(rated, slices, tmp_path_factory) -> Path:
     paths = {"cohort": rated, "out": folder / "out", "bundles": bundles, "weights": folder / "weights"}
     small = {"count": 2, "catalogue_size": 60, "measurement": QUICK}
     config = GenerationConfig(**paths, kind="slices", slices=slices, **small)
-    evaluate_generation(config, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    evaluate_generation(config, tracking_uri=new_store(folder))
     return folder / "out"
 
 

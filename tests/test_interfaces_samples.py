@@ -11,6 +11,7 @@ from fake_bundles import write_fake_bundles
 from fake_cohort import write_fake_cohort
 from interfaces import ROOT, documented
 from monai.bundle import ConfigParser
+from stores import new_store
 
 from lungsynth.bundles import open_bundle
 from lungsynth.cohort.reader import Cohort
@@ -43,7 +44,7 @@ def chains(tmp_path_factory) -> list[Path]:
         config = GenerateConfig(
             out=out, count=6, seed=5, bundles=bundles, enhancement=COMPOSITES_ALONE, batch_size=batch_size
         )
-        generate(config, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+        generate(config, tracking_uri=new_store(folder))
     return outs
 
 
@@ -208,7 +209,7 @@ def enhanced(tmp_path_factory) -> Path:
         placement=PlacementConfig(real_share=0.5),
         enhancement=COMPOSITES_ALONE,
     )
-    generate(config, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    generate(config, tracking_uri=new_store(folder))
     for kind, gate in (("gated", True), ("ungated", False)):
         catalogue = folder / "out" / "catalogue.parquet"
         settings = {"format": "nifti", "enhance": True, "bundles": bundles, "label_check": gate}

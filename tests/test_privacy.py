@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fake_bundles import write_fake_bundles
 from fake_cohort import write_fake_cohort
+from stores import new_store
 
 from evaluation.privacy import card_text, measure_privacy, true_positives
 from lungsynth.bundles import open_bundle
@@ -51,7 +52,7 @@ def cohort(tmp_path_factory):
 
 def test_no_id_or_name_leaves_the_cohort(cohort, tmp_path, caplog):
     bundles, folder = cohort
-    store = f"sqlite:///{tmp_path}/store/mlflow.db"
+    store = new_store(tmp_path / "store")
     placement = PlacementConfig(real_share=0.5)
     out = tmp_path / "out"
     generate(GenerateConfig(out=out, count=12, bundles=bundles, cohort=folder, placement=placement), tracking_uri=store)

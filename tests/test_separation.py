@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from separation_toys import GRID, MIN_DIAMETER_MM, boxes, write_rigged_bundles, write_sources
+from stores import new_store
 
 from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 from lungsynth.cohort.reader import Cohort
@@ -42,7 +43,7 @@ def separate(folder, out, *, cohort=None, threshold=0.5, bundles=None):
         threshold=threshold,
         min_diameter_mm=MIN_DIAMETER_MM,
     )
-    return pseudo_label_cohort(settings, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    return pseudo_label_cohort(settings, tracking_uri=new_store(folder))
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +265,7 @@ def test_the_command_prints_counts_and_answers_bad_input_with_one_sentence(made,
     spec = importlib.util.spec_from_file_location("separate_script", ROOT / "scripts" / "separate.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    common = ["--bundles", str(folder / "bundles"), "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    common = ["--bundles", str(folder / "bundles"), "--tracking-uri", new_store(tmp_path)]
     out = ["--out", str(tmp_path / "out")]
     assert script.main(["--cohort", str(folder / "cohort"), *out, "--threshold", "0.8", *common]) == 0
     assert "normal slices" in capsys.readouterr().out

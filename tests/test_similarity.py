@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fake_bundles import write_fake_bundles
 from generation_toys import CATEGORIES, nodule, write_toy_cohort
+from stores import new_store
 
 import lungsynth.similarity.selection
 from lungsynth.config import EnhancementConfig, GenerateConfig, PlacementConfig, Selection, SelectionConfig
@@ -207,7 +208,7 @@ def test_few_real_samples_rank_nothing_but_refuse_copies(tmp_path):
 
 
 def test_a_run_with_a_cohort_ranks_logs_and_ends_in_the_same_bytes(bundles, cohort, tmp_path, monkeypatch):
-    store = f"sqlite:///{tmp_path}/mlflow.db"
+    store = new_store(tmp_path)
     settings = GenerateConfig(
         out=tmp_path / "a",
         count=4,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from stores import new_store
 
 from lungsynth.errors import InputError
 from lungsynth.tracking import open_tracker, ui_address, ui_command
@@ -12,7 +13,7 @@ from lungsynth.tracking import open_tracker, ui_address, ui_command
 
 @pytest.fixture(scope="module")
 def tracker(tmp_path_factory: pytest.TempPathFactory):
-    return open_tracker(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
+    return open_tracker(new_store(tmp_path_factory.mktemp("store")))
 
 
 def status(tracker, run) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 from PIL import Image
+from stores import new_store
 
 from lungsynth.tracking import open_tracker, ui_address
 
@@ -30,7 +31,7 @@ def browser() -> str:
 @pytest.fixture(scope="module")
 def page(browser, tmp_path_factory) -> Iterator[str]:
     """The page of a run on a server of its own."""
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+    uri = new_store(tmp_path_factory.mktemp("store"))
     tracker = open_tracker(uri)
     with tracker.run("generate demo", tags={"command": "generate"}) as parent:
         parent.describe("64 synthetic slices with 70 nodules.")

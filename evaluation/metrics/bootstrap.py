@@ -55,7 +55,7 @@ def estimate(
     *,
     n: Sequence[int],
     seed: int,
-    resamples: int = RESAMPLES,
+    resamples: int | None = None,
     recentre: bool = False,
 ) -> list[Estimate]:
     """Percentile bootstrap of several figures at once.
@@ -65,7 +65,7 @@ def estimate(
         statistic: maps the counts of all patients, group after group, to the figures; NaN where one is not defined.
         n: what each figure counts.
         seed: of the draws; the same draws serve all figures.
-        resamples: number of draws.
+        resamples: number of draws; `RESAMPLES` when None.
         recentre: shift the draws so that their mean is the figure. For statistics that a repeated or missing sample
             biases, such as the distance of two sets; without it such an interval may not even contain its figure.
 
@@ -76,6 +76,7 @@ def estimate(
     if len(set(patients)) < len(patients):
         raise InputError("Each patient belongs to one group of the bootstrap; some are in two.")
     values = np.asarray(statistic(np.ones(len(patients))), dtype=np.float64)
+    resamples = RESAMPLES if resamples is None else resamples
     draws = np.full((resamples, len(values)), np.nan)
     if len(patients) > 1:
         rng = np.random.default_rng(seed)

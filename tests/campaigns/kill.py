@@ -117,7 +117,7 @@ def _trainings(folder: Path) -> list[Job]:
         raise SystemExit("the inputs of the trainings could not be made")
     steps = {"max_epochs": 3, "epoch_length": 2, "batch_size": 2}
     settings: dict[str, dict[str, object]] = {
-        "lung_seg": {**steps, "num_workers": 0, "val_limit": 2},
+        "lung_seg": {**steps, "validate#dataset#data#limit": 2},
         "wcapsgan": {**steps, "val_interval": 1},
         "cyclegan": {**steps, "composite_dir": str(composites), "crop_px": 64},
     }
