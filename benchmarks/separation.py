@@ -26,14 +26,14 @@ from tqdm import tqdm
 
 from lungsynth.bundles import read_weights
 from lungsynth.cohort.reader import Cohort
-from lungsynth.cohort.scans import SliceStack, read_stacks
 from lungsynth.cohort.schema import SeriesRow, SliceRow
 from lungsynth.cohort.series_rows import SeriesRows
-from lungsynth.detector import CandidateDetector
+from lungsynth.cohort.slices import SliceStack, read_stacks
 from lungsynth.errors import InputError
 from lungsynth.io.atomic import write_json
 from lungsynth.pseudo_labels.candidates import find_candidates, open_detector, operating_point
 from lungsynth.pseudo_labels.series import still_normal
+from lungsynth.types import CandidateDetector
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 HELD_OUT = ("validation", "test")

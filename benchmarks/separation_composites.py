@@ -11,7 +11,7 @@ import numpy as np
 
 from lungsynth.cohort.files import read_arrays
 from lungsynth.cohort.reader import Cohort
-from lungsynth.cohort.scans import SliceStack
+from lungsynth.cohort.slices import SliceStack
 from lungsynth.compositing.nodule import NodulePatch, resample_nodule
 from lungsynth.compositing.render import LungBackground, overlay
 from lungsynth.geometry import PATCH_SPACING_MM, disc_diameter

@@ -22,7 +22,6 @@ from lungsynth.cohort.files import read_arrays
 from lungsynth.cohort.schema import NoduleRow
 from lungsynth.compositing.render import render
 from lungsynth.ct.write import read_plane
-from lungsynth.detector import CandidateDetector
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label
 from lungsynth.placement.assets import Asset, AssetLibrary
@@ -31,7 +30,7 @@ from lungsynth.placement.groups import GroupSettings, draw_groups
 from lungsynth.placement.lung_shape import LungShape
 from lungsynth.placement.presence import PresencePrior, analytic_presence
 from lungsynth.placement.rules import PlacementRules, PlacementVerdict, resolve
-from lungsynth.types import HuPlane, LabelPlane
+from lungsynth.types import CandidateDetector, HuPlane, LabelPlane
 
 __all__ = ["LUNG_TRIALS", "Composite", "Composites", "PatientTurns", "evaluate_composites", "first_placement"]
 

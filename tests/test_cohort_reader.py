@@ -8,7 +8,6 @@ import pytest
 from lungsynth.categories import CategoryRule
 from lungsynth.cohort.files import read_arrays
 from lungsynth.cohort.reader import Cohort
-from lungsynth.cohort.scans import read_scan, read_stacks
 from lungsynth.cohort.schema import (
     CubeEntry,
     DiseasedEntry,
@@ -23,6 +22,7 @@ from lungsynth.cohort.schema import (
     from_mapping,
     to_json,
 )
+from lungsynth.cohort.slices import read_scan, read_stacks
 from lungsynth.ct.write import write_plane
 from lungsynth.errors import InputError
 from lungsynth.geometry import axial_affine

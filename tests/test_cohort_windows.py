@@ -6,7 +6,7 @@ from cohort_toys import votes_of, write_slices
 from PIL import Image
 
 from lungsynth.cohort.lidc_nodules import ASSUMED_SPACING_MM, nodule_folders, read_slices
-from lungsynth.cohort.windows import IGNORED, NODULE, WINDOW_PX, cut_window, reader_label
+from lungsynth.cohort.patches import IGNORED, NODULE, WINDOW_PX, cut_window, reader_label
 from lungsynth.errors import InputError
 
 

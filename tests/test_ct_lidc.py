@@ -2,12 +2,11 @@ import numpy as np
 import pytest
 from ct_files import ORIGIN_MM, SHARED, SPACING_MM, dicom_files, make_volume, write_dicom
 
-from lungsynth.ct.annotations import read_nodules
+from lungsynth.ct.annotations import read_nodules, read_voc_boxes
 from lungsynth.ct.dicom import read_slice_frames
 from lungsynth.ct.discover import find_series
 from lungsynth.ct.lidc import read_lidc_xml
 from lungsynth.ct.read import read_mask, read_volume
-from lungsynth.ct.voc import read_voc_boxes
 from lungsynth.errors import InputError
 
 RATINGS = "<characteristics><texture>{texture}</texture><internalStructure>1</internalStructure></characteristics>"

@@ -17,9 +17,9 @@ from pydicom.uid import EnhancedCTImageStorage
 
 from lungsynth.cohort.prepare import PrepareSettings, look_at_sources
 from lungsynth.ct.dicom import looks_like_dicom, read_header
-from lungsynth.ct.orientation import check_size, same_grid
 from lungsynth.ct.read import read_mask, read_volume
 from lungsynth.ct.series import NoduleSphere, Problem, SeriesFiles
+from lungsynth.ct.volume import check_size, same_grid
 from lungsynth.ct.write import write_nifti
 from lungsynth.errors import InputError, naming_file, reason
 from lungsynth.hounsfield import check_hu

@@ -22,8 +22,8 @@ from lungsynth.ct.volume import Volume
 from lungsynth.ct.write import read_plane, write_plane
 from lungsynth.geometry import PATCH_PX, PATCH_SPACING_MM, axial_affine, voxel_to_lps
 from lungsynth.hounsfield import CT_RANGE_HU, Label
+from lungsynth.pseudo_labels.candidates import CandidateStatus
 from lungsynth.pseudo_labels.run import PseudoLabelConfig, pseudo_label_cohort
-from lungsynth.pseudo_labels.triage import CandidateStatus
 
 SPLITS = ("training", "validation", "test")
 

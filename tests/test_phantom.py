@@ -4,8 +4,14 @@ import pytest
 from scipy import ndimage
 
 from lungsynth.cohort.phantom.anatomy import grow_tree
-from lungsynth.cohort.phantom.files import make_phantom_cohort, series_uid, write_dicom, write_luna16, write_msd
-from lungsynth.cohort.phantom.lidc_xml import edge_contour
+from lungsynth.cohort.phantom.files import (
+    edge_contour,
+    make_phantom_cohort,
+    series_uid,
+    write_dicom,
+    write_luna16,
+    write_msd,
+)
 from lungsynth.cohort.phantom.nodules import NoduleSpec
 from lungsynth.cohort.phantom.patient import draw_patient
 from lungsynth.ct.annotations import read_lungs, read_nodules

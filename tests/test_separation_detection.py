@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from separation_toys import write_rigged_bundles
 
-from lungsynth.cohort.scans import read_stacks
 from lungsynth.cohort.schema import SeriesRow, SliceRow
+from lungsynth.cohort.slices import read_stacks
 from lungsynth.ct.volume import Volume
 from lungsynth.ct.write import write_plane
 from lungsynth.errors import InputError

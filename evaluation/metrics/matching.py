@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool
 
-from lungsynth.detector import MIN_HIT_RADIUS_MM, Candidates
+from lungsynth.types import MIN_HIT_RADIUS_MM, Candidates
 
 __all__ = ["Case", "FalsePositive", "Lesion", "ReferenceNodule", "Vector3", "match"]
 

@@ -21,9 +21,9 @@ from evaluation.metrics.matching import Case, Lesion, Vector3, match
 from evaluation.segmentation.detectors import detect
 from lungsynth.cohort.files import read_arrays
 from lungsynth.cohort.schema import NoduleRow
-from lungsynth.detector import CandidateDetector
 from lungsynth.errors import InputError
 from lungsynth.geometry import PATCH_PX, PATCH_SPACING_MM
+from lungsynth.types import CandidateDetector
 
 __all__ = ["Crop", "CropRecords", "evaluate_crops", "one_reader_ceiling", "read_crop", "read_crops"]
 

@@ -30,9 +30,8 @@ from evaluation.metrics.matching import Case, FalsePositive, ReferenceNodule, Ve
 from evaluation.paper import DETECTOR_NAMES
 from lungsynth.bundles import bundle_root, open_bundle, read_weights, read_weights_file, resolved_config
 from lungsynth.cohort.lung_mask import threshold_lung_mask
-from lungsynth.detector import CandidateDetector, Candidates
 from lungsynth.errors import InputError
-from lungsynth.types import HuVolume, LabelVolume
+from lungsynth.types import CandidateDetector, Candidates, HuVolume, LabelVolume
 
 __all__ = [
     "OWN",

@@ -26,9 +26,8 @@ from evaluation.segmentation.records import SegmentationResult
 from evaluation.segmentation.scans import read_labelled_scan
 from evaluation.segmentation.windows import NoduleView
 from evaluation.tables import markdown_table
-from lungsynth.detector import CandidateDetector
 from lungsynth.hounsfield import DISPLAY_WINDOW, Label
-from lungsynth.types import HuPlane, MaskPlane
+from lungsynth.types import CandidateDetector, HuPlane, MaskPlane
 
 __all__ = ["SegmentationError", "SegmentationImages", "largest_errors", "write_errors"]
 

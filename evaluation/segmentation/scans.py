@@ -16,11 +16,10 @@ from evaluation.metrics.dice import dice
 from evaluation.metrics.matching import Case, Lesion, match
 from evaluation.segmentation.detectors import detect, labels_at
 from lungsynth.cohort.schema import NoduleRow, SeriesRow
-from lungsynth.detector import CandidateDetector
 from lungsynth.errors import InputError
 from lungsynth.geometry import lps_to_voxel
 from lungsynth.hounsfield import Label
-from lungsynth.types import Affine, HuVolume, LabelVolume
+from lungsynth.types import Affine, CandidateDetector, HuVolume, LabelVolume
 
 __all__ = ["LabelledScan", "LungScore", "ScanRecords", "evaluate_scans", "read_labelled_scan"]
 

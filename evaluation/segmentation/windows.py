@@ -22,9 +22,9 @@ from evaluation.metrics.matching import Case, FalsePositive, ReferenceNodule
 from evaluation.segmentation.detectors import Detection, detect
 from lungsynth.cohort.files import read_arrays
 from lungsynth.cohort.schema import NoduleRow
-from lungsynth.detector import CandidateDetector
 from lungsynth.errors import InputError
 from lungsynth.geometry import PATCH_SPACING_MM
+from lungsynth.types import CandidateDetector
 
 __all__ = [
     "RATES_PER_100_CM2",

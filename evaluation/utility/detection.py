@@ -18,7 +18,7 @@ from torch.nn import functional
 from tqdm import trange
 
 from evaluation.utility.windows import TrainingWindows
-from lungsynth.cohort.windows import IGNORED, WINDOW_PX
+from lungsynth.cohort.patches import IGNORED, WINDOW_PX
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import NETWORK_WINDOW, Label
 from lungsynth.types import HuVolume
@@ -69,7 +69,7 @@ class DetectionTraining:
 
 
 class WindowDetector:
-    """A trained network as a detector (`lungsynth.detector.CandidateDetector`) that gives a map and no candidates."""
+    """A trained network as a detector (`lungsynth.types.CandidateDetector`) that gives a map and no candidates."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network.eval()

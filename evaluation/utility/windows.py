@@ -15,10 +15,10 @@ from scipy import ndimage
 from evaluation.cohort_subsets import Subset
 from evaluation.segmentation.windows import SIDE_PX, FreeView
 from lungsynth.cohort.files import read_arrays
+from lungsynth.cohort.patches import WINDOW_PX
 from lungsynth.cohort.reader import CohortSplit
 from lungsynth.cohort.schema import LungEntry
 from lungsynth.cohort.slices import slice_on_grid
-from lungsynth.cohort.windows import WINDOW_PX
 from lungsynth.errors import InputError
 from lungsynth.geometry import LUNG_FIELD_MM, PATCH_SPACING_MM
 from lungsynth.hounsfield import Label, to_int16

@@ -19,7 +19,7 @@ from evaluation.segmentation.figures import SIZES_MM
 from evaluation.segmentation.windows import RATES_PER_100_CM2, SIDE_PX, rate_per_window
 from evaluation.utility.arms import REAL_WINDOWS, WindowArm
 from evaluation.utility.detection_runs import CHOOSING_RATE, DetectionRun
-from lungsynth.cohort.windows import WINDOW_PX
+from lungsynth.cohort.patches import WINDOW_PX
 
 __all__ = ["FIGURES", "MAIN_FIGURE", "MIDDLE_FIGURE", "WorthRow", "chosen_arms", "power", "worth_rows"]
 

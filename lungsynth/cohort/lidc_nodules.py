@@ -27,13 +27,15 @@ from lungsynth.cohort.calibration import estimate_calibration
 from lungsynth.cohort.patches import (
     NodulePatches,
     NodulePlanes,
+    NoduleWindow,
     cut_cube,
     cut_patches,
+    cut_window,
+    reader_label,
     sphere_diameter_mm,
     texture_class,
 )
 from lungsynth.cohort.schema import RATINGS, NoduleRow, nodule_id
-from lungsynth.cohort.windows import NoduleWindow, cut_window, reader_label
 from lungsynth.errors import InputError, naming_file
 from lungsynth.hounsfield import check_hu, to_int16
 from lungsynth.io.names import file_stem, readable

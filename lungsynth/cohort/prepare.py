@@ -20,8 +20,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from lungsynth.cohort.datalists import build_datalists
-from lungsynth.cohort.folders import calibration_rows, prepare_folder
-from lungsynth.cohort.layout import CohortLayout, FolderTask, find_layout
+from lungsynth.cohort.layout import CohortLayout, FolderTask, calibration_rows, find_layout, prepare_folder
 from lungsynth.cohort.not_normal import check_names
 from lungsynth.cohort.report import cohort_page, markdown_report, origins, outlook, summarise, write_rows
 from lungsynth.cohort.series import SeriesTask, SliceExtraction, prepare_series

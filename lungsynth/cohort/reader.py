@@ -21,7 +21,6 @@ import numpy as np
 from lungsynth.categories import AS_LISTED, CategoryRule
 from lungsynth.cohort.datalists import Pseudonyms
 from lungsynth.cohort.files import damaged, read_arrays, read_cohort_json, read_table
-from lungsynth.cohort.scans import SliceStack, read_scan
 from lungsynth.cohort.schema import (
     COHORT_FORMAT,
     FORMAT_1_NAMES,
@@ -35,6 +34,7 @@ from lungsynth.cohort.schema import (
     from_mapping,
 )
 from lungsynth.cohort.series_rows import FINISHED, SeriesRows
+from lungsynth.cohort.slices import SliceStack, read_scan
 from lungsynth.ct.write import read_plane
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label

@@ -18,8 +18,7 @@ from PIL import Image
 from lungsynth import html
 from lungsynth.cohort.collections import recognise
 from lungsynth.cohort.datalists import Datalist, Pseudonyms
-from lungsynth.cohort.folders import nodules_listed
-from lungsynth.cohort.layout import CohortLayout
+from lungsynth.cohort.layout import CohortLayout, nodules_listed
 from lungsynth.cohort.lidc_nodules import ASSUMED_SPACING_MM, SPACING_ASSUMED
 from lungsynth.cohort.montage import lung_montage, lung_tile, nodule_montage, nodule_tile, spread
 from lungsynth.cohort.schema import COHORT_FORMAT, NoduleRow, SeriesRow, SliceRow, columns

@@ -21,21 +21,23 @@ import numpy as np
 from jaxtyping import Bool
 
 from lungsynth.cohort.patches import (
+    IGNORED,
+    NODULE,
+    WINDOW_PX,
     NoduleCube,
     NodulePatches,
     NodulePlanes,
     cut_cube,
     cut_patches,
+    cut_window,
     sphere_diameter_mm,
     texture_class,
 )
 from lungsynth.cohort.resampling import CentredGrid
 from lungsynth.cohort.schema import RATINGS, NoduleRow
-from lungsynth.cohort.windows import IGNORED, NODULE, WINDOW_PX, cut_window
-from lungsynth.ct.annotations import read_boxes, read_findings, read_nodules, read_readers
+from lungsynth.ct.annotations import SliceBox, read_boxes, read_findings, read_nodules, read_readers
 from lungsynth.ct.nodule import ReadNodule, mask_centre_lps
 from lungsynth.ct.series import NoduleSphere, SeriesFiles
-from lungsynth.ct.voc import SliceBox
 from lungsynth.ct.volume import Volume
 from lungsynth.errors import InputError
 from lungsynth.geometry import PATCH_PX, PATCH_SPACING_MM, lps_to_voxel

@@ -1,13 +1,21 @@
-"""Axial slices of a scan: their label maps, which of them are normal, and lungs on the generator's grid.
+"""Axial slices of a scan: their label maps, which are normal, lungs on the generator's grid; and scans made of slices.
 
 The generator's grid covers 358.4 mm, centred on the lungs: 256 pixels of 1.4 mm or 512 of 0.7 mm.
 """
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 from einops import reduce
 from jaxtyping import Bool, Float, Int16, UInt8
 from scipy import ndimage
 
+from lungsynth.cohort.schema import SeriesRow, slice_id
+from lungsynth.ct.volume import Volume
+from lungsynth.ct.write import read_plane
 from lungsynth.errors import InputError
 from lungsynth.geometry import LUNG_FIELD_MM
 from lungsynth.hounsfield import AIR_HU, Label, to_int16
@@ -15,11 +23,14 @@ from lungsynth.types import HuPlane, HuVolume, LabelPlane, LabelVolume, MaskPlan
 
 __all__ = [
     "LUNG_SIZES_PX",
+    "SliceStack",
     "far_from",
     "label_volume",
     "lung_area_cm2",
     "lung_on_grid",
     "normal_slices",
+    "read_scan",
+    "read_stacks",
     "relative_size",
     "slice_on_grid",
 ]
@@ -129,3 +140,97 @@ def _sample(
     offset = np.asarray(centre) - scale * (size_px - 1) / 2
     shape = (size_px, size_px)
     return ndimage.affine_transform(image, scale, offset, output_shape=shape, order=order, cval=outside)
+
+
+_SPACING_TOLERANCE_MM = 0.01  # tables have four decimals, headers float32
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SliceStack:
+    """Consecutive slices of a series.
+
+    Args:
+        volume: their HU.
+        labels: their label maps, of the shape of `volume.hu`.
+        first: index in the series of the first one.
+    """
+
+    volume: Volume
+    labels: LabelVolume
+    first: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def slice_id(self, place: int) -> str:
+        """Id of the slice at a place in the stack."""
+        return slice_id(self.volume.series_id, self.first + place)
+
+
+def read_stacks(cohort: Path, series: SeriesRow, indices: Sequence[int]) -> Iterator[SliceStack]:
+    """Reads slices of a series, a stack for each run of consecutive ones.
+
+    Args:
+        cohort: its folder.
+        series: whose slices.
+        indices: of the slices in the series, in any order.
+
+    Raises:
+        InputError: when a file is missing or damaged, or the slices differ in their grids.
+    """
+    ordered = sorted(indices)
+    for _, run in groupby(enumerate(ordered), key=lambda item: item[1] - item[0]):
+        yield _read(cohort, series, [index for _, index in run])
+
+
+def read_scan(cohort: Path, series: SeriesRow, indices: Sequence[int]) -> SliceStack:
+    """Reads slices of a series as one stack; a slice that was not written has the HU of the one before, unlabelled.
+
+    Args:
+        cohort: its folder.
+        series: whose slices.
+        indices: of the slices in the series, in any order; at least one.
+
+    Raises:
+        InputError: when a file is missing or damaged, or the slices differ in their grids.
+    """
+    stack = _read(cohort, series, sorted(indices))
+    written = np.sort(np.asarray(indices)) - stack.first
+    places = np.searchsorted(written, np.arange(written[-1] + 1), side="right") - 1  # of the slice at or before each
+    labels = stack.labels[places]
+    labels[np.setdiff1d(np.arange(len(labels)), written)] = Label.UNLABELLED
+    volume = stack.volume
+    filled = Volume(
+        hu=volume.hu[places],
+        affine=volume.affine,
+        series_id=volume.series_id,
+        patient_id=volume.patient_id,
+        patient_known=volume.patient_known,
+    )
+    return SliceStack(volume=filled, labels=labels, first=stack.first)
+
+
+def _read(cohort: Path, series: SeriesRow, indices: Sequence[int]) -> SliceStack:
+    names = [f"{slice_id(series.series_id, index)}.nii.gz" for index in indices]
+    planes = [read_plane(cohort / "slices" / name) for name in names]
+    labels = [read_plane(cohort / "labels" / name)[0] for name in names]
+    shapes = {plane.shape for plane in [*(hu for hu, _ in planes), *labels]}
+    if len(shapes) > 1:
+        raise InputError(
+            f"{cohort / 'slices'}: slices and label maps of {series.series_id} differ in size: {sorted(shapes)}. "
+            "Prepare the cohort again."
+        )
+    volume = Volume(
+        hu=np.stack([hu for hu, _ in planes]),
+        affine=planes[0][1],
+        series_id=series.series_id,
+        patient_id=series.patient_id,
+        patient_known=series.patient_known,
+    )
+    wanted = series.spacing_slice_mm or 0.0
+    if abs(volume.spacing_mm[0] - wanted) > _SPACING_TOLERANCE_MM:
+        raise InputError(
+            f"{cohort / 'slices'}: the slices of {series.series_id} say a spacing of {volume.spacing_mm[0]:g} mm, "
+            f"series.csv says {wanted:g} mm. Prepare the cohort again."
+        )
+    return SliceStack(volume=volume, labels=np.stack(labels), first=indices[0])

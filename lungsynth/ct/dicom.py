@@ -24,8 +24,8 @@ from pydicom.filereader import read_partial
 from pydicom.tag import Tag
 
 from lungsynth.ct.dicom_geometry import SliceFrame, leave_out_strays, stack_slices
-from lungsynth.ct.orientation import check_size, to_volume_axes
 from lungsynth.ct.series import SeriesFiles
+from lungsynth.ct.volume import check_size, to_volume_axes
 from lungsynth.errors import InputError, naming_file, reason
 from lungsynth.hounsfield import CT_RANGE_HU
 from lungsynth.types import Affine

@@ -15,8 +15,8 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 from einops import rearrange
 
-from lungsynth.ct.orientation import check_size, to_volume_axes
-from lungsynth.ct.streams import inflate
+from lungsynth.ct.source_files import inflate
+from lungsynth.ct.volume import check_size, to_volume_axes
 from lungsynth.errors import InputError, naming_file
 from lungsynth.types import Affine
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from lungsynth.ct.orientation import check_size, same_grid, to_volume_axes
-from lungsynth.ct.streams import first_bytes, inflate
+from lungsynth.ct.source_files import first_bytes, inflate
+from lungsynth.ct.volume import check_size, same_grid, to_volume_axes
 from lungsynth.errors import InputError, naming_file
 from lungsynth.types import Affine
 

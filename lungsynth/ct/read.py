@@ -8,10 +8,9 @@ import numpy as np
 from lungsynth.ct.dicom import read_dicom
 from lungsynth.ct.metaimage import read_metaimage
 from lungsynth.ct.nifti import read_nifti
-from lungsynth.ct.orientation import same_grid
 from lungsynth.ct.series import SeriesFiles
 from lungsynth.ct.values import LABEL_ROUNDING, is_nifti
-from lungsynth.ct.volume import Volume
+from lungsynth.ct.volume import Volume, same_grid
 from lungsynth.errors import InputError, naming_file
 from lungsynth.hounsfield import CT_RANGE_HU, check_hu, to_int16
 from lungsynth.types import LabelVolume

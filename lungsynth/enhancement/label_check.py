@@ -16,14 +16,13 @@ probability comes nearer than `doubt` to what the check minds, the whole slices 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from scipy import special
 
-from lungsynth.detector import MIN_HIT_RADIUS_MM, CandidateDetector, Candidates, LooksAgain
 from lungsynth.geometry import Box
-from lungsynth.types import HuPlane, Plane
+from lungsynth.types import MIN_HIT_RADIUS_MM, CandidateDetector, Candidates, HuPlane, Plane
 
 if TYPE_CHECKING:
     from lungsynth.compositing.render import Rendered
@@ -37,6 +36,7 @@ __all__ = [
     "SHARE_STEPS",
     "LabelCheck",
     "LabelComparison",
+    "LooksAgain",
     "LungLook",
     "SliceLook",
     "Spot",
@@ -68,6 +68,22 @@ LABEL_CHECK_RULES: Mapping[str, float] = {
     "transition_px": _TRANSITION_PX,
     "min_probability": _MIN_PROBABILITY,
 }
+
+
+@runtime_checkable
+class LooksAgain(Protocol):
+    """A detector that need not see the whole of a slice which is another one but for some boxes.
+
+    What `look` and `look_again` return has the attribute `candidates` (n, 5), as in a call.
+    """
+
+    def look(self, hu: HuPlane, spacing_mm: tuple[float, float], /) -> Any:
+        """Looks at a slice (H, W)."""
+        ...
+
+    def look_again(self, findings: Any, hu: HuPlane, spacing_mm: tuple[float, float], changed: Sequence[Box], /) -> Any:
+        """Looks at another slice, which differs from that of `findings` within the boxes alone."""
+        ...
 
 
 class Spot(NamedTuple):

@@ -11,21 +11,26 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
-from lungsynth.cohort.scans import SliceStack, read_stacks
 from lungsynth.cohort.schema import SeriesRow, SliceRow, from_mapping
 from lungsynth.cohort.series_rows import SeriesRows
-from lungsynth.cohort.slices import far_from
+from lungsynth.cohort.slices import SliceStack, far_from, read_stacks
 from lungsynth.ct.series import Problem
 from lungsynth.ct.write import write_plane
-from lungsynth.detector import CandidateDetector
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label
 from lungsynth.io.atomic import link_or_copy, write_json
 from lungsynth.io.names import file_stem
 from lungsynth.io.stored import lists, objects, one_of, read_json
-from lungsynth.pseudo_labels.candidates import Candidate, find_candidates
-from lungsynth.pseudo_labels.triage import AssessedCandidate, CandidateRow, CandidateStatus, TriageRules, assess
-from lungsynth.types import Affine, LabelPlane
+from lungsynth.pseudo_labels.candidates import (
+    AssessedCandidate,
+    Candidate,
+    CandidateRow,
+    CandidateStatus,
+    TriageRules,
+    assess,
+    find_candidates,
+)
+from lungsynth.types import Affine, CandidateDetector, LabelPlane
 
 __all__ = [
     "CANDIDATES",

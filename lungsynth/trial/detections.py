@@ -16,10 +16,9 @@ import numpy as np
 from einops import rearrange
 from scipy import ndimage
 
-from lungsynth.detector import Candidates
 from lungsynth.errors import InputError, naming_file
 from lungsynth.geometry import lps_to_voxel
-from lungsynth.types import Affine, HuVolume
+from lungsynth.types import Affine, Candidates, HuVolume
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -4,11 +4,7 @@ Both follow from the pairs and the answers alone, and hold no time and no path, 
 Patients are numbers.
 """
 
-import itertools
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +13,14 @@ from PIL import Image
 from scipy import ndimage
 
 from lungsynth import html
-from lungsynth.compositing.render import Renderer
-from lungsynth.hounsfield import AIR_HU, DISPLAY_WINDOW, Label
+from lungsynth.hounsfield import AIR_HU, DISPLAY_WINDOW
 from lungsynth.io.atomic import write_json, write_text
 from lungsynth.trial.design import FACTORS, TrialDesign, in_words, level_label
 from lungsynth.trial.detections import TrialImage
-from lungsynth.trial.outcomes import Outcome, Place, Truth, judge, operating_point_at
-from lungsynth.trial.samples import TrialSample
-from lungsynth.trial.statistics import Comparison, Curve, Interaction, Interval, Trials, compare, holm, interval_of
+from lungsynth.trial.outcomes import DetectorAnswers, JudgedDetector, Pair, Truth, compare_detectors
+from lungsynth.trial.statistics import Curve, Interval
 
-__all__ = ["NO_EVIDENCE", "DetectorAnswers", "Pair", "write_reports"]
+__all__ = ["NO_EVIDENCE", "write_reports"]
 
 NO_EVIDENCE = (
     "A virtual trial is no clinical evidence: it tells how a detector answers to synthetic nodules on these slices, "
@@ -34,7 +28,6 @@ NO_EVIDENCE = (
 )
 _WORST = 6  # cells that are shown
 _PICTURES = 3  # of missed nodules in each
-_LEAST = 5  # pairs of a cell, with fewer its sensitivity says little
 _FEW_PATIENTS = 10
 _CROP_MM = 45.0  # width of a picture
 _PICTURE_PX = 180
@@ -42,93 +35,6 @@ _OUTLINE = (255, 196, 0)
 _NAMED_ERRORS = 200  # samples without an answer that are listed one by one
 
 Images = Callable[[str], tuple[TrialImage, Truth | None]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """A row of `pairs.csv`.
-
-    Args:
-        id: of the recipe and of the slice with the nodule.
-        host: name of the slice.
-        patient: a number.
-        replicate: which nodule of its cell on its host.
-        levels: of each factor, in words.
-        diameter_mm: measured on the label map.
-        distance_mm: from the nodule's centre to the pleura.
-        contrast_hu: by how much the nodule made its pixels denser, mean.
-        row_px, col_px: of its centre.
-        row_mm, column_mm: spacing of the slice.
-    """
-
-    id: str
-    host: str
-    patient: int
-    replicate: int
-    levels: Mapping[str, str]
-    measured_diameter_mm: float
-    centre_distance_mm: float
-    measured_contrast_hu: float
-    row_px: float
-    col_px: float
-    row_mm: float
-    column_mm: float
-
-    @property
-    def place(self) -> Place:
-        """Of its nodule."""
-        return Place(centre=(0.0, self.row_px, self.col_px), diameter_mm=self.measured_diameter_mm)
-
-    @classmethod
-    def measured(cls, sample: TrialSample, renderer: Renderer, *, patient: int) -> "Pair":
-        """Of a sample, rendered."""
-        made, lung = renderer.render(sample.recipe), renderer.lung(sample.recipe)
-        inside = made.label == Label.NODULE
-        nodule = sample.recipe.nodules[0]
-        return cls(
-            id=sample.id,
-            host=sample.host,
-            patient=patient,
-            replicate=sample.replicate,
-            levels=sample.labels,
-            measured_diameter_mm=made.annotations[0].diameter_mm,
-            centre_distance_mm=nodule.distance_mm,
-            measured_contrast_hu=float((made.image[inside].astype(np.float64) - lung.image[inside]).mean()),
-            row_px=nodule.row_px,
-            col_px=nodule.col_px,
-            row_mm=renderer.spacing_mm(sample.recipe)[0],
-            column_mm=renderer.spacing_mm(sample.recipe)[1],
-        )
-
-    @classmethod
-    def of(cls, row: Mapping[str, Any], design: TrialDesign) -> "Pair":
-        """Of a row of the file."""
-        values = {key: value for key, value in row.items() if key not in design.factors}
-        return cls(levels={name: str(row[name]) for name in design.factors}, **values)
-
-    def to_row(self) -> dict[str, Any]:
-        """As it stands in the file: a column a factor."""
-        own = asdict(self)
-        levels = own.pop("levels")
-        head = {name: own.pop(name) for name in ("id", "host", "patient", "replicate")}
-        return {**head, **levels, **own}
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class DetectorAnswers:
-    """All that a detector answered.
-
-    Args:
-        name: of the detector.
-        records: by the name of the image, see `outcomes`.
-        without: for each pair the name of its slice without the nodule.
-        operating_point: probability from which on a candidate counts.
-    """
-
-    name: str
-    records: Mapping[str, Mapping[str, Any]]
-    without: Mapping[str, str]
-    operating_point: float
 
 
 def write_reports(
@@ -155,7 +61,7 @@ def write_reports(
     Returns:
         The content of `report.json`, and what matters of it in lines.
     """
-    detectors = [_Judged(answers=own, pairs=pairs, design=design, seed=seed, rate=rate) for own in answers]
+    detectors = [JudgedDetector(answers=own, pairs=pairs, design=design, seed=seed, rate=rate) for own in answers]
     report = {
         "design": design.to_json(),
         "seed": seed,
@@ -164,200 +70,41 @@ def write_reports(
         "patients": len({pair.patient for pair in pairs}),
         "candidates_a_slice": rate,
         "detectors": {own.name: own.figures for own in detectors},
-        "comparison": _comparison(detectors[:2], design, seed=seed) if len(detectors) > 1 else None,
+        "comparison": compare_detectors(detectors[:2], design, seed=seed) if len(detectors) > 1 else None,
         "note": NO_EVIDENCE,
     }
     write_json(folder / "report.json", report, indent=1)
     write_text(folder / "report.html", _page(report, detectors, design, images))
-    return report, [line for own in detectors for line in own.lines()]
+    return report, [line for own in detectors for line in _lines(own)]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Judged:
-    """A detector's outcomes, and what follows from them."""
-
-    answers: DetectorAnswers
-    pairs: Sequence[Pair]
-    design: TrialDesign
-    seed: int
-    rate: float | None
-
-    @property
-    def name(self) -> str:
-        return self.answers.name
-
-    @cached_property
-    def point(self) -> float:
-        if self.rate is None:
-            return self.answers.operating_point
-        names = sorted(set(self.answers.without.values()))
-        return operating_point_at([self.answers.records[name] for name in names], self.rate)
-
-    @cached_property
-    def outcomes(self) -> list[Outcome]:
-        records, made = self.answers.records, []
-        for pair in self.pairs:
-            without = records[self.answers.without[pair.id]]
-            spacing_mm = (1.0, pair.row_mm, pair.column_mm)
-            made.append(judge(records[pair.id], without, pair.place, spacing_mm, point=self.point))
-        return made
-
-    @cached_property
-    def found(self) -> list[float]:
-        return [float("nan") if outcome.found is None else float(outcome.found) for outcome in self.outcomes]
-
-    @cached_property
-    def trials(self) -> Trials:
-        names = self.design.factors
-        return Trials(
-            self.found,
-            [str(pair.patient) for pair in self.pairs],
-            {name: [pair.levels[name] for pair in self.pairs] for name in names},
-            {name: [level_label(level) for level in levels] for name, levels in names.items()},
-            seed=self.seed,
-        )
-
-    @cached_property
-    def curves(self) -> dict[str, dict[str, Curve]]:
-        """For each numeric factor that is varied: over all pairs, and at each texture."""
-        curves: dict[str, dict[str, Curve]] = {}
-        for name in self.design.varied:
-            if (scale := FACTORS[name].curve) is None:
-                continue
-            numbers = [float(level) for level in self.design.factors[name]]  # type: ignore[arg-type]
-            fit = {"all": self.trials.curve(name, numbers, log=scale == "log")}
-            if "texture" in self.design.varied:
-                for code, texture in enumerate(self.trials.order["texture"]):
-                    chosen = self.trials.codes["texture"] == code
-                    fit[texture] = self.trials.curve(name, numbers, log=scale == "log", chosen=chosen)
-            curves[name] = fit
-        return curves
-
-    @cached_property
-    def interactions(self) -> list[tuple[Interaction, float | None]]:
-        found = [self.trials.interaction(a, b) for a, b in itertools.combinations(self.design.varied, 2)]
-        kept = [interaction for interaction in found if interaction]
-        tested = list(zip(kept, holm([interaction.p for interaction in kept]), strict=True))
-        return sorted(tested, key=lambda item: (1.0 if item[1] is None else item[1], item[0].factors))
-
-    @cached_property
-    def cells(self) -> list[tuple[dict[str, str], Interval]]:
-        """All cells of varied factors with enough pairs, the worst first."""
-        varied = self.design.varied
-        keys = [tuple(pair.levels[name] for name in varied) for pair in self.pairs]
-        answered = [key for key, found in zip(keys, self.found, strict=True) if np.isfinite(found)]
-        cells = []
-        least = min(_LEAST, max(Counter(answered).values(), default=0))
-        for key in sorted(set(answered)):
-            chosen = np.array([own == key for own in answered])
-            if chosen.sum() >= least:
-                cells.append((dict(zip(varied, key, strict=True)), self.trials.sensitivity(chosen)))
-        return sorted(cells, key=lambda cell: (cell[1].value or 0.0, list(cell[0].values())))
-
-    @cached_property
-    def figures(self) -> dict[str, Any]:
-        errors = Counter(outcome.error for outcome in self.outcomes if outcome.error)
-        failed_without = sum("error" in self.answers.records[name] for name in set(self.answers.without.values()))
-        known = [outcome for outcome in self.outcomes if outcome.caused is not None]
-        return {
-            "operating_point": self.point,
-            "sensitivity": asdict(self.trials.sensitivity()),
-            "failed": sum(errors.values()),
-            "failed_without": failed_without,
-            "sensitivity_with_failures_missed": _mean([found == 1.0 for found in self.found]),
-            "candidates_a_slice_without": self._candidates_without(),
-            "marked_without_share": _mean([bool(outcome.marked_without) for outcome in known]),
-            "caused_share": asdict(self._caused()),
-            "lost_share": _mean([(outcome.lost or 0) > 0 for outcome in known]),
-            "factors": {
-                name: {
-                    "levels": {level: asdict(own) for level, own in self.trials.by_level(name).items()},
-                    "p": self.trials.effect_p(name),
-                }
-                for name in self.design.varied
-            },
-            "curves": {
-                name: {key: _curve_json(curve) for key, curve in fit.items()} for name, fit in self.curves.items()
-            },
-            "interactions": [{**asdict(own), "p_holm": p} for own, p in self.interactions],
-            "cells": [{"levels": levels, **asdict(own)} for levels, own in self.cells],
-            "errors": dict(sorted(errors.items())),
-        }
-
-    def _candidates_without(self) -> float | None:
-        records = [self.answers.records[name] for name in sorted(set(self.answers.without.values()))]
-        counts = [
-            sum(row[4] >= self.point for row in record["candidates"]) for record in records if "error" not in record
-        ]
-        return _mean(counts)
-
-    def _caused(self) -> Interval:
-        """Share of pairs in which the insertion caused a candidate elsewhere."""
-        values = [float("nan") if outcome.caused is None else float(outcome.caused > 0) for outcome in self.outcomes]
-        if not np.isfinite(values).any():
-            return interval_of(np.zeros(0), 0)
-        return Trials(values, [str(pair.patient) for pair in self.pairs], {}, {}, seed=self.seed).sensitivity()
-
-    def missed(self, levels: Mapping[str, str]) -> list[Pair]:
-        """Missed pairs of a cell, at most as many as are shown, of different hosts first."""
-        own = [
-            (pair, outcome)
-            for pair, outcome in zip(self.pairs, self.outcomes, strict=True)
-            if outcome.found is False and all(pair.levels[name] == level for name, level in levels.items())
-        ]
-        own.sort(key=lambda item: (item[1].score or 0.0, item[0].id))
-        return [pair for pair, _ in own[:_PICTURES]]
-
-    def lines(self) -> list[str]:
-        """What matters, in words."""
-        figures = self.figures
-        lines = [
-            f"{self.name}: finds {_percent(self.trials.sensitivity())} of {len(self.pairs)} nodules at "
-            f"{self.point:.2f}; {figures['failed']} without an answer"
-        ]
-        caused = self._caused()
-        if caused.value is not None:
-            lines.append(f"  candidates that an insertion caused elsewhere: in {_percent(caused)} of the pairs")
-        for name, fit in self.curves.items():
-            for key, curve in fit.items():
-                halves = ", ".join(f"{level:.0%} at {_stimulus(point, curve)}" for level, point in curve.points.items())
-                lines.append(f"  {FACTORS[name].title}, {key}: {halves}")
-        if self.cells:
-            levels, worst = self.cells[0]
-            lines.append(f"  worst: {in_words(levels)}: {_percent(worst)}")
-        return lines
+# In lines
 
 
-# Comparison
-
-
-def _comparison(detectors: Sequence[_Judged], design: TrialDesign, *, seed: int) -> dict[str, Any]:
-    first, second = detectors
-    patients = [str(pair.patient) for pair in first.pairs]
-
-    def of(chosen: Sequence[bool]) -> dict[str, Any] | None:
-        both = [[hit if own else np.nan for hit, own in zip(side.found, chosen, strict=True)] for side in detectors]
-        compared = compare(both[0], both[1], patients, seed=seed)
-        return asdict(compared) if isinstance(compared, Comparison) else None
-
-    return {
-        "first": first.name,
-        "second": second.name,
-        "all": of([True] * len(patients)),
-        "factors": {
-            name: {
-                label: of([pair.levels[name] == label for pair in first.pairs])
-                for label in map(level_label, design.factors[name])
-            }
-            for name in design.varied
-        },
-    }
+def _lines(own: JudgedDetector) -> list[str]:
+    """What matters, in words."""
+    figures = own.figures
+    lines = [
+        f"{own.name}: finds {_percent(own.trials.sensitivity())} of {len(own.pairs)} nodules at "
+        f"{own.point:.2f}; {figures['failed']} without an answer"
+    ]
+    caused = own.caused
+    if caused.value is not None:
+        lines.append(f"  candidates that an insertion caused elsewhere: in {_percent(caused)} of the pairs")
+    for name, fit in own.curves.items():
+        for key, curve in fit.items():
+            halves = ", ".join(f"{level:.0%} at {_stimulus(point, curve)}" for level, point in curve.points.items())
+            lines.append(f"  {FACTORS[name].title}, {key}: {halves}")
+    if own.cells:
+        levels, worst = own.cells[0]
+        lines.append(f"  worst: {in_words(levels)}: {_percent(worst)}")
+    return lines
 
 
 # The page
 
 
-def _page(report: Mapping[str, Any], detectors: Sequence[_Judged], design: TrialDesign, images: Images) -> str:
+def _page(report: Mapping[str, Any], detectors: Sequence[JudgedDetector], design: TrialDesign, images: Images) -> str:
     subtitle = (
         f"{report['pairs']} pairs of slices with and without a nodule, on {report['hosts']} slices of "
         f"{report['patients']} patients. {NO_EVIDENCE}"
@@ -370,7 +117,7 @@ def _page(report: Mapping[str, Any], detectors: Sequence[_Judged], design: Trial
     return html.page("Virtual trial", subtitle, sections)
 
 
-def _warnings(report: Mapping[str, Any], detectors: Sequence[_Judged]) -> Iterator[str]:
+def _warnings(report: Mapping[str, Any], detectors: Sequence[JudgedDetector]) -> Iterator[str]:
     if report["patients"] < _FEW_PATIENTS:
         yield (
             f"The slices are of {report['patients']} patients: the intervals, which are over patients, say little of "
@@ -379,7 +126,7 @@ def _warnings(report: Mapping[str, Any], detectors: Sequence[_Judged]) -> Iterat
     for own in detectors:
         if own.figures["failed"]:
             yield f"{own.name} gave no answer to {own.figures['failed']} pairs, which count nowhere below."
-        if (caused := own._caused().value) is not None and caused > 0.01:
+        if (caused := own.caused.value) is not None and caused > 0.01:
             yield (
                 f"{own.name}: in {caused:.1%} of the pairs the insertion caused a candidate elsewhere, more than 1 %: "
                 "composites may disturb it."
@@ -411,13 +158,13 @@ def _comparison_cells(own: Mapping[str, Any] | None) -> tuple[str, ...]:
     return (_points(difference), *counts, _p(own["p_patients"]), _p(own["p_mcnemar"]))
 
 
-def _detector_sections(own: _Judged, images: Images) -> Iterator[str]:
+def _detector_sections(own: JudgedDetector, images: Images) -> Iterator[str]:
     figures = own.figures
     facts = {
         "of the nodules found": _percent(own.trials.sensitivity()),
         "operating point": f"{own.point:.3g}",
         "candidates a slice without nodule": _number(figures["candidates_a_slice_without"]),
-        "pairs with a candidate caused elsewhere": _percent(own._caused()),
+        "pairs with a candidate caused elsewhere": _percent(own.caused),
         "places marked without the nodule, too": _share(figures["marked_without_share"]),
         "pairs without an answer": figures["failed"],
     }
@@ -431,7 +178,7 @@ def _detector_sections(own: _Judged, images: Images) -> Iterator[str]:
         yield html.section(f"{own.name}: without an answer", *_error_pieces(own))
 
 
-def _factor_tables(own: _Judged) -> Iterator[str]:
+def _factor_tables(own: JudgedDetector) -> Iterator[str]:
     for name in own.design.varied:
         rows = [(level, _percent(interval), interval.n) for level, interval in own.trials.by_level(name).items()]
         p = own.trials.effect_p(name)
@@ -439,7 +186,7 @@ def _factor_tables(own: _Judged) -> Iterator[str]:
         yield html.table(("level", "found (95 % over patients)", "pairs"), rows)
 
 
-def _curve_pieces(own: _Judged) -> Iterator[str]:
+def _curve_pieces(own: JudgedDetector) -> Iterator[str]:
     for name, fit in own.curves.items():
         levels = [float(level) for level in own.design.factors[name]]  # type: ignore[arg-type]
         seen = {"all": list(own.trials.by_level(name).values())}
@@ -450,7 +197,7 @@ def _curve_pieces(own: _Judged) -> Iterator[str]:
         yield html.table((FACTORS[name].title, "50 % found", "80 % found"), rows)
 
 
-def _interaction_pieces(own: _Judged) -> Iterator[str]:
+def _interaction_pieces(own: JudgedDetector) -> Iterator[str]:
     yield html.paragraph(
         "Cells whose sensitivity differs from what the two factors give each by itself. p is over patients and for all "
         "pairs of factors together (Holm)."
@@ -468,16 +215,27 @@ def _interaction_pieces(own: _Judged) -> Iterator[str]:
     yield html.table(("factors", "cell that deviates most", "found", "expected", "p"), rows)
 
 
-def _worst_pieces(own: _Judged, images: Images) -> Iterator[str]:
+def _worst_pieces(own: JudgedDetector, images: Images) -> Iterator[str]:
     for levels, interval in own.cells[:_WORST]:
         yield html.paragraph(f"{in_words(levels) or 'all'}: {_percent(interval)} of {interval.n} found.")
         shown = []
-        for pair in own.missed(levels):
+        for pair in _missed(own, levels):
             shown.append((_picture(own, pair, images), f"patient {pair.patient}: with, without, outlined"))
         yield html.pictures(shown)
 
 
-def _picture(own: _Judged, pair: Pair, images: Images) -> Image.Image:
+def _missed(own: JudgedDetector, levels: Mapping[str, str]) -> list[Pair]:
+    """Missed pairs of a cell, at most as many as are shown, of different hosts first."""
+    missed = [
+        (pair, outcome)
+        for pair, outcome in zip(own.pairs, own.outcomes, strict=True)
+        if outcome.found is False and all(pair.levels[name] == level for name, level in levels.items())
+    ]
+    missed.sort(key=lambda item: (item[1].score or 0.0, item[0].id))
+    return [pair for pair, _ in missed[:_PICTURES]]
+
+
+def _picture(own: JudgedDetector, pair: Pair, images: Images) -> Image.Image:
     """The place of a nodule: with it, without it, and with its outline."""
     with_nodule, truth = images(pair.id)
     without, _ = images(own.answers.without[pair.id])
@@ -507,7 +265,7 @@ def _tile(hu: np.ndarray, mask: np.ndarray | None = None) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _error_pieces(own: _Judged) -> Iterator[str]:
+def _error_pieces(own: JudgedDetector) -> Iterator[str]:
     yield html.table(("what happened", "pairs"), sorted(own.figures["errors"].items()))
     if own.figures["failed_without"]:
         yield html.paragraph(f"{own.figures['failed_without']} slices without a nodule have no answer, either.")
@@ -563,12 +321,3 @@ def _share(value: float | None) -> str:
 
 def _number(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.2f}"
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if len(values) else None
-
-
-def _curve_json(curve: Curve) -> dict[str, Any]:
-    points = {f"{level:g}": asdict(point) for level, point in curve.points.items()}
-    return {"offset": curve.offset, "slope": curve.slope, "log": curve.log, "tested": list(curve.tested), "at": points}

@@ -34,8 +34,8 @@ from lungsynth.run_folder import RunFolder
 from lungsynth.trial.design import TrialDesign, describe_power
 from lungsynth.trial.detections import TrialImage
 from lungsynth.trial.detectors import DetectorRunner, DetectorSpec, open_runner
-from lungsynth.trial.outcomes import Place, Truth, record_of
-from lungsynth.trial.report import DetectorAnswers, Pair, write_reports
+from lungsynth.trial.outcomes import DetectorAnswers, Pair, Place, Truth, record_of
+from lungsynth.trial.report import write_reports
 from lungsynth.trial.samples import GeneratedNodules, RealNodules, TrialSample, cohort_hosts, plan_samples
 
 __all__ = ["TrialConfig", "TrialPlan", "TrialResult", "describe_trial", "plan_trial", "run_trial"]

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from lungsynth.cohort.phantom.anatomy import paint_table, paint_thorax
+from lungsynth.cohort.phantom.anatomy import Thorax, paint_table, paint_thorax
 from lungsynth.cohort.phantom.nodules import NoduleSpec, Texture, draw_specs, paint_nodules
 from lungsynth.cohort.phantom.shapes import Canvas
-from lungsynth.cohort.phantom.thorax import Thorax
 from lungsynth.ct.volume import Volume
 from lungsynth.errors import InputError
 from lungsynth.geometry import LUNG_FIELD_MM, axial_affine, voxel_to_lps
