@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lungsynth.bundles import lung_generator, nodule_rule, read_weights
+from lungsynth.bundles import LUNG_PX, lung_generator, nodule_rule, read_weights
 from lungsynth.categories import AS_LISTED, TEXTURES, CategoryRule
 from lungsynth.cohort.reader import Cohort, CohortSplit
 from lungsynth.config import GenerateConfig
@@ -45,10 +45,13 @@ __all__ = [
 
 _ASSET_SETTINGS = ("own_grids", "per_category", "real_share", "real_voxels", "categories", "diameters_mm")
 _ASSETS_FILE = "assets.json"  # what the library beside a plan was made with
-# Seconds of one core and megabytes, see docs/results/speed.md: what an estimate is made of.
-_START_S = 20.0  # PyTorch, MONAI and the networks
+# Seconds of one core (AVX2, float32) and megabytes at 256 pixels: what an estimate is made of. From runs of 8 and 40
+# samples with and without enhancement and check; lungs of 512 pixels have four times the pixels and ten times the work.
+_START_S = 25.0  # PyTorch, MONAI, the networks, and the look at some slices at the end
 _NODULE_S, _LUNG_S, _PAIR_S = 1 / 268, 0.1, 2.3e-6
-_WRITE_S, _ENHANCE_S, _CHECK_S = 1 / 26, 0.004, 0.061
+_WRITE_S, _ENHANCE_S = 1 / 26, 0.09
+_CHECK_S = 0.25  # at 0.7 mm whatever the lung's pixels are
+_FINE_LUNG_S = 1.0
 _NODULE_MB, _LUNG_MB, _SAMPLE_MB, _ROW_MB = 0.0165, 0.262, 0.08, 24e-6
 
 
@@ -144,8 +147,8 @@ class Estimate:
             f"Nodules    {self.nodules:,}; {nodules:,} are generated to have them",
             f"Lungs      {self.lungs:,}; {lungs:,} are generated to have them",
             f"Groups     {self.groups:,} of nodules tried on the lungs, more where too few fit",
-            f"Time       about {f'{minutes:.0f} min' if minutes >= 2 else f'{self.seconds:.0f} s'} of one core like "
-            "those of docs/results/speed.md, start included",
+            f"Time       about {f'{minutes:.0f} min' if minutes >= 2 else f'{self.seconds:.0f} s'} of one core, "
+            "start included",
             f"Disk       about {self.megabytes:,.0f} MB",
             "Nothing was written.",
         ]
@@ -169,13 +172,15 @@ def estimate(config: GenerateConfig, *, rendered: bool) -> Estimate:
     tries = 0 if config.library else config.chosen.candidates
     generated = (sizes.nodules - real[0]) * tries, (sizes.lungs - real[1]) * tries
     samples = config.count * times
-    seconds = _START_S + generated[0] * _NODULE_S + generated[1] * _LUNG_S + sizes.groups * sizes.lungs * _PAIR_S
-    megabytes = 0.0 if config.library else sizes.nodules * _NODULE_MB + sizes.lungs * _LUNG_MB
+    area = (config.lung_px / LUNG_PX[0]) ** 2
+    lung_s = _LUNG_S if area == 1 else _FINE_LUNG_S
+    seconds = _START_S + generated[0] * _NODULE_S + generated[1] * lung_s + sizes.groups * sizes.lungs * _PAIR_S
+    megabytes = 0.0 if config.library else sizes.nodules * _NODULE_MB + sizes.lungs * _LUNG_MB * area
     if rendered:
         enhancement = config.enhancement
         checked = enhancement.enabled and enhancement.label_check
-        seconds += samples * (_WRITE_S + enhancement.enabled * _ENHANCE_S + checked * _CHECK_S)
-        megabytes += samples * _SAMPLE_MB
+        seconds += samples * ((_WRITE_S + enhancement.enabled * _ENHANCE_S) * area + checked * _CHECK_S)
+        megabytes += samples * _SAMPLE_MB * area
     megabytes += samples * _ROW_MB
     return Estimate(
         samples=samples,
