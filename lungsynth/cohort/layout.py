@@ -5,11 +5,13 @@ A folder of crops or cubes holds nodules without their scans; they go straight i
 
 import hashlib
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
@@ -41,8 +43,15 @@ __all__ = [
     "file_fingerprint",
     "find_layout",
     "nodules_listed",
+    "origins",
+    "outlook",
     "prepare_folder",
 ]
+
+# Of `lungsynth prepare` on 397 slices and 2,097 nodules: CPU time on one core, and what it wrote.
+_START_S, _SLICE_S, _NODULE_S = 10.0, 0.08, 0.1
+_SLICE_MB, _NODULE_MB = 0.24, 0.12
+_ZIPPED_A_MB, _PLAIN_A_MB = 5.5, 1.9  # slices of 512 x 512 pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +121,52 @@ def find_layout(sources: Sequence[Path], settings: SortSettings | None = None) -
         reports=(*discovery.reports, *read),
         discovery=discovery,
     )
+
+
+def outlook(layout: CohortLayout) -> list[str]:
+    """What a cohort of these files would hold, take and need, for a user; times and sizes are estimates."""
+    slices = sum(_slices(task.files) for task in layout.series)
+    nodules = {task.path.name: nodules_listed(task) for task in layout.folders}
+    patients = {task.files.patient_id for task in layout.series}
+    seconds = _START_S + slices * _SLICE_S + sum(nodules.values()) * _NODULE_S
+    megabytes = slices * _SLICE_MB + sum(nodules.values()) * _NODULE_MB
+    return [
+        f"Scans      {len(layout.series):,} of {len(patients):,} patients, about {slices:,.0f} slices",
+        *(f"Nodules    {count:,} without their scans in {name}" for name, count in nodules.items()),
+        f"Time       about {f'{seconds / 60:.0f} min' if seconds >= 120 else f'{seconds:.0f} s'} of one core",
+        f"Disk       about {megabytes:,.0f} MB",
+        "Nothing was written.",
+        "",
+    ]
+
+
+def _slices(files: SeriesFiles) -> float:
+    """Told by the number of files (DICOM) or their size: no pixel is read for it."""
+    if files.kind == "dicom":
+        return len(files.files)
+    megabytes = sum(path.stat().st_size for path in files.files) / 1e6
+    return max(1.0, megabytes * (_ZIPPED_A_MB if files.files[0].suffix == ".gz" else _PLAIN_A_MB))
+
+
+def origins(layout: CohortLayout) -> list[str]:
+    """What each file was taken for and why, and who told the patients, as tables in Markdown."""
+    reports = sorted(layout.reports, key=lambda report: (report.taken_for == "not used", report.name))
+    rows = [(report.name, report.count, report.taken_for, report.why) for report in reports]
+    told = Counter(task.files.patient_from or "the files" for task in layout.series)
+    owners: dict[str, set[str]] = defaultdict(set)
+    for task in layout.series:
+        owners[task.files.patient_from or "the files"].add(task.files.patient_id)
+    patients = [(who, len(owners[who]), count) for who, count in sorted(told.items())]
+    return [
+        *markdown_table(("patients told by", "patients", "scans"), map(_one_line, patients)),
+        "",
+        *markdown_table(("file", "files", "taken for", "because"), map(_one_line, rows)),
+    ]
+
+
+def _one_line(cells: Iterable[Any]) -> list[str]:
+    """Cells that cannot break a table."""
+    return [" ".join(str(cell).split()).replace("|", "\\|") for cell in cells]
 
 
 def file_fingerprint(files: Iterable[Path], *facts: str) -> str:

@@ -20,9 +20,17 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from lungsynth.cohort.datalists import build_datalists
-from lungsynth.cohort.layout import CohortLayout, FolderTask, calibration_rows, find_layout, prepare_folder
+from lungsynth.cohort.layout import (
+    CohortLayout,
+    FolderTask,
+    calibration_rows,
+    find_layout,
+    origins,
+    outlook,
+    prepare_folder,
+)
 from lungsynth.cohort.not_normal import check_names
-from lungsynth.cohort.report import cohort_page, markdown_report, origins, outlook, summarise, write_rows
+from lungsynth.cohort.report import cohort_page, markdown_report, summarise, write_rows
 from lungsynth.cohort.series import SeriesTask, SliceExtraction, prepare_series
 from lungsynth.cohort.series_rows import FINISHED, CohortRows, SeriesRows
 from lungsynth.cohort.slices import LUNG_SIZES_PX

@@ -18,13 +18,12 @@ from PIL import Image
 from lungsynth import html
 from lungsynth.cohort.collections import recognise
 from lungsynth.cohort.datalists import Datalist, Pseudonyms
-from lungsynth.cohort.layout import CohortLayout, nodules_listed
 from lungsynth.cohort.lidc_nodules import ASSUMED_SPACING_MM, SPACING_ASSUMED
 from lungsynth.cohort.montage import lung_montage, lung_tile, nodule_montage, nodule_tile, spread
 from lungsynth.cohort.schema import COHORT_FORMAT, NoduleRow, SeriesRow, SliceRow, columns
 from lungsynth.cohort.series_rows import CohortRows
 from lungsynth.cohort.split import EXCLUDED, SPLITS, split_hash
-from lungsynth.ct.series import Problem, SeriesFiles
+from lungsynth.ct.series import Problem
 from lungsynth.ct.write import read_plane
 from lungsynth.errors import InputError
 from lungsynth.geometry import PATCH_PX, PATCH_SPACING_MM
@@ -39,8 +38,6 @@ __all__ = [
     "describe_sources",
     "lacks",
     "markdown_report",
-    "origins",
-    "outlook",
     "rows_text",
     "summarise",
     "write_rows",
@@ -50,10 +47,6 @@ CLASSES = ("solid", "part_solid", "ground_glass", "unknown")
 _COUNTS = ("patients", "series", "slices", "normal_slices")
 _OF_SOURCES = ("patients", "series", "slices", "nodules")
 _NODULES, _LUNGS = 32, 8  # pictures
-# Of `lungsynth prepare` on 397 slices and 2,097 nodules: CPU time on one core, and what it wrote.
-_START_S, _SLICE_S, _NODULE_S = 10.0, 0.08, 0.1
-_SLICE_MB, _NODULE_MB = 0.24, 0.12
-_ZIPPED_A_MB, _PLAIN_A_MB = 5.5, 1.9  # slices of 512 x 512 pixels
 _NAMES = 5  # of ids that share a note
 _SIZE_EDGES_MM = (4, 6, 8, 10, 15, 20, 30)  # thresholds of nodule management, and of masses
 _TABLES = (
@@ -207,54 +200,8 @@ def _lacks_of_split(rows: CohortRows, split: str) -> Iterator[str]:
         yield f"{split}: no normal slice, so no real lungs. Add scans with lung around the nodules, or without nodules."
 
 
-def outlook(layout: CohortLayout) -> list[str]:
-    """What a cohort of these files would hold, take and need, for a user; times and sizes are estimates."""
-    slices = sum(_slices(task.files) for task in layout.series)
-    nodules = {task.path.name: nodules_listed(task) for task in layout.folders}
-    patients = {task.files.patient_id for task in layout.series}
-    seconds = _START_S + slices * _SLICE_S + sum(nodules.values()) * _NODULE_S
-    megabytes = slices * _SLICE_MB + sum(nodules.values()) * _NODULE_MB
-    return [
-        f"Scans      {len(layout.series):,} of {len(patients):,} patients, about {slices:,.0f} slices",
-        *(f"Nodules    {count:,} without their scans in {name}" for name, count in nodules.items()),
-        f"Time       about {f'{seconds / 60:.0f} min' if seconds >= 120 else f'{seconds:.0f} s'} of one core",
-        f"Disk       about {megabytes:,.0f} MB",
-        "Nothing was written.",
-        "",
-    ]
-
-
-def _slices(files: SeriesFiles) -> float:
-    """Told by the number of files (DICOM) or their size: no pixel is read for it."""
-    if files.kind == "dicom":
-        return len(files.files)
-    megabytes = sum(path.stat().st_size for path in files.files) / 1e6
-    return max(1.0, megabytes * (_ZIPPED_A_MB if files.files[0].suffix == ".gz" else _PLAIN_A_MB))
-
-
-def origins(layout: CohortLayout) -> list[str]:
-    """What each file was taken for and why, and who told the patients, as tables in Markdown."""
-    reports = sorted(layout.reports, key=lambda report: (report.taken_for == "not used", report.name))
-    rows = [(report.name, report.count, report.taken_for, report.why) for report in reports]
-    told = Counter(task.files.patient_from or "the files" for task in layout.series)
-    owners: dict[str, set[str]] = defaultdict(set)
-    for task in layout.series:
-        owners[task.files.patient_from or "the files"].add(task.files.patient_id)
-    patients = [(who, len(owners[who]), count) for who, count in sorted(told.items())]
-    return [
-        *markdown_table(("patients told by", "patients", "scans"), map(_one_line, patients)),
-        "",
-        *markdown_table(("file", "files", "taken for", "because"), map(_one_line, rows)),
-    ]
-
-
-def _one_line(cells: Iterable[Any]) -> list[str]:
-    """Cells that cannot break a table."""
-    return [" ".join(str(cell).split()).replace("|", "\\|") for cell in cells]
-
-
 def markdown_report(cohort: Mapping[str, Any], rows: CohortRows, files: Sequence[str] = ()) -> str:
-    """The text of `report.md`; `cohort` is what `cohort.json` holds, `files` are the lines of `origins`."""
+    """The text of `report.md`; `cohort` is what `cohort.json` holds, `files` are the lines of `layout.origins`."""
     return "\n".join(
         [
             "# Cohort",

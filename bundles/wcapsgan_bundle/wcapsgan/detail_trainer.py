@@ -13,17 +13,15 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from ignite.engine import Engine, Events
-from monai.engines import Trainer
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from .cascade import Cascade
-from .common.precision import use_bfloat16
 from .latents import seeded_generator
 from .patches import DetailPatches
+from .step_trainer import StepTrainer, descend
 from .texture import TextureStyle, texture
 
 __all__ = ["DetailLosses", "DetailPlayers", "DetailTrainer"]
@@ -78,11 +76,10 @@ class _Pairs(NamedTuple):
     coarse: Tensor
 
 
-class DetailTrainer(Trainer):
+class DetailTrainer(StepTrainer):
     """Trainer of the detail, with `loss` and its parts as floats in `state.output`, their means in `state.metrics`.
 
-    A training is the steps 1, 2, ... in turn; each draws from the seed and its number, so one that was stopped goes on
-    exactly. It runs in one process.
+    It runs in one process.
 
     Args:
         device: of the networks.
@@ -114,10 +111,9 @@ class DetailTrainer(Trainer):
         amp: bool | None = None,
         train_handlers: Sequence[Any] = (),
     ) -> None:
-        super().__init__(device, max_epochs, range(epoch_length), epoch_length, decollate=False)
+        super().__init__(device, max_epochs, epoch_length, amp=amp)
         self.patches, self.batch_size, self.seed = patches, batch_size, seed
         self.players, self.losses = players, losses
-        self.amp = use_bfloat16(self.state.device, amp)
         size, margin, factor = patches.settings.size, patches.settings.margin, players.cascade.detail.factor
         if size % factor or margin % factor:
             raise ValueError(
@@ -128,17 +124,9 @@ class DetailTrainer(Trainer):
         known = patches.draw(seeded_generator(_STYLE_SEED), _STYLE_PATCHES)
         style_dim = players.cascade.detail.style_dim
         self.style = TextureStyle(self._inner(known), style_dim=style_dim).to(self.state.device)
-        self._epoch_outputs: list[dict[str, float]] = []
-        self.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        self.add_event_handler(Events.EPOCH_COMPLETED, self._summarise)
         self._register_handlers(train_handlers)
 
-    def run(self) -> None:
-        """Runs until `max_epochs`; bfloat16 needs no gradient scaler."""
-        super(Trainer, self).run()
-
     def step(self, iteration: int) -> dict[str, float]:
-        """The training step of that number, from 1 on: critic, generator, average. Returns the losses in parts."""
         draw = seeded_generator(self.seed, iteration)
         self.players.cascade.detail.train()
         pairs = self._pairs(draw)
@@ -146,9 +134,6 @@ class DetailTrainer(Trainer):
         terms |= self._generator_step(pairs)
         self.players.ema.update_parameters(self.players.cascade)
         return {name: float(value) for name, value in terms.items()}
-
-    def _iteration(self, engine: Engine, batchdata: Any) -> dict[str, float]:
-        return self.step(engine.state.iteration)
 
     def _pairs(self, draw: torch.Generator) -> _Pairs:
         """Fresh patches, and the generated ones of the same coarse images and textures, with a gradient."""
@@ -161,7 +146,7 @@ class DetailTrainer(Trainer):
         noise = [torch.randn(self.batch_size, *shape, generator=draw).to(device) for shape in shapes]
         with torch.no_grad():
             style = self.style(real, free)
-        with self._autocast():
+        with self.autocast():
             generated = detail(seen, style, noise, self.margin).float()
         return _Pairs(real, generated, functional.avg_pool2d(real, detail.factor))
 
@@ -170,7 +155,7 @@ class DetailTrainer(Trainer):
         fake = pairs.generated.detach()
         count = max(1, self.batch_size // 3)  # of the patches at which the slope is measured
         moved = [self._moved(x[:count], draw) for x in (pairs.real, fake)]
-        with self._autocast():
+        with self.autocast():
             scores = critic(
                 torch.cat([pairs.real, fake, *moved]), torch.cat([coarse, coarse, coarse[:count], coarse[:count]])
             ).float()
@@ -182,7 +167,7 @@ class DetailTrainer(Trainer):
         penalty = sum(slope.square().mean() for slope in slopes)
         game = functional.softplus(of_fake - of_real).mean()
         loss = game + losses.penalty_weight / 2 * penalty + losses.drift_weight * scores.square().mean()
-        _descend(self.players.critic_optimizer, loss)
+        descend(self.players.critic_optimizer, loss)
         return {
             "critic_loss": game.detach(),
             "penalty": penalty.detach(),
@@ -191,7 +176,7 @@ class DetailTrainer(Trainer):
 
     def _generator_step(self, pairs: _Pairs) -> dict[str, Tensor]:
         critic, losses = self.players.critic.requires_grad_(False), self.losses
-        with self._autocast():
+        with self.autocast():
             with torch.no_grad():
                 of_real = critic(pairs.real, pairs.coarse).float()
             of_fake = critic(pairs.generated, pairs.coarse).float()
@@ -200,7 +185,7 @@ class DetailTrainer(Trainer):
         consistency = (functional.avg_pool2d(pairs.generated, factor) - pairs.coarse).abs().mean()
         grain = (texture(pairs.generated) - texture(pairs.real)).abs().mean()
         loss = game + losses.consistency_weight * consistency + losses.texture_weight * grain
-        _descend(self.players.generator_optimizer, loss)
+        descend(self.players.generator_optimizer, loss)
         return {"loss": loss.detach(), "consistency": consistency.detach(), "texture": grain.detach()}
 
     def _moved(self, images: Tensor, draw: torch.Generator) -> Tensor:
@@ -211,21 +196,3 @@ class DetailTrainer(Trainer):
         """Patches without their margin."""
         margin = self.patches.settings.margin
         return patches[:, :, margin:-margin, margin:-margin] if margin else patches
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.amp)
-
-    def _collect(self, engine: Engine) -> None:
-        self._epoch_outputs.append(engine.state.output)
-
-    def _summarise(self, engine: Engine) -> None:
-        """Puts the epoch's means into the metrics."""
-        outputs, self._epoch_outputs = self._epoch_outputs, []
-        engine.state.metrics = {key: sum(o[key] for o in outputs) / len(outputs) for key in outputs[0]}
-
-
-def _descend(optimizer: Optimizer, loss: Tensor) -> None:
-    """One step down the gradient of a loss."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()

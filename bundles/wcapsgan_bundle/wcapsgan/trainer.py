@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from ignite.engine import Engine, Events
-from monai.engines import Trainer
+from ignite.engine import Engine
 from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,11 +15,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from .batches import StepBatches, StepDraws, gathered, mean_over_processes
 from .canvas import CanvasResampler
-from .common.precision import use_bfloat16
 from .data import Batch, CohortSamples
 from .diameters import mask_diameter_mm
 from .losses import energy_distance, gradient_penalty
 from .objectives import Objective
+from .step_trainer import StepTrainer, descend
 
 __all__ = ["COLLAPSED", "CriticSchedule", "LossSettings", "Players", "WCapsGANTrainer"]
 
@@ -96,7 +95,7 @@ class _Generated(NamedTuple):
         return self.requested.category, self.requested.diameter_mm
 
 
-class WCapsGANTrainer(Trainer):
+class WCapsGANTrainer(StepTrainer):
     """Trainer of generator and critic, with `loss` and each of its parts as floats in `state.output`.
 
     `state.metrics` holds the means of the epoch. `energy` is how far generated samples are from real ones as a set,
@@ -133,28 +132,16 @@ class WCapsGANTrainer(Trainer):
         train_handlers: Sequence[Any] = (),
     ) -> None:
         _check_dimensions(_unwrapped(players.generator), batches.dataset)
-        super().__init__(device, max_epochs, range(epoch_length), epoch_length, decollate=False)
+        super().__init__(device, max_epochs, epoch_length, amp=amp)
         self.batches, self.players, self.losses, self.critic_schedule = batches, players, losses, critic_schedule
         self.spacing_mm = batches.dataset.spacing_mm
         self.canvas = CanvasResampler(frame=batches.dataset.size, canvas=losses.energy_size, spacing_mm=self.spacing_mm)
         self.inferer = inferer or SimpleInferer()
-        self.amp = use_bfloat16(self.state.device, amp)
         for network in (players.ema.module, _unwrapped(players.generator)):
             network.diameter_quantiles.copy_(batches.dataset.diameter_quantiles())
-        self._epoch_outputs: list[dict[str, float]] = []
-        self.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        self.add_event_handler(Events.EPOCH_COMPLETED, self._summarise)
         self._register_handlers(train_handlers)
 
-    def run(self) -> None:
-        """Runs until `max_epochs`; bfloat16 needs no gradient scaler."""
-        super(Trainer, self).run()
-
     def step(self, iteration: int) -> dict[str, float]:
-        """The training step of that number, from 1 on: critic, generator, average. Returns the losses and their parts.
-
-        A training is the steps 1, 2, ... in turn.
-        """
         draws = self.batches.step(iteration, self.state.device)
         generator, critic = self.players.generator, self.players.critic
         n_critic, shared = self.critic_schedule.n_critic, self.critic_schedule.shared_forward
@@ -173,16 +160,13 @@ class WCapsGANTrainer(Trainer):
         means = {key: torch.stack([each[key] for each in critic_steps]).mean() for key in critic_steps[0]}
         return mean_over_processes({**means, **terms})
 
-    def _iteration(self, engine: Engine, batchdata: Any) -> dict[str, float]:
-        return self.step(engine.state.iteration)
-
     def _generate(self, draws: StepDraws, *, learning: bool) -> _Generated:
         """Samples of the categories and diameters of fresh real ones, with a gradient when the generator learns."""
         requested = draws.reals()
         unwrapped = _unwrapped(self.players.generator)
         latent = draws.latents(unwrapped.latent_dim)
         network = self.players.generator if learning else unwrapped
-        with torch.set_grad_enabled(learning), self._autocast():
+        with torch.set_grad_enabled(learning), self.autocast():
             return _Generated(self.inferer(latent, network, requested.category, requested.diameter_mm), requested)
 
     def _critic_step(self, critic_step: int, generated: _Generated, draws: StepDraws) -> dict[str, Tensor]:
@@ -199,12 +183,12 @@ class WCapsGANTrainer(Trainer):
                 )
             loss = loss + objective.gradient_penalty_weight * penalty
             figures["gradient_penalty"] = penalty
-        _descend(self.players.critic_optimizer, loss)
+        descend(self.players.critic_optimizer, loss)
         return {name: term.detach() for name, term in {"critic_loss": loss, **figures}.items()}
 
     def _generator_step(self, generated: _Generated, draws: StepDraws) -> dict[str, Tensor]:
         fake, requested, losses = generated.samples, generated.requested, self.losses
-        with self._autocast():
+        with self.autocast():
             augmented = draws.augmented(fake)
             values = _unwrapped(self.players.critic)(augmented, *generated.conditions).float()
         loss = losses.objective.generator_loss(values)
@@ -218,29 +202,21 @@ class WCapsGANTrainer(Trainer):
             )
         if losses.energy_weight > 0:
             loss = loss + losses.energy_weight * energy
-        _descend(self.players.generator_optimizer, loss)
+        descend(self.players.generator_optimizer, loss)
         return {"loss": loss.detach(), "diameter_error_mm": error.detach(), "energy": energy.detach()}
 
     def _values(self, real: Tensor, fake: Tensor, conditions: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """The critic's values of real and generated samples, each (B,)."""
         critic = self.players.critic
-        with self._autocast():
+        with self.autocast():
             if self.critic_schedule.separate_critic_batches:
                 return critic(real, *conditions).float(), critic(fake, *conditions).float()
             both = critic(torch.cat([real, fake]), *(torch.cat([c, c]) for c in conditions)).float()
         of_real, of_fake = both.chunk(2)
         return of_real, of_fake
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.amp)
-
-    def _collect(self, engine: Engine) -> None:
-        self._epoch_outputs.append(engine.state.output)
-
     def _summarise(self, engine: Engine) -> None:
-        """Puts the epoch's means into the metrics, and warns of collapse."""
-        outputs, self._epoch_outputs = self._epoch_outputs, []
-        engine.state.metrics = {key: sum(o[key] for o in outputs) / len(outputs) for key in outputs[0]}
+        super()._summarise(engine)
         energy = engine.state.metrics["energy"]
         if energy > COLLAPSED:
             _logger.warning(
@@ -250,13 +226,6 @@ class WCapsGANTrainer(Trainer):
                 energy,
                 COLLAPSED,
             )
-
-
-def _descend(optimizer: Optimizer, loss: Tensor) -> None:
-    """One step down the gradient of a loss."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
 
 
 def _check_dimensions(generator: nn.Module, dataset: CohortSamples) -> None:
