@@ -5,6 +5,7 @@ set -euo pipefail
 tour=${1:?usage: tour.sh FOLDER}
 rm -rf "$tour"
 mkdir -p "$tour"
+tour=$(cd "$tour" && pwd)  # the notebook runs in its own folder
 export MLFLOW_TRACKING_URI="sqlite:///$tour/mlflow.db" MLFLOW_DISABLE_TELEMETRY=true
 
 step() { printf '\n== %s\n' "$1"; }
