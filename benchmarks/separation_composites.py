@@ -13,7 +13,7 @@ from lungsynth.cohort.files import read_arrays
 from lungsynth.cohort.reader import Cohort
 from lungsynth.cohort.slices import SliceStack
 from lungsynth.compositing.nodule import NodulePatch, resample_nodule
-from lungsynth.compositing.render import LungBackground, overlay
+from lungsynth.compositing.overlay import LungBackground, overlay
 from lungsynth.geometry import PATCH_SPACING_MM, disc_diameter
 from lungsynth.hounsfield import Label
 from lungsynth.placement.assets import ALPHA_SCALE

@@ -21,7 +21,8 @@ from evaluation.runner import FORMAT, EvaluationResult, RecordStore, records_fol
 from evaluation.tables import markdown_table
 from lungsynth.bundles import open_bundle
 from lungsynth.cohort.schema import NoduleRow
-from lungsynth.compositing.render import LungBackground, Rendered, Renderer
+from lungsynth.compositing.overlay import LungBackground
+from lungsynth.compositing.render import Rendered, Renderer
 from lungsynth.enhancement.label_check import LABEL_CHECK_MARGIN, LABEL_CHECK_TOLERANCE, LabelCheck, LabelComparison
 from lungsynth.enhancement.stage import Changes, EnhancementStage, enhancement_identity, open_stage
 from lungsynth.errors import InputError

@@ -7,7 +7,8 @@ from scipy import ndimage
 
 from lungsynth.compositing.nodule import NoduleMatch, NodulePatch, match_noise_and_edge, resample_nodule
 from lungsynth.compositing.noise import measure_noise
-from lungsynth.compositing.render import LungBackground, overlay, render
+from lungsynth.compositing.overlay import LungBackground, overlay
+from lungsynth.compositing.render import render
 from lungsynth.errors import InputError
 from lungsynth.geometry import axial_affine, lps_to_voxel
 from lungsynth.placement.assets import AssetLibrary

@@ -19,7 +19,7 @@ from evaluation.utility.subcohort import CATEGORIES
 from lungsynth.cohort.files import read_arrays
 from lungsynth.cohort.schema import NoduleEntry
 from lungsynth.compositing.nodule import NodulePatch, resample_nodule
-from lungsynth.compositing.render import LungBackground, overlay
+from lungsynth.compositing.overlay import LungBackground, overlay
 from lungsynth.errors import InputError
 from lungsynth.geometry import PATCH_PX, PATCH_SPACING_MM
 from lungsynth.hounsfield import to_int16

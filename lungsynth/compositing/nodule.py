@@ -19,12 +19,22 @@ to few bits: a nodule has the same bits on every machine.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32
 
+from lungsynth.compositing.fixed_point import (
+    BLUR_STEP_PX,
+    POSITION_BITS,
+    POSITIONS,
+    convolved,
+    cos_sin,
+    gaussian,
+    interpolate,
+    mean_over_parts,
+    offsets,
+)
 from lungsynth.compositing.noise import MEDIAN_OF_NORMAL, LungNoise, fourth_difference
 from lungsynth.errors import InputError
 from lungsynth.geometry import PATCH_SPACING_MM
@@ -37,17 +47,11 @@ __all__ = ["NoduleMatch", "NodulePatch", "Planes", "ResampledNodule", "match_noi
 Planes = Float32[np.ndarray, "3 height width"]  # alpha, weight, weight * HU
 
 # Of patches. Another value of any constant below renders existing catalogues differently.
-_BLUR_STEP_PX = 0.25  # blurs are multiples of it, so that few patches need be kept
 _WEIGHT_RISE = 4.0  # weight = min(1, 4 alpha): docs/results/compositing.md has the profiles it was chosen by
 _MIN_WEIGHT = np.float32(1 / 128)  # what is below adds less than a grey level, and would widen the window
 _MARGIN_PX = 2  # zeros around the support, so that interpolation ends in them
-_TAP_UNIT = 4096  # taps of a Gaussian are rounded to 1/4096
-_KERNEL_SIGMAS = 2.5  # reach of a Gaussian; beyond lies 1 % of its weight
 
 # Of resampling.
-_POSITIONS = 128  # placements are multiples of 1/64 pixel, so centres of parts of pixels are multiples of 1/128
-_POSITION_BITS = 30  # fixed point of positions in the patch
-_FRACTION_BITS = 15  # of a position, used as the weight of interpolation: exact in float32
 _MAX_PARTS = 4  # of a pixel, along each axis, over which a patch is averaged: for pixels of up to 2.8 mm
 _CORE_ALPHA = np.float32(0.95)  # the core of a nodule, free of its edge
 _MIN_CORE_PX = 12  # with fewer, the fine structure of the core is unknown and nothing is smoothed
@@ -86,12 +90,12 @@ class NodulePatch:
             blur_steps: standard deviation of a Gaussian that softens the edge, in quarters of a pixel of the patch.
             smoothing_steps: likewise of one that smooths the HU alone, not the edge.
         """
-        blur, smoothing = _gaussian(blur_steps), _gaussian(smoothing_steps)
+        blur, smoothing = gaussian(blur_steps), gaussian(smoothing_steps)
         pad = max(len(blur), len(smoothing)) // 2 + _MARGIN_PX
         alpha = np.pad(stored[1].astype(np.float32) / np.float32(ALPHA_SCALE), pad)
         weight = np.minimum(alpha * np.float32(_WEIGHT_RISE), np.float32(1))
-        weighted_hu = weight * _convolved(np.pad(stored[0].astype(np.float32), pad, mode="edge"), smoothing)
-        weight, weighted_hu = _convolved(weight, blur), _convolved(weighted_hu, blur)
+        weighted_hu = weight * convolved(np.pad(stored[0].astype(np.float32), pad, mode="edge"), smoothing)
+        weight, weighted_hu = convolved(weight, blur), convolved(weighted_hu, blur)
         visible = weight >= _MIN_WEIGHT
         planes = np.stack([alpha, np.where(visible, weight, 0), np.where(visible, weighted_hu, 0)]).astype(np.float32)
         row, column = (int(index.sum()) / len(index) for index in np.nonzero(alpha >= 0.5))
@@ -187,7 +191,7 @@ class NoduleMatch(NamedTuple):
             return cls()
         # Variances of Gaussians add up, so the patch lacks the difference.
         lacking_mm = max(noise.edge_mm**2 - _PATCH_EDGE_MM**2, _MIN_BLUR_MM**2) ** 0.5
-        blur_steps = min(_MAX_BLUR_STEPS, round(lacking_mm / (PATCH_SPACING_MM * scale * _BLUR_STEP_PX)))
+        blur_steps = min(_MAX_BLUR_STEPS, round(lacking_mm / (PATCH_SPACING_MM * scale * BLUR_STEP_PX)))
         if noise.whole_hu == 0:
             return cls(blur_steps)
         return cls(blur_steps, round(_CLASSES_PER_OCTAVE * math.log2(max(1.0, noise.fine * noise.whole_hu))))
@@ -218,25 +222,6 @@ def match_noise_and_edge(
     return nodule
 
 
-@lru_cache(maxsize=64)
-def _gaussian(steps: int) -> tuple[float, ...]:
-    """Taps that sum to 1, multiples of 1/4096 but for that division."""
-    sigma = steps * _BLUR_STEP_PX
-    radius = math.ceil(_KERNEL_SIGMAS * sigma)
-    offsets = range(-radius, radius + 1)
-    taps = [round(math.exp(-0.5 * (k / sigma) ** 2) * _TAP_UNIT) if sigma else _TAP_UNIT for k in offsets]
-    return tuple(tap / sum(taps) for tap in taps)
-
-
-def _convolved(plane: np.ndarray, kernel: tuple[float, ...]) -> np.ndarray:
-    """Separable convolution in a fixed order of adding; what comes round from the other side has no weight there."""
-    radius = len(kernel) // 2
-    for axis in (0, 1):
-        taps = [np.roll(plane, k - radius, axis) * np.float32(tap) for k, tap in enumerate(kernel)]
-        plane = sum(taps[1:], taps[0])
-    return plane
-
-
 def _sample(
     placement: NodulePlacement,
     patch: NodulePatch,
@@ -248,66 +233,15 @@ def _sample(
     """The patch's planes on the pixels begin .. end, each the mean over the lung's pixel (partial volume)."""
     step_mm = PATCH_SPACING_MM * placement.scale
     parts = [min(_MAX_PARTS, max(1, round(spacing / step_mm))) for spacing in spacing_mm]
-    per_part = [s / step_mm * (1 << _POSITION_BITS) / (_POSITIONS * n) for s, n in zip(spacing_mm, parts, strict=True)]
-    down = _offsets(begin[0], end[0], fractions[0], parts[0])[:, None]
-    left = _offsets(begin[1], end[1], fractions[1], parts[1])[None, :]
-    cos, sin = _cos_sin(placement.rotation_deg)
+    per_part = [s / step_mm * (1 << POSITION_BITS) / (POSITIONS * n) for s, n in zip(spacing_mm, parts, strict=True)]
+    down = offsets(begin[0], end[0], fractions[0], parts[0])[:, None]
+    left = offsets(begin[1], end[1], fractions[1], parts[1])[None, :]
+    cos, sin = cos_sin(placement.rotation_deg)
     mirror = -1 if placement.flip else 1
     row = down * round(cos * per_part[0]) - left * round(sin * per_part[1])
     column = mirror * (down * round(sin * per_part[0]) + left * round(cos * per_part[1]))
-    anchor = [round(a * (1 << _POSITION_BITS)) for a in patch.anchor_px]
-    return _mean_over_parts(_interpolate(patch.planes, row + anchor[0], column + anchor[1]), parts)
-
-
-@lru_cache(maxsize=4096)
-def _cos_sin(rotation_deg: float) -> tuple[float, float]:
-    """Cosine and sine, rounded to 24 bits: more than libms agree on, less than they know."""
-    angle = math.radians(rotation_deg)
-    return round(math.cos(angle) * (1 << 24)) / (1 << 24), round(math.sin(angle) * (1 << 24)) / (1 << 24)
-
-
-def _offsets(start: int, stop: int, centre_px: float, parts: int) -> np.ndarray:
-    """From the placement to the centres of the parts of pixels start .. stop, in 1 / (128 * parts) pixel."""
-    first = (start * _POSITIONS - _POSITIONS // 2 - round(centre_px * _POSITIONS)) * parts + _POSITIONS // 2
-    return np.arange(first, first + (stop - start) * parts * _POSITIONS, _POSITIONS, dtype=np.int64)
-
-
-def _interpolate(planes: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
-    """Linear between the pixels at fixed-point positions; 0 outside, because the planes end in zeros."""
-    height, width = planes.shape[1:]
-    row_index, row_fraction = _index_and_fraction(row, height)
-    column_index, column_fraction = _index_and_fraction(column, width)
-    at = row_index * width
-    at += column_index
-    flat = planes.reshape(3, height * width)
-    corners = [flat.take(at + shift, axis=1) for shift in (0, 1, width, width + 1)]
-    upper, lower = (_between(corners[k], corners[k + 1], column_fraction) for k in (0, 2))
-    return _between(upper, lower, row_fraction)
-
-
-def _index_and_fraction(position: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of fixed-point positions; outside the plane both stay where it is zero."""
-    index = position >> _POSITION_BITS
-    fraction = (position >> (_POSITION_BITS - _FRACTION_BITS) & ((1 << _FRACTION_BITS) - 1)).astype(np.float32)
-    fraction *= np.float32(1 / (1 << _FRACTION_BITS))
-    return np.clip(index, 0, size - 2, out=index), fraction
-
-
-def _between(first: np.ndarray, second: np.ndarray, fraction: np.ndarray) -> np.ndarray:
-    second -= first
-    second *= fraction
-    second += first
-    return second
-
-
-def _mean_over_parts(planes: np.ndarray, parts: list[int]) -> np.ndarray:
-    per_row, per_column = parts
-    if per_row * per_column == 1:
-        return planes
-    # Slices instead of a reduction, whose order of adding depends on the machine.
-    rows = sum((planes[:, k::per_row] for k in range(1, per_row)), planes[:, ::per_row])
-    total = sum((rows[:, :, k::per_column] for k in range(1, per_column)), rows[:, :, ::per_column])
-    return total * np.float32(1 / (per_row * per_column))
+    anchor = [round(a * (1 << POSITION_BITS)) for a in patch.anchor_px]
+    return mean_over_parts(interpolate(patch.planes, (row + anchor[0], column + anchor[1])), parts)
 
 
 def _nodule_pixels(alpha: np.ndarray) -> np.ndarray:

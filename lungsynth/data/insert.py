@@ -17,7 +17,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform, RandomizableTransform
 
 from lungsynth.compositing.nodule import NoduleMatch, NodulePatch, ResampledNodule, match_noise_and_edge
-from lungsynth.compositing.render import LungBackground, Overlay, overlay
+from lungsynth.compositing.overlay import LungBackground, Overlay, overlay
 from lungsynth.config import PlacementConfig, Policy
 from lungsynth.data.dataset import Ragged
 from lungsynth.errors import InputError

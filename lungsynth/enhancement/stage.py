@@ -20,7 +20,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from lungsynth.bundles import component_settings, open_bundle, read_weights
-from lungsynth.compositing.render import Enhancer, LungBackground, Rendered
+from lungsynth.compositing.overlay import LungBackground
+from lungsynth.compositing.render import Enhancer, Rendered
 from lungsynth.enhancement.label_check import (
     LABEL_CHECK_DOUBT,
     LABEL_CHECK_MARGIN,

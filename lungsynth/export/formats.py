@@ -30,7 +30,8 @@ from lungsynth.io.atomic import replacing, write_bytes, write_text
 from lungsynth.types import Affine, HuPlane, LabelPlane, MaskPlane
 
 if TYPE_CHECKING:
-    from lungsynth.compositing.render import Annotation, NoduleMask
+    from lungsynth.compositing.overlay import NoduleMask
+    from lungsynth.compositing.render import Annotation
     from lungsynth.enhancement.stage import EnhancedSlice
 
 __all__ = ["FORMATS", "ExportedSample", "Format", "Written"]
