@@ -16,7 +16,7 @@ from scipy import ndimage
 from lungsynth.hounsfield import AIR_HU
 from lungsynth.types import HuVolume
 
-__all__ = ["LUNG_BELOW_HU", "threshold_lung_mask"]
+__all__ = ["LUNG_BELOW_HU", "block_mean", "threshold_lung_mask"]
 
 LUNG_BELOW_HU = -300
 _GRID_MM = 2.0  # the search grid; thinner voxels are averaged
@@ -49,7 +49,7 @@ def threshold_lung_mask(
         True in lung, the shape of `hu`; all False when there is no air inside the body.
     """
     factors = tuple(max(1, int(_GRID_MM / mm + 0.5)) for mm in spacing_mm)
-    coarse = _block_mean(np.maximum(hu, AIR_HU), factors)
+    coarse = block_mean(np.maximum(hu, AIR_HU), factors)
     grid_mm = tuple(mm * factor for mm, factor in zip(spacing_mm, factors, strict=True))
     air = (coarse < LUNG_BELOW_HU) & _inside_body(coarse, grid_mm)
     airway = _airway(air, grid_mm)
@@ -58,10 +58,10 @@ def threshold_lung_mask(
     return _refine(lung, dark, airway, hu, factors)
 
 
-def _block_mean(hu: HuVolume, factors: tuple[int, ...]) -> Int[np.ndarray, "d h w"]:
-    """Means over blocks; the far ends are padded with their last voxels."""
-    padding = [(0, -size % factor) for size, factor in zip(hu.shape, factors, strict=True)]
-    padded = np.pad(hu, padding, mode="edge") if any(after for _, after in padding) else hu
+def block_mean(values: np.ndarray, factors: tuple[int, ...]) -> Int[np.ndarray, "d h w"]:
+    """Means of whole numbers over blocks of voxels, rounded down; the far ends are padded with their last voxels."""
+    padding = [(0, -size % factor) for size, factor in zip(values.shape, factors, strict=True)]
+    padded = np.pad(values, padding, mode="edge") if any(after for _, after in padding) else values
     offsets = np.ndindex(*factors)
     total = sum(padded[a :: factors[0], b :: factors[1], c :: factors[2]].astype(np.int32) for a, b, c in offsets)
     return np.asarray(total // int(np.prod(factors)), dtype=np.int32)

@@ -32,7 +32,7 @@ from lungsynth.errors import InputError
 from lungsynth.io.atomic import write_arrays
 from lungsynth.types import LabelVolume
 
-__all__ = ["SeriesTask", "SliceExtraction", "prepare_series"]
+__all__ = ["LabelledScan", "SeriesTask", "SliceExtraction", "prepare_series", "read_labelled_scan"]
 
 _ADULT_NORMAL_CM2 = 120.0  # lung in a slice of an adult from which on the lungs' shape can be learnt
 
@@ -67,6 +67,38 @@ class SeriesTask:
     not_normal: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LabelledScan:
+    """A series with all that its source says of it.
+
+    Args:
+        volume: HU.
+        findings: its nodules.
+        lung: true in lung, nodules included.
+        labels: `Label` ids.
+    """
+
+    volume: Volume
+    findings: ScanNodules
+    lung: Bool[np.ndarray, "depth height width"]
+    labels: LabelVolume
+
+
+def read_labelled_scan(files: SeriesFiles) -> LabelledScan:
+    """Reads a series with its nodules and lungs; lungs that nobody drew are found by threshold.
+
+    Raises:
+        InputError: when the series cannot be used, naming the file.
+    """
+    volume = read_volume(files)
+    findings = read_scan_nodules(files, volume)
+    lung = _lungs(files, volume)
+    _check_levels(files, volume, lung)
+    lung |= findings.nodule
+    labels = label_volume(lung=lung, nodule=findings.nodule, unlabelled=findings.unlabelled)
+    return LabelledScan(volume=volume, findings=findings, lung=lung, labels=labels)
+
+
 def prepare_series(task: SeriesTask, out: Path, settings: SliceExtraction) -> SeriesRows:
     """Prepares one series; its rows are written last.
 
@@ -78,12 +110,8 @@ def prepare_series(task: SeriesTask, out: Path, settings: SliceExtraction) -> Se
     Raises:
         InputError: when the series cannot be used, naming the file.
     """
-    volume = read_volume(task.files)
-    findings = read_scan_nodules(task.files, volume)
-    lung = _lungs(task.files, volume)
-    _check_levels(task.files, volume, lung)
-    lung |= findings.nodule
-    labels = label_volume(lung=lung, nodule=findings.nodule, unlabelled=findings.unlabelled)
+    scan = read_labelled_scan(task.files)
+    volume, findings, lung, labels = scan.volume, scan.findings, scan.lung, scan.labels
     listed = listed_slices(task.not_normal, task.files, volume.series_id, len(labels))
     slices = _write_slices(volume, labels, lung, findings, out, settings, may_be_normal=~listed)
     nodules, notes = _write_nodules(volume, findings, task.collection.name, out)

@@ -42,17 +42,30 @@ from lungsynth.hounsfield import LUNG_HU
 from lungsynth.placement.assets import ALPHA_SCALE, AssetArray
 from lungsynth.placement.groups import NodulePlacement
 
-__all__ = ["NoduleMatch", "NodulePatch", "Planes", "ResampledNodule", "match_noise_and_edge", "resample_nodule"]
+__all__ = [
+    "MARGIN_PX",
+    "MAX_PARTS",
+    "MAX_SMOOTHING_STEPS",
+    "MIN_WEIGHT",
+    "WEIGHT_RISE",
+    "NoduleMatch",
+    "NodulePatch",
+    "Planes",
+    "ResampledNodule",
+    "match_noise_and_edge",
+    "resample_nodule",
+    "resampled_plane",
+]
 
 Planes = Float32[np.ndarray, "3 height width"]  # alpha, weight, weight * HU
 
 # Of patches. Another value of any constant below renders existing catalogues differently.
-_WEIGHT_RISE = 4.0  # weight = min(1, 4 alpha): docs/results/compositing.md has the profiles it was chosen by
-_MIN_WEIGHT = np.float32(1 / 128)  # what is below adds less than a grey level, and would widen the window
-_MARGIN_PX = 2  # zeros around the support, so that interpolation ends in them
+WEIGHT_RISE = 4.0  # weight = min(1, 4 alpha): docs/results/compositing.md has the profiles it was chosen by
+MIN_WEIGHT = np.float32(1 / 128)  # what is below adds less than a grey level, and would widen the window
+MARGIN_PX = 2  # zeros around the support, so that interpolation ends in them
 
 # Of resampling.
-_MAX_PARTS = 4  # of a pixel, along each axis, over which a patch is averaged: for pixels of up to 2.8 mm
+MAX_PARTS = 4  # of a pixel, along each axis, over which a patch is averaged: for pixels of up to 2.8 mm
 _CORE_ALPHA = np.float32(0.95)  # the core of a nodule, free of its edge
 _MIN_CORE_PX = 12  # with fewer, the fine structure of the core is unknown and nothing is smoothed
 
@@ -62,7 +75,7 @@ _MAX_REACH_PX = 2048  # from the middle of a nodule: wider than any slice, and s
 _PATCH_EDGE_MM = 0.56  # standard deviation of the edge of stored patches: cohort.resampling.EDGE_PX = 0.8 at 0.7 mm
 _MIN_BLUR_MM = 0.45  # what the fading of a patch's HU beyond its outline takes away from its edge
 _MAX_BLUR_STEPS = 8  # 2 pixels (1.4 mm): more would dissolve small nodules
-_MAX_SMOOTHING_STEPS = 6  # 1.5 pixels, likewise
+MAX_SMOOTHING_STEPS = 6  # 1.5 pixels, likewise
 _MAX_NOISE_RATIO = 1.5  # of a nodule's fine structure over the lung's: real nodules have anatomy of their own
 _CLASSES_PER_OCTAVE = 2  # of noise levels: few enough to share resampled nodules between lungs
 
@@ -91,18 +104,18 @@ class NodulePatch:
             smoothing_steps: likewise of one that smooths the HU alone, not the edge.
         """
         blur, smoothing = gaussian(blur_steps), gaussian(smoothing_steps)
-        pad = max(len(blur), len(smoothing)) // 2 + _MARGIN_PX
+        pad = max(len(blur), len(smoothing)) // 2 + MARGIN_PX
         alpha = np.pad(stored[1].astype(np.float32) / np.float32(ALPHA_SCALE), pad)
-        weight = np.minimum(alpha * np.float32(_WEIGHT_RISE), np.float32(1))
+        weight = np.minimum(alpha * np.float32(WEIGHT_RISE), np.float32(1))
         weighted_hu = weight * convolved(np.pad(stored[0].astype(np.float32), pad, mode="edge"), smoothing)
         weight, weighted_hu = convolved(weight, blur), convolved(weighted_hu, blur)
-        visible = weight >= _MIN_WEIGHT
+        visible = weight >= MIN_WEIGHT
         planes = np.stack([alpha, np.where(visible, weight, 0), np.where(visible, weighted_hu, 0)]).astype(np.float32)
         row, column = (int(index.sum()) / len(index) for index in np.nonzero(alpha >= 0.5))
         rows, columns = np.nonzero(visible | (alpha > 0))
         reach_px = math.sqrt(((rows - row) ** 2 + (columns - column) ** 2).max()) + 1
-        top, left = int(rows.min()) - _MARGIN_PX, int(columns.min()) - _MARGIN_PX
-        cropped = planes[:, top : int(rows.max()) + _MARGIN_PX + 1, left : int(columns.max()) + _MARGIN_PX + 1]
+        top, left = int(rows.min()) - MARGIN_PX, int(columns.min()) - MARGIN_PX
+        cropped = planes[:, top : int(rows.max()) + MARGIN_PX + 1, left : int(columns.max()) + MARGIN_PX + 1]
         return cls(np.ascontiguousarray(cropped), (row - top, column - left), reach_px * PATCH_SPACING_MM)
 
 
@@ -114,7 +127,7 @@ class ResampledNodule:
         weight: of the nodule, in [0, 1]; 0 on the border.
         hu: of the nodule, where it has a weight.
         density: 0 where the nodule is as thin as lung, 1 where it is as dense as soft tissue (0 HU).
-        nodule: what the label map shows, at least one pixel.
+        nodule: what the label map shows; in a slice of its own, at least one pixel.
         top: row of the first pixel less that of the placement, rounded down.
         left: likewise its column.
         fine_hu: standard deviation of the fourth difference of the nodule's HU in its core (`noise.fourth_difference`);
@@ -154,6 +167,26 @@ def resample_nodule(placement: NodulePlacement, patch: NodulePatch, spacing_mm: 
     begin = [math.floor(fraction - r) for fraction, r in zip(fractions, reach, strict=True)]
     end = [math.ceil(fraction + r) + 1 for fraction, r in zip(fractions, reach, strict=True)]
     alpha, weight, weighted_hu = _sample(placement, patch, spacing_mm, fractions, begin, end)
+    return resampled_plane(alpha, weight, weighted_hu, _nodule_pixels(alpha), begin=(begin[0], begin[1]))
+
+
+def resampled_plane(
+    alpha: Float32[np.ndarray, "height width"],
+    weight: Float32[np.ndarray, "height width"],
+    weighted_hu: Float32[np.ndarray, "height width"],
+    nodule: Bool[np.ndarray, "height width"],
+    *,
+    begin: tuple[int, int],
+) -> ResampledNodule:
+    """A nodule in a slice, from what was sampled there; some weight is above 0.
+
+    Args:
+        alpha: of the nodule.
+        weight: likewise.
+        weighted_hu: weight * HU.
+        nodule: what the label map shows.
+        begin: (row, column) of the first pixel less that of the placement, rounded down.
+    """
     rows, columns = (np.flatnonzero((weight > 0).any(axis=axis)) for axis in (1, 0))
     # One pixel of zeros is left around, so that what touches the border is seen to be cut.
     top, left = max(0, int(rows[0]) - 1), max(0, int(columns[0]) - 1)
@@ -165,7 +198,7 @@ def resample_nodule(placement: NodulePlacement, patch: NodulePatch, spacing_mm: 
         weight=np.ascontiguousarray(weight[window]),
         hu=hu,
         density=density,
-        nodule=_nodule_pixels(alpha[window]),
+        nodule=np.ascontiguousarray(nodule[window]),
         top=begin[0] + top,
         left=begin[1] + left,
         fine_hu=_fine_hu(hu, core),
@@ -196,6 +229,13 @@ class NoduleMatch(NamedTuple):
             return cls(blur_steps)
         return cls(blur_steps, round(_CLASSES_PER_OCTAVE * math.log2(max(1.0, noise.fine * noise.whole_hu))))
 
+    @property
+    def allowed_fine_hu(self) -> float:
+        """Fine structure that a nodule's HU may have; a nodule with more is smoothed."""
+        if self.noise_class is None:
+            return math.inf
+        return _MAX_NOISE_RATIO * 2.0 ** (self.noise_class / _CLASSES_PER_OCTAVE)
+
 
 def match_noise_and_edge(
     placement: NodulePlacement,
@@ -212,11 +252,8 @@ def match_noise_and_edge(
         match: of the lungs.
     """
     nodule = resample_nodule(placement, patch_of(match.blur_steps, 0), spacing_mm)
-    if match.noise_class is None:
-        return nodule
-    allowed_hu = _MAX_NOISE_RATIO * 2.0 ** (match.noise_class / _CLASSES_PER_OCTAVE)
-    for smoothing_steps in range(1, _MAX_SMOOTHING_STEPS + 1):
-        if nodule.fine_hu <= allowed_hu:
+    for smoothing_steps in range(1, MAX_SMOOTHING_STEPS + 1):
+        if nodule.fine_hu <= match.allowed_fine_hu:
             break
         nodule = resample_nodule(placement, patch_of(match.blur_steps, smoothing_steps), spacing_mm)
     return nodule
@@ -232,7 +269,7 @@ def _sample(
 ) -> Planes:
     """The patch's planes on the pixels begin .. end, each the mean over the lung's pixel (partial volume)."""
     step_mm = PATCH_SPACING_MM * placement.scale
-    parts = [min(_MAX_PARTS, max(1, round(spacing / step_mm))) for spacing in spacing_mm]
+    parts = [min(MAX_PARTS, max(1, round(spacing / step_mm))) for spacing in spacing_mm]
     per_part = [s / step_mm * (1 << POSITION_BITS) / (POSITIONS * n) for s, n in zip(spacing_mm, parts, strict=True)]
     down = offsets(begin[0], end[0], fractions[0], parts[0])[:, None]
     left = offsets(begin[1], end[1], fractions[1], parts[1])[None, :]

@@ -38,6 +38,7 @@ __all__ = [
     "Overlay",
     "VisibleNodule",
     "blend",
+    "box_on_slice",
     "noise_window",
     "overlay",
     "within_lung",
@@ -130,7 +131,8 @@ def overlay(
     np.copyto(label, background.label)
     visible = []
     for index, (placement, nodule) in enumerate(nodules):
-        window, part = _window(placement, nodule, image.shape)
+        top, left = math.floor(placement.row_px) + nodule.top, math.floor(placement.col_px) + nodule.left
+        window, part = box_on_slice(top, left, nodule.weight.shape, image.shape)
         nodule = within_lung(nodule, part, background.inside, window)
         mask = nodule.nodule[part]
         if not mask.any():
@@ -164,13 +166,16 @@ def within_lung(
     return replace(nodule, weight=weight, nodule=mask)
 
 
-def _window(
-    placement: NodulePlacement, nodule: ResampledNodule, shape: tuple[int, ...]
-) -> tuple[Box, tuple[slice, slice]]:
-    """Where a resampled nodule falls on a slice, and the part of it that does."""
-    top, left = math.floor(placement.row_px) + nodule.top, math.floor(placement.col_px) + nodule.left
-    height, width = nodule.weight.shape
-    box = Box(max(0, top), max(0, left), min(shape[0], top + height), min(shape[1], left + width))
+def box_on_slice(top: int, left: int, size: tuple[int, ...], shape: tuple[int, ...]) -> tuple[Box, tuple[slice, slice]]:
+    """Where an array of this size falls on a slice, and the part of it that does.
+
+    Args:
+        top: row of its first pixel, which may lie outside.
+        left: likewise its column.
+        size: rows and columns.
+        shape: of the slice.
+    """
+    box = Box(max(0, top), max(0, left), min(shape[0], top + size[0]), min(shape[1], left + size[1]))
     return box, (slice(box.row_from - top, box.row_to - top), slice(box.column_from - left, box.column_to - left))
 
 

@@ -1,4 +1,4 @@
-"""Files on disk: NIfTI volumes and slices, `annotations.csv`. Whole or absent, and the same bytes each time.
+"""Files on disk: NIfTI and MetaImage volumes, slices, `annotations.csv`. Whole or absent, the same bytes each time.
 
 Arrays here are (depth, height, width) and (height, width); the NIfTI array is their transpose, so that nibabel's
 affine of a `Volume` needs no change. A slice file holds (width, height, 1).
@@ -20,7 +20,15 @@ from lungsynth.errors import InputError
 from lungsynth.io.atomic import write_bytes, write_text
 from lungsynth.types import Affine, HuPlane, HuVolume, LabelPlane, LabelVolume
 
-__all__ = ["ANNOTATION_COLUMNS", "read_plane", "write_annotations", "write_atomically", "write_nifti", "write_plane"]
+__all__ = [
+    "ANNOTATION_COLUMNS",
+    "read_plane",
+    "write_annotations",
+    "write_atomically",
+    "write_metaimage",
+    "write_nifti",
+    "write_plane",
+]
 
 write_atomically = write_bytes  # for callers that have not moved to `io.atomic` yet
 ANNOTATION_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")
@@ -114,6 +122,48 @@ def read_plane(path: Path) -> tuple[HuPlane | LabelPlane, Affine]:
         raise InputError(f"{path}: its affine holds values that are no numbers. Write the cohort again.")
     plane = np.ascontiguousarray(rearrange(array, "width height 1 -> height width"))
     return plane, np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
+
+
+def write_metaimage(out: Path, name: str, image: HuVolume | LabelVolume, affine: Affine, *, comment: str) -> list[str]:
+    """Writes a volume as MetaImage, a header and a raw file beside it, bit-exact.
+
+    Args:
+        out: folder.
+        name: of the header in it, with `.mhd`.
+        image: int16 HU or uint8 labels (depth, height, width).
+        affine: RAS, of (column, row, slice).
+        comment: one line.
+
+    Returns:
+        The names of both files. The data are named last, so that a header never lacks them.
+    """
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    raw = f"{Path(name).stem}.raw"
+    depth, height, width = image.shape
+    header = {
+        "ObjectType": "Image",
+        "NDims": 3,
+        "BinaryData": True,
+        "BinaryDataByteOrderMSB": False,
+        "CompressedData": False,
+        "TransformMatrix": _numbers((lps[:3, :3] / spacing).T.ravel()),
+        "Offset": _numbers(lps[:3, 3]),
+        "CenterOfRotation": "0 0 0",
+        "ElementSpacing": _numbers(spacing),
+        "DimSize": f"{width} {height} {depth}",
+        "Comment": comment,
+        "ElementType": {"int16": "MET_SHORT", "uint8": "MET_UCHAR"}[image.dtype.name],
+        "ElementDataFile": raw,
+    }
+    data = Path(name).with_name(raw).as_posix()
+    write_bytes(out / data, np.ascontiguousarray(image).astype(image.dtype.newbyteorder("<")).tobytes())
+    write_text(out / name, "".join(f"{key} = {value}\n" for key, value in header.items()))
+    return [name, data]
+
+
+def _numbers(values: np.ndarray) -> str:
+    return " ".join(f"{value + 0.0:.9g}" for value in values)  # + 0.0 makes 0 of -0
 
 
 def write_annotations(

@@ -1,4 +1,4 @@
-"""A synthetic slice as DICOM that tells the truth: a CT image of nobody, marked as synthetic, and its Segmentation.
+"""Synthetic slices and scans as DICOM that tells the truth: CT images marked as synthetic, and their Segmentation.
 
 Nothing of a source patient is in it: names, UIDs and dates follow from the sample's name alone, so the same sample has
 the same bytes. Synthetic Data (0008,001C) is YES; a validator of 2022 does not know that attribute yet. The
@@ -22,13 +22,14 @@ from pydicom.valuerep import DSfloat
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import CT_RANGE_HU
 from lungsynth.io.atomic import write_bytes
-from lungsynth.types import Affine, HuPlane, MaskPlane
+from lungsynth.types import Affine, HuPlane, LabelVolume, MaskPlane
 
 __all__ = [
     "SyntheticScan",
     "derived_uid",
     "dicom_bytes",
     "mark_synthetic",
+    "scan_seg",
     "synthetic_ct",
     "synthetic_seg",
     "write_dicom",
@@ -41,6 +42,15 @@ _IMPLEMENTATION = "lungsynth"
 _FIRST_DAY = date(2000, 1, 1)  # day 0 of every synthetic patient
 _TIME = "120000"  # of every image: no clock decides a byte
 _LUNG_WINDOW = (-600, 1500)  # centre, width
+# By `of_patient`: of study and series, and of the patient.
+_DESCRIPTIONS = {
+    False: ("Synthetic chest CT, not of a patient", "Synthetic lung slice"),
+    True: ("Chest CT with synthetic nodules", "CT with inserted nodules"),
+}
+_COMMENTS = {
+    False: "Synthetic: not a patient. Not for diagnosis.",
+    True: "Synthetic nodules were inserted into a CT of a patient. Not for diagnosis.",
+}
 _RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
 
 
@@ -53,14 +63,14 @@ class SyntheticScan:
         name: of the sample, unique.
         derivation: how the image was produced; goes to Derivation Description.
         day: of the scan, from 0.
-        enhanced: whether a network worked on the image.
+        of_patient: whether it is the CT of a patient into which nodules were inserted; else it is of nobody.
     """
 
     subject: str
     name: str
     derivation: str
     day: int = 0
-    enhanced: bool = False
+    of_patient: bool = False
 
     @property
     def study_date(self) -> str:
@@ -73,23 +83,25 @@ def derived_uid(*words: str) -> UID:
     return UID(f"2.25.{uuid.uuid5(_NAMESPACE, '/'.join(words)).int}")
 
 
-def synthetic_ct(hu: HuPlane, affine: Affine, scan: SyntheticScan) -> FileDataset:
+def synthetic_ct(hu: HuPlane, affine: Affine, scan: SyntheticScan, *, number: int | None = None) -> FileDataset:
     """A CT image of one slice.
 
     Args:
         hu: int16 (H, W), within `CT_RANGE_HU`.
         affine: (column, row, slice) -> RAS mm, axial.
         scan: who and what.
+        number: of the slice in its series, from 1; None for a slice that is alone.
     """
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
-    meta.MediaStorageSOPInstanceUID = derived_uid(scan.name, "image")
+    meta.MediaStorageSOPInstanceUID = derived_uid(scan.name, "image", *([] if number is None else [str(number)]))
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.ImplementationClassUID = derived_uid("implementation")
     meta.ImplementationVersionName = _IMPLEMENTATION
     image = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     image.SOPClassUID, image.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
     _describe(image, scan)
+    image.InstanceNumber = number or 1
     _place(image, affine)
     _fill(image, hu)
     mark_synthetic(image, scan)
@@ -131,15 +143,14 @@ def _describe(image: Dataset, scan: SyntheticScan) -> None:
     image.AccessionNumber = image.ReferringPhysicianName = ""
     image.StudyID, image.BodyPartExamined = "1", "CHEST"
     image.Modality, image.Manufacturer, image.ManufacturerModelName = "CT", MANUFACTURER, MANUFACTURER
-    image.StudyDescription = "Synthetic chest CT, not of a patient"
-    image.SeriesDescription = "Synthetic lung slice"
+    image.StudyDescription, image.SeriesDescription = _DESCRIPTIONS[scan.of_patient]
     image.PatientName, image.PatientID = f"Synthetic^{scan.subject}", scan.subject
     image.PatientBirthDate = image.PatientSex = ""
-    image.PatientComments = "Synthetic: not a patient. Not for diagnosis."
+    image.PatientComments = _COMMENTS[scan.of_patient]
     image.StudyInstanceUID = derived_uid(scan.subject, "study", str(scan.day))
     image.SeriesInstanceUID = derived_uid(scan.name, "series")
     image.FrameOfReferenceUID = derived_uid(scan.subject, "frame")
-    image.SeriesNumber = image.InstanceNumber = 1
+    image.SeriesNumber = 1
     image.AcquisitionNumber = image.KVP = None
     image.PatientPosition, image.PositionReferenceIndicator = "HFS", ""
     image.DerivationDescription = scan.derivation[:1024]
@@ -179,7 +190,7 @@ _FAMILY = Code("123110", "DCM", "Artificial Intelligence")
 def synthetic_seg(
     image: Dataset, lung: MaskPlane, nodules: Sequence[MaskPlane], categories: Sequence[str], scan: SyntheticScan
 ) -> Dataset:
-    """A binary Segmentation: segment 1 is lung (nodules included), then one a nodule.
+    """A binary Segmentation of a slice: segment 1 is lung (nodules included), then one a nodule.
 
     Args:
         image: what `synthetic_ct` gave.
@@ -191,6 +202,30 @@ def synthetic_seg(
     Raises:
         InputError: when highdicom is not installed.
     """
+    pixels = np.stack([lung, *nodules], axis=-1)[None].astype(np.uint8)
+    return _segmentation([image], pixels, categories, scan, series="Truth of a synthetic lung slice")
+
+
+def scan_seg(
+    images: Sequence[Dataset], segments: LabelVolume, categories: Sequence[str], scan: SyntheticScan
+) -> Dataset:
+    """A binary Segmentation of a scan: segment 1 is lung without the nodules, then one a nodule.
+
+    Args:
+        images: what `synthetic_ct` gave for each slice.
+        segments: (depth, height, width), 0 or the number of the segment.
+        categories: one a nodule, for the labels.
+        scan: that of the images.
+
+    Raises:
+        InputError: when highdicom is not installed.
+    """
+    return _segmentation(images, segments, categories, scan, series="Lungs and inserted nodules")
+
+
+def _segmentation(
+    images: Sequence[Dataset], pixels: np.ndarray, categories: Sequence[str], scan: SyntheticScan, *, series: str
+) -> Dataset:
     highdicom = _highdicom()
     algorithm = highdicom.AlgorithmIdentificationSequence(name=MANUFACTURER, family=_FAMILY, version="1")
     segments = [_segment(1, "Lung", _ANATOMY, _LUNG, scan, algorithm)]
@@ -198,8 +233,8 @@ def synthetic_seg(
         label = f"Nodule {number - 1}, {category}"
         segments.append(_segment(number, label, _LESION, _NODULE, scan, algorithm))
     segmentation = highdicom.seg.Segmentation(
-        source_images=[image],
-        pixel_array=np.stack([lung, *nodules], axis=-1)[None].astype(np.uint8),
+        source_images=list(images),
+        pixel_array=pixels,
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=segments,
         series_instance_uid=derived_uid(scan.name, "seg series"),
@@ -212,9 +247,9 @@ def synthetic_seg(
         device_serial_number="1",
         content_label="LUNGSYNTH",
         content_description="Lungs and nodules as they were composed",
-        series_description="Truth of a synthetic lung slice",
+        series_description=series,
     )
-    _settle(segmentation, image, scan)
+    _settle(segmentation, images[0], scan)
     mark_synthetic(segmentation, scan)
     return segmentation
 

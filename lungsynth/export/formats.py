@@ -20,13 +20,13 @@ from uuid import uuid4
 import numpy as np
 from PIL import Image
 
-from lungsynth.ct.write import write_plane
+from lungsynth.ct.write import write_metaimage, write_plane
 from lungsynth.errors import InputError
 from lungsynth.export.labels import write_msd, write_nnunet
 from lungsynth.export.split import PARTS, Part, Provenance
 from lungsynth.geometry import Box
 from lungsynth.hounsfield import DISPLAY_WINDOW, Label
-from lungsynth.io.atomic import replacing, write_bytes, write_text
+from lungsynth.io.atomic import replacing, write_bytes
 from lungsynth.types import Affine, HuPlane, LabelPlane, MaskPlane
 
 if TYPE_CHECKING:
@@ -156,39 +156,9 @@ def _luna16(samples: Sequence[ExportedSample], out: Path, shard: str) -> tuple[l
         sides = np.where(np.arange(sample.lung.shape[1]) <= (columns[0] + columns[-1]) / 2, np.uint8(3), np.uint8(4))
         lungs = (f"seg-lungs-LUNA16/{sample.name}.mhd", sample.lung * sides)
         for name, plane in ((names.image, sample.image), (names.label, sample.label), lungs):
-            files += _write_metaimage(out, name, plane, sample)
+            files += write_metaimage(out, name, plane[None], sample.affine, comment=sample.descrip)
         written.append(names)
     return written, files
-
-
-def _write_metaimage(out: Path, name: str, plane: np.ndarray, sample: ExportedSample) -> list[str]:
-    """Writes a header and its data file, which is named last so that a header never lacks its data."""
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ sample.affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    raw = f"{Path(name).stem}.raw"
-    header = {
-        "ObjectType": "Image",
-        "NDims": 3,
-        "BinaryData": True,
-        "BinaryDataByteOrderMSB": False,
-        "CompressedData": False,
-        "TransformMatrix": _numbers((lps[:3, :3] / spacing).T.ravel()),
-        "Offset": _numbers(lps[:3, 3]),
-        "CenterOfRotation": "0 0 0",
-        "ElementSpacing": _numbers(spacing),
-        "DimSize": f"{plane.shape[1]} {plane.shape[0]} 1",
-        "Comment": sample.descrip,
-        "ElementType": {"int16": "MET_SHORT", "uint8": "MET_UCHAR"}[plane.dtype.name],
-        "ElementDataFile": raw,
-    }
-    data = Path(name).with_name(raw).as_posix()
-    write_bytes(out / data, np.ascontiguousarray(plane).astype(plane.dtype.newbyteorder("<")).tobytes())
-    write_text(out / name, "".join(f"{key} = {value}\n" for key, value in header.items()))
-    return [name, data]
-
-
-def _numbers(values: np.ndarray) -> str:
-    return " ".join(f"{value + 0.0:.9g}" for value in values)  # + 0.0 makes 0 of -0
 
 
 def _png(samples: Sequence[ExportedSample], out: Path, shard: str) -> tuple[list[Written], list[str]]:
