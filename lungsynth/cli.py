@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from lungsynth.commands.cohorts import PHANTOM, PREPARE, PSEUDO_LABEL
 from lungsynth.commands.command import Command, make_parser, run_command, run_commands
+from lungsynth.commands.insert import INSERT
 from lungsynth.commands.package import PACKAGE
 from lungsynth.commands.samples import EXPORT, GENERATE, PLAN
 from lungsynth.commands.trial import TRIAL
@@ -21,6 +22,7 @@ COMMANDS: Mapping[str, Command] = {
     "export": EXPORT,
     "pseudo-label": PSEUDO_LABEL,
     "phantom": PHANTOM,
+    "insert": INSERT,
     "trial": TRIAL,
     "package": PACKAGE,
 }

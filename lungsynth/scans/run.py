@@ -1,0 +1,181 @@
+"""Nodules into many scans: one scan after the other in memory, each sample written once, a stopped run continued.
+
+Folder of a run:
+
+| file | content |
+|---|---|
+| `images/`, `labels/`, `nodules/` (NIfTI) or the folders of the other formats | the scans, see `write` |
+| `annotations.csv`, `detection.json`, `datalist.json`, `nodules.csv` | lists of all samples |
+| `scans.csv` | which scan is whose: holds ids and paths, keep it |
+| `run.json` | what decides the bytes of the run |
+"""
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from lungsynth.cohort.series import LabelledScan, read_labelled_scan
+from lungsynth.ct.discover import find_series
+from lungsynth.ct.series import Problem, SeriesFiles
+from lungsynth.ct.volume import Volume
+from lungsynth.errors import InputError
+from lungsynth.io.atomic import write_json, write_text
+from lungsynth.io.stored import anything, mappings, read_json
+from lungsynth.io.tables import csv_text
+from lungsynth.run_folder import RunFolder
+from lungsynth.scans.insert import insert_nodules
+from lungsynth.scans.plan import InsertConfig, ScanPlan, plan_scan
+from lungsynth.scans.rows import FROM_SCAN, inserted_rows, own_rows
+from lungsynth.scans.shape import ScanShape
+from lungsynth.scans.write import WrittenScan, write_lists, write_scan
+from lungsynth.seeds import HashDomain, hash_words
+
+__all__ = ["InsertResult", "insert_into_scans"]
+
+_logger = logging.getLogger(__name__)
+_PARTS = ".parts"
+_REMEDY = "Delete it, and run the same command again."
+_MAX_THICKNESS_MM = 20.0  # of a slice; what is more is no thickness
+
+
+@dataclass(frozen=True, kw_only=True)
+class InsertResult:
+    """What came of it.
+
+    Args:
+        scans: with nodules.
+        samples: that were written, those of earlier runs included.
+        nodules: inserted.
+        problems: scans that were left out, and why.
+    """
+
+    scans: int
+    samples: int
+    nodules: int
+    problems: tuple[Problem, ...]
+
+
+def insert_into_scans(config: InsertConfig) -> InsertResult:
+    """Inserts nodules into all scans of the sources, or goes on with it.
+
+    Raises:
+        InputError: when there is no scan, none could be used, or the folder belongs to another run.
+    """
+    with find_series(list(config.sources), config.files) as found:
+        folder = RunFolder(path=config.out, identity=config.identity(found.series), may_grow=("variants",))
+        with folder.held():
+            problems, samples, used = list(found.problems), list[Mapping[str, Any]](), list[dict[str, Any]]()
+            progress = tqdm(found.series, desc="scans", unit="scan")
+            for number, files in enumerate(progress, start=1):
+                job = _ScanJob(config=config, files=files, subject=f"scan{number:04d}")
+                try:
+                    samples += job.run()
+                    used.append(job.row)
+                except InputError as error:
+                    problems.append(Problem(files.files[0], str(error)))
+                    _logger.warning("left out: %s", error)
+            if not samples:
+                raise InputError(problems[0].message if len(problems) == 1 else _none_of(problems))
+            write_lists(samples, config.out)
+            write_text(config.out / "scans.csv", csv_text(pd.DataFrame(used)))
+    inserted = sum(nodule["source"] != FROM_SCAN for sample in samples for nodule in sample["nodules"])
+    return InsertResult(scans=len(used), samples=len(samples), nodules=inserted, problems=tuple(problems))
+
+
+def _none_of(problems: Sequence[Problem]) -> str:
+    return f"No scan could be used: {len(problems)} problems, the first one: {problems[0].message}"
+
+
+@dataclass(eq=False, kw_only=True)
+class _ScanJob:
+    """One scan of a run; it is read when the first of its samples is not there yet."""
+
+    config: InsertConfig
+    files: SeriesFiles
+    subject: str
+
+    def run(self) -> list[Mapping[str, Any]]:
+        """The facts of its samples, which are made unless they are there."""
+        names = [self._name(variant, day) for variant in range(self.config.variants) for day in self.config.days]
+        names += [f"{self.subject}-without"] if self.config.pairs else []
+        kept = {name: facts for name in names if (facts := self._kept(name)) is not None}
+        if len(kept) < len(names):
+            kept |= self._make(missing=set(names) - set(kept))
+        return [kept[name] for name in names]
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """Of scans.csv."""
+        return {
+            "subject": self.subject,
+            "series_id": self.files.series_id,
+            "patient_id": self.files.patient_id,
+            "path": str(self.files.files[0]),
+        }
+
+    def _name(self, variant: int, day: int) -> str:
+        name = self.subject if self.config.variants == 1 else f"{self.subject}-v{variant:04d}"
+        return name if self.config.growth is None else f"{name}-day{day:04d}"
+
+    def _kept(self, name: str) -> Mapping[str, Any] | None:
+        path = self.config.out / _PARTS / f"{name}.json"
+        return read_json(path, mappings(anything), what="a finished scan", remedy=_REMEDY) if path.is_file() else None
+
+    def _make(self, *, missing: set[str]) -> dict[str, Mapping[str, Any]]:
+        scan = read_labelled_scan(self.files)
+        volume, name = scan.volume, str(self.files.files[0])
+        nodules = scan.findings.nodule | scan.findings.unlabelled
+        shape = ScanShape.of(volume.hu, scan.lung, spacing_mm=volume.spacing_mm, nodules=nodules, name=name)
+        made: dict[str, Mapping[str, Any]] = {}
+        for variant in range(self.config.variants):
+            if not missing.intersection(self._name(variant, day) for day in self.config.days):
+                continue
+            plan = self._plan(shape, variant, name)
+            for day in self.config.days:
+                if (sample := self._name(variant, day)) in missing:
+                    made[sample] = self._save(sample, scan, plan.on_day(self.config.growth, day), day)
+        if (without := f"{self.subject}-without") in missing:
+            made[without] = self._save(without, scan, ScanPlan(wanted=(), cubes=(), places=(), seed=0), 0)
+        return made
+
+    def _plan(self, shape: ScanShape, variant: int, name: str) -> ScanPlan:
+        key = int(hashlib.sha256(self.files.series_id.encode()).hexdigest()[:15], 16)
+        seed = hash_words(HashDomain.SEED, self.config.seed, key, variant) >> 1
+        return plan_scan(shape, self.config, seed=seed, name=name)
+
+    def _save(self, name: str, scan: LabelledScan, plan: ScanPlan, day: int) -> Mapping[str, Any]:
+        inserted = insert_nodules(
+            scan.volume, scan.labels, plan.placed, seed=plan.seed, thickness_mm=_thickness_mm(scan.volume)
+        )
+        written = WrittenScan(
+            name=name,
+            subject=self.subject,
+            volume=inserted.volume,
+            label=inserted.label,
+            instances=inserted.instances,
+            categories=tuple(nodule.texture for nodule in plan.wanted),
+            day=day,
+        )
+        facts = {
+            "name": name,
+            "subject": self.subject,
+            "day": day,
+            "files": write_scan(written, self.config.out, format=self.config.format),
+            "nodules": [*inserted_rows(plan, inserted), *own_rows(scan)],
+        }
+        write_json(self.config.out / _PARTS / f"{name}.json", facts)
+        return facts
+
+
+def _thickness_mm(volume: Volume) -> float | None:
+    """Of the slices, where the files tell."""
+    try:
+        thickness_mm = float(volume.modality_info.get("SliceThickness", "nan"))
+    except ValueError:
+        return None
+    return thickness_mm if 0 < thickness_mm <= _MAX_THICKNESS_MM else None
