@@ -104,7 +104,8 @@ def _dry_run(config: "InsertConfig") -> Report:
         asked = sum(request.count for request in config.nodules)
         lines = [f"{len(found.series)} scans, {samples} samples with {asked} nodules each, as {config.format}"]
         lines += [f"  {files.series_id}: {files.files[0]}" for files in found.series[:_LISTED]]
-        lines += [f"  and {rest} more"] * ((rest := len(found.series) - _LISTED) > 0)
+        if (more := len(found.series) - _LISTED) > 0:
+            lines.append(f"  and {more} more")
         return Report(lines, counted([problem.message for problem in found.problems], "could not be used"))
 
 

@@ -1,7 +1,7 @@
-"""What is inserted into which scans, and the plan of a sample: its nodules and their places, before anything is drawn."""
+"""What is inserted into which scans, and the plan of a sample: its nodules and places, before anything is drawn."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from lungsynth.scans.write import check_format
 __all__ = ["InsertConfig", "ScanPlan", "plan_scan"]
 
 _MAX_VARIANTS = 10_000
+_SCALE_DIGITS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class InsertConfig:
     rules: PlacementRules | None = None
     pairs: bool = False
     growth: Growth | None = None
-    files: SortSettings = SortSettings()
+    files: SortSettings = field(default_factory=SortSettings)
 
     def __post_init__(self) -> None:
         if not self.nodules:
@@ -121,11 +122,13 @@ class ScanPlan:
     @property
     def placed(self) -> list[PlacedNodule]:
         """With the scales that give the diameters wanted."""
+        scales = [
+            round(self.factor * nodule.diameter_mm / cube.diameter_mm, _SCALE_DIGITS)
+            for nodule, cube in zip(self.wanted, self.cubes, strict=True)
+        ]
         return [
-            PlacedNodule(
-                cube=cube.cube, place=place, scale=round(self.factor * nodule.diameter_mm / cube.diameter_mm, 6)
-            )
-            for nodule, cube, place in zip(self.wanted, self.cubes, self.places, strict=True)
+            PlacedNodule(cube=cube.cube, place=place, scale=scale)
+            for cube, place, scale in zip(self.cubes, self.places, scales, strict=True)
         ]
 
     def on_day(self, growth: Growth | None, day: int) -> "ScanPlan":

@@ -1,12 +1,13 @@
 """Scans with inserted nodules as files: NIfTI, LUNA16's layout, or DICOM series with a Segmentation.
 
 All have the same lists beside them: `annotations.csv` as in LUNA16 and `detection.json` for MONAI's detectors, both in
-LPS millimetres, `datalist.json` for segmentation, and `nodules.csv` with all that is known of each nodule. A nodule that
-the scan had before counts as a nodule in all of them.
+LPS millimetres, `datalist.json` for segmentation, and `nodules.csv` with all that is known of each nodule. A nodule
+that the scan had before counts as a nodule in all of them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,8 @@ def check_format(name: str) -> None:
     """
     if name not in SCAN_FORMATS:
         raise InputError(f"`format`: scans are written as {', '.join(SCAN_FORMATS)}, got {name!r}.")
-    if name == "dicom":
-        try:
-            import highdicom  # noqa: F401
-        except ImportError as error:
-            raise InputError(
-                "Writing DICOM needs highdicom. Install it with: pip install 'lungsynth[dicom]'"
-            ) from error
+    if name == "dicom" and find_spec("highdicom") is None:
+        raise InputError("Writing DICOM needs highdicom. Install it with: pip install 'lungsynth[dicom]'")
 
 
 def write_scan(scan: WrittenScan, out: Path, *, format: str) -> dict[str, str]:  # noqa: A002
