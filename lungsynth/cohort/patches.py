@@ -34,6 +34,7 @@ __all__ = [
     "NodulePatches",
     "NodulePlanes",
     "NoduleWindow",
+    "cube_diameter_mm",
     "cut_cube",
     "cut_patches",
     "cut_window",
@@ -204,6 +205,11 @@ def texture_class(rating: float | None) -> str:
 def sphere_diameter_mm(voxels: float, *, voxel_volume_mm3: float) -> float:
     """Diameter of the sphere of equal volume."""
     return float(np.cbrt(6 * voxels * voxel_volume_mm3 / np.pi))
+
+
+def cube_diameter_mm(cube: NoduleCube) -> float:
+    """Diameter of the sphere of equal volume to alpha >= 0.5."""
+    return sphere_diameter_mm(int((cube.alpha >= 0.5).sum()), voxel_volume_mm3=PATCH_SPACING_MM**3)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

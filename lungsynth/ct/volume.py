@@ -24,6 +24,7 @@ from lungsynth.types import Affine, HuPlane, HuVolume
 
 __all__ = [
     "SAME_GRID_VOXELS",
+    "VOLUME_AXES",
     "Volume",
     "check_size",
     "same_grid",
@@ -83,7 +84,7 @@ class Volume:
 
 
 _logger = logging.getLogger(__name__)
-_VOLUME_AXES = orientations.axcodes2ornt(("L", "P", "S"))
+VOLUME_AXES = orientations.axcodes2ornt(("L", "P", "S"))
 # Sine of the angle between a voxel axis and the patient's. 1e-3 moves the border of a 350 mm field by half a pixel.
 _ROUNDING, _OBLIQUE = 1e-4, 1e-3
 SAME_GRID_VOXELS = 0.25
@@ -140,7 +141,7 @@ def to_volume_axes(array: np.ndarray, affine: np.ndarray, *, name: str) -> tuple
     """
     affine = np.asarray(affine, dtype=np.float64)
     _check_axis_aligned(affine, name=name)
-    turn = orientations.ornt_transform(nib.io_orientation(affine), _VOLUME_AXES)
+    turn = orientations.ornt_transform(nib.io_orientation(affine), VOLUME_AXES)
     turned = orientations.apply_orientation(array, turn)
     turned_affine = affine @ orientations.inv_ornt_aff(turn, array.shape)
     turned_affine[:3, :3] = np.diag(np.diag(turned_affine[:3, :3]))

@@ -1,24 +1,27 @@
 """Whence the nodules of a scan come: from the generator, or from the patients of a cohort."""
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+from lungsynth.categories import TEXTURES
 from lungsynth.cohort.files import read_arrays
-from lungsynth.cohort.patches import NoduleCube, sphere_diameter_mm
+from lungsynth.cohort.patches import NoduleCube, cube_diameter_mm
 from lungsynth.cohort.reader import Cohort
 from lungsynth.cohort.schema import CubeEntry
 from lungsynth.errors import InputError
-from lungsynth.geometry import PATCH_SPACING_MM
 from lungsynth.scans.request import WantedNodule
 from lungsynth.types import Origin
 
-__all__ = ["CohortCubes", "CubeSource", "GeneratedCubes", "SourcedCube", "cube_diameter_mm"]
+__all__ = ["CohortCubes", "CubePool", "CubeSource", "GeneratedCubes", "SourcedCube"]
+
+Item = TypeVar("Item")
 
 _SCALES = (0.8, 1.25)  # of a real nodule: its edge and its noise are scaled with it
 _NEAREST = 12  # of the real nodules of a size, from which one is drawn
@@ -52,10 +55,10 @@ class SourcedCube:
         return digest.hexdigest()[:16]
 
 
+@runtime_checkable
 class CubeSource(Protocol):
     """Gives nodules in three dimensions."""
 
-    @property
     def identity(self) -> dict[str, str]:
         """What decides the bytes of its nodules."""
         ...
@@ -69,11 +72,6 @@ class CubeSource(Protocol):
         ...
 
 
-def cube_diameter_mm(cube: NoduleCube) -> float:
-    """Diameter of the sphere of equal volume to alpha >= 0.5."""
-    return sphere_diameter_mm(int((cube.alpha >= 0.5).sum()), voxel_volume_mm3=PATCH_SPACING_MM**3)
-
-
 @dataclass(frozen=True, kw_only=True)
 class GeneratedCubes:
     """Nodules of `wcapsgan_bundle`.
@@ -84,7 +82,6 @@ class GeneratedCubes:
 
     bundles: Path
 
-    @property
     def identity(self) -> dict[str, str]:
         """The weights."""
         from lungsynth.scans.generated_cubes import weights_sha256
@@ -97,7 +94,7 @@ class GeneratedCubes:
 
         textures, diameters_mm = [nodule.texture for nodule in wanted], [nodule.diameter_mm for nodule in wanted]
         made = generate_cubes(self.bundles, textures, diameters_mm, seed=seed)
-        weights = self.identity["weights"]
+        weights = self.identity()["weights"]
         return [
             SourcedCube(
                 cube=cube,
@@ -107,6 +104,58 @@ class GeneratedCubes:
                 weights=weights,
             )
             for index, cube in enumerate(made)
+        ]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CubePool:
+    """Nodules that are at hand, each for as many samples as need it: for inserting while a network trains.
+
+    Args:
+        nodules: by texture.
+        name: what is missing where none fits, for the message.
+    """
+
+    nodules: Mapping[str, Sequence[SourcedCube]]
+    name: str = "The pool"
+
+    @classmethod
+    def generated(
+        cls, bundles: Path, *, per_texture: int = 40, diameter_mm: tuple[float, float] = (4.0, 30.0), seed: int = 0
+    ) -> "CubePool":
+        """Nodules of `wcapsgan_bundle`, their diameters even on a scale of ratios.
+
+        Args:
+            bundles: folder of the bundles.
+            per_texture: how many.
+            diameter_mm: smallest and largest.
+            seed: of all of them.
+        """
+        sizes = np.geomspace(*diameter_mm, per_texture).round(2).tolist()
+        wanted = [WantedNodule(texture=texture, diameter_mm=mm) for texture in TEXTURES for mm in sizes]
+        made = GeneratedCubes(bundles=bundles).cubes(wanted, seed=seed)
+        nodules = {
+            texture: [cube for nodule, cube in zip(wanted, made, strict=True) if nodule.texture == texture]
+            for texture in TEXTURES
+        }
+        return cls(nodules=nodules, name="The pool of generated nodules")
+
+    def identity(self) -> dict[str, str]:
+        """The nodules."""
+        hashes = [cube.hash for texture in sorted(self.nodules) for cube in self.nodules[texture]]
+        return {"cubes": hashlib.sha256(" ".join(hashes).encode()).hexdigest()}
+
+    def cubes(self, wanted: Sequence[WantedNodule], *, seed: int) -> list[SourcedCube]:
+        """See `CubeSource`."""
+        return [
+            _near(
+                self.nodules.get(nodule.texture, ()),
+                nodule,
+                np.random.default_rng([seed, index]),
+                diameter_of=lambda cube: cube.diameter_mm,
+                name=self.name,
+            )
+            for index, nodule in enumerate(wanted)
         ]
 
 
@@ -120,10 +169,10 @@ class CohortCubes:
 
     cohort: Cohort
 
-    @property
     def identity(self) -> dict[str, str]:
-        """The cohort."""
-        return self.cohort.identity
+        """The nodules that are chosen from."""
+        listed = json.dumps(self.cohort.entries("cubes", "training"), sort_keys=True)
+        return {"cubes": hashlib.sha256(listed.encode()).hexdigest()}
 
     def cubes(self, wanted: Sequence[WantedNodule], *, seed: int) -> list[SourcedCube]:
         """See `CubeSource`."""
@@ -139,22 +188,9 @@ class CohortCubes:
         return entries
 
     def _chosen(self, nodule: WantedNodule, rng: np.random.Generator) -> SourcedCube:
-        low, high = nodule.diameter_mm / _SCALES[1], nodule.diameter_mm / _SCALES[0]
         alike = [entry for entry in self._entries if entry.category == nodule.texture]
-        fitting = sorted(
-            (abs(np.log(entry.diameter_mm / nodule.diameter_mm)), entry.nodule_id, entry)
-            for entry in alike
-            if low <= entry.diameter_mm <= high
-        )
-        if not fitting:
-            sizes = sorted(entry.diameter_mm for entry in alike)
-            has = f"{len(alike)} of {sizes[0]:.1f} to {sizes[-1]:.1f} mm" if alike else "none of this texture"
-            raise InputError(
-                f"{self.cohort.folder}: no {nodule.texture} nodule of {low:.1f} to {high:.1f} mm is known in three "
-                f"dimensions, from which one of {nodule.diameter_mm:g} mm could be made; it has {has}."
-            )
-        near = fitting[:_NEAREST]
-        return self._read(near[int(rng.integers(len(near)))][2])
+        near = _near(alike, nodule, rng, diameter_of=lambda entry: entry.diameter_mm, name=str(self.cohort.folder))
+        return self._read(near)
 
     def _read(self, entry: CubeEntry) -> SourcedCube:
         hu, alpha = read_arrays(self.cohort.folder / entry.cube, "hu", "alpha")
@@ -166,3 +202,29 @@ class CohortCubes:
             diameter_mm=cube_diameter_mm(cube),
             patient=names.named("patients", entry.patient_id) if entry.patient_id else None,
         )
+
+
+def _near(
+    alike: Sequence[Item],
+    nodule: WantedNodule,
+    rng: np.random.Generator,
+    *,
+    diameter_of: Callable[[Item], float],
+    name: str,
+) -> Item:
+    """One of the nodules of a texture whose size is nearest to what is wanted.
+
+    Raises:
+        InputError: when all would have to be scaled too much.
+    """
+    low, high = nodule.diameter_mm / _SCALES[1], nodule.diameter_mm / _SCALES[0]
+    sizes = np.array([diameter_of(item) for item in alike])
+    apart = np.abs(np.log(sizes / nodule.diameter_mm)) if len(sizes) else sizes
+    fitting = [int(k) for k in np.argsort(apart, kind="stable")[:_NEAREST] if low <= sizes[k] <= high]
+    if not fitting:
+        has = f"{len(sizes)} of {sizes.min():.1f} to {sizes.max():.1f} mm" if len(sizes) else "none of this texture"
+        raise InputError(
+            f"{name}: no {nodule.texture} nodule of {low:.1f} to {high:.1f} mm is known in three dimensions, from "
+            f"which one of {nodule.diameter_mm:g} mm could be made; it has {has}."
+        )
+    return alike[fitting[int(rng.integers(len(fitting)))]]

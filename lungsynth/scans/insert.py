@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
-from lungsynth.cohort.patches import NoduleCube, sphere_diameter_mm
+from lungsynth.cohort.patches import NoduleCube, cube_diameter_mm, sphere_diameter_mm
 from lungsynth.compositing.nodule import NoduleMatch, ResampledNodule
 from lungsynth.compositing.noise import LungNoise, measure_noise, slice_correlation
 from lungsynth.compositing.overlay import NoiseField, blend, box_on_slice, noise_window, within_lung
@@ -28,6 +28,10 @@ from lungsynth.types import LabelVolume, MaskPlane
 
 __all__ = ["InsertedNodule", "InsertedScan", "PlacedNodule", "insert_nodules"]
 
+_FITS = 8  # scales that are tried; thick slices need some, since a mask gains or loses whole slices
+_FIT = 0.02  # of the diameter, within which one is good enough
+_LARGEST_STEP = 1.3  # from one scale to the next
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PlacedNodule:
@@ -36,12 +40,12 @@ class PlacedNodule:
     Args:
         cube: the nodule.
         place: where.
-        scale: enlarges it.
+        diameter_mm: that its mask is to have in the scan, of the sphere of equal volume.
     """
 
     cube: NoduleCube
     place: NodulePlace
-    scale: float = 1.0
+    diameter_mm: float
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -105,19 +109,35 @@ def insert_nodules(
     inserted = []
     for number, nodule in enumerate(nodules, start=1):
         noise = scan.noise_at(nodule.place)
-        cube = match_cube(
-            nodule.place,
-            nodule.cube,
-            NoduleMatch.of(noise, nodule.scale),
-            scale=nodule.scale,
-            spacing_mm=volume.spacing_mm,
-            thickness_mm=thickness_mm,
-        )
+        cube = _resampled(nodule, noise, volume.spacing_mm, thickness_mm)
         fields = scan.noise_fields(noise, nodule.place, cube, words=(seed, number))
         inserted.append(scan.draw(nodule.place, cube, fields, number=number))
     return InsertedScan(
         volume=replace(volume, hu=scan.hu), label=scan.label, instances=scan.instances, nodules=tuple(inserted)
     )
+
+
+def _resampled(
+    nodule: PlacedNodule, noise: LungNoise, spacing_mm: tuple[float, float, float], thickness_mm: float
+) -> ResampledCube:
+    """A nodule whose mask on the scan's grid has the diameter asked for, as nearly as some tries come to it."""
+    voxel_mm3 = float(np.prod(spacing_mm))
+    scale = nodule.diameter_mm / cube_diameter_mm(nodule.cube)
+    low, high = 0.0, math.inf  # scales that are known to be too small and too large
+    tried: list[tuple[float, ResampledCube]] = []
+    for _ in range(_FITS):
+        match = NoduleMatch.of(noise, scale)
+        cube = match_cube(
+            nodule.place, nodule.cube, match, scale=scale, spacing_mm=spacing_mm, thickness_mm=thickness_mm
+        )
+        reached = sphere_diameter_mm(cube.voxels, voxel_volume_mm3=voxel_mm3) / nodule.diameter_mm
+        tried.append((abs(math.log(reached)), cube))
+        if tried[-1][0] <= _FIT:
+            break
+        low, high = (scale, high) if reached < 1 else (low, scale)
+        between = low > 0 and high < math.inf
+        scale = math.sqrt(low * high) if between else scale / min(max(reached, 1 / _LARGEST_STEP), _LARGEST_STEP)
+    return min(tried, key=lambda fit: fit[0])[1]
 
 
 class _Canvas:

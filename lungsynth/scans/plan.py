@@ -21,7 +21,6 @@ from lungsynth.scans.write import check_format
 __all__ = ["InsertConfig", "ScanPlan", "plan_scan"]
 
 _MAX_VARIANTS = 10_000
-_SCALE_DIGITS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +84,7 @@ class InsertConfig:
         return {
             "scans": [_fingerprint(files) for files in series],
             "nodules": [str(request) for request in self.nodules],
-            "cubes": self.cubes.identity,
+            "cubes": self.cubes.identity(),
             "variants": self.variants,
             "seed": self.seed,
             "format": self.format,
@@ -121,14 +120,10 @@ class ScanPlan:
 
     @property
     def placed(self) -> list[PlacedNodule]:
-        """With the scales that give the diameters wanted."""
-        scales = [
-            round(self.factor * nodule.diameter_mm / cube.diameter_mm, _SCALE_DIGITS)
-            for nodule, cube in zip(self.wanted, self.cubes, strict=True)
-        ]
+        """To be drawn."""
         return [
-            PlacedNodule(cube=cube.cube, place=place, scale=scale)
-            for cube, place, scale in zip(self.cubes, self.places, scales, strict=True)
+            PlacedNodule(cube=cube.cube, place=place, diameter_mm=self.factor * nodule.diameter_mm)
+            for nodule, cube, place in zip(self.wanted, self.cubes, self.places, strict=True)
         ]
 
     def on_day(self, growth: Growth | None, day: int) -> "ScanPlan":

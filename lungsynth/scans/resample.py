@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float32
+from scipy import ndimage
 
 from lungsynth.cohort.patches import NoduleCube
 from lungsynth.compositing.fixed_point import (
@@ -72,9 +73,10 @@ class CubePlanes:
         blur, smoothing = gaussian(blur_steps), gaussian(smoothing_steps)
         in_slice = max(len(blur), len(smoothing)) // 2 + MARGIN_PX
         pad = ((MARGIN_PX, MARGIN_PX), (in_slice, in_slice), (in_slice, in_slice))
-        alpha = np.pad(cube.alpha.astype(np.float32), pad)
+        box = ndimage.find_objects((cube.alpha > 0).astype(np.uint8))[0]
+        alpha = np.pad(cube.alpha[box].astype(np.float32), pad)
         weight = np.minimum(alpha * np.float32(WEIGHT_RISE), np.float32(1))
-        smooth = convolved(np.pad(cube.hu.astype(np.float32), pad, mode="edge"), smoothing, axes=(1, 2))
+        smooth = convolved(np.pad(cube.hu[box].astype(np.float32), pad, mode="edge"), smoothing, axes=(1, 2))
         weighted_hu = convolved(weight * smooth, blur, axes=(1, 2))
         weight = convolved(weight, blur, axes=(1, 2))
         visible = weight >= MIN_WEIGHT
@@ -103,6 +105,11 @@ class ResampledCube:
 
     planes: tuple[ResampledNodule, ...]
     first: int
+
+    @property
+    def voxels(self) -> int:
+        """Of its mask."""
+        return sum(int(plane.nodule.sum()) for plane in self.planes)
 
     @property
     def fine_hu(self) -> float:

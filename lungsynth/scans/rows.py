@@ -60,7 +60,7 @@ def own_rows(scan: LabelledScan) -> Iterator[dict[str, Any]]:
             "diameter_mm": round(sphere_diameter_mm(int(mask.sum()), voxel_volume_mm3=voxel_mm3), _DIGITS),
             "centre_lps_mm": _rounded(nodule.centre_lps_mm),
             "box_lps_mm": _rounded(_box_lps_mm(box, volume)),
-            "centre_voxel": _rounded(centre),
+            "centre_voxel": _rounded(centre.tolist()),
             "mean_hu": round(float(volume.hu[box][mask[inner]].mean()), 1),
         }
 
