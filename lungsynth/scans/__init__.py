@@ -1,0 +1,1 @@
+"""Nodules in three dimensions, put into whole scans: places, resampling, blending, files."""
