@@ -14,7 +14,7 @@ LUNG, SOFT = -850, 40
 
 
 def ellipsoid(step_mm: float, *, radii_mm=(7.0, 5.0, 9.0), lean: float = 0.0, phase: float = 0.3, size: int = 110):
-    """Slices that show an ellipsoid, as a stack has them: HU, mask, positions. It goes `lean` mm right for each mm up."""
+    """Slices that show an ellipsoid: HU, mask, positions. It goes `lean` mm to the right for each mm upwards."""
     z_mm = np.arange(-radii_mm[0] + phase * step_mm, radii_mm[0], step_mm)
     y, x = (np.indices((size, size)) - (size - 1) / 2) * SPACING_MM[0]
     mask = np.stack(

@@ -19,6 +19,7 @@ from lungsynth.hounsfield import to_int16
 __all__ = ["interpolate_masks", "stack_cube"]
 
 _CUBE_MM = PATCH_PX * PATCH_SPACING_MM
+_REACH = 0.6  # of the cube's side, around the nodule's middle: half, and what that is off its centre of mass
 _STEP_TOLERANCE = 0.01  # share by which steps may differ and count as even
 
 
@@ -38,7 +39,7 @@ def stack_cube(planes: NodulePlanes, z_mm: Float[np.ndarray, " slices"]) -> Nodu
         return None
     step_mm, region = float(steps[0]), _within_reach(np.asarray(masks.any(axis=0)), planes.spacing_mm)
     fine = math.ceil(step_mm / PATCH_SPACING_MM)
-    ends = math.ceil(_CUBE_MM / step_mm * fine)  # on each side; more than the cube needs around any slice
+    ends = math.ceil(_REACH * _CUBE_MM / step_mm * fine)  # beyond the first and the last slice
     hu, inside = planes.hu[region], interpolate_masks(masks[region], spacing_mm=planes.spacing_mm, fine=fine)
     measured = np.ones(inside.shape, bool)
     if planes.covered is not None:
@@ -101,8 +102,8 @@ def _interpolate_hu(
 
 
 def _within_reach(shown: Bool[np.ndarray, "height width"], spacing_mm: tuple[float, float]) -> tuple[slice, ...]:
-    """What of the slices may lie in the cube: its side around each end of the nodule, for speed alone."""
-    reach = [math.ceil(0.75 * _CUBE_MM / mm) for mm in spacing_mm]
+    """What of the slices may lie in the cube, for speed alone."""
+    reach = [math.ceil(_REACH * _CUBE_MM / mm) for mm in spacing_mm]
     ends = [(places.min(), places.max() + 1) for places in np.nonzero(shown)]
     middles = [(first + last) // 2 for first, last in ends]
     return (slice(None), *(slice(max(middle - px, 0), middle + px) for middle, px in zip(middles, reach, strict=True)))

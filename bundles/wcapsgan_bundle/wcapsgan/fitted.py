@@ -7,6 +7,7 @@ them teach, and are taught, at the same resolution, and the diameter remains a c
 back to a cube of the cohort's grid, to exactly the diameter that was asked.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,7 +24,8 @@ _OUTLINE = 0.5  # of a soft mask
 _NO_ALPHA = 0.02  # alpha below this is 0, as in a cohort
 _SUPPORT = 2.0  # times the mask: HU are the nodule's own from 0.5 on and fade below it, as those of `Generator` do
 _DIAMETER_TOLERANCE = 0.002  # relative
-_SCALINGS = 12  # at most, until a cube has the diameter asked
+_SCALINGS = 14  # at most, until a cube has the diameter asked
+_SCALE_RANGE = 1.6  # by which a soft edge on the cube's grid may change a diameter
 
 
 class Placed(NamedTuple):
@@ -101,23 +103,39 @@ class FittedFrame:
         """
         inside = _largest(mask >= _OUTLINE)
         outline = ndimage.gaussian_filter(inside.astype(np.float32), self.edge_px)
-        middle, wanted = np.array(ndimage.center_of_mass(inside)), diameter_mm / self.cube_spacing_mm
-        step = _diameter(inside) / wanted  # voxels of the frame for each of the cube
-        for _ in range(_SCALINGS):
-            alpha = self._alpha(outline, step, middle, edge_px)
-            ratio = _diameter(alpha >= _OUTLINE) / wanted
-            if abs(ratio - 1) <= _DIAMETER_TOLERANCE:
-                break
-            step *= max(ratio, 0.5)
+        middle = np.array(ndimage.center_of_mass(inside))
+        step, alpha = self._scaled(outline, middle, diameter_mm / self.cube_spacing_mm, edge_px)
         level = float(np.median(hu[mask < _NO_ALPHA])) if (mask < _NO_ALPHA).any() else float(hu.min())
         image = _resampled(hu.astype(np.float32), step, self._offset(step, middle), self.cube_size)
         image[alpha == 0] = level
         return Placed(np.rint(image).astype(np.int16), alpha)
 
+    def _scaled(
+        self, outline: np.ndarray, middle: np.ndarray, wanted: float, edge_px: float
+    ) -> tuple[float, np.ndarray]:
+        """Voxels of the frame for each of the cube, and the alpha whose diameter in voxels is nearest to `wanted`."""
+        start = _diameter(outline >= _OUTLINE) / wanted
+        low, high = start / _SCALE_RANGE, start * _SCALE_RANGE
+        tried: list[tuple[float, float, np.ndarray]] = []
+        for _ in range(_SCALINGS):
+            step = math.sqrt(low * high)
+            alpha = self._alpha(outline, step, middle, edge_px)
+            ratio = _diameter(alpha >= _OUTLINE) / wanted
+            tried.append((abs(ratio - 1), step, alpha))
+            if abs(ratio - 1) <= _DIAMETER_TOLERANCE:
+                break
+            low, high = (step, high) if ratio > 1 else (low, step)
+        _, step, alpha = min(tried, key=lambda one: one[0])
+        return step, alpha
+
     def _alpha(self, outline: np.ndarray, step: float, middle: np.ndarray, edge_px: float) -> np.ndarray:
-        inside = _resampled(outline, step, self._offset(step, middle), self.cube_size) >= _OUTLINE
+        """The soft mask of a cube, made where the outline lies."""
+        margin = max(self.cube_size - 2 * math.ceil(self.size / step / 2 + 4 * edge_px), 0) // 2
+        size = self.cube_size - 2 * margin
+        inside = _resampled(outline, step, middle - step * (size - 1) / 2, size) >= _OUTLINE
         alpha = ndimage.gaussian_filter(inside.astype(np.float32), edge_px)
         alpha[alpha < _NO_ALPHA] = 0
+        alpha = np.pad(alpha, margin)
         for axis in range(3):
             np.moveaxis(alpha, axis, 0)[[0, -1]] = 0
         return alpha.astype(np.float16)

@@ -183,11 +183,16 @@ class Sampler:
             raise ValueError(f"Expected categories out of {list(self.categories)}, got {unknown}.")
         requested = [mm for mm in diameters_mm if mm is not None] if self.has_diameter else []
         if wrong := [mm for mm in requested if not (math.isfinite(mm) and 0 < mm <= self.largest_mm + _ROUNDING_MM)]:
+            got = f"{', '.join(f'{mm:g}' for mm in wrong[:5])}{' and more' if len(wrong) > 5 else ''}"
             raise ValueError(
-                f"Expected diameters_mm above 0 and up to {self.largest_mm:.1f} mm, which fill the frame of "
-                f"{self.network.size} pixels of {self.spacing_mm:g} mm, got {', '.join(f'{mm:g}' for mm in wrong[:5])}"
-                f"{' and more' if len(wrong) > 5 else ''}. Ask for one in between, or None: as in training."
+                f"Expected diameters_mm above 0 and up to {self.largest_mm:.1f} mm, which {self._frame_words()}, got "
+                f"{got}. Ask for one in between, or None: as in training."
             )
+
+    def _frame_words(self) -> str:
+        if self.fitted is None:
+            return f"fill the frame of {self.network.size} pixels of {self.spacing_mm:g} mm"
+        return f"a cube of {self.fitted.cube_size} voxels of {self.spacing_mm:g} mm holds, whatever the shape"
 
     def _diameters(
         self, generators: Sequence[torch.Generator], category: Tensor, requested_mm: Sequence[float | None]
