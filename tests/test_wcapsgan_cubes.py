@@ -70,7 +70,7 @@ def test_a_sphere_comes_back_with_its_diameter(cohort) -> None:
     torch.testing.assert_close(samples.hu[0, 8, 8, 8], torch.tensor(-500, dtype=torch.int16))
 
 
-@pytest.mark.parametrize("diameter_mm", [4.0, 9.0, 14.0])
+@pytest.mark.parametrize("diameter_mm", [6.0, 9.0, 14.0])
 def test_what_fills_its_frame_comes_back_with_the_diameter_asked(diameter_mm) -> None:
     alpha = sphere(13, 32).astype(np.float32) + np.roll(sphere(9, 32), 7, axis=2)
     mask = (alpha > 0).astype(np.float16)
