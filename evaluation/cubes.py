@@ -1,7 +1,8 @@
 """`lungsynth-eval cubes`: generated nodules in three dimensions against the held-out ones of a cohort.
 
-One nodule is generated for each held-out one, of its category and diameter. Distances, two-sample tests and copies are
-those of Table II, taken on the three middle planes of each nodule; shape is measured in three dimensions. The first row
+One nodule is generated for each held-out one, of its category and diameter. Distances and two-sample tests are those of
+Table II, taken on the three middle planes of each nodule, and copies on the axial one; shape is measured in three
+dimensions. The first row
 returns training patients' nodules instead: the floor, which no generator can be expected to beat, and what copying
 alone would reach. Files of the folder: `cubes.md`, `cubes.json`.
 """
@@ -44,7 +45,7 @@ _COLUMNS = (
     Column(key="c2st", title="Two-sample test", unit="planes", digits=2),
     Column(key="c2st_features", title="on features", unit="planes", digits=2),
     Column(key="c2st_patch", title="as generated", unit="planes", digits=2),
-    Column(key="copies", title="Copies, share", unit="planes", digits=3),
+    Column(key="copies", title="Copies, share", unit="nodules", digits=3),
 )
 _SHAPE_COLUMNS = (
     Column(key="elongation", title="Elongation", unit="nodules", digits=2),
@@ -142,9 +143,10 @@ def _evaluate(config: CubesConfig, subset: Subset) -> Report:
 def _reference(held_out: CubeSet, training: CubeSet, config: CubesConfig) -> GenerationReference:
     """The real side: the planes of held-out and of training patients."""
     features, planes = open_features("domain", "nodules"), held_out.all_planes
-    shown, seen = on_uniform_lung(planes), on_uniform_lung(training.all_planes)
-    nearest = find_copies(shown, seen)
-    threshold = copy_threshold(nearest, planes)
+    shown, axial = on_uniform_lung(planes), held_out.planes[0]
+    seen = on_uniform_lung(training.planes[0])
+    nearest = find_copies(on_uniform_lung(axial), seen)
+    threshold = copy_threshold(nearest, axial)
     return GenerationReference(
         kind="nodules",
         held_out=planes,
@@ -156,7 +158,7 @@ def _reference(held_out: CubeSet, training: CubeSet, config: CubesConfig) -> Gen
         checks={},
         folds=owner_folds(planes.owners, seed=config.seed),
         threshold=threshold,
-        held_out_copies=int(threshold.copied(nearest, planes).sum()),
+        held_out_copies=int(threshold.copied(nearest, axial).sum()),
         seed=config.seed,
         measurement=config.measurement,
     )
@@ -172,15 +174,15 @@ def _generated(config: CubesConfig, requests: SampleRequests) -> CubeSet:
 
 def _figures(cubes: CubeSet, held_out: CubeSet, reference: GenerationReference) -> Estimates:
     """All figures of a set that matches the held-out cubes one by one."""
-    planes = cubes.all_planes
+    planes, axial = cubes.all_planes, cubes.planes[0]
     shown = on_uniform_lung(planes)
     vectors = reference.features(shown.hu)
-    copied = reference.threshold.copied(find_copies(shown, reference.training_shown), planes)
+    copied = reference.threshold.copied(find_copies(on_uniform_lung(axial), reference.training_shown), axial)
     tests = run_two_sample_tests(planes, vectors, reference)
     return {
         **measure_distances(shown, vectors, reference),
         **measure_c2st(planes, tests, reference),
-        "copies": _mean(planes.owners, copied, seed=reference.seed),
+        "copies": _mean(axial.owners, copied, seed=reference.seed),
         **_shape_figures(cubes, seed=reference.seed),
         **_fidelity(cubes, held_out, reference),
     }

@@ -80,9 +80,9 @@ def test_stacks_that_tell_no_shape_have_no_cube():
 
 
 def test_a_folder_of_slices_gives_cubes_where_its_table_tells_the_spacing(tmp_path):
-    hu, mask, z_mm = ellipsoid(2.5)
+    _, mask, _ = ellipsoid(2.5)
     for patient in ("LIDC-IDRI-0001", "LIDC-IDRI-0002"):
-        for index, (plane, drawn) in enumerate(zip(hu, mask, strict=True)):
+        for index, drawn in enumerate(mask):
             grey = np.where(drawn, 200, 40).astype(np.uint8)
             grey[:12] = 0  # air
             for name, pixels in (
