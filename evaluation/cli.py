@@ -156,6 +156,20 @@ def _generation(options: argparse.Namespace) -> Report:
     return _report(evaluate_generation(_settings(options, GenerationConfig), tracking_uri=tracking_uri(options)))
 
 
+# Nodules in three dimensions
+
+
+def _add_cubes(parser: argparse.ArgumentParser) -> None:
+    _add_common(parser)
+    add_tracking(parser)
+
+
+def _cubes(options: argparse.Namespace) -> Report:
+    from evaluation.cubes import CubesConfig, evaluate_cubes
+
+    return _report(evaluate_cubes(_settings(options, CubesConfig), tracking_uri=tracking_uri(options)))
+
+
 def _add_compose_slices(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--cohort", type=Path, required=True, help="folder written by `lungsynth prepare`")
@@ -366,6 +380,7 @@ COMMANDS: dict[str, Command] = {
     "nodules": _generation_command("nodules", "Table II: generators of nodules."),
     "lungs": _generation_command("lungs", "Table II: generators of lungs."),
     "slices": _generation_command("slices", "Table III: whole diseased slices, in one piece, in one stage and in two."),
+    "cubes": Command("Generated nodules in three dimensions.", _add_cubes, _cubes),
     "anatomy": Command(
         "Lungs at 0.7 mm by what a radiologist can check, and by patches of lung.", _add_anatomy, _anatomy
     ),

@@ -35,6 +35,7 @@ class SeedStream(IntEnum):
     SAMPLES = 5
     SLICES = 6
     TRIAL = 7
+    GENERATED_CUBES = 8
 
 
 def seeds(seed: int, stream: SeedStream, *keys: int, n: int) -> list[int]:

@@ -8,6 +8,7 @@ import pytest
 
 from evaluation.anatomy.run import AnatomyConfig
 from evaluation.cli import COMMANDS, main
+from evaluation.cubes import CubesConfig
 from evaluation.enhancement import EnhancementEvaluationConfig
 from evaluation.generation.run import GenerationConfig
 from evaluation.segmentation.run import SegmentationConfig
@@ -19,6 +20,7 @@ CONFIGS = {
     "nodules": ("evaluation.generation.run.evaluate_generation", GenerationConfig),
     "lungs": ("evaluation.generation.run.evaluate_generation", GenerationConfig),
     "slices": ("evaluation.generation.run.evaluate_generation", GenerationConfig),
+    "cubes": ("evaluation.cubes.evaluate_cubes", CubesConfig),
     "enhancement": ("evaluation.enhancement.evaluate_enhancement", EnhancementEvaluationConfig),
     "utility": ("evaluation.utility.run.evaluate_utility", UtilityConfig),
 }

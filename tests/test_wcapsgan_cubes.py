@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from wcapsgan.channels_last import on_device
 from wcapsgan.critic import MultiScaleCritic
 from wcapsgan.data import load_datalist
 from wcapsgan.diameters import mask_diameter_mm
+from wcapsgan.fitted import FittedFrame
 from wcapsgan.latents import seeded_generator
 from wcapsgan.metrics import pyramid_distance
 from wcapsgan.montage import montage
@@ -27,12 +29,14 @@ from wcapsgan.sample_types import sample_type_of
 from wcapsgan.sampler import Sampler
 from wcapsgan.weights import load_generator
 
-TINY = {"size": 16, "spacing_mm": 1.4}
+FITTED = FittedFrame(size=16, span_diameters=2.0, edge_px=0.5, cube_size=32, cube_spacing_mm=0.7)
+TINY = {"size": 16, "frame#edge_px": FITTED.edge_px, "fitted#cube_size": FITTED.cube_size}
 TINY_NETWORK = {"network_def#channels": 4, "network_def#latent_dim": 4}
 tiny_generator = partial(
-    make_generator, channels=4, use_canvas=True, flat_background=True, spacing_mm=1.4, spatial_dims=3
+    make_generator, channels=4, flat_background=True, spacing_mm=None, edge_px=FITTED.edge_px, spatial_dims=3
 )
 read_cubes = partial(read_samples, rule=CategoryRule([]), sample_type="cube")
+rod = np.pad(np.ones((4, 4, 30)), ((14, 14), (14, 14), (1, 1)))  # longer than a frame of its diameters
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +60,38 @@ def run(configs: list[str], *, network: dict = TINY_NETWORK, **overrides) -> Non
 
 
 def test_a_sphere_comes_back_with_its_diameter(cohort) -> None:
-    samples = read_cubes(cohort, size=32, spacing_mm=0.7)
+    samples = read_cubes(cohort, fitted=FITTED)
     expected = torch.tensor([0.3 + 0.05 * i for i in range(4)]) * 32 * 0.7
     torch.testing.assert_close(samples.diameter_mm, expected, atol=0.3, rtol=0)
-    halved = read_cubes(cohort, size=16, spacing_mm=1.4)
-    assert halved.take(torch.tensor([0])).samples.shape == (1, 2, 16, 16, 16)
-    torch.testing.assert_close(halved.diameter_mm, expected, atol=0.6, rtol=0)
-    torch.testing.assert_close(halved.hu[0, 8, 8, 8], torch.tensor(-500, dtype=torch.int16))
+    batch = samples.take(torch.arange(4))
+    assert batch.samples.shape == (4, 2, 16, 16, 16)
+    inside = mask_diameter_mm(batch.samples[:, 1], samples.pixel_mm(samples.diameter_mm))
+    torch.testing.assert_close(inside, expected, rtol=0.06, atol=0)  # whatever its size, it fills its frame
+    torch.testing.assert_close(samples.hu[0, 8, 8, 8], torch.tensor(-500, dtype=torch.int16))
+
+
+@pytest.mark.parametrize("diameter_mm", [6.0, 9.0, 14.0])
+def test_what_fills_its_frame_comes_back_with_the_diameter_asked(diameter_mm) -> None:
+    alpha = sphere(13, 32).astype(np.float32) + np.roll(sphere(9, 32), 7, axis=2)
+    mask = (alpha > 0).astype(np.float16)
+    hu, soft = FITTED.fit(np.where(mask > 0, 20, -850), mask)
+    placed = FITTED.place(hu, soft, diameter_mm, edge_px=0.8)
+    inside = placed.alpha >= 0.5
+    assert (6 * inside.sum() / np.pi) ** (1 / 3) * 0.7 == pytest.approx(diameter_mm, abs=0.1)
+    np.testing.assert_allclose(np.argwhere(inside).mean(axis=0), 15.5, atol=0.5)
+    long, short = (np.ptp(np.argwhere(inside)[:, axis]) for axis in (2, 0))
+    assert long > 1.15 * short
+    assert np.unique(placed.hu[placed.alpha == 0]).tolist() == [-850]
+    assert np.median(placed.hu[placed.alpha > 0.99]) == pytest.approx(20, abs=10)
+
+
+def test_what_is_longer_than_its_frame_or_cube_is_left_out(cohort) -> None:
+    assert FITTED.fit(np.zeros(rod.shape), rod) is None
+    assert not FITTED.holds(rod[8:24, 8:24, 8:24], 18.0)
+    assert FITTED.holds(rod[8:24, 8:24, 8:24], 6.0)
+    assert not FITTED.holds(np.zeros((16, 16, 16)), 6.0)
+    with pytest.raises(ValueError, match=r"Cubes are scaled by `fitted`.*'cube' without it"):
+        read_cubes(cohort)
 
 
 def test_the_diameter_of_a_soft_mask_is_that_of_its_axes() -> None:
@@ -75,8 +104,8 @@ def test_the_diameter_of_a_soft_mask_is_that_of_its_axes() -> None:
 
 
 def test_cubes_of_another_grid_and_unknown_sample_types_are_named(cohort) -> None:
-    with pytest.raises(ValueError, match=r"expected cubes of 64 x 64 x 64 pixels or a multiple, got 32 x 32 x 32"):
-        read_cubes(cohort, size=64)
+    with pytest.raises(ValueError, match=r"expected a cube of 64 voxels a side, got \(32, 32, 32\)"):
+        read_cubes(cohort, fitted=replace(FITTED, cube_size=64))
     with pytest.raises(ValueError, match=r"'test', got none.*cover 44\.8 mm"):
         load_datalist(cohort, sample_type="cube", split="test")
     with pytest.raises(
@@ -135,18 +164,26 @@ def test_one_seed_makes_one_cube_in_any_company() -> None:
     network = tiny_generator()
     network.diameter_quantiles.copy_(torch.linspace(6, 10, 101).expand(2, 101))
     sampler = Sampler(
-        network, sample_type="cube", categories=CATEGORIES, spacing_mm=1.4, edge_px=0.0, network_batch_size=2
+        network,
+        sample_type="cube",
+        categories=CATEGORIES,
+        spacing_mm=0.7,
+        edge_px=0.8,
+        network_batch_size=2,
+        fitted=FITTED,
     )
     together = sampler([1, 2, 3], ["solid"] * 3, [None, 8.0, None])
     alone = sampler([2], ["solid"], [8.0])
-    assert together["hu"].shape == together["alpha"].shape == (3, 16, 16, 16)
+    assert together["hu"].shape == together["alpha"].shape == (3, 32, 32, 32)
     for key in ("hu", "alpha", "diameter_mm"):
         assert alone[key].tobytes() == together[key][1:2].tobytes()
-    faces = np.ones((16,) * 3, bool)
+    faces = np.ones((32,) * 3, bool)
     faces[1:-1, 1:-1, 1:-1] = False
     assert not together["alpha"][:, faces].any()
     assert len(np.unique(together["hu"][0][together["alpha"][0] == 0])) == 1
-    assert sampler([], [], [])["hu"].shape == (0, 1, 1, 1)
+    assert sampler([], [], [])["hu"].shape == (0, 32, 32, 32)
+    with pytest.raises(ValueError, match=r"up to 15\.7 mm, which a cube of 32 voxels"):
+        sampler([1], ["solid"], [17.0])
 
 
 def test_resumed_training_of_cubes_equals_uninterrupted_training(cohort, tmp_path) -> None:
@@ -192,8 +229,8 @@ def test_inference_writes_cubes(tmp_path) -> None:
     run(["inference", "inference_cube"], output_dir=str(tmp_path), ckpt_path=weights, count=3, first_seed=5)
     with np.load(tmp_path / "samples.npz") as samples:
         assert sorted(samples) == ["alpha", "category", "diameter_mm", "hu", "seed"]
-        assert samples["hu"].shape == samples["alpha"].shape == (3, 16, 16, 16)
+        assert samples["hu"].shape == samples["alpha"].shape == (3, 32, 32, 32)
         assert (samples["hu"].dtype, samples["alpha"].dtype) == (np.int16, np.float16)
         assert samples["seed"].tolist() == [5, 6, 7]
     with Image.open(tmp_path / "montage.png") as picture:
-        assert picture.size == (2 * 4 * 3 * 16 + 6, 16)
+        assert picture.size == (2 * 4 * 3 * 32 + 6, 32)

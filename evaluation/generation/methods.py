@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from evaluation.cohort_subsets import Subset
 from evaluation.methods import (
@@ -39,6 +39,7 @@ __all__ = [
     "baselines",
     "find_generators",
     "generator_names",
+    "nearest_places",
 ]
 
 OWN = "w_capsulegan"
@@ -198,17 +199,31 @@ def baselines(training: Samples, identity: str) -> list[Method]:
 
 
 def _memorise(requests: SampleRequests, training: Samples) -> GeneratedSamples:
-    """For each the unused training sample of its category nearest in diameter; all again once none is left."""
+    places = nearest_places(requests, training.categories, training.diameter_mm)
+    return GeneratedSamples(samples=training.take(places))
+
+
+def nearest_places(
+    requests: SampleRequests, categories: Sequence[str], diameter_mm: Float[np.ndarray, " n"]
+) -> Int[np.ndarray, " requests"]:
+    """For each request the unused training sample of its category nearest in diameter; all again once none is left.
+
+    Args:
+        requests: what is asked for.
+        categories: of the training samples.
+        diameter_mm: likewise.
+    """
+    of = {name: np.flatnonzero(np.array(categories, dtype=object) == name) for name in set(requests.categories)}
     rng = np.random.default_rng(requests.seeds[0] if requests.seeds else 0)
-    unused = {name: list(rng.permutation(training.of(name))) for name in sorted(set(requests.categories))}
+    unused = {name: list(rng.permutation(of[name])) for name in sorted(of)}
     places = np.zeros(len(requests.categories), np.int64)
     for index in rng.permutation(len(places)):
-        name, diameter_mm = requests.categories[index], requests.diameters_mm[index]
+        name, wanted_mm = requests.categories[index], requests.diameters_mm[index]
         if not unused[name]:
-            unused[name] = list(rng.permutation(training.of(name)))
-        gaps = np.abs(training.diameter_mm[unused[name]] - diameter_mm) if diameter_mm is not None else [0.0]
+            unused[name] = list(rng.permutation(of[name]))
+        gaps = np.abs(diameter_mm[unused[name]] - wanted_mm) if wanted_mm is not None else [0.0]
         places[index] = unused[name].pop(int(np.argmin(gaps)))
-    return GeneratedSamples(samples=training.take(places))
+    return places
 
 
 def _average(requests: SampleRequests, training: Samples) -> GeneratedSamples:

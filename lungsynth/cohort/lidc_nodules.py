@@ -36,6 +36,7 @@ from lungsynth.cohort.patches import (
     texture_class,
 )
 from lungsynth.cohort.schema import RATINGS, NoduleRow, nodule_id
+from lungsynth.cohort.stacks import stack_cube
 from lungsynth.errors import InputError, naming_file
 from lungsynth.hounsfield import check_hu, to_int16
 from lungsynth.io.names import file_stem, readable
@@ -337,8 +338,10 @@ def read_slices(folders: Sequence[Path], *, tables: Sequence[Path] = ()) -> Iter
         spacing, step = known or (ASSUMED_SPACING_MM, _ASSUMED_STEP_MM)
         hu = np.stack([to_int16(estimate_calibration(image).to_hu(image)) for image in images])
         planes = NodulePlanes(hu=hu, votes=votes, spacing_mm=(spacing, spacing))
-        window = readers_window(planes, z_mm=np.array(indices) * step, readers=readers)
-        patches = replace(cut_patches(planes), window=window)
+        z_mm = np.array(indices) * step
+        window = readers_window(planes, z_mm=z_mm, readers=readers)
+        cube = stack_cube(planes, z_mm) if known else None  # an assumed step would make another shape
+        patches = replace(cut_patches(planes), window=window, cube=cube)
         ids = {"nodule_id": nodule_id(patient, number), "patient_id": patient, "series_id": f"{patient}_crops"}
         kept, notes = ratings_in_range(ratings.get((patient, number), {}), ids["nodule_id"])
         row = imported_row(patches, ids, kept, diameter_mm=patches.disc_diameter_mm)

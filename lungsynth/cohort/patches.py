@@ -27,6 +27,7 @@ from lungsynth.io.atomic import write_arrays
 from lungsynth.types import HuPatches, HuVolume
 
 __all__ = [
+    "FEWEST_SLICES",
     "IGNORED",
     "NODULE",
     "WINDOW_PX",
@@ -136,7 +137,7 @@ def _bits(grid: CentredGrid, plane: np.ndarray) -> np.ndarray:
     return bits
 
 
-_FEWEST_SLICES = 3  # that show a nodule; with fewer its shape along them is a guess
+FEWEST_SLICES = 3  # that show a nodule; with fewer its shape along them is a guess
 _REACH_MM = (PATCH_PX / 2 - 1) * PATCH_SPACING_MM  # the border stays free
 
 
@@ -158,7 +159,11 @@ class NoduleCube:
 
 
 def cut_cube(
-    hu: HuVolume, mask: Bool[np.ndarray, "depth height width"], *, spacing_mm: Sequence[float]
+    hu: HuVolume,
+    mask: Bool[np.ndarray, "depth height width"],
+    *,
+    spacing_mm: Sequence[float],
+    measured: Bool[np.ndarray, "depth height width"] | None = None,
 ) -> NoduleCube | None:
     """Cuts a nodule out of a volume.
 
@@ -166,22 +171,25 @@ def cut_cube(
         hu: the volume, or what lies within a cube's reach of the nodule.
         mask: the nodule, not empty.
         spacing_mm: (slice, row, column).
+        measured: what of the volume the scanner measured, all by default; only this says what the lung around it is.
 
     Returns:
-        The cube; None when the volume ends within it along the slices, the nodule reaches beyond it, or fewer than
-        three slices show the nodule.
+        The cube; None when the volume ends within it along the slices, the nodule reaches beyond it, or fewer
+        than three slices show the nodule.
     """
     points = np.argwhere(mask)
-    if len(np.unique(points[:, 0])) < _FEWEST_SLICES:
+    if len(np.unique(points[:, 0])) < FEWEST_SLICES:
         return None
     if (np.abs(points - points.mean(axis=0)) * np.asarray(spacing_mm)).max() > _REACH_MM:
         return None
     grid = CentredGrid(mask, spacing_mm)
     if not grid.covered(axis=0):
         return None
-    inside, valid = grid.share(mask) >= 0.5, grid.share(np.ones(mask.shape, bool)) > 0.999
-    isolated, _ = isolate(grid.hu(hu), inside & valid, valid=valid)
-    return NoduleCube(hu=isolated, alpha=soft_mask(inside & valid, valid=valid))
+    covered = grid.share(np.ones(mask.shape, bool)) > _COVERED
+    inside = (grid.share(mask) >= 0.5) & covered
+    valid = covered if measured is None else covered & (grid.share(measured) > _COVERED)
+    isolated, _ = isolate(grid.hu(hu), inside, valid=valid)
+    return NoduleCube(hu=isolated, alpha=soft_mask(inside, valid=covered))
 
 
 # LIDC's readers rate texture from 1 (ground glass) over 3 (part solid) to 5 (solid); their mean decides.

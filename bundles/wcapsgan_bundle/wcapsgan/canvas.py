@@ -26,11 +26,11 @@ class CanvasResampler(nn.Module):
     Args:
         frame: pixels of the frame's side.
         canvas: pixels of the canvas' side.
-        spacing_mm: of a pixel of the frame.
+        spacing_mm: of a pixel of the frame; None where nodules fill it already: the canvas shows the whole frame.
         to_frame: from canvas to frame, with zeros beyond the canvas.
     """
 
-    def __init__(self, *, frame: int, canvas: int, spacing_mm: float, to_frame: bool = False) -> None:
+    def __init__(self, *, frame: int, canvas: int, spacing_mm: float | None, to_frame: bool = False) -> None:
         super().__init__()
         self.frame, self.canvas, self.spacing_mm, self.to_frame = frame, canvas, spacing_mm, to_frame
         self.span_diameters, self.min_span, self.margin = _SPAN_DIAMETERS, _MIN_SPAN_PX, _MARGIN_PX
@@ -38,8 +38,7 @@ class CanvasResampler(nn.Module):
     def matrices(self, diameter_mm: Tensor) -> Tensor:
         """Weights of diameters in mm (B,), shape (B, pixels out, pixels in)."""
         n_out, n_in = (self.frame, self.canvas) if self.to_frame else (self.canvas, self.frame)
-        span = (self.span_diameters * diameter_mm.float() / self.spacing_mm).clamp(self.min_span, float(self.frame))
-        span = torch.where(diameter_mm > 0, span, float(self.frame))[:, None, None]
+        span = self.span(diameter_mm.float())[:, None, None]
         step = self.canvas / span if self.to_frame else span / self.canvas  # pixels in, a pixel out
         places = torch.arange(n_out, device=span.device)[None, :, None] - (n_out - 1) / 2
         margin = self.margin if self.to_frame else 0
@@ -47,6 +46,14 @@ class CanvasResampler(nn.Module):
         weights = (1 - (places * step - sources).abs() / step.clamp(min=1.0)).clamp(min=0.0)
         weights = weights / weights.sum(dim=2, keepdim=True).clamp(min=1e-6)  # 0 where nothing is within reach
         return weights[:, :, margin : margin + n_in]
+
+    def span(self, diameter_mm: Tensor) -> Tensor:
+        """Pixels of the frame that a canvas shows, (B,)."""
+        whole = torch.full_like(diameter_mm, float(self.frame))
+        if self.spacing_mm is None:
+            return whole
+        span = (self.span_diameters * diameter_mm / self.spacing_mm).clamp(self.min_span, float(self.frame))
+        return torch.where(diameter_mm > 0, span, whole)
 
     def forward(self, x: Tensor, diameter_mm: Tensor) -> Tensor:
         """Resamples (B, C, n, n[, n]) for diameters in mm (B,), to (B, C, m, m[, m])."""

@@ -138,7 +138,7 @@ class MultiScaleCritic(nn.Module):
         size: pixels of the square image.
         channels: see `CapsuleCritic`.
         scales: arguments of a `CriticScale` for each critic.
-        spacing_mm: of a pixel of the sample.
+        spacing_mm: of a pixel of the sample; None where it follows from the diameter (`FittedFrame`).
         capsules: their sizes.
         spatial_dims: 2, or 3 for cubes.
     """
@@ -150,7 +150,7 @@ class MultiScaleCritic(nn.Module):
         size: int,
         channels: int,
         scales: Sequence[Mapping[str, int]],
-        spacing_mm: float,
+        spacing_mm: float | None,
         capsules: CapsuleSettings = CapsuleSettings(),
         spatial_dims: int = 2,
     ) -> None:

@@ -2,9 +2,9 @@
 """Training samples of a cohort, held in memory, drawn evenly over the categories.
 
 They are nodule slices, nodule cubes, normal lungs, or whole diseased slices of a folder of scripts/make_slices.py. A
-sample is (2, S, S), of a cube (2, S, S, S): the image in [-1, 1] (HU of the networks' window) and its soft mask in
-[0, 1], of the nodule or of the lungs. Its diameter is that of the disc (of a cube: the sphere) as large as its mask
-(alpha >= 0.5), in mm; 0 for lungs and whole slices.
+sample is (2, S, S), of a cube (2, S, S, S), scaled so that the nodule fills it (`FittedFrame`): the image in [-1, 1]
+(HU of the networks' window) and its soft mask in [0, 1], of the nodule or of the lungs. Its diameter in mm is that of
+the disc (of a cube: the sphere) as large as its mask (alpha >= 0.5); 0 for lungs and whole slices.
 """
 
 import json
@@ -23,13 +23,13 @@ from torch.utils.data import Dataset
 from .categories import CategoryRule
 from .common.hounsfield import CT_RANGE_HU, NETWORK_WINDOW
 from .diameters import equivalent_diameter
+from .fitted import FittedFrame
 from .sample_types import sample_type_of
 
 __all__ = ["Batch", "CohortSamples", "load_datalist"]
 
 _logger = logging.getLogger(__name__)
 
-_BLOCKS = {2: "n (h a) (w b) -> n h w", 3: "n (d a) (h b) (w c) -> n d h w"}
 # Slices of a nodule are used from this share of its largest area on: those of its poles look like smaller nodules.
 _LEAST_AREA = 0.5
 _OUTLINE = 0.5  # of a soft mask
@@ -45,12 +45,13 @@ class Batch(NamedTuple):
 
 
 class _Case(NamedTuple):
-    """An entry, its category, and its usable samples (n, S, S[, S]): HU int16 and soft masks float16."""
+    """An entry, its category, and its usable samples (n, S, S[, S]): HU int16, soft masks float16, diameters in mm."""
 
     entry: Mapping[str, Any]
     category: str
     hu: np.ndarray
     mask: np.ndarray
+    diameter_mm: np.ndarray
 
 
 def load_datalist(dataset_dir: str | Path, *, sample_type: str, split: str) -> list[dict[str, Any]]:
@@ -85,19 +86,22 @@ def load_datalist(dataset_dir: str | Path, *, sample_type: str, split: str) -> l
 
 
 class CohortSamples(Dataset):
-    """All usable samples of a data list. Nodules without a pixel of at least half alpha on this grid are left out.
+    """All usable samples of a data list. Nodules without a pixel of at least half alpha on this grid, or that
+    do not fit their frame, are left out.
 
     Args:
         data: entries of `load_datalist`.
         sample_type: a name of `SAMPLE_TYPES`, the entries' key of the npz file.
-        size: pixels of a sample's side; files of a multiple of it are averaged over squares (cubes).
-        spacing_mm: of a pixel.
+        size: pixels of a sample's side; files of slices and lungs of a multiple of it are averaged over squares.
+        spacing_mm: of a pixel; of cubes, as they are in the files.
         categories: of the entries; those that have none are left out.
         largest_only: take one slice a nodule instead of each one of at least half the largest area.
         allow_absent: a category may have no entry, as in a small validation split.
+        fitted: how cubes are scaled, which they need; None for samples that keep their spacing.
 
     Raises:
-        ValueError: when there is no entry, or none of a category, or a file has another size.
+        ValueError: when cubes come without `fitted`, there is no entry, or none of a category, or a file has
+            another size.
     """
 
     def __init__(
@@ -110,9 +114,16 @@ class CohortSamples(Dataset):
         categories: CategoryRule,
         largest_only: bool = False,
         allow_absent: bool = False,
+        fitted: FittedFrame | None = None,
     ) -> None:
         self.sample_type, self.size, self.spacing_mm, self.largest_only = sample_type, size, spacing_mm, largest_only
         self.spatial_dims, has_diameter, _ = sample_type_of(sample_type)
+        self.fitted = fitted
+        if (self.spatial_dims == 3) != (fitted is not None):
+            raise ValueError(
+                f"Cubes are scaled by `fitted`, and nothing else is; got sample_type {sample_type!r} "
+                f"{'with' if fitted else 'without'} it. Lay train_cube.json over train.json for cubes alone."
+            )
         cases = self._usable(data, categories)
         names = [case.category for case in cases]
         if not cases or (set(categories.names) - set(names) and not allow_absent):
@@ -126,8 +137,7 @@ class CohortSamples(Dataset):
         self.case_category = torch.tensor([indices.get(name, 0) for name in names])
         self.category = self.case_category.repeat_interleave(self.case_count)
         self.case_weight = _patient_weights(self.data, self.case_category) if not has_diameter else None
-        inside = (self.mask >= _OUTLINE).flatten(1).sum(dim=1).float()
-        self.diameter_mm = equivalent_diameter(inside, self.spatial_dims) * spacing_mm * has_diameter
+        self.diameter_mm = torch.from_numpy(np.concatenate([case.diameter_mm for case in cases])) * has_diameter
 
     def _usable(self, data: Sequence[Mapping[str, Any]], categories: CategoryRule) -> list[_Case]:
         """What has a category and at least one usable sample."""
@@ -137,7 +147,7 @@ class CohortSamples(Dataset):
             if category is not None
         ]
         if empty := [Path(case.entry[self.sample_type]).name for case in cases if not len(case.hu)]:
-            _logger.warning("Left out, without a pixel of at least half alpha: %s.", ", ".join(empty))
+            _logger.warning("Left out, without a pixel of half alpha or beyond their frame: %s.", ", ".join(empty))
         return [case for case in cases if len(case.hu)]
 
     def _refuse(self, data: Sequence[Mapping[str, Any]], categories: CategoryRule, names: Sequence[str]) -> None:
@@ -148,8 +158,8 @@ class CohortSamples(Dataset):
             "`category_edges` to make bins of a number."
         )
 
-    def _read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        """The usable samples of one file: HU int16 and mask float16, both (n, size, size[, size])."""
+    def _read(self, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The usable samples of one file: HU int16 and mask float16, (n, size, size[, size]), and diameters (n,)."""
         kind = sample_type_of(self.sample_type)
         with np.load(path) as file:
             hu, mask = file["hu"], file[kind.mask_key]
@@ -159,12 +169,38 @@ class CohortSamples(Dataset):
             else:
                 hu, mask = hu[None], mask[None]
         hu = np.clip(hu, *CT_RANGE_HU)
+        if self.fitted is not None:
+            return self._read_cube(self.fitted, hu[0], mask[0], path)
         if (scale := self._scale_of(hu.shape[1:], path)) > 1:
-            hu, mask = (_averaged(samples, scale, kind.spatial_dims) for samples in (hu, mask))
+            hu, mask = (_averaged(samples, scale) for samples in (hu, mask))
         if kind.has_diameter:
             visible = (mask >= _OUTLINE).reshape(len(mask), -1).any(axis=1)
             hu, mask = hu[visible], mask[visible]
-        return np.rint(hu).astype(np.int16), mask.astype(np.float16)
+        return np.rint(hu).astype(np.int16), mask.astype(np.float16), self._diameters(mask)
+
+    def _read_cube(
+        self, fitted: FittedFrame, hu: np.ndarray, alpha: np.ndarray, path: Path
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `_read`, of a cube; none where it has no nodule, or one that does not fit."""
+        if hu.shape != (fitted.cube_size,) * 3:
+            raise ValueError(
+                f"{path}: expected a cube of {fitted.cube_size} voxels a side, got {hu.shape}. Prepare the cohort anew."
+            )
+        frame = fitted.fit(hu, alpha) if (alpha >= _OUTLINE).any() else None
+        if frame is None:
+            none = np.zeros((0, *[self.size] * 3))
+            return none.astype(np.int16), none.astype(np.float16), np.zeros(0, np.float32)
+        image, mask = frame
+        return np.rint(image[None]).astype(np.int16), mask[None].astype(np.float16), self._diameters(alpha[None])
+
+    def _diameters(self, mask: np.ndarray) -> np.ndarray:
+        """Equivalent diameters in mm of masks on the grid of `spacing_mm`, float32 (n,)."""
+        inside = torch.from_numpy((mask >= _OUTLINE).reshape(len(mask), -1).sum(axis=1))
+        return (equivalent_diameter(inside.float(), self.spatial_dims) * self.spacing_mm).numpy()
+
+    def pixel_mm(self, diameter_mm: Tensor) -> float | Tensor:
+        """Pixel size of samples of these diameters: of all, or of each (B,)."""
+        return self.spacing_mm if self.fitted is None else self.fitted.voxel_mm(diameter_mm)
 
     def _chosen_slices(self, alpha: np.ndarray, largest: int) -> list[int]:
         """The slices of a nodule (n, H, W) that are used: the largest one, or all that are large enough."""
@@ -175,8 +211,8 @@ class CohortSamples(Dataset):
     def _scale_of(self, shape: tuple[int, ...], path: Path) -> int:
         """Pixels of the file's side for each one of a sample."""
         scale = shape[0] // self.size
-        if scale < 1 or shape != (scale * self.size,) * self.spatial_dims:
-            wanted, got = (" x ".join(map(str, sides)) for sides in ((self.size,) * self.spatial_dims, shape))
+        if scale < 1 or shape != (scale * self.size,) * 2:
+            wanted, got = (" x ".join(map(str, sides)) for sides in ((self.size,) * 2, shape))
             raise ValueError(
                 f"{path}: expected {self.sample_type}s of {wanted} pixels or a multiple, got {got}. "
                 "Set `size`, or prepare the cohort with the grid of this sample type."
@@ -234,10 +270,9 @@ def _patient_weights(data: Sequence[Mapping[str, Any]], category: Tensor) -> Ten
     return torch.stack([own * (category == row) for row in range(int(category.max()) + 1)])
 
 
-def _averaged(samples: np.ndarray, scale: int, spatial_dims: int) -> np.ndarray:
-    """Means over blocks of `scale` pixels along each of the last axes, float32."""
-    axes = dict.fromkeys("abc"[:spatial_dims], scale)
-    return reduce(samples.astype(np.float32), _BLOCKS[spatial_dims], "mean", **axes)
+def _averaged(samples: np.ndarray, scale: int) -> np.ndarray:
+    """Means over squares of `scale` pixels, float32."""
+    return reduce(samples.astype(np.float32), "n (h a) (w b) -> n h w", "mean", a=scale, b=scale)
 
 
 def _below(limits: Tensor, generator: torch.Generator) -> Tensor:

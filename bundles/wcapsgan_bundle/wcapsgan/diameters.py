@@ -25,8 +25,10 @@ def equivalent_diameter(measure: Tensor, spatial_dims: int, *, offset: float = 0
     return 2 * (power.sqrt() if spatial_dims == 2 else power.pow(1 / 3))
 
 
-def mask_diameter_mm(mask: Tensor, spacing_mm: float) -> Tensor:
+def mask_diameter_mm(mask: Tensor, spacing_mm: float | Tensor) -> Tensor:
     """Equivalent diameter in mm of soft masks (B, H, W) or (B, D, H, W) at 0.5, shape (B,), with a gradient.
+
+    `spacing_mm` is that of all, or of each (B,).
 
     The sigmoid that stands for the step is shifted and scaled to map 0 to 0 and 1 to 1: an empty mask has no area.
     """

@@ -117,12 +117,25 @@ class Smooth(nn.Module):
         for _ in range(spatial_dims):
             kernel = kernel.unsqueeze(-1) * torch.tensor(taps)
         self.register_buffer("kernel", kernel.expand(channels, 1, *kernel.shape).clone(), persistent=False)
+        self.register_buffer("taps", torch.tensor(taps), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = functional.pad(x, self.margins, mode="replicate")
         if x.dim() == 4:
+            x = functional.pad(x, self.margins, mode="replicate")
             return functional.conv2d(x, self.kernel, groups=self.channels)
-        return functional.conv3d(x, self.kernel, groups=self.channels)
+        # Of three axes, a matrix product an axis: many times faster than a grouped convolution.
+        matrix = self.matrix(x.shape[-1]).to(x.dtype)
+        x = torch.matmul(matrix, torch.matmul(x, matrix.t()))
+        return torch.matmul(matrix, x.flatten(3)).reshape(x.shape)
+
+    def matrix(self, size: int) -> Tensor:
+        """The filter along an axis of that many pixels, (size, size)."""
+        places = torch.arange(size, device=self.taps.device)
+        matrix = torch.zeros(size, size, device=self.taps.device)
+        for tap in range(self.taps.shape[0]):
+            sources = (places + (tap - self.taps.shape[0] // 2)).clamp(0, size - 1)
+            matrix = matrix + self.taps[tap] * functional.one_hot(sources, size)
+        return matrix
 
 
 def gaussian_taps(sigma_px: float) -> list[float]:

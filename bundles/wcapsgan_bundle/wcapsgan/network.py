@@ -40,7 +40,7 @@ class FrameSettings:
     """How nodules lie in their frame, the square that is returned; lungs need none of it but the spacing.
 
     Args:
-        spacing_mm: of a pixel.
+        spacing_mm: of a pixel; None where it follows from the diameter (`FittedFrame`).
         use_canvas: draw on a canvas that the nodule fills whatever its size (see `CanvasResampler`), and in the frame,
             where pixels have their spacing, at the last resolution alone; needs diameters.
         flat_background: where the mask is 0 the image is a level, one number, as it is around the nodules of a cohort.
@@ -49,7 +49,7 @@ class FrameSettings:
             filtered outlines; so are the generator's then, which has outlines to learn, and no soft edges.
     """
 
-    spacing_mm: float
+    spacing_mm: float | None
     use_canvas: bool
     flat_background: bool
     edge_px: float

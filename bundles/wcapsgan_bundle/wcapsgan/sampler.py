@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .categories import ANY
 from .common.hounsfield import NETWORK_WINDOW
 from .diameters import equivalent_diameter
+from .fitted import FittedFrame
 from .latents import draw_latents, seeded_generator
 from .sample_types import sample_type_of
 
@@ -27,7 +28,9 @@ __all__ = ["Sampler"]
 _FAINT_ALPHA = 0.05  # where alpha is below this, HU are the lung's: less than 5 % of a nodule does not show in noise
 _NO_ALPHA = 0.02  # alpha below this is 0, as in a cohort
 _LEAST_COMPONENT = 0.1  # of the largest component of a lung mask; a smaller one is no lung
+_LARGEST_SPHERE = 0.75  # of the diameter of the largest sphere in a cube: longer nodules must fit, too
 _LEAST_NODULE_MM = 3.0  # drawn where a network knows no diameter: smaller ones are not called nodules in LIDC-IDRI
+_REDRAWS = 24  # at most, of the latent of a cube whose nodule is too long to lie in it at its diameter
 _ROUNDING_MM = 1e-3  # allowed above `largest_mm`, for sizes that others have measured and rounded
 
 
@@ -44,18 +47,20 @@ class Sampler:
         network_batch_size: samples a forward pass; part of what makes a sample, so it does not follow the calls.
         device: of the network.
         inferer: calls the network.
+        fitted: how cubes are scaled, which they need; None for samples that keep their spacing.
 
     Attributes:
         categories: names that may be requested.
         spacing_mm: of a pixel.
         largest_mm: the largest diameter that may be requested: that of a mask which fills the frame up to its border,
-            where alpha is 0. No mask that a cohort has on this grid is larger.
+            where alpha is 0 (no mask that a cohort has on this grid is larger); of cubes, three quarters of that of the
+            largest sphere.
 
     Raises:
-        ValueError: when sample type or categories do not fit the network.
+        ValueError: when sample type, categories or `fitted` do not fit the network.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - filled by keyword from a config
         self,
         network: nn.Module,
         *,
@@ -66,15 +71,23 @@ class Sampler:
         network_batch_size: int = 16,
         device: torch.device | str = "cpu",
         inferer: Inferer | None = None,
+        fitted: FittedFrame | None = None,
     ) -> None:
         self.spatial_dims, self.has_diameter, self.mask_key = sample_type_of(sample_type)
         self.categories = tuple(categories) or (ANY,)
         if len(self.categories) != network.n_categories:
             raise ValueError(f"Expected {network.n_categories} categories, as the network has, got {self.categories}.")
+        if (self.spatial_dims == 3) != (fitted is not None):
+            raise ValueError(f"Cubes are scaled by `fitted`, and nothing else is; got sample_type {sample_type!r}.")
         self.network = network.to(device).eval()
         self.spacing_mm, self.edge_px = spacing_mm, edge_px
         inside = torch.tensor(float(network.size - 2) ** self.spatial_dims, dtype=torch.float64)
-        self.largest_mm = float(equivalent_diameter(inside, self.spatial_dims)) * spacing_mm
+        self.largest_mm = (
+            float(equivalent_diameter(inside, self.spatial_dims)) * spacing_mm
+            if fitted is None
+            else _LARGEST_SPHERE * (fitted.cube_size - 2) * fitted.cube_spacing_mm
+        )
+        self.fitted = fitted
         self.network_batch_size = network_batch_size
         self.device = torch.device(device)
         self.inferer = inferer or SimpleInferer()
@@ -104,9 +117,13 @@ class Sampler:
         latent = torch.cat([draw_latents(g, 1, self.network.latent_dim) for g in generators] or [torch.zeros(0)])
         diameter = self._diameters(generators, index, diameters_mm)
         samples = self._generate(latent, index, diameter) if generators else torch.zeros(0, 2, *[1] * self.spatial_dims)
+        if self.fitted is not None:
+            samples = self._redrawn(self.fitted, samples, generators, index, diameter)
         hu = np.rint(NETWORK_WINDOW.to_hu(samples[:, 0]).numpy()).astype(np.int16)
         mask = samples[:, 1].numpy()
-        if self.has_diameter:
+        if self.fitted is not None:
+            hu, mask = self._placed(self.fitted, hu, mask, diameter)
+        elif self.has_diameter:
             mask = _nodule_alphas(mask, self.edge_px)
             hu = _even_surroundings(hu, mask)
         else:
@@ -119,6 +136,42 @@ class Sampler:
             "seed": np.asarray(seeds, dtype=np.int64),
         }
 
+    def _redrawn(
+        self,
+        fitted: FittedFrame,
+        samples: Tensor,
+        generators: Sequence[torch.Generator],
+        category: Tensor,
+        diameter: Tensor,
+    ) -> Tensor:
+        """The samples, those whose nodule a cube cannot hold at its diameter from further latents of their seeds."""
+        for _ in range(_REDRAWS):
+            pairs = zip(samples[:, 1].numpy(), diameter.tolist(), strict=True)
+            late = [i for i, (mask, wanted_mm) in enumerate(pairs) if not fitted.holds(mask, wanted_mm)]
+            if not late:
+                return samples
+            latent = torch.cat([draw_latents(generators[i], 1, self.network.latent_dim) for i in late])
+            samples[late] = self._generate(latent, category[late], diameter[late])
+        raise ValueError(
+            f"The network made no nodule of {float(diameter[late[0]]):.1f} mm and category "
+            f"{self.categories[int(category[late[0]])]} that a cube of {fitted.cube_size} voxels holds, in {_REDRAWS} "
+            "draws. Ask for a smaller one, or train longer."
+        )
+
+    def _placed(
+        self, fitted: FittedFrame, hu: np.ndarray, mask: np.ndarray, diameter: Tensor
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Cubes (N, n, n, n) of what was generated, HU int16 and alpha float16."""
+        cubes = [
+            fitted.place(*pair, diameter_mm=wanted_mm, edge_px=self.edge_px)
+            for *pair, wanted_mm in zip(hu, mask, diameter.tolist(), strict=True)
+        ]
+        shape = (-1, *[fitted.cube_size] * 3)
+        return (
+            np.reshape([cube.hu for cube in cubes], shape).astype(np.int16),
+            np.reshape([cube.alpha for cube in cubes], shape).astype(np.float16),
+        )
+
     def _check(self, seeds: Sequence[int], categories: Sequence[str], diameters_mm: Sequence[float | None]) -> None:
         if not len(seeds) == len(categories) == len(diameters_mm):
             raise ValueError(
@@ -130,11 +183,16 @@ class Sampler:
             raise ValueError(f"Expected categories out of {list(self.categories)}, got {unknown}.")
         requested = [mm for mm in diameters_mm if mm is not None] if self.has_diameter else []
         if wrong := [mm for mm in requested if not (math.isfinite(mm) and 0 < mm <= self.largest_mm + _ROUNDING_MM)]:
+            got = f"{', '.join(f'{mm:g}' for mm in wrong[:5])}{' and more' if len(wrong) > 5 else ''}"
             raise ValueError(
-                f"Expected diameters_mm above 0 and up to {self.largest_mm:.1f} mm, which fill the frame of "
-                f"{self.network.size} pixels of {self.spacing_mm:g} mm, got {', '.join(f'{mm:g}' for mm in wrong[:5])}"
-                f"{' and more' if len(wrong) > 5 else ''}. Ask for one in between, or None: as in training."
+                f"Expected diameters_mm above 0 and up to {self.largest_mm:.1f} mm, which {self._frame_words()}, got "
+                f"{got}. Ask for one in between, or None: as in training."
             )
+
+    def _frame_words(self) -> str:
+        if self.fitted is None:
+            return f"fill the frame of {self.network.size} pixels of {self.spacing_mm:g} mm"
+        return f"a cube of {self.fitted.cube_size} voxels of {self.spacing_mm:g} mm holds, whatever the shape"
 
     def _diameters(
         self, generators: Sequence[torch.Generator], category: Tensor, requested_mm: Sequence[float | None]

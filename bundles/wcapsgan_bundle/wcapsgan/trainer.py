@@ -134,8 +134,9 @@ class WCapsGANTrainer(StepTrainer):
         _check_dimensions(_unwrapped(players.generator), batches.dataset)
         super().__init__(device, max_epochs, epoch_length, amp=amp)
         self.batches, self.players, self.losses, self.critic_schedule = batches, players, losses, critic_schedule
-        self.spacing_mm = batches.dataset.spacing_mm
-        self.canvas = CanvasResampler(frame=batches.dataset.size, canvas=losses.energy_size, spacing_mm=self.spacing_mm)
+        dataset = batches.dataset
+        spacing_mm = None if dataset.fitted else dataset.spacing_mm
+        self.canvas = CanvasResampler(frame=dataset.size, canvas=losses.energy_size, spacing_mm=spacing_mm)
         self.inferer = inferer or SimpleInferer()
         for network in (players.ema.module, _unwrapped(players.generator)):
             network.diameter_quantiles.copy_(batches.dataset.diameter_quantiles())
@@ -194,7 +195,8 @@ class WCapsGANTrainer(StepTrainer):
         loss = losses.objective.generator_loss(values)
         error = torch.zeros((), device=fake.device)
         if losses.diameter_weight > 0:
-            error = (mask_diameter_mm(fake[:, 1], self.spacing_mm) - requested.diameter_mm).abs().mean()
+            made_mm = mask_diameter_mm(fake[:, 1], self.batches.dataset.pixel_mm(requested.diameter_mm))
+            error = (made_mm - requested.diameter_mm).abs().mean()
             loss = loss + losses.diameter_weight * error
         with torch.set_grad_enabled(losses.energy_weight > 0):
             energy = energy_distance(
