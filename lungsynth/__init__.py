@@ -10,11 +10,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lungsynth.api import export, generate, load_bundle, plan, prepare, pseudo_label, trial
+    from lungsynth.api import export, generate, insert, load_bundle, plan, prepare, pseudo_label, trial
     from lungsynth.cohort.reader import Cohort
     from lungsynth.config import EnhancementConfig, GenerateConfig, PlacementConfig, SelectionConfig, default_bundles
     from lungsynth.data.dataset import LayeredLungDataset
     from lungsynth.data.insert import RandInsertNodulesd
+    from lungsynth.data.insert_scans import RandInsertNodules3Dd
     from lungsynth.errors import InputError
 
 __all__ = [
@@ -24,11 +25,13 @@ __all__ = [
     "InputError",
     "LayeredLungDataset",
     "PlacementConfig",
+    "RandInsertNodules3Dd",
     "RandInsertNodulesd",
     "SelectionConfig",
     "default_bundles",
     "export",
     "generate",
+    "insert",
     "load_bundle",
     "plan",
     "prepare",
@@ -38,13 +41,14 @@ __all__ = [
 __version__ = version("lungsynth")
 
 _HOMES = {
-    **dict.fromkeys(("export", "generate", "load_bundle", "plan", "prepare", "pseudo_label", "trial"), "api"),
+    **dict.fromkeys(("export", "generate", "insert", "load_bundle", "plan", "prepare", "pseudo_label", "trial"), "api"),
     **dict.fromkeys(
         ("EnhancementConfig", "GenerateConfig", "PlacementConfig", "SelectionConfig", "default_bundles"), "config"
     ),
     "Cohort": "cohort.reader",
     "InputError": "errors",
     "LayeredLungDataset": "data.dataset",
+    "RandInsertNodules3Dd": "data.insert_scans",
     "RandInsertNodulesd": "data.insert",
 }
 

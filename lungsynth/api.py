@@ -1,7 +1,8 @@
 """The functions of `import lungsynth as ls`: plain arguments in, results out.
 
 What a call does not name has its default in the configuration that it fills: `config.GenerateConfig`,
-`export.writer.ExportJob`, `cohort.prepare.PrepareSettings`, `pseudo_labels.run.PseudoLabelConfig`. All raise
+`export.writer.ExportJob`, `cohort.prepare.PrepareSettings`, `scans.plan.InsertConfig`,
+`pseudo_labels.run.PseudoLabelConfig`. All raise
 `InputError` with one sentence when an input cannot be used.
 """
 
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
     from lungsynth.generate import GenerateResult
     from lungsynth.plan import PlanResult
     from lungsynth.pseudo_labels.run import PseudoLabelResult
+    from lungsynth.scans.run import InsertResult
     from lungsynth.trial.run import TrialResult
 
-__all__ = ["export", "generate", "load_bundle", "plan", "prepare", "pseudo_label", "trial"]
+__all__ = ["export", "generate", "insert", "load_bundle", "plan", "prepare", "pseudo_label", "trial"]
 
 AnyPath = str | Path
 
@@ -91,6 +93,48 @@ def export(
 
     job = ExportJob(catalogue=Path(catalogue).absolute(), out=Path(out).absolute(), format=format, **settings)
     return export_catalogue(job, begin=begin, end=end, workers=workers)
+
+
+def insert(
+    sources: AnyPath | Sequence[AnyPath],
+    out: AnyPath,
+    *,
+    nodules: str,
+    seed: int = 0,
+    nodule_cohort: AnyPath | None = None,
+    bundles: AnyPath | None = None,
+    **settings: Any,
+) -> "InsertResult":
+    """Inserts nodules into scans in three dimensions, or goes on with it.
+
+    Args:
+        sources: folders, archives or files with chest CT.
+        out: folder of the run.
+        nodules: of each scan, such as "part_solid 8-12mm x3, ground_glass 6mm".
+        seed: of everything random; same seed, same bytes.
+        nodule_cohort: cohort whose real nodules are inserted; generated ones when None.
+        bundles: folder of the bundles that generate them; those of this installation when None.
+        settings: further fields of `InsertConfig`, e.g. `variants=10` or `format="dicom"`.
+    """
+    from lungsynth.cohort.reader import Cohort
+    from lungsynth.scans.cubes import CohortCubes, CubeSource, GeneratedCubes
+    from lungsynth.scans.plan import InsertConfig
+    from lungsynth.scans.request import parse_requests
+    from lungsynth.scans.run import insert_into_scans
+
+    several = [sources] if isinstance(sources, str | Path) else sources
+    cubes: CubeSource = GeneratedCubes(bundles=Path(bundles) if bundles else default_bundles())
+    if nodule_cohort is not None:
+        cubes = CohortCubes(cohort=Cohort.open(Path(nodule_cohort)))
+    config = InsertConfig(
+        sources=tuple(Path(source) for source in several),
+        out=Path(out),
+        nodules=parse_requests(nodules),
+        cubes=cubes,
+        seed=seed,
+        **settings,
+    )
+    return insert_into_scans(config)
 
 
 def prepare(

@@ -78,11 +78,10 @@ class ScanShape:
                 f"{name}: nodules are inserted into lungs of {_LEAST_CM3:g} cm3 and more, found {cm3:.0f}. Give a "
                 "whole chest CT, or a lung mask beside it."
             )
-        box = ndimage.find_objects(lung.astype(np.uint8))[0]
+        box = _bounding_box(lung)
         factors = tuple(max(1, round(_BLOCK_MM / mm)) for mm in spacing_mm)
         block_mm = tuple(mm * factor for mm, factor in zip(spacing_mm, factors, strict=True))
-        share = block_mean(lung[box].astype(np.uint8) * np.uint8(100), factors)
-        inside = np.stack([_filled(plane >= 50, block_mm) for plane in share])
+        inside = np.stack([_filled(plane, block_mm) for plane in _middles(lung[box], factors)])
         level = block_mean(hu[box], factors)
         taken = (
             np.zeros_like(inside) if nodules is None else block_mean(nodules[box].astype(np.int16) * 100, factors) > 0
@@ -123,9 +122,9 @@ class ScanShape:
         spacing_mm = self.block_mm[1:]
         prior = lidc_presence([LungShape.from_mask(inside[k], spacing_mm=spacing_mm) for k in chosen])
         density = np.zeros(len(self.blocks))
-        slices = self.blocks[:, 0]
-        for k in np.unique(slices):
-            own = slices == k
+        ends = np.searchsorted(self.blocks[:, 0], np.arange(len(inside) + 1))  # of each slice's blocks
+        for k in np.flatnonzero(areas):
+            own = slice(int(ends[k]), int(ends[k + 1]))
             rows, columns = self.blocks[own, 1], self.blocks[own, 2]
             v, u = (_within(at, np.flatnonzero(inside[k].any(axis=axis))) for at, axis in ((rows, 1), (columns, 0)))
             density[own] = prior.density(u, v)
@@ -148,6 +147,22 @@ class ScanShape:
         ]
         z, y, x = np.meshgrid(*steps, indexing="ij", sparse=True)
         return box, z**2 + y**2 + x**2 <= radius_mm**2
+
+
+def _bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
+    seen = mask.any(axis=0)
+    used = [np.flatnonzero(at) for at in (mask.any(axis=(1, 2)), seen.any(axis=1), seen.any(axis=0))]
+    depth, rows, columns = (slice(int(at[0]), int(at[-1]) + 1) for at in used)
+    return depth, rows, columns
+
+
+def _middles(mask: np.ndarray, factors: tuple[int, ...]) -> np.ndarray:
+    """The middle voxel of each block; of blocks that reach beyond the end, the last one."""
+    index = [
+        np.minimum(np.arange(-(-size // step)) * step + step // 2, size - 1)
+        for size, step in zip(mask.shape, factors, strict=True)
+    ]
+    return mask[np.ix_(*index)]
 
 
 def _filled(plane: np.ndarray, block_mm: tuple[float, ...]) -> np.ndarray:
