@@ -151,9 +151,13 @@ class ScanShape:
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
     seen = mask.any(axis=0)
-    used = [np.flatnonzero(at) for at in (mask.any(axis=(1, 2)), seen.any(axis=1), seen.any(axis=0))]
-    depth, rows, columns = (slice(int(at[0]), int(at[-1]) + 1) for at in used)
-    return depth, rows, columns
+    depth, rows, columns = (np.asarray(at) for at in (mask.any(axis=(1, 2)), seen.any(axis=1), seen.any(axis=0)))
+    return _extent(depth), _extent(rows), _extent(columns)
+
+
+def _extent(used: np.ndarray) -> slice:
+    at = np.flatnonzero(used)
+    return slice(int(at[0]), int(at[-1]) + 1)
 
 
 def _middles(mask: np.ndarray, factors: tuple[int, ...]) -> np.ndarray:
