@@ -90,7 +90,8 @@ def summarise(rows: CohortRows, *, settings: Mapping[str, Any], problems: Iterab
 def _without_folders(problem: Problem) -> str:
     """The message of a problem without the folders of this machine, which may name people and places, too."""
     path, message = problem.path, problem.message
-    for parent in (*path.parents, *path.absolute().parents, *path.resolve().parents):
+    real = Path(os.path.realpath(path))  # links may lead in a circle
+    for parent in (*path.parents, *path.absolute().parents, *real.parents):
         if parent.name:
             message = message.replace(f"{parent}{os.sep}", "")
     return re.sub(r"(?<![\w.:/])/(?:[^\s/:;,()]+/)+", "", message)

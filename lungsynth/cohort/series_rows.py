@@ -102,8 +102,9 @@ class SeriesRows:
             )
         except InputError as error:
             raise InputError(f"{path}: {error}. {_REMEDY}") from error
-        strangers = {row.series_id for row in (*rows.slices, *rows.nodules)} - {row.series_id for row in rows.series}
-        if strangers:
+        own = {row.series_id for row in rows.series}
+        named = {row.series_id for row in rows.slices} | {row.series_id for row in rows.nodules}
+        if strangers := named - own:
             raise InputError(f"{path}: has rows of the series {min(strangers)!r}, which it lacks. {_REMEDY}")
         return rows
 
