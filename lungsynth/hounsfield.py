@@ -114,7 +114,7 @@ def check_hu(image: np.ndarray, *, name: str) -> None:
         elif low >= _FAT_HU and 1000 < high < 8192:
             looks = ", values that look 1024 too high (stored ones)"
         elif 900 < high < 1100:
-            looks = ", values that have the wrong sign"
+            looks = ", values that look as if they had the wrong sign, or were cut"
         elif high - low <= _NARROW_HU:
             looks = ", values that were cut to a window"
         elif high < 0:

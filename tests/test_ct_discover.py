@@ -181,17 +181,24 @@ def test_annotations_that_do_not_fit_are_refused(tmp_path, table, message):
 
 def test_annotations_of_absent_scans_are_a_problem(tmp_path):
     save_nifti(tmp_path / "A_ct.nii.gz", HU)
-    (tmp_path / "annotations.csv").write_text(TABLE + "A_ct.nii.gz,1,2,3,4\nB,1,2,3,4\n", encoding="utf-8")
-    found = find_series(tmp_path)
-    (files,), (problem,) = found.series, found.problems
+
+    def found(rows):
+        (tmp_path / "annotations.csv").write_text(TABLE + rows, encoding="utf-8")
+        discovery = find_series(tmp_path)
+        return discovery.series, discovery.problems[0].message
+
+    (files,), told = found("A_ct.nii.gz,1,2,3,4\nB,1,2,3,4\n")
     assert [sphere.series_id for sphere in files.annotations.spheres] == ["A"]
-    assert "1 of its series are not in the sources, first B. Add the scans" in problem.message
+    assert "1 of its series are not in the sources, first B. Add the scans" in told
     assert files.unread == ()
-    (tmp_path / "annotations.csv").write_text(TABLE + "B,1,2,3,4\n", encoding="utf-8")
-    found = find_series(tmp_path)
-    (files,), (problem,) = found.series, found.problems
-    assert "none is, so no slice of the 1 scans beside it counts as normal" in problem.message
+    (files,), told = found("B,1,2,3,4\n")
+    assert "none is, so no slice of the 1 scans beside it counts as normal" in told
     assert [path.name for path in files.unread] == ["annotations.csv"]
+    for shift, folder in enumerate(("P", "Q"), 1):
+        save_nifti(tmp_path / folder / "ct.nii.gz", np.roll(HU, shift, axis=0))
+    series, told = found("A,1,2,3,4\nct.nii.gz,1,2,3,4\n")
+    assert [len(files.annotations.spheres) for files in series] == [1, 0, 0], "two scans are called ct.nii.gz"
+    assert "first ct.nii.gz" in told
 
 
 def test_marks_of_formats_that_are_not_read_keep_their_scan_from_being_normal(tmp_path):

@@ -334,7 +334,7 @@ def test_affines_within_a_quarter_of_a_voxel_are_one_grid(tmp_path):
     [
         (0, 4095, "look 1024 too high"),
         (-24, 1416, "look 1024 too high"),
-        (-416, 1024, "have the wrong sign"),
+        (-416, 1024, "had the wrong sign"),
         (0, 65535, "stored as if they had no sign"),
         (-2000, -10, "look 1024 too low"),
         (0, 255, "8 bits"),

@@ -283,10 +283,13 @@ class _Sorting:
 
     def _of_scans(self, path: Path, rows: Sequence[NoduleSphere]) -> list[NoduleSphere]:
         """The rows of a table that name scans by id, or by file, and a problem for those that name none."""
-        ids = {series_id: series_id for series_id in self.dropped}
+        owners: dict[str, set[str]] = defaultdict(set)
         for key, files in self.series.items():
-            ids |= dict.fromkeys((files.series_id, *_texts(key, files, self.files)), files.series_id)
-        named = [(row, ids.get(row.series_id) or ids.get(_bare_name(row.series_id))) for row in rows]
+            for name in _texts(key, files, self.files):
+                owners[name].add(files.series_id)
+        by_name = {name: min(ids) for name, ids in owners.items() if len(ids) == 1}  # others name several scans
+        by_id = {series_id: series_id for series_id in self.dropped.union(*owners.values())}
+        named = [(row, by_id.get(row.series_id) or by_name.get(_bare_name(row.series_id))) for row in rows]
         self._report(path, "nodules by centre and diameter", "columns of LUNA16's annotations.csv")
         lost = sorted({row.series_id for row, series_id in named if series_id is None})
         if lost and not self.settings.subset:

@@ -182,8 +182,8 @@ def _unpack(archive: Path, folder: Path) -> list[str]:
         return []
     with tarfile.open(archive) as packed_tar:
         listed = [member for member in packed_tar if not member.isdir()]
-        safe = [member for member in listed if member.isfile() and _is_inside(member, folder)]
-        entries = [member for member in safe if _is_wanted(member.name)]
+        safe = {member for member in listed if member.isfile() and _is_inside(member, folder)}
+        entries = [member for member in listed if member in safe and _is_wanted(member.name)]
         _check_room(sum(member.size for member in entries))
         packed_tar.extractall(str(folder), entries, filter="data")
     return [member.name for member in listed if member not in safe]
