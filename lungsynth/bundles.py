@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lungsynth.errors import InputError
+from lungsynth.errors import InputError, reason
 from lungsynth.io.stored import SHA256, anything, lists, mappings, numbers, objects, read_json, texts
 
 if TYPE_CHECKING:
@@ -297,7 +297,10 @@ def open_bundle(
             check_fit(read.path, state, parser.get_parsed_content("network_def").state_dict())
         built = parser.get_parsed_content(component)
     except Exception as error:  # MONAI wraps whatever the bundle raised in a RuntimeError; the cause tells which
-        raise _input_error(error, root) or error from error
+        raise _input_error(error, root) or InputError(
+            f"{root / 'configs' / configs[-1]}: `{component}` cannot be built ({reason(error)}). Mend it, or copy the "
+            "bundle again."
+        ) from error
     if isinstance(built, dict):  # nothing was built: MONAI takes an entry without `_target_` for values
         raise InputError(f"{root / 'configs' / configs[-1]}: `{component}` should name a class in `_target_`.")
     return built

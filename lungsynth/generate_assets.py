@@ -116,7 +116,7 @@ def make_assets(
     lender = cohort if config.placement.real_voxels else None
     maker = _Maker(library, samplers, config, lender, made, grown)
     counts: dict[SampleKind, dict[str, CandidateCounts]] = {"nodules": maker.nodules(), "lungs": maker.lungs()}
-    write_selection(library.folder, config.chosen, counts)
+    write_selection(library.folder, config.chosen, counts, assets=sum(grown))
     library.save_table()
 
 

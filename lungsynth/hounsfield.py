@@ -29,6 +29,7 @@ AIR_HU = -1000  # by the definition of the scale; water is 0
 LUNG_HU = -850  # a usual level of aerated lung at inspiration; fills in where a level cannot be measured
 DENSE_HU = -500  # midway between air and water: in the lungs, vessels, walls and nodules are above, parenchyma below
 SOLID_HU = -300  # of a nodule, what is above counts as its solid part, what is below as ground glass
+_FAT_HU = -300  # nothing but air and lung is below
 _NARROW_HU = 700  # of values: windows for soft tissue are 400 wide, a chest spans more than 1,200
 CT_RANGE_HU = (-1024, 3071)  # what 12 bits hold; padding such as -2048 is air and is clipped to the lower end
 
@@ -108,8 +109,12 @@ def check_hu(image: np.ndarray, *, name: str) -> None:
         )
     if low > AIR_HU / 2 or high > 32767 or high < 0:
         looks = ""
-        if low >= 0 and 1024 < high < 8192:
+        if high > 32767:
+            looks = ", negative values that were stored as if they had no sign"
+        elif low >= _FAT_HU and 1000 < high < 8192:
             looks = ", values that look 1024 too high (stored ones)"
+        elif 900 < high < 1100:
+            looks = ", values that look as if they had the wrong sign, or were cut"
         elif high - low <= _NARROW_HU:
             looks = ", values that were cut to a window"
         elif high < 0:

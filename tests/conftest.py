@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,14 @@ def few_resamples():
     """Intervals from few draws: tests of whole tables ask what these hold, not how wide an interval is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("evaluation.metrics.bootstrap.RESAMPLES", 20)
+        yield
+
+
+@pytest.fixture
+def forked_workers():
+    """Workers that begin with what this process has imported; spawned ones spend ten seconds each on PyTorch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lungsynth.io.running.get_context", lambda method: get_context("fork"))
         yield
 
 

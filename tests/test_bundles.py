@@ -75,6 +75,12 @@ def test_a_component_that_names_no_class_is_said(bundles):
         open_bundle(bundles, "cyclegan", component="enhancer", overrides=nothing)
 
 
+@pytest.mark.parametrize("config", [{"network_def": 3}, {"enhancer": {"_target_": "\u00e9" * 40}}])
+def test_a_config_that_cannot_be_built_is_named(bundles, config):
+    with pytest.raises(InputError, match=r"inference\.json: `enhancer` cannot be built \(.+\)\. Mend it"):
+        open_bundle(bundles, "cyclegan", component="enhancer", overrides=config)
+
+
 def test_the_environment_names_the_device(bundles, monkeypatch):
     monkeypatch.setenv("LUNGSYNTH_DEVICE", "cpu")
     assert open_bundle(bundles, "wcapsgan").categories

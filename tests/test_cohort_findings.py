@@ -1,10 +1,12 @@
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
-from cohort_toys import SPACING_MM, make_chest_volume
+from cohort_toys import SPACING_MM, make_chest_volume, write_chest
 
 from lungsynth.cohort.patches import sphere_diameter_mm
+from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 from lungsynth.cohort.scan_nodules import cut_nodule, nodule_row, read_scan_nodules, sphere_nodule
 from lungsynth.ct.series import Annotations, NoduleSphere, SeriesFiles
 from lungsynth.geometry import voxel_to_lps
@@ -35,6 +37,19 @@ def test_a_sphere_in_empty_lung_marks_nothing():
     nodule, around = sphere_nodule(volume, sphere_at(volume, CENTRE, 20.0))
     assert nodule is None
     assert around[CENTRE]
+
+
+def test_a_nodule_far_from_any_lung_is_said(tmp_path):
+    source = tmp_path / "in"
+    write_chest(source, "A", nodule=(*CENTRE, 12.0))
+    mask = nib.load(source / "A_nodule.nii.gz")
+    beside = np.zeros(mask.shape, np.uint8)
+    beside[:3, :3, :2] = 1
+    nib.save(nib.Nifti1Image(beside, mask.affine), source / "A_nodule.nii.gz")
+    result = prepare_cohort([source], tmp_path / "out", settings=PrepareSettings(), workers=1)
+    assert result.problems == ()
+    report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "is kept, though no lung is within 20 mm of it; is its mask that of this scan, and not flipped?" in report
 
 
 def test_spheres_are_no_experts_masks():

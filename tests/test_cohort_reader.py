@@ -22,6 +22,7 @@ from lungsynth.cohort.schema import (
     from_mapping,
     to_json,
 )
+from lungsynth.cohort.series_rows import SeriesRows
 from lungsynth.cohort.slices import read_scan, read_stacks
 from lungsynth.ct.write import write_plane
 from lungsynth.errors import InputError
@@ -266,6 +267,28 @@ def test_a_damaged_or_missing_file_is_named(tmp_path):
         read_arrays(tmp_path / "nodules" / "1.2_given.npz", "context")
     with pytest.raises(InputError, match=r"absent\.npz: expected this file"):
         read_arrays(tmp_path / "nodules" / "absent.npz", "context")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("validation", "NaN", 'split of a row or entry should be one of .*training, .*one is "NaN"'),
+        ("validation", "", r"1\.3 has no split"),
+        ("1.3,", "1.2,", "it has a series twice"),
+    ],
+)
+def test_a_series_has_one_split(tmp_path, old, new, told):
+    table = write_cohort(tmp_path) / "series.csv"
+    table.write_text(table.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    with pytest.raises(InputError, match=rf"series\.csv: cannot be read as a file of a cohort .*{told}"):
+        _ = Cohort.open(tmp_path).splits
+
+
+def test_finished_rows_are_of_their_own_series(tmp_path):
+    row = {"slice_id": "b_0001", "series_id": "b", "shows_nodule": False, "normal": True}
+    path = SeriesRows(task_id="a", fingerprint="f", slices=(SliceRow(**row),)).save(tmp_path)
+    with pytest.raises(InputError, match=r"a\.json: has rows of the series 'b', which it lacks. Remove the file"):
+        SeriesRows.read(path)
 
 
 def test_patients_of_the_enhancer_can_be_left_out(tmp_path):

@@ -2,8 +2,8 @@ import hashlib
 
 import pytest
 
-from lungsynth.cohort.schema import SeriesRow
-from lungsynth.cohort.split import EXCLUDED, FOLDS, assign_splits, split_hash, split_patients
+from lungsynth.cohort.schema import EXCLUDED, SeriesRow
+from lungsynth.cohort.split import FOLDS, assign_splits, split_hash, split_patients
 
 
 def row(series, patient, *, known=True, folder="a", family="F"):

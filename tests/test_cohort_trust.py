@@ -194,6 +194,8 @@ def test_masks_of_other_scans_and_impossible_pixels_are_refused():
     elsewhere[4:12, 10:14, 30:42] = True  # tissue in front
     with pytest.raises(InputError, match="its lung mask does not lie on its lungs"):
         check(hu, elsewhere, drawn=True)
+    with pytest.raises(InputError, match="or is flipped or inverted"):
+        check(hu, ~lung, drawn=True)
     for spacing in (50.0, 0.3):
         with pytest.raises(InputError, match=r"its lungs are .* mm wide at a pixel spacing of"):
             check(hu, lung, spacing_mm=(5.0, spacing, spacing))

@@ -1,3 +1,4 @@
+import unicodedata
 import zipfile
 
 import numpy as np
@@ -168,7 +169,6 @@ def test_no_source_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (TABLE + "unknown,1,2,3,4\n", r"annotations\.csv: 1 unknown series, first unknown"),
         ("seriesuid,x,y\nA,1,2\n", r"annotations\.csv: missing columns coordX, coordY, coordZ, diameter_mm"),
     ],
 )
@@ -177,6 +177,56 @@ def test_annotations_that_do_not_fit_are_refused(tmp_path, table, message):
     (tmp_path / "annotations.csv").write_text(table, encoding="utf-8")
     with pytest.raises(InputError, match=message):
         find_series(tmp_path)
+
+
+def test_annotations_of_absent_scans_are_a_problem(tmp_path):
+    save_nifti(tmp_path / "A_ct.nii.gz", HU)
+
+    def found(rows):
+        (tmp_path / "annotations.csv").write_text(TABLE + rows, encoding="utf-8")
+        discovery = find_series(tmp_path)
+        return discovery.series, discovery.problems[0].message
+
+    (files,), told = found("A_ct.nii.gz,1,2,3,4\nB,1,2,3,4\n")
+    assert [sphere.series_id for sphere in files.annotations.spheres] == ["A"]
+    assert "1 of its series are not in the sources, first B. Add the scans" in told
+    assert files.unread == ()
+    (files,), told = found("B,1,2,3,4\n")
+    assert "none is, so no slice of the 1 scans beside it counts as normal" in told
+    assert [path.name for path in files.unread] == ["annotations.csv"]
+    for shift, folder in enumerate(("P", "Q"), 1):
+        save_nifti(tmp_path / folder / "ct.nii.gz", np.roll(HU, shift, axis=0))
+    series, told = found("A,1,2,3,4\nct.nii.gz,1,2,3,4\n")
+    assert [len(files.annotations.spheres) for files in series] == [1, 0, 0], "two scans are called ct.nii.gz"
+    assert "first ct.nii.gz" in told
+
+
+def test_marks_of_formats_that_are_not_read_keep_their_scan_from_being_normal(tmp_path):
+    for name in ("A", "B"):
+        save_nifti(tmp_path / f"{name}_ct.nii.gz", np.roll(HU, len(name) + ord(name), axis=0))
+    (tmp_path / "A_nodule.nrrd").write_bytes(b"NRRD0004\n")
+    np.save(tmp_path / "B_mask.npy", MASK)
+    (tmp_path / "atlas.img").write_bytes(b"\0" * 10)
+    found = find_series(tmp_path)
+    assert {files.series_id: [path.name for path in files.unread] for files in found.series} == {
+        "A": ["A_nodule.nrrd"],
+        "B": ["B_mask.npy"],
+    }
+    told = {problem.path.name: problem.message for problem in found.problems}
+    assert "NRRD, which is not read; save it as NIfTI (.nii.gz); it is called a mask" in told["A_nodule.nrrd"]
+    assert told["atlas.img"].endswith("which is not read; convert it to one .nii.gz.")
+
+
+def test_names_are_matched_as_people_read_them(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "M\u00fcller") for form in ("NFC", "NFD"))
+    for number, name in enumerate((decomposed, "M\u00e4ller", "\u4e00", "\u4e8c")):
+        save_nifti(tmp_path / "images" / f"{name}.nii.gz", np.roll(HU, number, axis=0))
+    for name in (composed, "\u4e8c"):
+        save_nifti(tmp_path / "nodules" / f"{name}.nii.gz", MASK)
+    found = find_series(tmp_path)
+    assert found.problems == ()
+    masked = {unicodedata.normalize("NFC", files.series_id) for files in found.series if files.masks}
+    assert masked == {composed, "\u4e8c"}
 
 
 def test_folders_above_the_source_name_no_patient(tmp_path):

@@ -203,6 +203,10 @@ def test_a_tar_is_read_like_a_zip_and_writes_nothing_outside(tmp_path):
         archive.add(path, "../outside.dcm")
     with find_series(tmp_path / "scans.tar.gz") as found:
         assert len(found.series[0].files) == 6
+        (problem,) = found.problems
+    assert (
+        "1 of its entries are links, devices, or lie outside of it, and were left out, first ../out" in problem.message
+    )
     assert not (tmp_path.parent / "outside.dcm").exists()
 
 

@@ -19,7 +19,7 @@ from lungsynth.cohort.prepare import PrepareSettings, look_at_sources
 from lungsynth.ct.dicom import looks_like_dicom, read_header
 from lungsynth.ct.read import read_mask, read_volume
 from lungsynth.ct.series import NoduleSphere, Problem, SeriesFiles
-from lungsynth.ct.volume import check_size, same_grid
+from lungsynth.ct.volume import check_size, same_grid, to_volume_axes
 from lungsynth.ct.write import write_nifti
 from lungsynth.errors import InputError, naming_file, reason
 from lungsynth.hounsfield import check_hu
@@ -301,6 +301,12 @@ def test_nifti_in_other_words_is_the_same(tmp_path):
     np.testing.assert_array_equal(read_volume(one_file(tmp_path / "two.nii", "nifti")).hu, volume.hu)
 
 
+def test_axes_of_one_direction_are_no_grid():
+    affine = np.array([[-3.2, -3.2, 0, 0], [0, 0, 0, 0], [0, 0, 5.0, 0], [0, 0, 0, 1]])
+    with pytest.raises(InputError, match="v: two axes of its affine have one direction"):
+        to_volume_axes(np.zeros((4, 4, 4)), affine, name="v")
+
+
 def test_affines_within_a_quarter_of_a_voxel_are_one_grid(tmp_path):
     image = read_volume(nifti(tmp_path))
     mask = np.zeros(image.hu.shape[::-1], np.float32)
@@ -327,6 +333,9 @@ def test_affines_within_a_quarter_of_a_voxel_are_one_grid(tmp_path):
     ("low", "high", "message"),
     [
         (0, 4095, "look 1024 too high"),
+        (-24, 1416, "look 1024 too high"),
+        (-416, 1024, "had the wrong sign"),
+        (0, 65535, "stored as if they had no sign"),
         (-2000, -10, "look 1024 too low"),
         (0, 255, "8 bits"),
         (0, 1, "scaled to 0..1"),
@@ -394,9 +403,9 @@ def test_tags_that_nobody_needs_may_be_anything(tmp_path):
 def test_rescale_that_only_some_slices_have_is_refused(tmp_path):
     def edit(ds, index):
         if index == 3:
-            del ds.RescaleSlope, ds.RescaleIntercept
+            del ds.RescaleIntercept
 
-    with pytest.raises(InputError, match="are missing in 1 of 6 slices"):
+    with pytest.raises(InputError, match="RescaleIntercept is missing in 1 of 6 slices"):
         read_volume(dicom_files(write_dicom(tmp_path, make_volume(), edit)))
 
 

@@ -157,7 +157,7 @@ ROW = NoduleSphere(series_id="a", centre_lps_mm=(1.5, -2.25, 3.0), diameter_mm=6
 def test_annotations_written_and_read_are_the_same(tmp_path):
     write_annotations(tmp_path / "annotations.csv", [("a", 1.5, -2.25, 3.0, 6.5)])
     assert (tmp_path / "annotations.csv").read_text(encoding="utf-8").startswith(COLUMNS)
-    assert read_luna16_annotations(tmp_path / "annotations.csv", {"a"}) == (ROW,)
+    assert read_luna16_annotations(tmp_path / "annotations.csv") == (ROW,)
 
 
 @pytest.mark.parametrize(
@@ -165,18 +165,31 @@ def test_annotations_written_and_read_are_the_same(tmp_path):
     [
         ("seriesuid,coordX,coordY\na,1,2\n", "missing columns coordZ, diameter_mm; an annotations file needs"),
         (
-            COLUMNS + "b,1,2,3,4\n",
-            "1 unknown series, first b.*Add its image, delete",
-        ),
-        (
             COLUMNS + "a,1,x,3,4\n",
             "row 2 has a coordinate or diameter that is no number",
         ),
-        (COLUMNS + "a,1,2,3,0\n", "diameter_mm must be positive"),
+        (
+            COLUMNS + "a,1,2,3,0\n",
+            r"annotations\.csv: row 2: a: .*diameter_mm must be positive.*Mend or delete the row",
+        ),
         ("", "could not be read as CSV"),
     ],
 )
 def test_bad_annotations_are_refused(tmp_path, text, message):
     (tmp_path / "annotations.csv").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message):
-        read_luna16_annotations(tmp_path / "annotations.csv", {"a"})
+        read_luna16_annotations(tmp_path / "annotations.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        (COLUMNS.upper() + "a,1.5,-2.25,3,6.5\n", "utf-8"),
+        (COLUMNS.replace(",", ";") + "a;1,5;-2,25;3,0;6,5\r\n", "utf-8-sig"),
+        (COLUMNS.replace(",", "\t") + "a\t1.5\t-2.25\t3\t6.5\r\n", "utf-16"),
+        ("note," + COLUMNS + "f\xfcr,a,1.5,-2.25,3,6.5\n", "cp1252"),
+    ],
+)
+def test_tables_are_read_as_spreadsheets_write_them(tmp_path, text, encoding):
+    (tmp_path / "annotations.csv").write_bytes(text.encode(encoding))
+    assert read_luna16_annotations(tmp_path / "annotations.csv") == (ROW,)

@@ -68,6 +68,15 @@ def test_a_table_tells_the_licence_of_each_scan(tmp_path):
         assert {files.series_id: files.licence for files in found.series} == {"A_s1": "CC BY 4.0", "B": ""}
 
 
+def test_a_table_that_names_no_scan_is_said(tmp_path):
+    save_nifti(tmp_path / "A_ct.nii.gz", HU)
+    (tmp_path / "patients.csv").write_text("series_uid,patient\nB,1\n", encoding="utf-8")
+    (problem,) = find_series(tmp_path).problems
+    assert problem.message.endswith(
+        "patients.csv: a table of patients that names no scan of the sources; it is not used."
+    )
+
+
 def test_a_table_that_contradicts_itself_is_said_and_not_used(tmp_path):
     save_nifti(tmp_path / "A_ct.nii.gz", HU)
     (tmp_path / "patients.csv").write_text("series,patient\nA,P1\nA,P2\n", encoding="utf-8")

@@ -133,7 +133,9 @@ def bundles(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_stop_and_workers_change_no_byte_of_an_enhanced_export(catalogue, tmp_path, monkeypatch, bundles):
+def test_a_stop_and_workers_change_no_byte_of_an_enhanced_export(
+    catalogue, tmp_path, monkeypatch, bundles, forked_workers
+):
     monkeypatch.setitem(FORMATS, "nifti", replace(FORMATS["nifti"], shard_size=2))
     whole = export(catalogue, tmp_path / "whole", "nifti", enhance=True, bundles=bundles)
     out = tmp_path / "stopped"

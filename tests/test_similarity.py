@@ -18,12 +18,14 @@ from lungsynth.placement.assets import AssetLibrary
 from lungsynth.similarity.reference import open_reference_set
 from lungsynth.similarity.selection import (
     NEIGHBOURS,
+    CandidateCounts,
     CandidateSource,
     SimilarityScores,
     kept_assets,
     preference,
     selection_figures,
     unranked,
+    write_selection,
 )
 from lungsynth.tracking import open_tracker
 
@@ -205,6 +207,16 @@ def test_few_real_samples_rank_nothing_but_refuse_copies(tmp_path):
     assert counts.real == 0
     assert counts.copies >= 1
     assert len(origins) == 10
+
+
+def test_what_is_begun_again_counts_its_candidates_once(tmp_path):
+    def generated(count, assets):
+        counts = {"nodules": {"solid": CandidateCounts(generated=count)}, "lungs": {}}
+        write_selection(tmp_path, select(None, "none", 1), counts, assets=assets)
+        return selection_figures(tmp_path)["nodules_solid_generated"]
+
+    assert [generated(5, 0), generated(5, 0)] == [5, 5], "stopped before the table of the library was written"
+    assert [generated(3, 5), generated(3, 5), generated(2, 8)] == [8, 8, 10]
 
 
 def test_a_run_with_a_cohort_ranks_logs_and_ends_in_the_same_bytes(bundles, cohort, tmp_path, monkeypatch):

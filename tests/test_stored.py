@@ -100,6 +100,12 @@ def test_tables_have_the_columns_of_their_schema(tmp_path, columns):
         (SliceRow, {"slice_id": "x_first"}, "a slice_id ends in an index"),
         (SliceRow, {"normal": 1}, "normal of a row or entry should be true or false"),
         (SliceRow, {"series_id": None}, "expected series_id"),
+        (
+            NoduleRow,
+            {"texture_class": "NaN"},
+            r'texture_class of a row or entry should be one of solid,.* one is "NaN"',
+        ),
+        (NoduleRow, {"split": "train"}, "split of a row or entry should be one of "),
         (NoduleRow, {"votes": "many"}, "votes of a row or entry should be a whole number"),
         (NoduleRow, {"diameter_mm": "x"}, "diameter_mm of a row or entry should be a finite number"),
     ],
@@ -108,7 +114,8 @@ def test_rows_of_a_cohort_are_of_their_types(kind, values, told):
     rows = {
         SliceRow: {"slice_id": "s_0001", "series_id": "s", "shows_nodule": False, "normal": True},
         NoduleRow: {
-            **dict.fromkeys(("nodule_id", "patient_id", "series_id", "source", "texture_class"), "x"),
+            **dict.fromkeys(("nodule_id", "patient_id", "series_id", "source"), "x"),
+            "texture_class": "solid",
             "diameter_mm": math.nan,
         },
     }

@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeVar
 import pandas as pd
 
 from lungsynth.cohort.schema import (
+    EXCLUDED,
+    SPLITS,
     CubeEntry,
     DiseasedEntry,
     LungEntry,
@@ -24,7 +26,6 @@ from lungsynth.cohort.schema import (
     to_json,
 )
 from lungsynth.cohort.series_rows import CohortRows
-from lungsynth.cohort.split import EXCLUDED, SPLITS
 from lungsynth.errors import InputError
 from lungsynth.io.tables import csv_text
 

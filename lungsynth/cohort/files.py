@@ -35,7 +35,7 @@ _SCHEMAS["cohort.json"] = objects(
         "sources": lists(mappings(anything)),
         "split_hash": texts(),
         "counts": mappings(mappings(anything)),
-        "problems": lists(mappings(anything)),
+        "problems": lists(objects({"message": texts()})),
         "pseudo_labels": mappings(anything),
     },
 )

@@ -55,12 +55,12 @@ def check_lung_and_tissue(
     lung_hu, tissue_hu = _levels(hu, lung)
     if _plausible(lung_hu, tissue_hu):
         return
-    mistake = _mistake(hu, spacing_mm)
-    if mistake is None and drawn and _is_chest(hu, spacing_mm):
+    if drawn and _is_chest(hu, spacing_mm):
         raise InputError(
             f"{name}: its lung mask does not lie on its lungs (median {lung_hu:.0f} HU inside); it belongs to another "
-            "scan, or is flipped."
+            "scan, or is flipped or inverted."
         )
+    mistake = _mistake(hu, spacing_mm)
     raise InputError(_sentence(name, f"lung at {lung_hu:.0f} and tissue at {tissue_hu:.0f} HU", mistake, hint))
 
 

@@ -175,7 +175,7 @@ def _nothing(sources: Sequence[Path], problems: Sequence[Problem]) -> str:
     names = ", ".join(str(source) for source in sources)
     if not problems:
         return f"{names}: no CT found; give DICOM series, NIfTI or MetaImage volumes, or a folder of LIDC crops."
-    more = f" ({len(problems) - 1} more like it)" if len(problems) > 1 else ""
+    more = f" ({len(problems) - 1} more; `dry_run` says what each file is taken for)" if len(problems) > 1 else ""
     return problems[0].message + more
 
 

@@ -161,7 +161,13 @@ class Cohort:
         Raises:
             InputError: when the table is missing or damaged.
         """
-        return tuple(read_table(self.folder / "series.csv", SeriesRow))
+        path = self.folder / "series.csv"
+        rows = tuple(read_table(path, SeriesRow))
+        if lost := [row.series_id for row in rows if not row.split]:
+            raise damaged(path, f"{lost[0]} has no split")
+        if len({row.series_id for row in rows}) < len(rows):
+            raise damaged(path, "it has a series twice")
+        return rows
 
     @cached_property
     def nodules(self) -> tuple[NoduleRow, ...]:

@@ -20,9 +20,9 @@ from lungsynth.cohort.collections import recognise
 from lungsynth.cohort.datalists import Datalist, Pseudonyms
 from lungsynth.cohort.lidc_nodules import ASSUMED_SPACING_MM, SPACING_ASSUMED
 from lungsynth.cohort.montage import lung_montage, lung_tile, nodule_montage, nodule_tile, spread
-from lungsynth.cohort.schema import COHORT_FORMAT, NoduleRow, SeriesRow, SliceRow, columns
+from lungsynth.cohort.schema import CLASSES, COHORT_FORMAT, EXCLUDED, SPLITS, NoduleRow, SeriesRow, SliceRow, columns
 from lungsynth.cohort.series_rows import CohortRows
-from lungsynth.cohort.split import EXCLUDED, SPLITS, split_hash
+from lungsynth.cohort.split import split_hash
 from lungsynth.ct.series import Problem
 from lungsynth.ct.write import read_plane
 from lungsynth.errors import InputError
@@ -32,7 +32,6 @@ from lungsynth.io.atomic import write_json, write_picture, write_text
 from lungsynth.io.tables import csv_text, markdown_table
 
 __all__ = [
-    "CLASSES",
     "cohort_page",
     "count_splits",
     "describe_sources",
@@ -43,7 +42,6 @@ __all__ = [
     "write_rows",
 ]
 
-CLASSES = ("solid", "part_solid", "ground_glass", "unknown")
 _COUNTS = ("patients", "series", "slices", "normal_slices")
 _OF_SOURCES = ("patients", "series", "slices", "nodules")
 _NODULES, _LUNGS = 32, 8  # pictures
@@ -92,7 +90,8 @@ def summarise(rows: CohortRows, *, settings: Mapping[str, Any], problems: Iterab
 def _without_folders(problem: Problem) -> str:
     """The message of a problem without the folders of this machine, which may name people and places, too."""
     path, message = problem.path, problem.message
-    for parent in (*path.parents, *path.absolute().parents, *path.resolve().parents):
+    real = Path(os.path.realpath(path))  # links may lead in a circle
+    for parent in (*path.parents, *path.absolute().parents, *real.parents):
         if parent.name:
             message = message.replace(f"{parent}{os.sep}", "")
     return re.sub(r"(?<![\w.:/])/(?:[^\s/:;,()]+/)+", "", message)

@@ -201,8 +201,8 @@ def _look_into(volume: Volume, sphere: NoduleSphere) -> tuple[ReadNodule | None,
     # Thick slices can lie on both sides of a small nodule: half a slice is added along the axis' worst case.
     radius_mm = max(sphere.diameter_mm / 2, volume.spacing_mm[0] / 2)
     reach = np.ceil((radius_mm + _SPHERE_MARGIN_MM) / np.asarray(volume.spacing_mm)) + 1
-    low = np.maximum(np.floor(centre - reach), 0).astype(int)
-    high = np.minimum(np.ceil(centre + reach) + 1, volume.hu.shape).astype(int)
+    low = np.clip(np.floor(centre - reach), 0, volume.hu.shape).astype(int)
+    high = np.clip(np.ceil(centre + reach) + 1, 0, volume.hu.shape).astype(int)
     box = tuple(slice(start, stop) for start, stop in zip(low.tolist(), high.tolist(), strict=True))
     if (low >= high).any() or not (distance_mm := _distance_mm(volume, box, centre)).min() <= radius_mm:
         raise InputError(

@@ -6,19 +6,22 @@ known while a cohort is made, and read from its lists again.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from typing import Any, TypeVar
 
 from lungsynth.errors import InputError
 from lungsynth.io.names import file_stem
-from lungsynth.io.stored import Check, Unfit, file_names, of_type, shortened
+from lungsynth.io.stored import Check, Unfit, file_names, lists, of_type, one_of, shortened
 
 __all__ = [
+    "CLASSES",
     "COHORT_FORMAT",
+    "EXCLUDED",
     "FORMAT_1_NAMES",
     "RATINGS",
+    "SPLITS",
     "Column",
     "CubeEntry",
     "DiseasedEntry",
@@ -38,6 +41,9 @@ __all__ = [
 ]
 
 COHORT_FORMAT = 2
+SPLITS = ("training", "validation", "test")
+EXCLUDED = "excluded"
+CLASSES = ("solid", "part_solid", "ground_glass", "unknown")
 # Fields that are, or become, names of files of a cohort.
 _NAMES = ("nodule", "cube", "lung", "image", "label", "slice_id", "nodule_id", "candidate_id")
 RATINGS = (
@@ -55,9 +61,13 @@ RATINGS = (
 Row = TypeVar("Row")
 
 
-def about(description: str, *, unit: str = "", column: bool = True) -> Mapping[str, Any]:
-    """Metadata of a field: its meaning, its unit (none when empty), and whether it is a column or key of a file."""
-    return {"description": description, "unit": unit, "column": column}
+def about(
+    description: str, *, unit: str = "", column: bool = True, choices: Sequence[str] | None = None
+) -> Mapping[str, Any]:
+    """Metadata of a field: its meaning, its unit (none when empty), whether it is a column or key of a file, and the
+    only texts that it may be or hold.
+    """
+    return {"description": description, "unit": unit, "column": column, "choices": choices}
 
 
 @dataclass(frozen=True)
@@ -79,16 +89,24 @@ class SeriesRow:
     patient_known: bool = field(default=True, metadata=about("false where `patient_id` is only the series"))
     source: str = field(metadata=about("name of the collection"))
     licence: str = field(default="", metadata=about("as a table of the user says; empty: the collection's"))
-    split: str = field(default="", metadata=about("`training`, `validation`, `test` or `excluded`"))
+    split: str = field(
+        default="", metadata=about("`training`, `validation`, `test` or `excluded`", choices=("", *SPLITS, EXCLUDED))
+    )
     slices: int = field(default=0, metadata=about("how many were written; 0 for crops"))
     spacing_slice_mm: float | None = field(default=None, metadata=about("of slices; empty for crops", unit="mm"))
     spacing_row_mm: float | None = field(default=None, metadata=about("of rows; empty for crops", unit="mm"))
     spacing_column_mm: float | None = field(default=None, metadata=about("of columns; empty for crops", unit="mm"))
-    lung_mask: str = field(metadata=about("where it is from: `data`, `threshold` or `none`"))
-    nodule_mask: str = field(metadata=about("where it is from: `data`, `network` or `none`"))
+    lung_mask: str = field(
+        metadata=about("where it is from: `data`, `threshold` or `none`", choices=("data", "threshold", "none"))
+    )
+    nodule_mask: str = field(
+        metadata=about("where it is from: `data`, `network` or `none`", choices=("data", "network", "none"))
+    )
     family: str = field(default="", metadata=about("collections that share patients", column=False))
     folder: str = field(default="", metadata=about("name of the source's folder", column=False))
-    labelled: tuple[str, ...] = field(default=(), metadata=about("what an expert drew: `lung`, `nodule`", column=False))
+    labelled: tuple[str, ...] = field(
+        default=(), metadata=about("what an expert drew: `lung`, `nodule`", column=False, choices=("lung", "nodule"))
+    )
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -165,8 +183,8 @@ class _NoduleIds:
     patient_id: str = field(metadata=about("of the series"))
     series_id: str = field(metadata=about("whose it is"))
     source: str = field(metadata=about("name of the collection"))
-    split: str = field(default="", metadata=about("of its patient"))
-    texture_class: str = field(metadata=about("`ground_glass`, `part_solid`, `solid` or `unknown`"))
+    split: str = field(default="", metadata=about("of its patient", choices=("", *SPLITS, EXCLUDED)))
+    texture_class: str = field(metadata=about("`ground_glass`, `part_solid`, `solid` or `unknown`", choices=CLASSES))
 
 
 # Fields of the last base come first: what names a row, then what was measured, then whose it is.
@@ -255,8 +273,14 @@ class _Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class _Labels:
-    labelled: tuple[str, ...] = field(metadata=about("what an expert drew: `lung`, `nodule`; empty for a sphere"))
-    kind: str = field(metadata=about("`slice`, `nodule`, or `sphere` (only centre and diameter are known)"))
+    labelled: tuple[str, ...] = field(
+        metadata=about("what an expert drew: `lung`, `nodule`; empty for a sphere", choices=("lung", "nodule"))
+    )
+    kind: str = field(
+        metadata=about(
+            "`slice`, `nodule`, or `sphere` (only centre and diameter are known)", choices=("slice", "nodule", "sphere")
+        )
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,8 +347,15 @@ def from_mapping(row_type: type[Row], values: Mapping[str, Any]) -> Row:
 def _checks(row_type: type) -> tuple[Mapping[str, Check], tuple[str, ...]]:
     """By field, what it may hold; and the fields without a default."""
     own = fields(row_type)
-    checks = {item.name: file_names if item.name in _NAMES else of_type(item.type) for item in own}
-    return checks, tuple(item.name for item in own if item.default is MISSING)
+    return {item.name: _check(item) for item in own}, tuple(item.name for item in own if item.default is MISSING)
+
+
+def _check(item: Field[Any]) -> Check:
+    if item.name in _NAMES:
+        return file_names
+    if (choices := item.metadata["choices"]) is None:
+        return of_type(item.type)
+    return one_of(*choices) if item.type is str else lists(one_of(*choices))
 
 
 FORMAT_1_NAMES: Mapping[str, str] = {"ball": "sphere", "part_id": "task_id", "separation": "pseudo_labels"}

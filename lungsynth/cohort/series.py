@@ -1,5 +1,6 @@
 """One series of a cohort: read, labelled, and written as slices, lungs and nodules."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from lungsynth.types import LabelVolume
 
 __all__ = ["LabelledScan", "SeriesTask", "SliceExtraction", "prepare_series", "read_labelled_scan"]
 
+_NEAR_LUNG_MM = 20.0  # of each nodule is lung: thicker than what a tumour at the pleura hides of it
 _ADULT_NORMAL_CM2 = 120.0  # lung in a slice of an adult from which on the lungs' shape can be learnt
 
 
@@ -76,12 +78,14 @@ class LabelledScan:
         findings: its nodules.
         lung: true in lung, nodules included.
         labels: `Label` ids.
+        notes: what was left out, taken on trust, or looks odd.
     """
 
     volume: Volume
     findings: ScanNodules
     lung: Bool[np.ndarray, "depth height width"]
     labels: LabelVolume
+    notes: tuple[str, ...] = ()
 
 
 def read_labelled_scan(files: SeriesFiles) -> LabelledScan:
@@ -94,9 +98,10 @@ def read_labelled_scan(files: SeriesFiles) -> LabelledScan:
     findings = read_scan_nodules(files, volume)
     lung = _lungs(files, volume)
     _check_levels(files, volume, lung)
+    notes = (*volume.notes, *findings.notes, *_far_from_lung(volume, lung, findings))
     lung |= findings.nodule
     labels = label_volume(lung=lung, nodule=findings.nodule, unlabelled=findings.unlabelled)
-    return LabelledScan(volume=volume, findings=findings, lung=lung, labels=labels)
+    return LabelledScan(volume=volume, findings=findings, lung=lung, labels=labels, notes=notes)
 
 
 def prepare_series(task: SeriesTask, out: Path, settings: SliceExtraction) -> SeriesRows:
@@ -121,7 +126,7 @@ def prepare_series(task: SeriesTask, out: Path, settings: SliceExtraction) -> Se
         series=(_series_row(task, volume, len(slices), expert=findings.expert),),
         slices=tuple(slices),
         nodules=tuple(nodules),
-        notes=(*volume.notes, *findings.notes, *notes),
+        notes=(*scan.notes, *notes),
     )
     rows.save(out)
     return rows
@@ -145,6 +150,24 @@ def _series_row(task: SeriesTask, volume: Volume, slices: int, *, expert: bool) 
         nodule_mask="data" if expert else "none",
         labelled=("lung",) * has_lung_mask + ("nodule",) * expert,
     )
+
+
+def _far_from_lung(volume: Volume, lung: Bool[np.ndarray, "depth height width"], findings: ScanNodules) -> list[str]:
+    """A note for each nodule with no lung near it: its mask may be flipped, or that of another scan."""
+    reach = [math.ceil(_NEAR_LUNG_MM / mm) for mm in volume.spacing_mm]
+    notes = []
+    for nodule in findings.nodules:
+        box = tuple(
+            slice(max(start - more, 0), start + size + more)
+            for start, size, more in zip(nodule.offset, nodule.votes.shape, reach, strict=True)
+        )
+        if not lung[box].any():
+            place = tuple(round(value, 1) for value in nodule.centre_lps_mm)
+            notes.append(
+                f"{volume.series_id}: the nodule at {place} mm (LPS) is kept, though no lung is within "
+                f"{_NEAR_LUNG_MM:g} mm of it; is its mask that of this scan, and not flipped?"
+            )
+    return notes
 
 
 def _lungs(files: SeriesFiles, volume: Volume) -> Bool[np.ndarray, "depth height width"]:

@@ -91,7 +91,7 @@ class SeriesRows:
         """
         stored: dict[str, Any] = from_format_1(read_json(path, _ROWS, what="rows of a cohort", remedy=_REMEDY))
         try:
-            return cls(
+            rows = cls(
                 task_id=stored["task_id"],
                 fingerprint=stored["fingerprint"],
                 series=tuple(from_mapping(SeriesRow, row) for row in stored["series"]),
@@ -102,6 +102,11 @@ class SeriesRows:
             )
         except InputError as error:
             raise InputError(f"{path}: {error}. {_REMEDY}") from error
+        own = {row.series_id for row in rows.series}
+        named = {row.series_id for row in rows.slices} | {row.series_id for row in rows.nodules}
+        if strangers := named - own:
+            raise InputError(f"{path}: has rows of the series {min(strangers)!r}, which it lacks. {_REMEDY}")
+        return rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,10 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Set
 
-from lungsynth.cohort.schema import SeriesRow
+from lungsynth.cohort.schema import EXCLUDED, SeriesRow
 
-__all__ = ["EXCLUDED", "FOLDS", "SPLITS", "assign_splits", "split_hash", "split_patients"]
+__all__ = ["FOLDS", "assign_splits", "split_hash", "split_patients"]
 
-SPLITS = ("training", "validation", "test")
-EXCLUDED = "excluded"
 FOLDS = 5
 _TEST_SHARE = 1 / FOLDS  # the paper's 4:1
 _VALIDATION_SHARE = 0.1

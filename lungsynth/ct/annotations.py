@@ -8,8 +8,10 @@ Pascal-VOC boxes come as one XML a slice, named by the slice's SOPInstanceUID as
 ymax are taken as 0-based pixels of the stored slice that belong to the box.
 """
 
+import codecs
+import io
 import xml.etree.ElementTree as ET
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -120,7 +122,10 @@ def _to_box(edges: np.ndarray, like: Volume, frame: SliceFrame, *, path: Path, n
 _LARGEST_NODULE_ML = 1500  # a sphere of 142 mm: what is marked beyond is a lung
 _HEAD_BYTES = 1 << 16  # of a table: what has a longer first line is none of ours
 _SEPARATORS = (",", ";", "\t")
-_MARK_COLUMNS = {"diameter", "diameter_mm", "radius", "xmin", "ymin", "bbox", "coordx", "coordy", "coordz", "nodule"}
+_MARK_COLUMNS = {
+    "diameter", "diameter_mm", "radius", "xmin", "ymin", "x_min", "y_min", "x1", "y1", "bbox", "box", "coordx",
+    "coordy", "coordz", "nodule",
+}  # fmt: skip
 _DETECTOR_COLUMNS = {"class", "probability", "score", "confidence"}
 
 _Mask = Bool[np.ndarray, "depth height width"]
@@ -224,10 +229,10 @@ class TableHead:
 
     @property
     def kind(self) -> TableKind:
-        """What its columns say, without looking at its name."""
-        if set(ANNOTATION_COLUMNS) <= set(self.columns):
-            return "annotations"
+        """What its columns say, without looking at its name or at upper and lower case."""
         lower = {name.lower() for name in self.columns}
+        if {name.lower() for name in ANNOTATION_COLUMNS} <= lower:
+            return "annotations"
         if lower & _DETECTOR_COLUMNS and "coordx" in lower:
             return "candidates"
         return "marks" if lower & _MARK_COLUMNS else "other"
@@ -237,10 +242,10 @@ def table_head(path: Path) -> TableHead | None:
     """The columns of a CSV or TSV; None when its first line is too long for one."""
     with path.open("rb") as stream:
         head = stream.read(_HEAD_BYTES)
-    line, end, _ = head.partition(b"\n")
+    line, end, _ = _decoded(head).partition("\n")
     if not end and len(head) == _HEAD_BYTES:
         return None
-    text = line.decode("utf-8-sig", "replace").rstrip("\r")
+    text = line.rstrip("\r")
     separator = max(_SEPARATORS, key=text.count)
     return TableHead(columns=tuple(name.strip().strip('"') for name in text.split(separator)), separator=separator)
 
@@ -252,39 +257,46 @@ def read_table(path: Path, separator: str) -> pd.DataFrame:
         InputError: when it cannot be read as one.
     """
     try:
-        table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", skipinitialspace=True, sep=separator)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        text = io.StringIO(_decoded(path.read_bytes()))
+        table = pd.read_csv(text, dtype=str, skipinitialspace=True, sep=separator)
+    except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise InputError(
             f"{path}: could not be read as CSV ({error}); write it again as comma-separated UTF-8."
         ) from error
     return table.rename(columns=lambda name: str(name).strip()).dropna(how="all")
 
 
-def read_luna16_annotations(path: Path, known_series: Collection[str] | None = None) -> tuple[NoduleSphere, ...]:
+def _decoded(content: bytes) -> str:
+    """The text of a table: UTF-8, UTF-16 where it begins so, else what spreadsheets on Windows write."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", "replace")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if error.end == len(content) and error.reason == "unexpected end of data":  # only the head was read
+            return content[: error.start].decode("utf-8-sig")
+        return content.decode("cp1252", "replace")
+
+
+def read_luna16_annotations(path: Path) -> tuple[NoduleSphere, ...]:
     """Reads an `annotations.csv`.
 
     Args:
         path: CSV with the columns seriesuid, coordX, coordY, coordZ, diameter_mm.
-        known_series: the series at hand; None accepts any.
 
     Raises:
-        InputError: on missing columns, values that are no numbers, and series that are not at hand.
+        InputError: on missing columns, values that are no numbers, and nodules that are none.
     """
     head = table_head(path)
     separator = head.separator if head is not None else ","
-    table = read_table(path, separator)
+    known = {name.lower(): name for name in ANNOTATION_COLUMNS}
+    table = read_table(path, separator).rename(columns=lambda name: known.get(name.lower(), name))
     if missing := [name for name in ANNOTATION_COLUMNS if name not in table]:
         raise InputError(
             f"{path}: missing columns {', '.join(missing)}; an annotations file needs {','.join(ANNOTATION_COLUMNS)}, "
             f"got {','.join(map(str, table.columns))}. Rename or add them."
         )
     table["seriesuid"] = table["seriesuid"].fillna("").str.strip()
-    unknown = [] if known_series is None else sorted(set(table["seriesuid"]) - set(known_series))
-    if unknown:
-        raise InputError(
-            f"{path}: {len(unknown)} unknown series, first {unknown[0] or '(empty)'}: no image of that name is in the "
-            "sources. Add its image, delete its rows, or say that the source is a part of its collection (`subset`)."
-        )
     decimal = "," if separator == ";" else "."
     numbers = table[list(ANNOTATION_COLUMNS[1:])].apply(
         lambda column: pd.to_numeric(column.str.replace(decimal, ".", regex=False), errors="coerce")
@@ -293,7 +305,13 @@ def read_luna16_annotations(path: Path, known_series: Collection[str] | None = N
         raise InputError(
             f"{path}: row {int(bad.idxmax()) + 2} has a coordinate or diameter that is no number; mend it."
         )
-    return tuple(
-        NoduleSphere(series_id=series, centre_lps_mm=(x, y, z), diameter_mm=diameter)
-        for series, (x, y, z, diameter) in zip(table["seriesuid"], numbers.to_numpy(float).tolist(), strict=True)
-    )
+    rows = zip(numbers.index, table["seriesuid"], numbers.to_numpy(float).tolist(), strict=True)
+    return tuple(_sphere(path, int(row) + 2, series, values) for row, series, values in rows)
+
+
+def _sphere(path: Path, row: int, series: str, values: list[float]) -> NoduleSphere:
+    x, y, z, diameter_mm = values
+    try:
+        return NoduleSphere(series_id=series, centre_lps_mm=(x, y, z), diameter_mm=diameter_mm)
+    except InputError as error:
+        raise InputError(f"{path}: row {row}: {error} Mend or delete the row.") from error

@@ -33,7 +33,7 @@ from lungsynth.types import Affine
 __all__ = ["RESCALE_MISSING", "is_ct", "looks_like_dicom", "read_dicom", "read_header", "read_slice_frames"]
 
 _logger = logging.getLogger(__name__)
-RESCALE_MISSING = "RescaleSlope and RescaleIntercept are missing"
+RESCALE_MISSING = "RescaleIntercept is missing"
 _CT_CLASSES = {uid.CTImageStorage, uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage}
 _HEADER_TAGS = [
     "SOPClassUID",
@@ -324,7 +324,7 @@ def _without_copies(frames: list[SliceFrame]) -> tuple[list[SliceFrame], tuple[s
 
 
 def _read_stack(frames: Sequence[SliceFrame]) -> tuple[np.ndarray, list[str]]:
-    """HU int16 (slice, row, column) of frames of one shape, and the files without rescale tags."""
+    """HU int16 (slice, row, column) of frames of one shape, and the files without RescaleIntercept."""
     stack, unscaled = np.empty((len(frames), *frames[0].shape), np.int16), []
     places: dict[Path, list[int]] = {}
     for place, frame in enumerate(frames):
@@ -337,7 +337,7 @@ def _read_stack(frames: Sequence[SliceFrame]) -> tuple[np.ndarray, list[str]]:
                 raise InputError(f"{path}: its pixels are {stored.shape}, not what its header says; copy it again.")
             plane = _flat(dataset, index)
             stack[place] = _to_hu(stored[index], dataset, plane, path=path)
-            if not (_text(plane, "RescaleSlope") or _text(plane, "RescaleIntercept")):
+            if not _text(plane, "RescaleIntercept"):
                 unscaled.append(path.name)
     return stack, unscaled
 

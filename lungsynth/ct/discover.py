@@ -17,8 +17,8 @@ from lungsynth.ct.annotations import TableHead, read_luna16_annotations, read_ta
 from lungsynth.ct.dicom_series import DicomFiles, DicomSeries, sort_dicom
 from lungsynth.ct.file_kinds import FileReport, structure_of
 from lungsynth.ct.lidc import read_xml_head
-from lungsynth.ct.pairing import ImageName, image_name
-from lungsynth.ct.patients import NOBODY, check_people, name_patient, read_patient_table, with_table
+from lungsynth.ct.pairing import ImageName, image_name, says_mask
+from lungsynth.ct.patients import NOBODY, check_people, name_patient, names_patients, read_patient_table, with_table
 from lungsynth.ct.series import Annotations, NoduleSphere, Problem, SeriesFiles
 from lungsynth.ct.source_files import SourceFiles, list_files
 from lungsynth.ct.values import is_metaimage, is_nifti
@@ -37,6 +37,13 @@ _DOCUMENTS = {
 _DOCUMENT_NAMES = {"license", "licence", "readme", "changes", "citation", "dicomdir", "version", "authors", "thumbs"}
 _PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".svg", ".tif", ".tiff"}
 _OTHER_ARRAYS = {".gz", ".npy", ".npz"}
+_NOT_READ = {
+    **dict.fromkeys((".hdr", ".img"), "a NIfTI or Analyze pair, which is not read; convert it to one .nii.gz"),
+    **dict.fromkeys((".nrrd", ".nhdr"), "NRRD, which is not read; save it as NIfTI (.nii.gz)"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "a spreadsheet, which is not read; save it as CSV"),
+    **dict.fromkeys((".mnc", ".mgz", ".vti", ".mat", ".h5"), "of a format that is not read; convert it to NIfTI"),
+    **dict.fromkeys((".7z", ".rar"), "an archive of a kind that is not unpacked; unpack it yourself"),
+}
 _NEVER_DICOM = {*_TABLES, *_PIXELS, *_DOCUMENTS, *_PICTURES, *_OTHER_ARRAYS, ".json", ".xml"}
 _EACH_LISTED = 5  # files of one kind in one folder: more are told together
 
@@ -264,7 +271,6 @@ class _Sorting:
 
     def _spheres(self, heads: Mapping[Path, TableHead]) -> list[NoduleSphere]:
         """Rows of all annotation tables, each once: LUNA16 brings its table twice."""
-        known = None if self.settings.subset else {series_id for _, series_id in self.series} | self.dropped
         rows: list[NoduleSphere] = []
         for path, head in heads.items():
             if "excluded" in path.name.lower() and head.kind == "annotations":
@@ -272,9 +278,36 @@ class _Sorting:
             elif head.kind == "candidates":
                 self._report(path, "not used", "columns of a detector's candidates")
             elif head.kind == "annotations" or path.name.lower() == "annotations.csv":
-                rows += read_luna16_annotations(path, known)
-                self._report(path, "nodules by centre and diameter", "columns of LUNA16's annotations.csv")
+                rows += self._of_scans(path, read_luna16_annotations(path))
         return list(dict.fromkeys(rows))
+
+    def _of_scans(self, path: Path, rows: Sequence[NoduleSphere]) -> list[NoduleSphere]:
+        """The rows of a table that name scans by id, or by file, and a problem for those that name none."""
+        owners: dict[str, set[str]] = defaultdict(set)
+        for key, files in self.series.items():
+            for name in _texts(key, files, self.files):
+                owners[name].add(files.series_id)
+        by_name = {name: min(ids) for name, ids in owners.items() if len(ids) == 1}  # others name several scans
+        by_id = {series_id: series_id for series_id in self.dropped.union(*owners.values())}
+        named = [(row, by_id.get(row.series_id) or by_name.get(_bare_name(row.series_id))) for row in rows]
+        self._report(path, "nodules by centre and diameter", "columns of LUNA16's annotations.csv")
+        lost = sorted({row.series_id for row, series_id in named if series_id is None})
+        if lost and not self.settings.subset:
+            beside = [] if len(lost) < len({row.series_id for row in rows}) else self._beside(path)
+            for key in beside:
+                self._unread(key, path)
+            normal = f"; none is, so no slice of the {len(beside)} scans beside it counts as normal" if beside else ""
+            told = (
+                f"{self.files.shown(path)}: {len(lost)} of its series are not in the sources, first "
+                f"{lost[0] or '(empty)'}{normal}. Add the scans, call their files as the table does, or say that the "
+                "sources are parts of their collections (`--subset`)."
+            )
+            self.problems.append(Problem(path, told))
+        return [replace(row, series_id=series_id) for row, series_id in named if series_id is not None]
+
+    def _beside(self, path: Path) -> list[_Key]:
+        """The scans in the folder of a file, or below it."""
+        return [key for key, files in self.series.items() if path.parent in files.files[0].parents]
 
     def _xml(self) -> tuple[dict[str, Path], dict[str, list[Path]]]:
         """Readers' XML, and Pascal-VOC boxes, by series id."""
@@ -290,11 +323,10 @@ class _Sorting:
             try:
                 head = read_xml_head(path)
             except InputError as error:
-                self.problems.append(Problem(path, str(error).replace(str(path), self.files.shown(path))))
-                self._report(path, "nothing", "XML that is not well-formed")
-                for key, files in list(self.series.items()):
-                    if path.parent in {one.parent for one in files.files}:  # perhaps the reading of this scan
-                        self._unread(key, path)
+                self._unread_reading(path, str(error).replace(f"{path}: ", ""))
+                continue
+            if head.root == "LidcReadMessage" and not head.series_id:
+                self._unread_reading(path, "a reading of LIDC without a SeriesInstanceUID; copy it from its source.")
                 continue
             if head.series_id in series_ids:
                 self._take_reading(head.series_id or "", path, lidc)
@@ -308,6 +340,13 @@ class _Sorting:
             self._report(paths[0], f"boxes of series {series_id}", f"named by SOPInstanceUID, {len(paths)} files")
         self._missing(missing)
         return lidc, boxes
+
+    def _unread_reading(self, path: Path, why: str) -> None:
+        """XML that cannot be used: perhaps the reading of the scan that it lies beside."""
+        self._problem(path, why)
+        for key, files in list(self.series.items()):
+            if path.parent in {one.parent for one in files.files}:
+                self._unread(key, path)
 
     def _take_reading(self, series_id: str, path: Path, lidc: dict[str, Path]) -> None:
         if lidc.setdefault(series_id, path) is path:
@@ -361,7 +400,7 @@ class _Sorting:
                 table = read_patient_table(path, head, {str(key): names for key, names in texts.items()})
             except InputError as error:
                 self.problems.append(Problem(path, str(error).replace(str(path), self.files.shown(path))))
-                self._report(path, "nothing", "a table of patients that contradicts itself")
+                self._report(path, "nothing", "a table of patients that cannot be used")
                 continue
             if table is not None:
                 tables.append((self.files.shown(path), table))
@@ -394,6 +433,9 @@ class _Sorting:
             if path.name.lower() == "participants.tsv":
                 self._report(path, "not used", "BIDS: names of subjects, which the files say too")
                 continue
+            if names_patients(head):
+                self._problem(path, "a table of patients that names no scan of the sources; it is not used.")
+                continue
             marked = self._marked_by(path, head)
             for key in marked:
                 self._unread(key, path)
@@ -405,29 +447,39 @@ class _Sorting:
             if path.stem.lower() in _DOCUMENT_NAMES or (not path.suffix and _is_text(path)):
                 self._report(path, "not used", "a document")
             else:
-                self.nothing.append((path, "of an unknown kind: neither DICOM, NIfTI nor MetaImage"))
+                known = _NOT_READ.get(path.suffix.lower())
+                self._not_read(path, known or "of an unknown kind: neither DICOM, NIfTI nor MetaImage", volumes)
 
     def _rest_by_suffix(self, path: Path, volumes: VolumeFiles) -> None:
         kind = path.suffix.lower()
         if kind in _PIXELS and path.resolve() not in volumes.pixels:
             self.nothing.append((path, "pixels without a MetaImage header (.mhd) that names them"))
         elif kind == ".json" and path not in volumes.jsons:
-            self._document(path, picture=False)
+            self._document(path, volumes, picture=False)
         elif kind in _PICTURES:
-            self._document(path, picture=True)
+            self._document(path, volumes, picture=True)
         elif kind in _OTHER_ARRAYS and not is_nifti(path):
-            self.nothing.append((path, "of a format that is not read"))
+            self._not_read(path, "of a format that is not read; convert it to NIfTI (.nii.gz)", volumes)
         elif kind in _DOCUMENTS:
             self._report(path, "not used", "a document")
 
-    def _document(self, path: Path, *, picture: bool) -> None:
+    def _not_read(self, path: Path, why: str, volumes: VolumeFiles) -> None:
+        """Takes a file for nothing; where its name is that of a mask, the slices of its scan are not normal."""
+        whose = volumes.index.match(path).whose if says_mask(path, self.roots) else None
+        owners = [key for key, files in self.series.items() if whose is not None and _owner(files) == whose]
+        for key in owners:
+            self._unread(key, path)
+        normal = "; it is called a mask, so no slice of its scan counts as normal" if owners else ""
+        self.nothing.append((path, f"{why}{normal}"))
+
+    def _document(self, path: Path, volumes: VolumeFiles, *, picture: bool) -> None:
         """Pictures and JSON are documents, unless their names say that they are marks."""
         name = f"{path.parent.name if path.parent not in self.roots else ''} {path.stem}".lower()
         kind = "a picture" if picture else "JSON"
         if structure_of(name) == "nodule" or any(
             word in name for word in ("mask", "label", "segm", "annot", "roi", "box")
         ):
-            self.nothing.append((path, f"{kind}, which is not read, though its name says that it marks something"))
+            self._not_read(path, f"{kind}, which is not read, though its name says that it marks something", volumes)
         else:
             self._report(path, "not used", f"{kind}, taken for a document")
 

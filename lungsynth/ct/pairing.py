@@ -10,6 +10,7 @@ marks. Masks that fit several images equally well belong to none.
 """
 
 import re
+import unicodedata
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 _SUFFIX = re.compile(r"(\.nii\.gz|\.nii|\.mhd|\.mha)$", re.IGNORECASE)
-_WORD = re.compile(r"[a-z]+|\d+")
+_WORD = re.compile(r"[^\W\d_]+|\d+")
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _CHANNEL = "0000"  # nnU-Net's first channel
 # Words that say that a file marks something, and words that only say how.
@@ -95,7 +96,7 @@ def bare_stem(stem: str) -> str:
 
 def words_of(text: str) -> Words:
     """The words and numbers of a name."""
-    return tuple(_WORD.findall(_HUMP.sub(" ", text).lower()))
+    return tuple(_WORD.findall(_HUMP.sub(" ", unicodedata.normalize("NFC", text)).lower()))
 
 
 def image_name(path: Path, whose: object, others: Iterable[str] = ()) -> ImageName:

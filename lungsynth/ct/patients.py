@@ -127,6 +127,12 @@ def _without_counts(stem: str) -> str:
         stem = shorter
 
 
+def names_patients(head: TableHead) -> bool:
+    """Whether a table has a column of patients, and one of scans."""
+    lower = {name.lower() for name in head.columns}
+    return not lower.isdisjoint(_PATIENT_COLUMNS) and not lower.isdisjoint(_SCAN_COLUMNS)
+
+
 def read_patient_table(path: Path, head: TableHead, scans: Mapping[str, Sequence[str]]) -> PatientTable | None:
     """A table of patients; None when it names no patient or none of the scans.
 

@@ -94,11 +94,18 @@ class SourceFiles:
         name = self.shown(archive)
         try:
             _logger.info("Unpacking %s", name)
-            _unpack(archive, Path(folder.name))
+            left = _unpack(archive, Path(folder.name))
         except _DAMAGED as error:
-            told = f"{name}: could not be unpacked ({error}); copy it again, or unpack it yourself."
+            why = "it has a password" if "is encrypted" in str(error) else str(error)
+            told = f"{name}: could not be unpacked ({why}); copy it again, or unpack it yourself."
             self.problems.append(Problem(archive, told))
             return None
+        if left:
+            told = (
+                f"{name}: {len(left)} of its entries are links, devices, or lie outside of it, and were left out, "
+                f"first {as_text(left[0])}. Unpack it yourself if they are scans."
+            )
+            self.problems.append(Problem(archive, told))
         root = Path(folder.name)
         self.add_root(root, source=self.source_of(archive), name=name)
         return root
@@ -165,29 +172,34 @@ def _is_archive(path: Path) -> bool:
     return path.name.lower().endswith((*_ZIPS, *_TARS))
 
 
-def _unpack(archive: Path, folder: Path) -> None:
+def _unpack(archive: Path, folder: Path) -> list[str]:
+    """Unpacks an archive, and gives the entries of a tar that nobody should follow."""
     if archive.name.lower().endswith(_ZIPS):
         with zipfile.ZipFile(archive) as packed:
             members = [info for info in packed.infolist() if _is_wanted(info.filename)]
             _check_room(sum(info.file_size for info in members))
             packed.extractall(folder, members)
-        return
+        return []
     with tarfile.open(archive) as packed_tar:
-        entries = [member for member in packed_tar if member.isfile() and _is_wanted(member.name)]
+        listed = [member for member in packed_tar if not member.isdir()]
+        safe = {member for member in listed if member.isfile() and _is_inside(member, folder)}
+        entries = [member for member in listed if member in safe and _is_wanted(member.name)]
         _check_room(sum(member.size for member in entries))
-        packed_tar.extractall(str(folder), entries, filter=_inside_only)
+        packed_tar.extractall(str(folder), entries, filter="data")
+    return [member.name for member in listed if member not in safe]
 
 
 def _is_wanted(name: str) -> bool:
     return Path(name).suffix.lower() not in _LEFT_IN_ARCHIVES
 
 
-def _inside_only(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-    """A member of a tar, unless it would lie outside the folder."""
+def _is_inside(member: tarfile.TarInfo, folder: Path) -> bool:
+    """Whether a member of a tar would lie inside the folder."""
     try:
-        return tarfile.data_filter(member, folder)
+        tarfile.data_filter(member, str(folder))
     except tarfile.FilterError:
-        return None
+        return False
+    return True
 
 
 def _check_room(size: int) -> None:
@@ -259,7 +271,11 @@ class _Walk:
                 self._links.append((source, Path(entry.path)))
             elif entry.is_dir():
                 folders.append((entry.path, inside))
-            elif entry.is_file() and self._is_new(inside):
+            elif not entry.is_file():
+                path = Path(entry.path)
+                told = f"{self.files.shown(path)}: a pipe, a device or the like, not a file; it is left out."
+                self.files.problems.append(Problem(path, told))
+            elif self._is_new(inside):
                 self.found.setdefault(source, []).append(Path(entry.path))
         return folders
 

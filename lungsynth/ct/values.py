@@ -83,11 +83,21 @@ def look_at(path: Path) -> Values:
 
 
 def _description(path: Path) -> str:
-    header: Any = nib.load(path).header
+    try:
+        header: Any = nib.load(path).header
+    except nib.filebasedimages.ImageFileError:  # compressed in spite of its name, or the other way round
+        return ""
     return bytes(header["descrip"]).rstrip(b"\0").decode("latin-1") if "descrip" in header else ""
 
 
 def _nifti_blocks(path: Path) -> Iterator[np.ndarray]:
+    with path.open("rb") as stream:
+        is_packed = stream.read(2) == b"\x1f\x8b"
+    if is_packed != path.name.lower().endswith(".gz"):  # nibabel believes the name
+        values, affine = read_nifti(path)
+        yield np.frombuffer(affine.tobytes() + repr(values.shape).encode(), np.uint8)
+        yield values
+        return
     image: Any = nib.load(path, keep_file_open=True)  # one pass over the compressed stream
     shape = image.shape
     if len(shape) < 3 or any(size != 1 for size in shape[3:]) or image.dataobj.dtype.fields is not None:

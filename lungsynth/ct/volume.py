@@ -162,7 +162,11 @@ def _check_axis_aligned(affine: np.ndarray, *, name: str) -> None:
     directions = np.abs(affine[:3, :3] / lengths)
     off_axis = float(np.sort(directions, axis=0)[:2].max())
     aligned = len(set(directions.argmax(axis=0))) == 3
-    if off_axis > _OBLIQUE or not aligned:
+    if not aligned and off_axis <= _OBLIQUE:
+        raise InputError(
+            f"{name}: two axes of its affine have one direction ({affine.round(3).tolist()}); write the file again."
+        )
+    if off_axis > _OBLIQUE:
         raise InputError(
             f"{name}: the grid is oblique (gantry tilt or a rotated reconstruction), its axes are up to "
             f"{np.degrees(np.arcsin(min(off_axis, 1.0))):.2f} degrees from the patient's. Resample it to an axial grid "

@@ -72,6 +72,7 @@ class VolumeFiles:
         refused: likewise, scans whose masks cannot be trusted.
         pixels: data files of MetaImage headers.
         jsons: dataset.json that were read.
+        index: the images, to be asked whose mask a file is.
         problems: in sentences.
         reports: of all files but dataset.json.
     """
@@ -82,6 +83,7 @@ class VolumeFiles:
     refused: set[object] = field(default_factory=set)
     pixels: set[Path] = field(default_factory=set)
     jsons: set[Path] = field(default_factory=set)
+    index: ImageIndex = field(default_factory=lambda: ImageIndex(()))
     problems: list[Problem] = field(default_factory=list)
     reports: list[FileReport] = field(default_factory=list)
 
@@ -118,6 +120,7 @@ class _Volumes:
         self.files, self.labels, self.roots = files, labels, files.roots
         self.found = VolumeFiles()
         self.values: dict[Path, Values | None] = {}
+        self.unreadable: dict[Path, str] = {}
         self.named: dict[Path, dict[int, str]] = {}  # by the folder of a dataset.json
         for path in jsons:
             try:
@@ -136,10 +139,11 @@ class _Volumes:
             self.found.pixels |= _data_files(path)
             try:
                 self.values[path] = look_at(path)
-            except InputError:
-                self.values[path] = None  # its reader says what is wrong
+            except InputError as error:
+                self.values[path] = None
+                self.unreadable[path] = str(error).replace(str(path), self.files.shown(path))
         images = [path for path in paths if self._is_image(path)]
-        index = ImageIndex([*(image_name(path, path) for path in images), *series])
+        index = self.found.index = ImageIndex([*(image_name(path, path) for path in images), *series])
         for path in paths:
             if path not in set(images):
                 self._pair(path, index)
@@ -204,7 +208,9 @@ class _Volumes:
             name, synthetic = as_text(names[path]), self._is_ours(path)
             self.found.images.append(VolumeImage(path=path, series_id=name, says_ct=says_ct, synthetic=synthetic))
             told = f"synthetic CT, series {name}" if synthetic else f"CT, series {name}"
-            self._report(path, told, _why_image(self.values[path]))
+            values = self.values[path]
+            why = _why_image(values) if values is not None else f"its name; {self.unreadable[path]}"
+            self._report(path, told, why)
 
     def _is_ours(self, path: Path) -> bool:
         values = self.values[path]
@@ -293,9 +299,7 @@ def _series_name(path: Path) -> str:
     return bare_stem(volume_stem(path)) or path.parent.name
 
 
-def _why_image(values: Values | None) -> str:
-    if values is None:
-        return "its name: it could not be read"
+def _why_image(values: Values) -> str:
     return "values: HU" if values.in_hu else f"its name; values {values.low:g} to {values.high:g}"
 
 

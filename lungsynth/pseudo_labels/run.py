@@ -24,7 +24,6 @@ from lungsynth.cohort.montage import Tile, lung_tile, nodule_tile, outlined, spr
 from lungsynth.cohort.prepare import claim_cohort_folder, cohort_folder
 from lungsynth.cohort.reader import Cohort
 from lungsynth.cohort.report import (
-    CLASSES,
     cohort_page,
     count_splits,
     markdown_report,
@@ -32,7 +31,7 @@ from lungsynth.cohort.report import (
     summarise,
     write_rows,
 )
-from lungsynth.cohort.schema import SliceRow, slice_id
+from lungsynth.cohort.schema import CLASSES, SliceRow, slice_id
 from lungsynth.cohort.series_rows import CohortRows, SeriesRows
 from lungsynth.ct.series import Problem
 from lungsynth.ct.write import read_plane
@@ -211,11 +210,11 @@ def _write_cohort(
     kept = [row for row in rows.slices if row.normal and row.series_id in ids]
     write_picture(job.out / MONTAGE, pseudo_label_montage(candidates, kept, job.out))
     cohort = summarise(rows, settings=source.settings, problems=problems)
-    cohort["problems"] = [*source.described["problems"], *cohort["problems"]]
+    cohort["problems"] = [*source.described.get("problems", ()), *cohort["problems"]]
     facts = pseudo_label_facts(
         {**settings, "series": len(detected)},
         candidates,
-        before=source.described["counts"],
+        before=count_splits(CohortRows(pieces=source.pieces, splits=source.splits)),
         after=count_splits(rows),
     )
     write_text(job.out / "report.md", markdown_report(cohort, rows) + pseudo_label_section(facts))

@@ -128,6 +128,8 @@ class _ScanJob:
 
     def _make(self, *, missing: set[str]) -> dict[str, Mapping[str, Any]]:
         scan = read_labelled_scan(self.files)
+        for note in scan.notes:
+            _logger.warning("%s", note)
         volume, name = scan.volume, str(self.files.files[0])
         nodules = scan.findings.nodule | scan.findings.unlabelled
         shape = ScanShape.of(volume.hu, scan.lung, spacing_mm=volume.spacing_mm, nodules=nodules, name=name)

@@ -63,7 +63,8 @@ _SIZE_CLASSES = 8  # equal parts of the range of diameters, on a scale of ratios
 _CHUNK = 32  # seeds a call; only a matter of progress
 _COUNT = {name: integers(0) for name in ("generated", "kept", "copies", "unlike", "surplus", "spare", "unusable")}
 _COUNT |= {name: integers(0) for name in ("kept_unlike", "real")}
-_COUNTS = objects({kind: mappings(objects({}, _COUNT)) for kind in ("nodules", "lungs")})
+_KINDS = {kind: mappings(objects({}, _COUNT)) for kind in ("nodules", "lungs")}
+_COUNTS = objects(_KINDS, {"grown_from": objects({"assets": integers(1), **_KINDS})})
 
 _logger = logging.getLogger(__name__)
 
@@ -287,15 +288,25 @@ def selection_identity(selection: Selection) -> dict[str, Any]:
 
 
 def write_selection(
-    out: Path, selection: Selection, counts: Mapping[SampleKind, Mapping[str, CandidateCounts]]
+    out: Path, selection: Selection, counts: Mapping[SampleKind, Mapping[str, CandidateCounts]], *, assets: int = 0
 ) -> Path:
-    """Writes `selection.json`: the rule, and the counts by kind and category; of a run that grows, they add up."""
-    before = _read_counts(out) if (out / _FILE).is_file() else {}
+    """Writes `selection.json`: the rule, and the counts by kind and category; of a run that grows, they add up.
+
+    Args:
+        out: folder of the library.
+        selection: the rule.
+        counts: of what was added.
+        assets: how many the library had before: what was stopped once these counts were written begins with as many
+            again, and its candidates count once.
+    """
+    before = _counts_before(out, assets) if assets and (out / _FILE).is_file() else {}
     content: dict[str, Any] = {"format": 2, **selection.to_json()}
+    if before:
+        content["grown_from"] = {"assets": assets, **_to_json(before)}
     for kind, categories in counts.items():
         earlier = before.get(kind, {})
         sums = {name: count + earlier.get(name, CandidateCounts()) for name, count in categories.items()}
-        content[kind] = {name: asdict(count) for name, count in sums.items()}
+        content |= _to_json({kind: sums})
     write_json(out / _FILE, content)
     return out / _FILE
 
@@ -315,8 +326,26 @@ def selection_figures(out: Path) -> dict[str, float]:
     return figures
 
 
+def _counts_before(out: Path, assets: int) -> dict[str, dict[str, CandidateCounts]]:
+    """The counts of a library of so many assets."""
+    content = _read(out)
+    grown_from = content.get("grown_from")
+    return _from_json(grown_from if grown_from and grown_from["assets"] == assets else content)
+
+
 def _read_counts(out: Path) -> dict[str, dict[str, CandidateCounts]]:
-    content = read_json(out / _FILE, _COUNTS, what="counts of generated samples", remedy="Use a new `out`.")
+    return _from_json(_read(out))
+
+
+def _read(out: Path) -> dict[str, Any]:
+    return dict(read_json(out / _FILE, _COUNTS, what="counts of generated samples", remedy="Use a new `out`."))
+
+
+def _to_json(counts: Mapping[str, Mapping[str, CandidateCounts]]) -> dict[str, Any]:
+    return {kind: {name: asdict(count) for name, count in own.items()} for kind, own in counts.items()}
+
+
+def _from_json(content: Mapping[str, Any]) -> dict[str, dict[str, CandidateCounts]]:
     return {
         kind: {name: CandidateCounts.from_json(values) for name, values in content[kind].items()}
         for kind in ("nodules", "lungs")
