@@ -150,9 +150,9 @@ class ScanShape:
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
-    seen = mask.any(axis=0)
-    depth, rows, columns = (np.asarray(at) for at in (mask.any(axis=(1, 2)), seen.any(axis=1), seen.any(axis=0)))
-    return _extent(depth), _extent(rows), _extent(columns)
+    seen: np.ndarray = np.logical_or.reduce(mask, axis=0)
+    depth: np.ndarray = np.logical_or.reduce(mask, axis=(1, 2))
+    return _extent(depth), _extent(np.any(seen, axis=1)), _extent(np.any(seen, axis=0))
 
 
 def _extent(used: np.ndarray) -> slice:
