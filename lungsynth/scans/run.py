@@ -12,6 +12,7 @@ Folder of a run:
 
 import hashlib
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +21,12 @@ import pandas as pd
 from tqdm import tqdm
 
 from lungsynth.cohort.series import LabelledScan, read_labelled_scan
-from lungsynth.ct.discover import find_series
+from lungsynth.ct.discover import Discovery, find_series
 from lungsynth.ct.series import Problem, SeriesFiles
 from lungsynth.ct.volume import Volume
 from lungsynth.errors import InputError
 from lungsynth.io.atomic import write_json, write_text
+from lungsynth.io.names import readable
 from lungsynth.io.stored import anything, mappings, read_json
 from lungsynth.io.tables import csv_text
 from lungsynth.run_folder import RunFolder
@@ -67,24 +69,39 @@ def insert_into_scans(config: InsertConfig) -> InsertResult:
         InputError: when there is no scan, none could be used, or the folder belongs to another run.
     """
     with find_series(list(config.sources), config.files) as found:
-        folder = RunFolder(path=config.out, identity=config.identity(found.series), may_grow=("variants",))
-        with folder.held():
-            problems, samples, used = list(found.problems), list[Mapping[str, Any]](), list[dict[str, Any]]()
-            progress = tqdm(found.series, desc="scans", unit="scan")
-            for number, files in enumerate(progress, start=1):
-                job = _ScanJob(config=config, files=files, subject=f"scan{number:04d}")
-                try:
-                    samples += job.run()
-                    used.append(job.row)
-                except InputError as error:
-                    problems.append(Problem(files.files[0], str(error)))
-                    _logger.warning("left out: %s", error)
-            if not samples:
-                raise InputError(problems[0].message if len(problems) == 1 else _none_of(problems))
-            write_lists(samples, config.out)
-            write_text(config.out / "scans.csv", csv_text(pd.DataFrame(used)))
+        folder, is_new = RunFolder(path=config.out, identity=config.identity(found.series)), not config.out.exists()
+        try:
+            with folder.held():
+                used, samples, problems = _all_scans(config, found)
+        except InputError:
+            if is_new:
+                shutil.rmtree(config.out, ignore_errors=True)
+            raise
     inserted = sum(nodule["source"] != FROM_SCAN for sample in samples for nodule in sample["nodules"])
     return InsertResult(scans=len(used), samples=len(samples), nodules=inserted, problems=tuple(problems))
+
+
+def _all_scans(
+    config: InsertConfig, found: Discovery
+) -> tuple[list[dict[str, Any]], list[Mapping[str, Any]], list[Problem]]:
+    """Rows of the scans with nodules, facts of their samples, and what was left out; writes the lists.
+
+    Raises:
+        InputError: when no scan could be used.
+    """
+    problems, samples, used = list(found.problems), list[Mapping[str, Any]](), list[dict[str, Any]]()
+    for number, files in enumerate(tqdm(found.series, desc="scans", unit="scan"), start=1):
+        job = _ScanJob(config=config, files=files, subject=f"scan{number:04d}")
+        try:
+            samples += job.run()
+            used.append(job.row)
+        except InputError as error:
+            problems.append(Problem(files.files[0], str(error)))
+    if not samples:
+        raise InputError(problems[0].message if len(problems) == 1 else _none_of(problems))
+    write_lists(samples, config.out)
+    write_text(config.out / "scans.csv", csv_text(pd.DataFrame(used)))
+    return used, samples, problems
 
 
 def _none_of(problems: Sequence[Problem]) -> str:
@@ -115,7 +132,7 @@ class _ScanJob:
             "subject": self.subject,
             "series_id": self.files.series_id,
             "patient_id": self.files.patient_id,
-            "path": str(self.files.files[0]),
+            "path": readable(str(self.files.files[0])),
         }
 
     def _name(self, variant: int, day: int) -> str:
