@@ -2,6 +2,8 @@
 
 import fcntl
 import os
+from collections.abc import Callable
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -28,13 +30,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def phantom_cohort(tmp_path_factory) -> Path:
     """A phantom cohort of six patients."""
-    return _prepared_once(tmp_path_factory, "phantom", patients=6, seed=3)
+    return _made_once(tmp_path_factory, "phantom", partial(_prepare_phantom, patients=6, seed=3))
 
 
 @pytest.fixture(scope="session")
 def rated_cohort(tmp_path_factory) -> Path:
     """A phantom cohort of ten: seven train, two of them with nodules of all textures; one validates, two test."""
-    return _prepared_once(tmp_path_factory, "rated", patients=10, seed=5)
+    return _made_once(tmp_path_factory, "rated", partial(_prepare_phantom, patients=10, seed=5))
+
+
+@pytest.fixture(scope="session")
+def half_read_cohort(tmp_path_factory) -> Path:
+    """Four scans that nobody has looked at, and two that somebody has (`separation_toys.write_sources`)."""
+
+    def make(folder: Path) -> None:
+        from separation_toys import write_sources
+
+        write_sources(folder / "source")
+        _prepare(sorted((folder / "source").iterdir()), folder)
+
+    return _made_once(tmp_path_factory, "half_read", make)
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +68,15 @@ def forked_workers():
         yield
 
 
-def _prepared_once(tmp_path_factory, name: str, *, patients: int, seed: int) -> Path:
-    """A cohort of phantom patients that the first process to ask for it makes, for all of them."""
+def _made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
+    """A cohort that the first process to ask for it makes, for all of them."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"shared_{name}"
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "made").exists():
-            _prepare_phantom(folder, patients=patients, seed=seed)
+            make(folder)
             (folder / "made").touch()
     return folder / "cohort"
 
@@ -69,8 +84,13 @@ def _prepared_once(tmp_path_factory, name: str, *, patients: int, seed: int) -> 
 def _prepare_phantom(folder: Path, *, patients: int, seed: int) -> None:
     # Imported here: the process that only hands out the tests needs none of it.
     from lungsynth.cohort.phantom.files import make_phantom_cohort
-    from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 
     sizes = {"size_px": 96, "slices": 16, "slice_spacing_mm": 12.0}
     make_phantom_cohort(folder / "source", patients=patients, seed=seed, **sizes)
-    prepare_cohort([folder / "source"], folder / "cohort", settings=PrepareSettings(), workers=1)
+    _prepare([folder / "source"], folder)
+
+
+def _prepare(sources: list[Path], folder: Path) -> None:
+    from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
+
+    prepare_cohort(sources, folder / "cohort", settings=PrepareSettings(), workers=1)

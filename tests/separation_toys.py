@@ -79,13 +79,14 @@ def write_unlabelled(folder, patient, hu):
     write_nifti(folder / f"{name}_lung.nii.gz", patient.lung_mask, affine)
 
 
-def write_sources(folder):
-    """Four scans that nobody has looked at, one with centres and diameters (LUNA16), one with a mask (MSD).
+def unread_patients():
+    """Those whose scans nobody has looked at."""
+    return [draw(seed) for seed in range(1, 5)]
 
-    Returns:
-        The patients of the first four.
-    """
-    patients = [draw(seed) for seed in range(1, 5)]
+
+def write_sources(folder):
+    """Four scans that nobody has looked at, one with centres and diameters (LUNA16), one with a mask (MSD)."""
+    patients = unread_patients()
     write_unlabelled(folder / "open", patients[0], paint(patients[0], 90, 30))
     write_unlabelled(folder / "open", patients[1], patients[1].volume.hu)
     huge = patients[2].volume.hu.copy()
@@ -96,7 +97,6 @@ def write_sources(folder):
     write_unlabelled(folder / "open", patients[3], speck)
     write_luna16(folder / "luna16", [_painted(draw(7), 70)])
     write_msd(folder / "msd", [_painted(draw(8), 99)])
-    return patients
 
 
 def _painted(patient, percent):

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from interfaces import documented
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation, SqueezeDim
-from separation_toys import MIN_DIAMETER_MM, write_rigged_bundles, write_sources
+from separation_toys import MIN_DIAMETER_MM, write_rigged_bundles
 from stores import new_store
 
 from lungsynth.cohort.patches import sphere_diameter_mm, texture_class
@@ -224,17 +224,15 @@ def test_luna16_series_find_their_patients(cohort):
 
 
 @pytest.fixture(scope="module")
-def separated(tmp_path_factory) -> tuple[Path, Path]:
+def separated(half_read_cohort, tmp_path_factory) -> tuple[Path, Path]:
     """A cohort, and what separating it gave."""
     folder = tmp_path_factory.mktemp("separated")
-    write_sources(folder / "sources")
-    prepare_cohort([folder / "sources"], folder / "cohort", settings=PrepareSettings(), workers=1)
     bundles = write_rigged_bundles(folder / "bundles", "contract")
     settings = PseudoLabelConfig(
-        cohort=folder / "cohort", out=folder / "out", bundles=bundles, min_diameter_mm=MIN_DIAMETER_MM
+        cohort=half_read_cohort, out=folder / "out", bundles=bundles, min_diameter_mm=MIN_DIAMETER_MM
     )
     pseudo_label_cohort(settings, tracking_uri=new_store(folder))
-    return folder / "cohort", folder / "out"
+    return half_read_cohort, folder / "out"
 
 
 def test_a_separated_cohort_is_a_cohort_of_the_same_split(separated):

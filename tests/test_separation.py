@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from separation_toys import GRID, MIN_DIAMETER_MM, boxes, write_rigged_bundles, write_sources
+from separation_toys import GRID, MIN_DIAMETER_MM, boxes, unread_patients, write_rigged_bundles
 from stores import new_store
 
-from lungsynth.cohort.prepare import PrepareSettings, prepare_cohort
 from lungsynth.cohort.reader import Cohort
 from lungsynth.cohort.series_rows import SeriesRows
 from lungsynth.ct.write import read_plane
@@ -25,14 +24,12 @@ LISTS = ("segmentation", "nodules", "cubes", "lungs", "enhancement")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(half_read_cohort, tmp_path_factory):
     """Folder of a cohort and of rigged bundles, and the patients that nobody has looked at."""
     folder = tmp_path_factory.mktemp("separation")
-    patients = write_sources(folder / "sources")
-    sources = sorted((folder / "sources").iterdir())
-    prepare_cohort(sources, folder / "cohort", settings=PrepareSettings(), workers=1)
+    shutil.copytree(half_read_cohort, folder / "cohort")
     write_rigged_bundles(folder / "bundles", "separation")
-    return folder, patients
+    return folder, unread_patients()
 
 
 def separate(folder, out, *, cohort=None, threshold=0.5, bundles=None):
