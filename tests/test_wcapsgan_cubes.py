@@ -70,7 +70,7 @@ def test_a_sphere_comes_back_with_its_diameter(cohort) -> None:
     torch.testing.assert_close(samples.hu[0, 8, 8, 8], torch.tensor(-500, dtype=torch.int16))
 
 
-@pytest.mark.parametrize("diameter_mm", [6.0, 9.0, 14.0])
+@pytest.mark.parametrize("diameter_mm", [2.5, 6.0, 9.0, 14.0])
 def test_what_fills_its_frame_comes_back_with_the_diameter_asked(diameter_mm) -> None:
     alpha = sphere(13, 32).astype(np.float32) + np.roll(sphere(9, 32), 7, axis=2)
     mask = (alpha > 0).astype(np.float16)
@@ -182,7 +182,7 @@ def test_one_seed_makes_one_cube_in_any_company() -> None:
     assert not together["alpha"][:, faces].any()
     assert len(np.unique(together["hu"][0][together["alpha"][0] == 0])) == 1
     assert sampler([], [], [])["hu"].shape == (0, 32, 32, 32)
-    with pytest.raises(ValueError, match=r"up to 15\.7 mm, which a cube of 32 voxels"):
+    with pytest.raises(ValueError, match=r"above 2\.1 and up to 15\.7 mm, which a cube of 32 voxels"):
         sampler([1], ["solid"], [17.0])
 
 
