@@ -79,10 +79,11 @@ def test_what_fills_its_frame_comes_back_with_the_diameter_asked(diameter_mm) ->
     inside = placed.alpha >= 0.5
     assert (6 * inside.sum() / np.pi) ** (1 / 3) * 0.7 == pytest.approx(diameter_mm, abs=0.15)
     np.testing.assert_allclose(np.argwhere(inside).mean(axis=0), 15.5, atol=0.5)
-    long, short = (np.ptp(np.argwhere(inside)[:, axis]) for axis in (2, 0))
-    assert long > 1.15 * short or diameter_mm < 4  # a few voxels
     assert np.unique(placed.hu[placed.alpha == 0]).tolist() == [-850]
-    assert np.median(placed.hu[placed.alpha > 0.99]) == pytest.approx(20, abs=10)
+    if diameter_mm > 4:  # else it is a few voxels
+        long, short = (np.ptp(np.argwhere(inside)[:, axis]) for axis in (2, 0))
+        assert long > 1.15 * short
+        assert np.median(placed.hu[placed.alpha > 0.99]) == pytest.approx(20, abs=10)
 
 
 def test_what_is_longer_than_its_frame_or_cube_is_left_out(cohort) -> None:
