@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.cohort_subsets import EvaluationSplit, Subset, open_subset
+from evaluation.cohort_subsets import MIN_DIAMETER_MM, EvaluationSplit, Subset, open_subset
 from evaluation.cube_sets import CubeSet, Nodule, describe_cubes, read_cubes
 from evaluation.generation.condition_fidelity import TOLERANCE_MM, texture_figures
 from evaluation.generation.methods import SampleRequests, nearest_places
@@ -36,7 +36,7 @@ from lungsynth.tracking import DEFAULT_URI
 __all__ = ["CubesConfig", "evaluate_cubes"]
 
 _GENERATED, _FLOOR, _REAL = "generated", "training", "held_out"
-_LARGEST_MM = 30.0  # of a nodule; above it LIDC's readers speak of a mass
+_SIZES_MM = (MIN_DIAMETER_MM, 30.0)  # of nodules; above it LIDC's readers speak of a mass
 _COLUMNS = (
     Column(key="fid", title="FID", unit="planes", digits=2),
     Column(key="kid", title="KID", unit="planes"),
@@ -102,8 +102,8 @@ def _evaluate(config: CubesConfig, subset: Subset) -> Report:
     weights = read_weights(config.bundles, "wcapsgan", file=CUBE_WEIGHTS)
     rule = nodule_rule(config.bundles)
     held_out, training = (read_cubes(config.cohort, split, rule=rule) for split in (config.split, "training"))
-    small = np.flatnonzero(held_out.diameter_mm <= _LARGEST_MM)
-    left_out, held_out = len(held_out) - len(small), held_out.take(small)
+    sized = np.flatnonzero((held_out.diameter_mm >= _SIZES_MM[0]) & (held_out.diameter_mm <= _SIZES_MM[1]))
+    left_out, held_out = len(held_out) - len(sized), held_out.take(sized)
     reference = _reference(held_out, training, config)
     requests = SampleRequests(
         seeds=tuple(range(len(held_out))),
@@ -244,8 +244,8 @@ def _report(
         "# Nodules in three dimensions\n",
         f"{facts['n']} nodules of {facts['n_patients']} patients of the {facts['split']} split, and as many of the "
         f"same categories and diameters generated (training: {minutes}) or taken from the {facts['n_training']} "
-        f"nodules of training patients. {facts['left_out']} above {_LARGEST_MM:.0f} mm are left out. 95 % intervals; "
-        "docs/evaluation.md defines the figures.\n",
+        f"nodules of training patients. {facts['left_out']} outside {_SIZES_MM[0]:.0f} to {_SIZES_MM[1]:.0f} mm are "
+        "left out. 95 % intervals; docs/evaluation.md defines the figures.\n",
         *(f"{note}\n" for note in relation_notes([method])),
         paper_table("On three middle planes", _COLUMNS, table_rows),
         "## Shape, diameter, texture\n",

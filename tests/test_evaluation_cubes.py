@@ -120,7 +120,7 @@ def test_a_cube_follows_from_its_request_alone():
 
 
 def test_what_cannot_be_generated_is_said(tmp_path):
-    with pytest.raises(InputError, match=r"above 0 and up to 32\.5 mm, which a cube of 64 voxels"):
+    with pytest.raises(InputError, match=r"above 2\.1 and up to 32\.5 mm, which a cube of 64 voxels"):
         generate_cubes(BUNDLES, ["solid"], [40.0], seed=0)
     with pytest.raises(InputError, match=r"categories out of .*'part_solid'.*got \['hard'\]"):
         generate_cubes(BUNDLES, ["hard"], [9.0], seed=0)

@@ -70,19 +70,20 @@ def test_a_sphere_comes_back_with_its_diameter(cohort) -> None:
     torch.testing.assert_close(samples.hu[0, 8, 8, 8], torch.tensor(-500, dtype=torch.int16))
 
 
-@pytest.mark.parametrize("diameter_mm", [6.0, 9.0, 14.0])
+@pytest.mark.parametrize("diameter_mm", [3.0, 6.0, 9.0, 14.0])
 def test_what_fills_its_frame_comes_back_with_the_diameter_asked(diameter_mm) -> None:
     alpha = sphere(13, 32).astype(np.float32) + np.roll(sphere(9, 32), 7, axis=2)
     mask = (alpha > 0).astype(np.float16)
     hu, soft = FITTED.fit(np.where(mask > 0, 20, -850), mask)
     placed = FITTED.place(hu, soft, diameter_mm, edge_px=0.8)
     inside = placed.alpha >= 0.5
-    assert (6 * inside.sum() / np.pi) ** (1 / 3) * 0.7 == pytest.approx(diameter_mm, abs=0.1)
+    assert (6 * inside.sum() / np.pi) ** (1 / 3) * 0.7 == pytest.approx(diameter_mm, abs=0.15)
     np.testing.assert_allclose(np.argwhere(inside).mean(axis=0), 15.5, atol=0.5)
-    long, short = (np.ptp(np.argwhere(inside)[:, axis]) for axis in (2, 0))
-    assert long > 1.15 * short
     assert np.unique(placed.hu[placed.alpha == 0]).tolist() == [-850]
-    assert np.median(placed.hu[placed.alpha > 0.99]) == pytest.approx(20, abs=10)
+    if diameter_mm > 4:  # else it is a few voxels
+        long, short = (np.ptp(np.argwhere(inside)[:, axis]) for axis in (2, 0))
+        assert long > 1.15 * short
+        assert np.median(placed.hu[placed.alpha > 0.99]) == pytest.approx(20, abs=10)
 
 
 def test_what_is_longer_than_its_frame_or_cube_is_left_out(cohort) -> None:
@@ -182,7 +183,7 @@ def test_one_seed_makes_one_cube_in_any_company() -> None:
     assert not together["alpha"][:, faces].any()
     assert len(np.unique(together["hu"][0][together["alpha"][0] == 0])) == 1
     assert sampler([], [], [])["hu"].shape == (0, 32, 32, 32)
-    with pytest.raises(ValueError, match=r"up to 15\.7 mm, which a cube of 32 voxels"):
+    with pytest.raises(ValueError, match=r"above 2\.1 and up to 15\.7 mm, which a cube of 32 voxels"):
         sampler([1], ["solid"], [17.0])
 
 

@@ -24,8 +24,8 @@ _OUTLINE = 0.5  # of a soft mask
 _NO_ALPHA = 0.02  # alpha below this is 0, as in a cohort
 _SUPPORT = 2.0  # times the mask: HU are the nodule's own from 0.5 on and fade below it, as those of `Generator` do
 _DIAMETER_TOLERANCE = 0.002  # relative
-_SCALINGS = 14  # at most, until a cube has the diameter asked
-_SCALE_RANGE = 1.6  # by which a soft edge on the cube's grid may change a diameter
+_SCALINGS = 16  # at most, until a cube has the diameter asked
+_SCALE_RANGE = 2.5  # by which a soft edge on the cube's grid may change a diameter
 
 
 class Placed(NamedTuple):

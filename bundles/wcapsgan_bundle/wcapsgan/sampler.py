@@ -29,6 +29,7 @@ _FAINT_ALPHA = 0.05  # where alpha is below this, HU are the lung's: less than 5
 _NO_ALPHA = 0.02  # alpha below this is 0, as in a cohort
 _LEAST_COMPONENT = 0.1  # of the largest component of a lung mask; a smaller one is no lung
 _LARGEST_SPHERE = 0.75  # of the diameter of the largest sphere in a cube: longer nodules must fit, too
+_SMALLEST_SPHERE = 3.0  # voxels of a cube: of a smaller one its soft edge leaves nothing
 _LEAST_NODULE_MM = 3.0  # drawn where a network knows no diameter: smaller ones are not called nodules in LIDC-IDRI
 _REDRAWS = 24  # at most, of the latent of a cube whose nodule is too long to lie in it at its diameter
 _ROUNDING_MM = 1e-3  # allowed above `largest_mm`, for sizes that others have measured and rounded
@@ -55,6 +56,7 @@ class Sampler:
         largest_mm: the largest diameter that may be requested: that of a mask which fills the frame up to its border,
             where alpha is 0 (no mask that a cohort has on this grid is larger); of cubes, three quarters of that of the
             largest sphere.
+        smallest_mm: the smallest, 0 but for cubes.
 
     Raises:
         ValueError: when sample type, categories or `fitted` do not fit the network.
@@ -87,6 +89,7 @@ class Sampler:
             if fitted is None
             else _LARGEST_SPHERE * (fitted.cube_size - 2) * fitted.cube_spacing_mm
         )
+        self.smallest_mm = 0.0 if fitted is None else _SMALLEST_SPHERE * fitted.cube_spacing_mm
         self.fitted = fitted
         self.network_batch_size = network_batch_size
         self.device = torch.device(device)
@@ -182,11 +185,12 @@ class Sampler:
         if unknown:
             raise ValueError(f"Expected categories out of {list(self.categories)}, got {unknown}.")
         requested = [mm for mm in diameters_mm if mm is not None] if self.has_diameter else []
-        if wrong := [mm for mm in requested if not (math.isfinite(mm) and 0 < mm <= self.largest_mm + _ROUNDING_MM)]:
+        low_mm, high_mm = self.smallest_mm - _ROUNDING_MM, self.largest_mm + _ROUNDING_MM
+        if wrong := [mm for mm in requested if not (math.isfinite(mm) and mm > 0 and low_mm <= mm <= high_mm)]:
             got = f"{', '.join(f'{mm:g}' for mm in wrong[:5])}{' and more' if len(wrong) > 5 else ''}"
             raise ValueError(
-                f"Expected diameters_mm above 0 and up to {self.largest_mm:.1f} mm, which {self._frame_words()}, got "
-                f"{got}. Ask for one in between, or None: as in training."
+                f"Expected diameters_mm above {self.smallest_mm:.2g} and up to {self.largest_mm:.1f} mm, which "
+                f"{self._frame_words()}, got {got}. Ask for one in between, or None: as in training."
             )
 
     def _frame_words(self) -> str:
