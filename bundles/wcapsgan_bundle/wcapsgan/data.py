@@ -195,7 +195,7 @@ class CohortSamples(Dataset):
 
     def _diameters(self, mask: np.ndarray) -> np.ndarray:
         """Equivalent diameters in mm of masks on the grid of `spacing_mm`, float32 (n,)."""
-        inside = torch.from_numpy((mask >= _OUTLINE).reshape(len(mask), -1).sum(axis=1))
+        inside = torch.from_numpy((mask >= _OUTLINE).sum(axis=tuple(range(1, mask.ndim))))
         return (equivalent_diameter(inside.float(), self.spatial_dims) * self.spacing_mm).numpy()
 
     def pixel_mm(self, diameter_mm: Tensor) -> float | Tensor:
