@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -12,6 +13,7 @@ from scipy import ndimage
 
 from lungsynth.cli import main
 from lungsynth.cohort.patches import NoduleCube, cube_diameter_mm
+from lungsynth.cohort.reader import Cohort
 from lungsynth.ct.volume import Volume
 from lungsynth.ct.write import write_nifti
 from lungsynth.errors import InputError
@@ -19,7 +21,7 @@ from lungsynth.export.growth import Growth
 from lungsynth.geometry import axial_affine, lps_to_voxel
 from lungsynth.hounsfield import Label
 from lungsynth.placement.rules import PlacementRules
-from lungsynth.scans.cubes import CubePool, SourcedCube
+from lungsynth.scans.cubes import CohortCubes, CubePool, SourcedCube
 from lungsynth.scans.insert import PlacedNodule, insert_nodules
 from lungsynth.scans.places import find_places
 from lungsynth.scans.plan import InsertConfig
@@ -452,6 +454,36 @@ def test_a_dry_run_says_what_would_be_made(source, tmp_path, capsys):
     assert main(command) == 0
     assert "2 scans, 2 samples with 2 nodules each, as nifti" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_inserts_generated_nodules(source, tmp_path, capsys):
+    one = tmp_path / "one"
+    one.mkdir()
+    save_scan(one, "one")
+    command = ["insert", str(one), "--out", str(tmp_path / "out"), "--nodules", "solid 12mm, ground_glass 14mm"]
+    assert main([*command, "--seed", "1"]) == 0
+    assert "1 samples of 1 scans with 2 inserted nodules" in capsys.readouterr().out
+    solid, glass = read_rows(tmp_path / "out/nodules.csv")
+    assert [solid["source"], glass["source"]] == ["generated"] * 2
+    assert float(solid["mean_hu"]) > float(glass["mean_hu"]) + 100
+
+
+def test_real_nodules_of_a_cohort_are_scaled_little(phantom_cohort, tmp_path):
+    folder = tmp_path / "cohort"
+    shutil.copytree(phantom_cohort, folder)
+    listed = json.loads((folder / "nodules.json").read_text(encoding="utf-8"))
+    cubes = [{**entry, "cube": f"cubes/{entry['nodule_id']}.npz"} for entry in listed["training"]]
+    for entry in cubes:
+        ball(entry["diameter_mm"]).save(folder / entry["cube"])
+    (folder / "cubes.json").write_text(json.dumps({**listed, "training": cubes}), encoding="utf-8")
+    cohort = Cohort.open(folder)
+    wanted = WantedNodule(texture=cubes[0]["category"], diameter_mm=round(cubes[0]["diameter_mm"], 2))
+    chosen = CohortCubes(cohort=cohort).cubes([wanted] * 3, seed=0)
+    assert {cube.source for cube in chosen} == {"real"}
+    assert all(0.75 <= wanted.diameter_mm / cube.diameter_mm <= 1.3 for cube in chosen)
+    assert {cube.origin for cube in chosen} <= {cohort.pseudonyms.named("nodules", e["nodule_id"]) for e in cubes}
+    with pytest.raises(InputError, match="in three dimensions"):
+        CohortCubes(cohort=cohort).cubes([WantedNodule(texture="solid", diameter_mm=39.0)], seed=0)
 
 
 # --- while a network trains
