@@ -239,6 +239,14 @@ def test_folders_above_the_source_name_no_patient(tmp_path):
     assert patients == {True: "patient-0007", False: "scan2"}
 
 
+def test_an_empty_table_of_nodules_is_a_problem_and_its_scans_are_not_normal(tmp_path):
+    save_nifti(tmp_path / "A_ct.nii.gz", HU)
+    (tmp_path / "annotations.csv").write_text("", encoding="utf-8")
+    found = find_series(tmp_path)
+    assert [files.unread[0].name for files in found.series] == ["annotations.csv"]
+    assert "is empty" in found.problems[0].message
+
+
 def test_a_subset_of_a_collection_may_come_with_the_whole_table(tmp_path):
     save_nifti(tmp_path / "A_ct.nii.gz", HU)
     (tmp_path / "annotations.csv").write_text(TABLE + "A,1,2,3,4\nunknown,1,2,3,4\n", encoding="utf-8")

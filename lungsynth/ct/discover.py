@@ -277,6 +277,10 @@ class _Sorting:
                 self._report(path, "not used", "columns of annotations.csv, but its name says excluded")
             elif head.kind == "candidates":
                 self._report(path, "not used", "columns of a detector's candidates")
+            elif path.name.lower() == "annotations.csv" and not any(head.columns):
+                for key in self._beside(path):
+                    self._unread(key, path)
+                self._problem(path, "is empty; copy it again, or remove it if there are no nodules.")
             elif head.kind == "annotations" or path.name.lower() == "annotations.csv":
                 rows += self._of_scans(path, read_luna16_annotations(path))
         return list(dict.fromkeys(rows))
