@@ -21,6 +21,7 @@ from scipy import ndimage
 
 from lungsynth.cohort.lung_mask import threshold_lung_mask
 from lungsynth.cohort.patches import NoduleCube, cube_diameter_mm
+from lungsynth.config import PlacementConfig
 from lungsynth.ct.nifti import read_nifti
 from lungsynth.ct.volume import Volume
 from lungsynth.ct.write import write_nifti
@@ -28,7 +29,7 @@ from lungsynth.geometry import axial_affine
 from lungsynth.hounsfield import Label
 from lungsynth.scans.cubes import CubePool, SourcedCube
 from lungsynth.scans.insert import insert_nodules
-from lungsynth.scans.plan import InsertConfig, plan_scan
+from lungsynth.scans.plan import plan_scan
 from lungsynth.scans.request import parse_requests
 from lungsynth.scans.shape import ScanShape
 
@@ -53,9 +54,9 @@ def measure() -> dict[str, float]:
     lung, lung_s = timed(lambda: threshold_lung_mask(volume.hu, spacing_mm=SPACING_MM))
     label = np.where(lung, np.uint8(Label.LUNG), np.uint8(Label.BACKGROUND))
     shape, shape_s = timed(lambda: prepared(volume, lung))
+    requests, rules, nodules = parse_requests(NODULES), PlacementConfig(policy="varied").placement_rules, pool()
     with tempfile.TemporaryDirectory() as folder:
-        config = InsertConfig(sources=(), out=Path(folder), nodules=parse_requests(NODULES), cubes=pool())
-        plans, plan_s = timed(lambda: [plan_scan(shape, config, seed=seed, name="scan") for seed in range(PLANS)])
+        plans, plan_s = timed(lambda: [plan_scan(shape, requests, nodules, rules, seed=k) for k in range(PLANS)])
         _, insert_s = timed(lambda: insert_nodules(volume, label, plans[0].placed, seed=0))
         peak_gb = memory_gb("VmHWM")
         path = Path(folder) / "scan.nii.gz"

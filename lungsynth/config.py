@@ -21,6 +21,7 @@ __all__ = [
     "EXPORT_FORMATS",
     "MIN_DIAMETER_MM",
     "PAPER",
+    "SCAN_FORMATS",
     "SELECTION_STRATEGIES",
     "EnhancementConfig",
     "GenerateConfig",
@@ -40,6 +41,7 @@ Policy = Literal["varied", "farthest", "matched", "balanced"]
 SelectionStrategy = Literal["coverage", "nearest", "none"]
 SELECTION_STRATEGIES: tuple[SelectionStrategy, ...] = get_args(SelectionStrategy)
 EXPORT_FORMATS = ("nifti", "nnunet", "msd", "luna16", "dicom", "png", "webdataset", "zarr")
+SCAN_FORMATS = ("nifti", "luna16", "dicom")  # of whole scans
 EXPORT_ENGINES = ("local", "ray")
 _CANDIDATES = 3  # generated for each one kept; docs/results/selection.md says what 1, 2 and 4 give
 

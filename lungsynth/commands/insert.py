@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lungsynth.commands.command import Command, Report, add_bundles, add_device, add_dry_run, add_seed, counted
-from lungsynth.config import default_bundles
+from lungsynth.config import SCAN_FORMATS, default_bundles
 
 if TYPE_CHECKING:
     from lungsynth.scans.plan import InsertConfig
 
 __all__ = ["INSERT"]
 
-_FORMATS = ("nifti", "luna16", "dicom")
 _LISTED = 5  # scans of a dry run that are named
 
 
@@ -35,7 +34,7 @@ def _add_insert(parser: argparse.ArgumentParser) -> None:
         "any texture",
     )
     add("--variants", type=int, default=1, help="samples of each scan, with other nodules at other places (default: 1)")
-    add("--format", choices=_FORMATS, default="nifti", help="of the files (default: nifti)")
+    add("--format", choices=SCAN_FORMATS, default="nifti", help="of the files (default: nifti)")
     add("--policy", choices=("varied", "farthest"), default="varied", help="where they lie (default: where nodules do)")
     add("--rules", type=Path, help="JSON file of placement rules, see docs/how_to/plan_at_scale.md")
     add("--nodule-cohort", type=Path, help="insert real nodules of a cohort's training patients, not generated ones")

@@ -30,7 +30,7 @@ from lungsynth.placement.policy import classes_of, varied_ranks
 from lungsynth.placement.presence import PresencePrior, expected_distances, lidc_presence
 from lungsynth.placement.rules import PlacementRules, resolve, score
 
-__all__ = ["InsertionSettings", "RandInsertNodulesd"]
+__all__ = ["InsertionSettings", "RandInsertNodulesd", "SeededMapTransform", "like"]
 
 _MAX_SEED = 2**31 - 1  # what `RandomState.randint` gives on every platform
 
@@ -88,7 +88,26 @@ class InsertionSettings:
         return resolve(shape, groups[int(best)], self.placement_rules).placements
 
 
-class RandInsertNodulesd(RandomizableTransform, MapTransform):
+class SeededMapTransform(RandomizableTransform, MapTransform):
+    """A dictionary transform of which one seed decides all that is random.
+
+    Args:
+        keys: of what it changes.
+        prob: probability of changing anything.
+    """
+
+    def __init__(self, keys: Hashable, prob: float) -> None:
+        RandomizableTransform.__init__(self, prob)
+        MapTransform.__init__(self, keys)
+        self.seed = 0
+
+    def randomize(self, data: Any = None) -> None:
+        """Draws whether to change anything, and the seed from which all else follows."""
+        super().randomize(None)
+        self.seed = int(self.R.randint(_MAX_SEED))
+
+
+class RandInsertNodulesd(SeededMapTransform):
     """Inserts a group of nodules into a slice, where nodules occur and where they fit, with its noise and sharpness.
 
     Adds to a dictionary, or extends there: nodule pixels (2) in the label map, `boxes` float32 (n, 4) and `labels`
@@ -119,8 +138,7 @@ class RandInsertNodulesd(RandomizableTransform, MapTransform):
         categories: tuple[str, ...] | None = None,
         settings: InsertionSettings | None = None,
     ) -> None:
-        RandomizableTransform.__init__(self, prob)
-        MapTransform.__init__(self, keys)
+        super().__init__(keys, prob)
         self.library = library if isinstance(library, AssetLibrary) else AssetLibrary(Path(library))
         nodules = [asset for asset in self.library if asset.kind == "nodule"]
         self.categories = tuple(sorted({asset.category for asset in nodules})) if categories is None else categories
@@ -129,12 +147,6 @@ class RandInsertNodulesd(RandomizableTransform, MapTransform):
             raise InputError(f"{self.library.folder}: no nodule of {self.categories}; it has {len(nodules)} of others.")
         self.label_key, self.spacing_mm = label_key, spacing_mm
         self.settings = settings or InsertionSettings()
-        self.seed = 0
-
-    def randomize(self, data: Any = None) -> None:
-        """Draws whether to insert nodules, and the seed from which all else follows."""
-        super().randomize(None)
-        self.seed = int(self.R.randint(_MAX_SEED))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The dictionary with nodules."""
@@ -163,9 +175,9 @@ class RandInsertNodulesd(RandomizableTransform, MapTransform):
         image, label = result[self.keys[0]], result[self.label_key]
         # What the overlay did not touch stays the user's own, fractions of HU included.
         touched = composite.image != background.hu
-        result[self.keys[0]] = _like(image, np.where(touched, composite.image, _plane(image, self.keys[0])))
+        result[self.keys[0]] = like(image, np.where(touched, composite.image, _plane(image, self.keys[0])))
         labelled = _plane(label, self.label_key)
-        result[self.label_key] = _like(label, np.where(composite.label == Label.NODULE, Label.NODULE, labelled))
+        result[self.label_key] = like(label, np.where(composite.label == Label.NODULE, Label.NODULE, labelled))
         self._annotate(result, composite, placements)
 
     def _resampled(self, placement: NodulePlacement, background: LungBackground) -> ResampledNodule:
@@ -196,14 +208,13 @@ def _plane(values: Any, key: Hashable) -> np.ndarray:
     return rearrange(array, "1 h w -> h w")
 
 
-def _like(values: Any, plane: np.ndarray) -> Any:
-    """The plane as (1, H, W), of the type, dtype, device and meta data of what it replaces."""
-    array = rearrange(plane, "h w -> 1 h w")
+def like(values: Any, array: np.ndarray) -> Any:
+    """An array without channels as (1, ...), of the type, dtype, device and meta data of what it replaces."""
     if isinstance(values, torch.Tensor):
         fresh = values.clone()
-        fresh[...] = torch.as_tensor(array, device=values.device).to(values.dtype)
+        fresh[...] = torch.as_tensor(array[None], device=values.device).to(values.dtype)
         return fresh
-    return array.astype(np.asarray(values).dtype)
+    return array[None].astype(np.asarray(values).dtype)
 
 
 def _spacing_mm(image: Any, given: tuple[float, float] | None) -> tuple[float, float]:

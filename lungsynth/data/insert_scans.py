@@ -11,28 +11,27 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
-from monai.transforms.transform import MapTransform, RandomizableTransform
 from nibabel import orientations
 
 from lungsynth.categories import TEXTURES
 from lungsynth.cohort.lung_mask import threshold_lung_mask
 from lungsynth.config import PlacementConfig
 from lungsynth.ct.volume import VOLUME_AXES, Volume, to_volume_axes
+from lungsynth.data.insert import SeededMapTransform, like
 from lungsynth.errors import InputError
 from lungsynth.hounsfield import Label, check_hu, to_int16
 from lungsynth.placement.rules import PlacementRules
 from lungsynth.scans.cubes import CubeSource
-from lungsynth.scans.insert import InsertedScan, PlacedNodule, insert_nodules
-from lungsynth.scans.places import find_places
-from lungsynth.scans.request import draw_wanted, parse_requests
+from lungsynth.scans.insert import InsertedScan, insert_nodules
+from lungsynth.scans.places import NoRoomError
+from lungsynth.scans.plan import plan_scan
+from lungsynth.scans.request import parse_requests
 from lungsynth.scans.shape import ScanShape
 
 __all__ = ["RandInsertNodules3Dd"]
 
-_MAX_SEED = 2**31 - 1  # what `RandomState.randint` gives on every platform
 
-
-class RandInsertNodules3Dd(RandomizableTransform, MapTransform):
+class RandInsertNodules3Dd(SeededMapTransform):
     """Inserts nodules into a scan, where nodules occur and where they fit, with its noise and sharpness.
 
     Adds to a dictionary, or extends there: nodule voxels (2) in the label map, where there is one; `boxes` float32
@@ -67,17 +66,10 @@ class RandInsertNodules3Dd(RandomizableTransform, MapTransform):
         prob: float = 1.0,
         rules: PlacementRules | None = None,
     ) -> None:
-        RandomizableTransform.__init__(self, prob)
-        MapTransform.__init__(self, keys)
+        super().__init__(keys, prob)
         self.cubes, self.requests = cubes, parse_requests(nodules)
         self.label_key, self.box_key, self.class_key = label_key, box_key, class_key
         self.rules = PlacementConfig(policy="varied", rules=rules).placement_rules
-        self.seed = 0
-
-    def randomize(self, data: Any = None) -> None:
-        """Draws whether to insert nodules, and the seed from which all else follows."""
-        super().randomize(None)
-        self.seed = int(self.R.randint(_MAX_SEED))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The dictionary with nodules."""
@@ -100,19 +92,13 @@ class RandInsertNodules3Dd(RandomizableTransform, MapTransform):
         shape = ScanShape.of(
             hu, lung, spacing_mm=volume.spacing_mm, nodules=(label == Label.NODULE) | (label == Label.UNLABELLED)
         )
-        wanted = draw_wanted(self.requests, seed=self.seed)
         try:
-            places = find_places(shape, wanted, self.rules, seed=self.seed)
-        except InputError:  # no room: the scan stays as it is
+            plan = plan_scan(shape, self.requests, self.cubes, self.rules, seed=self.seed)
+        except NoRoomError:  # the scan stays as it is
             return
-        cubes = self.cubes.cubes(wanted, seed=self.seed)
-        placed = [
-            PlacedNodule(cube=cube.cube, place=place, diameter_mm=nodule.diameter_mm)
-            for nodule, cube, place in zip(wanted, cubes, places, strict=True)
-        ]
-        inserted = insert_nodules(volume, label, placed, seed=self.seed)
+        inserted = insert_nodules(volume, label, plan.placed, seed=self.seed)
         self._keep(result, inserted, hu, affine)
-        classes = torch.tensor([TEXTURES.index(nodule.texture) for nodule in wanted], dtype=torch.int64)
+        classes = torch.tensor([TEXTURES.index(nodule.texture) for nodule in plan.wanted], dtype=torch.int64)
         result[self.class_key] = torch.cat([result[self.class_key], classes])
 
     def _labels(self, result: Mapping[Hashable, Any], volume: Volume, affine: np.ndarray) -> np.ndarray:
@@ -135,11 +121,11 @@ class RandInsertNodules3Dd(RandomizableTransform, MapTransform):
         turn = _FromVolume(affine, array.shape)
         touched = turn(inserted.volume.hu != before)
         # What was not touched stays the user's own, fractions of HU included.
-        result[self.keys[0]] = _like(result[self.keys[0]], np.where(touched, turn(inserted.volume.hu), array))
+        result[self.keys[0]] = like(result[self.keys[0]], np.where(touched, turn(inserted.volume.hu), array))
         instances = turn(inserted.instances)
         if self.label_key in result:
             old, _ = _voxels(result[self.label_key], self.label_key, affine)
-            result[self.label_key] = _like(result[self.label_key], np.where(instances > 0, int(Label.NODULE), old))
+            result[self.label_key] = like(result[self.label_key], np.where(instances > 0, int(Label.NODULE), old))
         boxes = [_box(np.argwhere(instances == number)) for number in range(1, len(inserted.nodules) + 1)]
         added = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 6)
         result[self.box_key] = torch.cat([result[self.box_key], added])
@@ -167,15 +153,6 @@ def _voxels(values: Any, key: Hashable, affine: np.ndarray | None = None) -> tup
     if array.ndim != 4 or array.shape[0] != 1:
         raise InputError(f"`{key}`: nodules are inserted into scans of shape (1, i, j, k), got {array.shape}.")
     return array[0], affine
-
-
-def _like(values: Any, array: np.ndarray) -> Any:
-    """The array as (1, i, j, k), of the type, dtype, device and meta data of what it replaces."""
-    if isinstance(values, torch.Tensor):
-        fresh = values.clone()
-        fresh[...] = torch.as_tensor(array[None], device=values.device).to(values.dtype)
-        return fresh
-    return array[None].astype(np.asarray(values).dtype)
 
 
 def _box(voxels: np.ndarray) -> list[float]:

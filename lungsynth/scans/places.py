@@ -16,12 +16,16 @@ from lungsynth.placement.rules import NoduleType, PlacementRules
 from lungsynth.scans.request import WantedNodule
 from lungsynth.scans.shape import ScanShape
 
-__all__ = ["PHASES", "NodulePlace", "find_places"]
+__all__ = ["PHASES", "NoRoomError", "NodulePlace", "find_places"]
 
 PHASES = 4  # centres lie on quarters of a voxel
 _TRIES = 400  # places for a nodule; where none of them does, there is no room for it
 _FAR_TRIES = 64  # that fit, of which `farthest` takes the best
 _DIGITS = 3
+
+
+class NoRoomError(InputError):
+    """A nodule that finds no place in a scan."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,7 @@ def find_places(
         Places in the order of the nodules.
 
     Raises:
-        InputError: when there is no room for all; it says for which, and why.
+        NoRoomError: when there is no room for all; it says for which, and why.
     """
     search = _Search(shape, rules)
     found: dict[int, NodulePlace] = {}
@@ -79,7 +83,7 @@ def find_places(
         place = search.find(wanted[index].diameter_mm, rng, farthest=farthest)
         if place is None:
             nodule = wanted[index]
-            raise InputError(
+            raise NoRoomError(
                 f"{name}: {len(wanted)} nodules were asked for, and there is no room for the {nodule.texture} one of "
                 f"{nodule.diameter_mm:g} mm beside {len(found)} others ({search.reasons()}). Ask for fewer or smaller "
                 "ones, or relax the rules of placement."

@@ -34,7 +34,7 @@ class InsertConfig:
         cubes: whence the nodules come.
         variants: samples of each scan, with other nodules at other places.
         seed: of everything random.
-        format: one of `write.SCAN_FORMATS`.
+        format: one of `config.SCAN_FORMATS`.
         policy: `varied`: where nodules occur; `farthest`: far from the pleura, as in the paper.
         rules: where they may lie; those of the policy when None.
         pairs: write each scan without its nodules, too.
@@ -73,6 +73,11 @@ class InsertConfig:
     def placement_rules(self) -> PlacementRules:
         """The rules given, else those of the policy."""
         return PlacementConfig(policy=self.policy, rules=self.rules).placement_rules
+
+    @property
+    def largest_factor(self) -> float:
+        """By which nodules have grown on the last day."""
+        return self.growth.factor(self.days[-1]) if self.growth else 1.0
 
     @property
     def days(self) -> tuple[int, ...]:
@@ -131,23 +136,35 @@ class ScanPlan:
         return self if growth is None else replace(self, factor=growth.factor(day))
 
 
-def plan_scan(shape: ScanShape, config: InsertConfig, *, seed: int, name: str) -> ScanPlan:
-    """Chooses nodules and places; places have room for nodules as they are on the last day.
+def plan_scan(
+    shape: ScanShape,
+    requests: Sequence[NoduleRequest],
+    cubes: CubeSource,
+    rules: PlacementRules,
+    *,
+    seed: int,
+    farthest: bool = False,
+    largest_factor: float = 1.0,
+    name: str = "The scan",
+) -> ScanPlan:
+    """Chooses nodules and places.
 
     Args:
         shape: of the scan.
-        config: what is asked for.
+        requests: what is asked for.
+        cubes: whence the nodules come.
+        rules: where they may lie.
         seed: of the sample.
+        farthest: take the places farthest from the pleura.
+        largest_factor: by which nodules will have grown at last; places have room for that.
         name: of the scan, for messages.
 
     Raises:
-        InputError: when there is no room for all of them, or no such nodule.
+        NoRoomError: when there is no room for all of them.
+        InputError: when there is no such nodule.
     """
-    wanted = draw_wanted(config.nodules, seed=seed)
-    largest = max((config.growth.factor(day) for day in config.days), default=1.0) if config.growth else 1.0
-    grown = [replace(nodule, diameter_mm=nodule.diameter_mm * largest) for nodule in wanted]
-    places = find_places(
-        shape, grown, config.placement_rules, seed=seed, farthest=config.policy == "farthest", name=name
-    )
-    cubes = config.cubes.cubes(wanted, seed=seed)
-    return ScanPlan(wanted=tuple(wanted), cubes=tuple(cubes), places=tuple(places), seed=seed)
+    wanted = draw_wanted(requests, seed=seed)
+    grown = [replace(nodule, diameter_mm=nodule.diameter_mm * largest_factor) for nodule in wanted]
+    places = find_places(shape, grown, rules, seed=seed, farthest=farthest, name=name)
+    chosen = cubes.cubes(wanted, seed=seed)
+    return ScanPlan(wanted=tuple(wanted), cubes=tuple(chosen), places=tuple(places), seed=seed)

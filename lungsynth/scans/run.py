@@ -165,7 +165,16 @@ class _ScanJob:
     def _plan(self, shape: ScanShape, variant: int, name: str) -> ScanPlan:
         key = int(hashlib.sha256(self.files.series_id.encode()).hexdigest()[:15], 16)
         seed = hash_words(HashDomain.SEED, self.config.seed, key, variant) >> 1
-        return plan_scan(shape, self.config, seed=seed, name=name)
+        return plan_scan(
+            shape,
+            self.config.nodules,
+            self.config.cubes,
+            self.config.placement_rules,
+            seed=seed,
+            farthest=self.config.policy == "farthest",
+            largest_factor=self.config.largest_factor,
+            name=name,
+        )
 
     def _save(self, name: str, scan: LabelledScan, plan: ScanPlan, day: int) -> Mapping[str, Any]:
         inserted = insert_nodules(

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from lungsynth.categories import TEXTURES
+from lungsynth.config import SCAN_FORMATS
 from lungsynth.ct.volume import Volume
 from lungsynth.ct.write import write_annotations, write_metaimage, write_nifti
 from lungsynth.errors import InputError
@@ -23,9 +24,8 @@ from lungsynth.io.atomic import write_json, write_text
 from lungsynth.io.tables import csv_text
 from lungsynth.types import LabelVolume
 
-__all__ = ["SCAN_FORMATS", "WrittenScan", "check_format", "write_lists", "write_scan"]
+__all__ = ["WrittenScan", "check_format", "write_lists", "write_scan"]
 
-SCAN_FORMATS = ("nifti", "luna16", "dicom")
 _DESCRIPTION = "Chest CT with nodules inserted by lungsynth. Not for diagnosis."
 _BOX_MODE = "cccwhd in LPS mm: centre x, y, z, then width, height, depth, as in MONAI's detection of LUNA16"
 _LUNGS = {False: 3, True: 4}  # LUNA16's ids of the lungs, at the lower and at the higher columns
