@@ -21,7 +21,7 @@ from wcapsgan.channels_last import on_device
 from wcapsgan.critic import MultiScaleCritic
 from wcapsgan.data import load_datalist
 from wcapsgan.diameters import mask_diameter_mm
-from wcapsgan.fitted import FittedFrame
+from wcapsgan.fitted import FittedFrame, second_moments
 from wcapsgan.latents import seeded_generator
 from wcapsgan.metrics import pyramid_distance
 from wcapsgan.montage import montage
@@ -84,6 +84,20 @@ def test_what_fills_its_frame_comes_back_with_the_diameter_asked(diameter_mm) ->
         long, short = (np.ptp(np.argwhere(inside)[:, axis]) for axis in (2, 0))
         assert long > 1.15 * short
         assert np.median(placed.hu[placed.alpha > 0.99]) == pytest.approx(20, abs=10)
+
+
+def test_a_nodule_gets_the_proportions_of_another_one() -> None:
+    axes = np.array([[1.0, 0.4, 0.0], [0.4, 1.6, 0.2], [0.0, 0.2, 0.7]])
+    moments = axes / np.linalg.det(axes) ** (1 / 3)
+    hu, mask = FITTED.fit(np.where(sphere(13, 32) > 0, 20, -850), sphere(13, 32))
+    image, outline = FITTED.stretched(hu, mask, moments)
+    inside = outline >= 0.5
+    np.testing.assert_allclose(second_moments(inside), moments, atol=0.06)
+    assert inside.sum() == pytest.approx((mask >= 0.5).sum(), rel=0.1)
+    assert np.median(image[outline > 0.99]) == pytest.approx(20, abs=10)
+    same, unchanged = FITTED.stretched(hu, mask, second_moments(mask >= 0.5))
+    np.testing.assert_allclose(same[8:24, 8:24, 8:24], hu, atol=1)  # in a frame of twice the side
+    np.testing.assert_allclose(unchanged[8:24, 8:24, 8:24], mask, atol=1e-3)
 
 
 def test_what_is_longer_than_its_frame_or_cube_is_left_out(cohort) -> None:
@@ -160,7 +174,7 @@ def test_networks_of_either_kind_are_the_same_after_moving() -> None:
         torch.testing.assert_close(moved(x, category, diameter), before)
 
 
-def test_one_seed_makes_one_cube_in_any_company() -> None:
+def test_one_seed_makes_one_cube_in_any_company(monkeypatch) -> None:
     torch.manual_seed(0)
     network = tiny_generator()
     network.diameter_quantiles.copy_(torch.linspace(6, 10, 101).expand(2, 101))
@@ -183,6 +197,14 @@ def test_one_seed_makes_one_cube_in_any_company() -> None:
     assert not together["alpha"][:, faces].any()
     assert len(np.unique(together["hu"][0][together["alpha"][0] == 0])) == 1
     assert sampler([], [], [])["hu"].shape == (0, 32, 32, 32)
+    network.shape_moments.copy_(torch.diag(torch.tensor([4.0, 0.5, 0.5])))
+    ball = torch.from_numpy(sphere(8)).float()
+    monkeypatch.setattr(
+        sampler, "_generate", lambda latent, *_: torch.stack([ball * 2 - 1, ball]).expand(2, 2, 16, 16, 16)
+    )
+    long = sampler([1, 2], ["solid"] * 2, [6.0, 6.0])["alpha"] >= 0.5
+    for mask in long:
+        np.testing.assert_allclose(second_moments(mask), np.diag([4.0, 0.5, 0.5]), atol=0.8)
     with pytest.raises(ValueError, match=r"above 2\.1 and up to 15\.7 mm, which a cube of 32 voxels"):
         sampler([1], ["solid"], [17.0])
 
@@ -210,7 +232,9 @@ def test_resumed_training_of_cubes_equals_uninterrupted_training(cohort, tmp_pat
     assert sidecar["sample_type"] == "cube"
     assert "swd" in sidecar["validation"]
     assert (tmp_path / "parts" / "samples" / "epoch_0002.png").is_file()
-    assert float(load_generator(tiny_generator(), tmp_path / "parts" / "model_cube.pt").diameter_quantiles.min()) > 5
+    trained = load_generator(tiny_generator(), tmp_path / "parts" / "model_cube.pt")
+    assert float(trained.diameter_quantiles.min()) > 5
+    torch.testing.assert_close(trained.shape_moments, torch.eye(3).repeat(256, 1, 1), atol=0.05, rtol=0)  # of spheres
 
 
 def test_methods_without_cubes_say_so(cohort, tmp_path) -> None:

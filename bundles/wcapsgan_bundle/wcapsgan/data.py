@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from .categories import CategoryRule
 from .common.hounsfield import CT_RANGE_HU, NETWORK_WINDOW
 from .diameters import equivalent_diameter
-from .fitted import FittedFrame
+from .fitted import FittedFrame, second_moments
 from .sample_types import sample_type_of
 
 __all__ = ["Batch", "CohortSamples", "load_datalist"]
@@ -119,6 +119,7 @@ class CohortSamples(Dataset):
         self.sample_type, self.size, self.spacing_mm, self.largest_only = sample_type, size, spacing_mm, largest_only
         self.spatial_dims, has_diameter, _ = sample_type_of(sample_type)
         self.fitted = fitted
+        self._moments: list[np.ndarray] = []  # of all cubes' nodules, those that do not fit their frame included
         if (self.spatial_dims == 3) != (fitted is not None):
             raise ValueError(
                 f"Cubes are scaled by `fitted`, and nothing else is; got sample_type {sample_type!r} "
@@ -186,7 +187,10 @@ class CohortSamples(Dataset):
             raise ValueError(
                 f"{path}: expected a cube of {fitted.cube_size} voxels a side, got {hu.shape}. Prepare the cohort anew."
             )
-        frame = fitted.fit(hu, alpha) if (alpha >= _OUTLINE).any() else None
+        inside, frame = alpha >= _OUTLINE, None
+        if inside.any():
+            self._moments.append(second_moments(inside))
+            frame = fitted.fit(hu, alpha)
         if frame is None:
             none = np.zeros((0, *[self.size] * 3))
             return none.astype(np.int16), none.astype(np.float16), np.zeros(0, np.float32)
@@ -260,6 +264,11 @@ class CohortSamples(Dataset):
         steps = torch.linspace(0, 1, 101)
         present = range(int(self.case_category.max()) + 1)
         return torch.stack([largest[self.case_category == k].quantile(steps) for k in present])
+
+    def shape_moments(self, count: int) -> Tensor:
+        """Second moments (count, 3, 3) of cubes' nodules, evenly out of all."""
+        places = np.arange(count) * len(self._moments) // count
+        return torch.from_numpy(np.stack(self._moments)[places]).float()
 
 
 def _patient_weights(data: Sequence[Mapping[str, Any]], category: Tensor) -> Tensor:

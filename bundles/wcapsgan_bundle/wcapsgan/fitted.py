@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .diameters import equivalent_diameter
 
-__all__ = ["FittedFrame", "Placed"]
+__all__ = ["FittedFrame", "Placed", "second_moments"]
 
 _OUTLINE = 0.5  # of a soft mask
 _NO_ALPHA = 0.02  # alpha below this is 0, as in a cohort
@@ -26,6 +26,7 @@ _SUPPORT = 2.0  # times the mask: HU are the nodule's own from 0.5 on and fade b
 _DIAMETER_TOLERANCE = 0.002  # relative
 _SCALINGS = 16  # at most, until a cube has the diameter asked
 _SCALE_RANGE = 2.5  # by which a soft edge on the cube's grid may change a diameter
+_LONGER = 2  # side of the frame of a nodule that is stretched, in sides of the frame
 
 
 class Placed(NamedTuple):
@@ -110,6 +111,32 @@ class FittedFrame:
         image[alpha == 0] = level
         return Placed(np.rint(image).astype(np.int16), alpha)
 
+    def stretched(self, hu: np.ndarray, mask: np.ndarray, moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Gives what was generated the proportions of a nodule of a cohort.
+
+        The map is linear, keeps the volume, and of all that turn the one ellipsoid of inertia into the other it moves
+        voxels least (Olkin and Pukelsheim, 1982).
+
+        Args:
+            hu: (size, size, size).
+            mask: its soft mask, at least 0.5 somewhere.
+            moments: that it is to have (`second_moments`).
+
+        Returns:
+            HU and soft mask, float32, in a frame of twice the side.
+        """
+        inside = _largest(mask >= _OUTLINE)
+        root = _root(second_moments(inside))
+        unroot = np.linalg.inv(root)
+        back = np.linalg.inv(unroot @ _root(root @ moments @ root) @ unroot)
+        size = _LONGER * self.size
+        offset = np.array(ndimage.center_of_mass(inside)) - back @ np.full(3, (size - 1) / 2)
+        image, outline = (
+            ndimage.affine_transform(volume.astype(np.float32), back, offset, (size,) * 3, order=1, mode="nearest")
+            for volume in (hu, mask)
+        )
+        return image, outline
+
     def _scaled(
         self, outline: np.ndarray, middle: np.ndarray, wanted: float, edge_px: float
     ) -> tuple[float, np.ndarray]:
@@ -130,7 +157,7 @@ class FittedFrame:
 
     def _alpha(self, outline: np.ndarray, step: float, middle: np.ndarray, edge_px: float) -> np.ndarray:
         """The soft mask of a cube, made where the outline lies."""
-        margin = max(self.cube_size - 2 * math.ceil(self.size / step / 2 + 4 * edge_px), 0) // 2
+        margin = max(self.cube_size - 2 * math.ceil(len(outline) / step / 2 + 4 * edge_px), 0) // 2
         size = self.cube_size - 2 * margin
         inside = _resampled(outline, step, middle - step * (size - 1) / 2, size) >= _OUTLINE
         alpha = ndimage.gaussian_filter(inside.astype(np.float32), edge_px)
@@ -155,6 +182,20 @@ def _resampled(volume: np.ndarray, step: float, offset: np.ndarray, size: int) -
         weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
         volume = np.moveaxis(np.tensordot(weights, volume, axes=1), 0, -1)  # the first axis each time, which goes last
     return volume
+
+
+def second_moments(inside: np.ndarray) -> np.ndarray:
+    """The covariance (3, 3) of the voxels of a mask, of determinant 1: its proportions and how they lie."""
+    points = np.argwhere(inside).astype(np.float64)
+    points -= points.mean(axis=0)
+    moments = points.T @ points / len(points) + np.eye(3) / 12  # a voxel has its own extent
+    return moments / np.linalg.det(moments) ** (1 / 3)
+
+
+def _root(matrix: np.ndarray) -> np.ndarray:
+    """Of a symmetric positive matrix."""
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * np.sqrt(values)) @ vectors.T
 
 
 def _diameter(inside: np.ndarray) -> float:

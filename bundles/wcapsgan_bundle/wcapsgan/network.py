@@ -25,6 +25,7 @@ _MIN_SIZE = 4  # pixels of the coarsest features
 _STYLE_DIM = 128
 _CONDITION_DIM = 32  # numbers that embed the category, and as many for the diameter
 _NOISE_DIM = 32  # latent numbers that choose the noise, see `NoiseFields`
+_SHAPES = 256  # nodules of the training whose proportions a generator of cubes keeps
 _FINE_NOISE = 0.1  # strength of the noise at the last resolution, at the start: that of a scanner is small
 # The mask's logit beyond the canvas: a mask of 0.0003, which is 0 for all that reads it.
 _OUTSIDE_LOGIT = -8.0
@@ -75,7 +76,8 @@ class Generator(nn.Module):
         spatial_dims: 2, or 3 for cubes.
 
     The buffer `diameter_quantiles` (n_categories, 101) holds the percentiles of the training diameters in mm; it
-    travels with the weights, so that a sampler can draw diameters as they were in training.
+    travels with the weights, so that a sampler can draw diameters as they were in training. So do, in three dimensions,
+    the proportions of training nodules: `shape_moments` (256, 3, 3), see `fitted.second_moments`.
     """
 
     def __init__(
@@ -124,6 +126,8 @@ class Generator(nn.Module):
         self.smooth = Smooth(2, spatial_dims=spatial_dims)
         self.edge = Smooth(1, taps=gaussian_taps(frame.edge_px), spatial_dims=spatial_dims)
         self.register_buffer("diameter_quantiles", torch.zeros(n_categories, 101))
+        if spatial_dims == 3:
+            self.register_buffer("shape_moments", torch.eye(3).repeat(_SHAPES, 1, 1))
 
     def forward(self, latent: Tensor, category: Tensor | None = None, diameter_mm: Tensor | None = None) -> Tensor:
         """Generates samples.

@@ -27,6 +27,7 @@ __all__ = ["Sampler"]
 
 _FAINT_ALPHA = 0.05  # where alpha is below this, HU are the lung's: less than 5 % of a nodule does not show in noise
 _NO_ALPHA = 0.02  # alpha below this is 0, as in a cohort
+_OUTLINE = 0.5  # of a soft mask
 _LEAST_COMPONENT = 0.1  # of the largest component of a lung mask; a smaller one is no lung
 _LARGEST_SPHERE = 0.75  # of the diameter of the largest sphere in a cube: longer nodules must fit, too
 _SMALLEST_SPHERE = 3.0  # voxels of a cube: of a smaller one its soft edge leaves nothing
@@ -121,16 +122,11 @@ class Sampler:
         diameter = self._diameters(generators, index, diameters_mm)
         samples = self._generate(latent, index, diameter) if generators else torch.zeros(0, 2, *[1] * self.spatial_dims)
         if self.fitted is not None:
-            samples = self._redrawn(self.fitted, samples, generators, index, diameter)
-        hu = np.rint(NETWORK_WINDOW.to_hu(samples[:, 0]).numpy()).astype(np.int16)
-        mask = samples[:, 1].numpy()
-        if self.fitted is not None:
-            hu, mask = self._placed(self.fitted, hu, mask, diameter)
-        elif self.has_diameter:
-            mask = _nodule_alphas(mask, self.edge_px)
-            hu = _even_surroundings(hu, mask)
+            hu, mask = self._placed(self.fitted, samples, generators, index, diameter)
         else:
-            mask = _lung_masks(mask)
+            hu, mask = np.rint(NETWORK_WINDOW.to_hu(samples[:, 0]).numpy()).astype(np.int16), samples[:, 1].numpy()
+            mask = _nodule_alphas(mask, self.edge_px) if self.has_diameter else _lung_masks(mask)
+            hu = _even_surroundings(hu, mask) if self.has_diameter else hu
         return {
             "hu": hu,
             self.mask_key: mask,
@@ -139,41 +135,52 @@ class Sampler:
             "seed": np.asarray(seeds, dtype=np.int64),
         }
 
-    def _redrawn(
+    def _placed(
         self,
         fitted: FittedFrame,
         samples: Tensor,
         generators: Sequence[torch.Generator],
         category: Tensor,
         diameter: Tensor,
-    ) -> Tensor:
-        """The samples, those whose nodule a cube cannot hold at its diameter from further latents of their seeds."""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Cubes (N, n, n, n), HU int16 and alpha float16, of what was generated.
+
+        Each nodule gets the proportions of one of the training. One that a cube cannot hold at its diameter is made
+        again, from a further latent of its seed.
+        """
+        shape = (len(samples), *[fitted.cube_size] * 3)
+        hu, alpha = np.empty(shape, np.int16), np.empty(shape, np.float16)
+        waiting = dict(enumerate(samples))
         for _ in range(_REDRAWS):
-            pairs = zip(samples[:, 1].numpy(), diameter.tolist(), strict=True)
-            late = [i for i, (mask, wanted_mm) in enumerate(pairs) if not fitted.holds(mask, wanted_mm)]
+            late = []
+            for i, sample in waiting.items():
+                image, mask = self._stretched(fitted, sample, generators[i])
+                wanted_mm = float(diameter[i])
+                if fitted.holds(mask, wanted_mm):
+                    hu[i], alpha[i] = fitted.place(image, mask, wanted_mm, edge_px=self.edge_px)
+                else:
+                    late.append(i)
             if not late:
-                return samples
+                return hu, alpha
             latent = torch.cat([draw_latents(generators[i], 1, self.network.latent_dim) for i in late])
-            samples[late] = self._generate(latent, category[late], diameter[late])
+            waiting = dict(zip(late, self._generate(latent, category[late], diameter[late]), strict=True))
         raise ValueError(
             f"The network made no nodule of {float(diameter[late[0]]):.1f} mm and category "
             f"{self.categories[int(category[late[0]])]} that a cube of {fitted.cube_size} voxels holds, in {_REDRAWS} "
             "draws. Ask for a smaller one, or train longer."
         )
 
-    def _placed(
-        self, fitted: FittedFrame, hu: np.ndarray, mask: np.ndarray, diameter: Tensor
+    def _stretched(
+        self, fitted: FittedFrame, sample: Tensor, generator: torch.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Cubes (N, n, n, n) of what was generated, HU int16 and alpha float16."""
-        cubes = [
-            fitted.place(*pair, diameter_mm=wanted_mm, edge_px=self.edge_px)
-            for *pair, wanted_mm in zip(hu, mask, diameter.tolist(), strict=True)
-        ]
-        shape = (-1, *[fitted.cube_size] * 3)
-        return (
-            np.reshape([cube.hu for cube in cubes], shape).astype(np.int16),
-            np.reshape([cube.alpha for cube in cubes], shape).astype(np.float16),
-        )
+        """HU and mask of a sample with the proportions of a training nodule, mirrored at random."""
+        moments = self.network.shape_moments
+        chosen = moments[int(torch.randint(len(moments), (), generator=generator))].double().cpu().numpy()
+        signs = np.where(torch.rand(3, generator=generator).numpy() < 0.5, -1.0, 1.0)
+        hu, mask = NETWORK_WINDOW.to_hu(sample[0]).numpy(), sample[1].numpy()
+        if not (mask >= _OUTLINE).any():
+            return hu, mask
+        return fitted.stretched(hu, mask, chosen * np.outer(signs, signs))
 
     def _check(self, seeds: Sequence[int], categories: Sequence[str], diameters_mm: Sequence[float | None]) -> None:
         if not len(seeds) == len(categories) == len(diameters_mm):

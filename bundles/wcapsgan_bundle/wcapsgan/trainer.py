@@ -139,7 +139,9 @@ class WCapsGANTrainer(StepTrainer):
         self.canvas = CanvasResampler(frame=dataset.size, canvas=losses.energy_size, spacing_mm=spacing_mm)
         self.inferer = inferer or SimpleInferer()
         for network in (players.ema.module, _unwrapped(players.generator)):
-            network.diameter_quantiles.copy_(batches.dataset.diameter_quantiles())
+            network.diameter_quantiles.copy_(dataset.diameter_quantiles())
+            if dataset.fitted:
+                network.shape_moments.copy_(dataset.shape_moments(len(network.shape_moments)))
         self._register_handlers(train_handlers)
 
     def step(self, iteration: int) -> dict[str, float]:
