@@ -25,7 +25,7 @@ from lungsynth.cohort.files import read_arrays
 from lungsynth.cohort.patches import NodulePlanes, cut_patches
 from lungsynth.cohort.reader import Cohort
 from lungsynth.compositing.render import Rendered, Renderer
-from lungsynth.errors import InputError
+from lungsynth.errors import InputError, NoSamplesError
 from lungsynth.geometry import PATCH_SPACING_MM, Box
 from lungsynth.hounsfield import DENSE_HU, DISPLAY_WINDOW, Label
 from lungsynth.io.atomic import write_json, write_picture, write_text
@@ -155,11 +155,11 @@ class BoundaryReference:
         """Measures real nodules, each with its surroundings as measured (`context`).
 
         Raises:
-            InputError: when fewer than 20 can be measured.
+            NoSamplesError: when fewer than 20 can be measured.
         """
         rows = [features.as_array() for hu, mask in patches if (features := measure_boundary(hu, mask))]
         if len(rows) < _MIN_REAL:
-            raise InputError(
+            raise NoSamplesError(
                 f"A boundary score needs at least {_MIN_REAL} real nodules with lung around them, {len(rows)} of those "
                 "given can be measured. Prepare a larger cohort."
             )

@@ -2,9 +2,9 @@
 
 One nodule is generated for each held-out one, of its category and diameter. Distances and two-sample tests are those of
 Table II, taken on the three middle planes of each nodule, and copies on the axial one; shape is measured in three
-dimensions. The first row
-returns training patients' nodules instead: the floor, which no generator can be expected to beat, and what copying
-alone would reach. Files of the folder: `cubes.md`, `cubes.json`.
+dimensions. The first row returns training patients' nodules instead: the floor, which no generator can be expected to
+beat, and what copying alone would reach. Then they are inserted into scans, beside held-out ones (`cubes_in_place`).
+Files of the folder: `cubes.md`, `cubes.json`.
 """
 
 from collections import Counter
@@ -17,6 +17,7 @@ import numpy as np
 
 from evaluation.cohort_subsets import MIN_DIAMETER_MM, EvaluationSplit, Subset, open_subset
 from evaluation.cube_sets import CubeSet, Nodule, describe_cubes, read_cubes
+from evaluation.cubes_in_place import evaluate_in_place
 from evaluation.generation.condition_fidelity import TOLERANCE_MM, texture_figures
 from evaluation.generation.methods import SampleRequests, nearest_places
 from evaluation.generation.reference import GenerationReference, MeasurementConfig, correct_classes
@@ -26,7 +27,7 @@ from evaluation.metrics.bootstrap import Estimate, Estimates, estimate_ratio
 from evaluation.runner import EvaluationResult, Report, Runner
 from evaluation.tables import Column, TableRow, json_rows, paper_table, relation_notes
 from lungsynth.bundles import nodule_rule, read_weights
-from lungsynth.errors import InputError
+from lungsynth.errors import InputError, NoSamplesError
 from lungsynth.scans.generated_cubes import CUBE_WEIGHTS, generate_cubes
 from lungsynth.similarity.copies import copy_threshold, find_copies
 from lungsynth.similarity.features import open_features
@@ -57,6 +58,17 @@ _SHAPE_COLUMNS = (
     Column(key="texture_agreement", title="Texture as asked", unit="nodules", digits=2),
     Column(key="texture_ratio", title="over held-out ones'", unit="nodules", digits=2),
 )
+_PLACE_COLUMNS = (
+    Column(key="c2st", title="Two-sample test", unit="nodules", digits=2),
+    Column(key="boundary", title="Boundary score, median", unit="nodules", digits=2),
+)
+_PLACE_TITLES = {
+    "training": "training patients' nodules where they grew (floor)",
+    "inserted": "training patients' nodules, inserted",
+    "generated": "generated, inserted",
+    "even": "*control: the same as even discs*",
+    "held_out": "*held-out nodules*",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +148,18 @@ def _evaluate(config: CubesConfig, subset: Subset) -> Report:
         "training": method.relation,
         "features": reference.features.name,
     }
+    in_place, n_hosts = _in_place(config, subset)
+    facts["n_hosts"] = n_hosts
     by_category = {name: _density(cubes, seed=config.seed) for name, cubes in {**sets, _REAL: held_out}.items()}
-    return _report(facts, rows, by_category, method)
+    return _report(facts, rows, by_category, in_place, method)
+
+
+def _in_place(config: CubesConfig, subset: Subset) -> tuple[Mapping[str, Estimates], int]:
+    """See `evaluate_in_place`; nothing for a cohort without windows."""
+    try:
+        return evaluate_in_place(subset, config.bundles, seed=config.seed, steps=config.measurement.c2st_steps)
+    except NoSamplesError:
+        return {}, 0
 
 
 def _reference(held_out: CubeSet, training: CubeSet, config: CubesConfig) -> GenerationReference:
@@ -232,12 +254,17 @@ def _mean(owners: tuple[str, ...], values: np.ndarray, *, seed: int) -> Estimate
 
 
 def _report(
-    facts: Mapping[str, Any], rows: Mapping[str, Estimates], density: Mapping[str, Estimates], method: Method
+    facts: Mapping[str, Any],
+    rows: Mapping[str, Estimates],
+    density: Mapping[str, Estimates],
+    in_place: Mapping[str, Estimates],
+    method: Method,
 ) -> Report:
     titles = {_FLOOR: "training patients' nodules (floor)", _GENERATED: "generated", _REAL: "*held-out nodules*"}
     table_rows = [TableRow(name=name, title=titles[name], figures=figures) for name, figures in rows.items()]
     categories = [Column(key=name, title=name, unit="nodules", digits=0) for name in density[_REAL]]
     density_rows = [TableRow(name=name, title=titles[name], figures=figures) for name, figures in density.items()]
+    place_rows = [TableRow(name=name, title=_PLACE_TITLES[name], figures=figures) for name, figures in in_place.items()]
     columns = (*_COLUMNS, *_SHAPE_COLUMNS)
     minutes = "an unknown time" if method.train_minutes is None else f"{method.train_minutes:.0f} minutes of one core"
     sections = [
@@ -253,7 +280,18 @@ def _report(
         "## Mean HU\n",
         paper_table("By texture", categories, density_rows),
     ]
-    content = {**facts, "rows": json_rows(columns, table_rows), "mean_hu": json_rows(categories, density_rows)}
+    if place_rows:
+        sections += [
+            "## In place\n",
+            f"On HU alone, 33.6 x 33.6 mm of {facts['n_hosts']} windows of the {facts['split']} split.\n",
+            paper_table("In scans", _PLACE_COLUMNS, place_rows),
+        ]
+    content = {
+        **facts,
+        "rows": json_rows(columns, table_rows),
+        "mean_hu": json_rows(categories, density_rows),
+        "in_place": json_rows(_PLACE_COLUMNS, place_rows),
+    }
     metrics = {f"{name}/{key}": figure.value for name, figures in rows.items() for key, figure in figures.items()}
     return Report(
         name="cubes",

@@ -103,6 +103,7 @@ def insert(
     seed: int = 0,
     nodule_cohort: AnyPath | None = None,
     bundles: AnyPath | None = None,
+    tracking_uri: str | None = None,
     **settings: Any,
 ) -> "InsertResult":
     """Inserts nodules into scans in three dimensions, or goes on with it.
@@ -113,8 +114,9 @@ def insert(
         nodules: of each scan, such as "part_solid 8-12mm x3, ground_glass 6mm".
         seed: of everything random; same seed, same bytes.
         nodule_cohort: cohort whose real nodules are inserted; generated ones when None.
-        bundles: folder of the bundles that generate them; those of this installation when None.
-        settings: further fields of `InsertConfig`, e.g. `variants=10` or `format="dicom"`.
+        bundles: folder of the bundles; those of this installation when None.
+        tracking_uri: MLflow store; None tracks nothing.
+        settings: further fields of `InsertConfig`, e.g. `variants=10`, `format="dicom"` or `check=True`.
     """
     from lungsynth.cohort.reader import Cohort
     from lungsynth.scans.cubes import CohortCubes, CubeSource, GeneratedCubes
@@ -132,9 +134,10 @@ def insert(
         nodules=parse_requests(nodules),
         cubes=cubes,
         seed=seed,
+        bundles=Path(bundles) if bundles else None,
         **settings,
     )
-    return insert_into_scans(config)
+    return insert_into_scans(config, tracking_uri=tracking_uri)
 
 
 def prepare(

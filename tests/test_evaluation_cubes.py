@@ -1,6 +1,7 @@
 """Nodules in three dimensions as they are compared, and as they are generated for scans."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import pytest
 from generated_sets import QUICK, ROOT, make_cohort
 from generation_toys import CATEGORIES
 
+from evaluation.cohort_subsets import open_subset
 from evaluation.cube_sets import SHAPES, CubeSet, Nodule, describe_cubes, read_cubes
 from evaluation.cubes import CubesConfig, evaluate_cubes
+from evaluation.cubes_in_place import evaluate_in_place
 from lungsynth.categories import AS_LISTED
 from lungsynth.cohort.patches import NoduleCube
 from lungsynth.cohort.resampling import soft_mask
-from lungsynth.errors import InputError
+from lungsynth.errors import InputError, NoSamplesError
 from lungsynth.scans.generated_cubes import generate_cubes, weights_sha256
 
 BUNDLES = ROOT / "bundles"
@@ -54,6 +57,47 @@ def cohort(tmp_path_factory) -> Path:
             cubes[split].append({"cube": name, **{key: value for key, value in entry.items() if key != "nodule"}})
     (folder / "cubes.json").write_text(json.dumps(cubes), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="module")
+def with_windows(cohort, tmp_path_factory) -> Path:
+    """The same, with a window around each nodule: noise of lung, and a ball on five slices."""
+    folder = tmp_path_factory.mktemp("windows") / "cohort"
+    shutil.copytree(cohort, folder)
+    (folder / "windows").mkdir(exist_ok=True)
+    (folder / "enhancement.json").write_text(json.dumps({"training": [], "test": []}), encoding="utf-8")
+    lists = json.loads((folder / "nodules.json").read_text(encoding="utf-8"))
+    for number, entry in enumerate([*lists["training"], *lists["test"][::3]]):
+        rng, radius_mm = np.random.default_rng(number), entry["diameter_mm"] / 2
+        places = (np.indices((9, 128, 128)) - [[[[4]]], [[[64]]], [[[64]]]]) * np.array([2.5, 0.7, 0.7])[
+            :, None, None, None
+        ]
+        inside = (places**2).sum(axis=0) <= radius_mm**2
+        inside[4, 62:67, 62:67] = True
+        level = np.where(inside, INSIDE_HU[entry["category"]], -850)
+        arrays = {
+            "hu": np.rint(level + rng.normal(0, 20, level.shape)).astype(np.int16),
+            "label": np.where(inside, np.uint8(2), np.uint8(0)),
+            "votes": inside.astype(np.uint8) * np.uint8(2),
+            "z_mm": np.arange(9) * 2.5,
+            "largest": np.int64(4),
+        }
+        np.savez_compressed(folder / "windows" / f"{entry['nodule_id']}.npz", **arrays)
+    return folder
+
+
+def test_nodules_are_inserted_beside_held_out_ones(cohort, with_windows, monkeypatch):
+    monkeypatch.setattr("evaluation.boundary._MIN_REAL", 10)
+    figures, n = evaluate_in_place(open_subset(with_windows), BUNDLES, seed=0, steps=1)
+    assert n > 3
+    assert list(figures) == ["training", "inserted", "generated", "even", "held_out"]
+    for name, row in figures.items():
+        assert set(row) == ({"boundary"} if name == "held_out" else {"c2st", "boundary"})
+        assert all(figure.value is not None for figure in row.values())
+        if "c2st" in row:
+            assert row["c2st"].n == 2 * n
+    with pytest.raises(NoSamplesError, match="0 windows of its test split have room"):
+        evaluate_in_place(open_subset(cohort), BUNDLES, seed=0)
 
 
 def test_shape_is_measured_in_three_dimensions():

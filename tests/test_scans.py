@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -16,13 +17,15 @@ from lungsynth.cohort.patches import NoduleCube, cube_diameter_mm
 from lungsynth.cohort.reader import Cohort
 from lungsynth.ct.volume import Volume
 from lungsynth.ct.write import write_nifti
+from lungsynth.enhancement.label_check import LabelCheck
 from lungsynth.errors import InputError
 from lungsynth.export.growth import Growth
 from lungsynth.geometry import axial_affine, lps_to_voxel
 from lungsynth.hounsfield import Label
 from lungsynth.placement.rules import PlacementRules
 from lungsynth.scans.cubes import CohortCubes, CubePool, SourcedCube
-from lungsynth.scans.insert import PlacedNodule, insert_nodules
+from lungsynth.scans.enhance import NoduleFinding, ScanCheck, ScanEnhancement
+from lungsynth.scans.insert import InsertedScan, PlacedNodule, insert_nodules
 from lungsynth.scans.places import find_places
 from lungsynth.scans.plan import InsertConfig
 from lungsynth.scans.request import NoduleRequest, WantedNodule, draw_wanted, parse_requests
@@ -238,6 +241,91 @@ def test_noise_of_a_nodule_is_that_of_the_scan_also_from_slice_to_slice():
     correlation = np.corrcoef(inside[:-1][both], inside[1:][both])[0, 1]
     own = np.corrcoef(hu[:-1, 20:].ravel(), hu[1:, 20:].ravel())[0, 1]
     assert correlation == pytest.approx(own, abs=0.15)
+
+
+# --- enhancement and check
+
+
+class Spots:
+    """Finds what is denser than lung in a lung, as far as it is not told to be blind; and what it is told to invent."""
+
+    operating_point = 0.5
+
+    def __init__(self, *, above_hu: float = -300, invented: tuple[float, ...] | None = None):
+        self.above_hu, self.invented, self.seen = above_hu, invented, []
+
+    def __call__(self, hu, spacing_mm):
+        self.seen.append(hu.shape)
+        lung = ndimage.binary_closing(hu < -500, iterations=3)
+        pieces, count = ndimage.label((hu > self.above_hu) & lung)
+        big = [k for k in range(1, count + 1) if (pieces == k).sum() > 8]
+        found = [[*ndimage.center_of_mass(pieces == k), 8.0, 0.9] for k in big]
+        if self.invented and hu.max() > 2000:
+            found.append([*self.invented, 5.0, 0.8])
+        return {"candidates": np.array(found).reshape(-1, 5)}
+
+
+def brighten(by: int):
+    """An enhancer that adds to what is dense, and an even noise to all."""
+
+    def enhance(hu, nodule_mask):
+        return (hu + np.where(hu > -300, by, 0) + np.arange(hu.size).reshape(hu.shape) % 7).astype(np.int16)
+
+    return enhance
+
+
+@pytest.fixture(scope="module")
+def with_nodules(scan, shape) -> InsertedScan:
+    volume, label = scan
+    wanted = [WantedNodule(texture="solid", diameter_mm=mm) for mm in (20.0, 16.0)]
+    places = find_places(shape, wanted, PlacementRules(), seed=2)
+    nodules = [
+        PlacedNodule(cube=ball(w.diameter_mm), place=p, diameter_mm=w.diameter_mm)
+        for w, p in zip(wanted, places, strict=True)
+    ]
+    return insert_nodules(volume, label, nodules, seed=1)
+
+
+def check_with(detector: Spots) -> ScanCheck:
+    return ScanCheck(LabelCheck(detector, margin=0.0))
+
+
+def test_a_check_tells_what_is_found_and_what_is_new(scan, with_nodules):
+    volume, _ = scan
+    findings, n_new = check_with(Spots()).findings(volume.hu, with_nodules)
+    assert findings == [NoduleFinding(0.9, found=True)] * 2
+    assert n_new == 0
+    findings, _ = check_with(Spots(above_hu=3000)).findings(volume.hu, with_nodules)
+    assert findings == [NoduleFinding(0.0, found=False)] * 2
+    detector = Spots(invented=(1.0, 5.0, 5.0))
+    brighter = replace(
+        with_nodules, volume=replace(volume, hu=np.where(with_nodules.instances, 2500, volume.hu).astype(np.int16))
+    )
+    assert check_with(detector).findings(volume.hu, brighter)[1] >= 1
+    assert all(len(seen) == 3 and seen[0] < len(volume.hu) for seen in detector.seen)  # stacks, not whole scans
+
+
+def test_enhancing_changes_nodules_alone_and_leaves_out_its_noise(scan, with_nodules):
+    volume, _ = scan
+    enhanced, which = ScanEnhancement(brighten(50))(volume.hu, with_nodules)
+    assert which == (True, True)
+    touched = with_nodules.volume.hu != volume.hu
+    assert (enhanced.volume.hu == volume.hu)[~touched].all()
+    assert (enhanced.label == with_nodules.label).all()
+    core = (with_nodules.volume.hu > -200) & (volume.hu < -400)
+    np.testing.assert_array_equal((enhanced.volume.hu - with_nodules.volume.hu)[core], 50)
+    for before, after in zip(with_nodules.nodules, enhanced.nodules, strict=True):
+        assert after.mean_hu > before.mean_hu + 20
+
+
+def test_a_nodule_that_the_check_minds_stays_as_it_was(scan, with_nodules):
+    volume, _ = scan
+    lost, kept = ScanEnhancement(brighten(-400), check_with(Spots()))(volume.hu, with_nodules)
+    assert kept == (False, False)
+    assert (lost.volume.hu == with_nodules.volume.hu).all()
+    same, kept = ScanEnhancement(brighten(50), check_with(Spots()))(volume.hu, with_nodules)
+    assert kept == (True, True)
+    assert (same.volume.hu != with_nodules.volume.hu).any()
 
 
 # --- runs and files
@@ -461,9 +549,14 @@ def test_the_command_inserts_generated_nodules(source, tmp_path, capsys):
     one.mkdir()
     save_scan(one, "one")
     command = ["insert", str(one), "--out", str(tmp_path / "out"), "--nodules", "solid 12mm, ground_glass 14mm"]
-    assert main([*command, "--seed", "1"]) == 0
-    assert "1 samples of 1 scans with 2 inserted nodules" in capsys.readouterr().out
+    assert main([*command, "--seed", "1", "--enhance", "--check", "--tracking-uri", "none"]) == 0
+    told = capsys.readouterr().out
+    assert "1 samples of 1 scans with 2 inserted nodules" in told
     solid, glass = read_rows(tmp_path / "out/nodules.csv")
+    n_found = [solid["found"], glass["found"]].count("True")
+    assert f"lung_seg_bundle finds {n_found} of the 2, and " in told
+    assert {solid["enhanced"], glass["enhanced"]} <= {"True", "False"}
+    assert all(0 <= float(row["found_probability"]) <= 1 for row in (solid, glass))
     assert [solid["source"], glass["source"]] == ["generated"] * 2
     assert float(solid["mean_hu"]) > float(glass["mean_hu"]) + 100
 

@@ -4,7 +4,17 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lungsynth.commands.command import Command, Report, add_bundles, add_device, add_dry_run, add_seed, counted
+from lungsynth.commands.command import (
+    Command,
+    Report,
+    add_bundles,
+    add_device,
+    add_dry_run,
+    add_seed,
+    add_tracking,
+    counted,
+    tracking_uri,
+)
 from lungsynth.config import SCAN_FORMATS, default_bundles
 
 if TYPE_CHECKING:
@@ -41,10 +51,17 @@ def _add_insert(parser: argparse.ArgumentParser) -> None:
     add("--pairs", action="store_true", help="write each scan without inserted nodules, too")
     add("--growth", type=_days, metavar="DAY,DAY,...", help="write each sample on these days, its nodules grown")
     add("--doubling-days", type=float, default=150.0, help="volume-doubling time (default: 150)")
+    add(
+        "--enhance",
+        action="store_true",
+        help="send the nodules through the CycleGAN, slice by slice; one that the label check loses stays as it was",
+    )
+    add("--check", action="store_true", help="look which nodules lung_seg_bundle finds, and what else is new to it")
     add("--labels", metavar="VALUE=NAME,...", help="what values of label files mean, such as 1=lung,2=nodule")
     add_seed(parser)
     add_bundles(parser)
     add_device(parser)
+    add_tracking(parser)
     add_dry_run(parser)
 
 
@@ -76,6 +93,9 @@ def _config(options: argparse.Namespace) -> "InsertConfig":
         policy=options.policy,
         rules=read_rules(options.rules) if options.rules else None,
         pairs=options.pairs,
+        enhance=options.enhance,
+        check=options.check,
+        bundles=options.bundles,
         growth=Growth(days=options.growth, doubling_days=options.doubling_days) if options.growth else None,
         files=SortSettings(labels=labels_from_text(options.labels) if options.labels else {}),
     )
@@ -87,11 +107,16 @@ def _insert(options: argparse.Namespace) -> Report:
     config = _config(options)
     if options.dry_run:
         return _dry_run(config)
-    result = insert_into_scans(config)
+    result = insert_into_scans(config, tracking_uri=tracking_uri(options))
     lines = [
         f"{result.samples} samples of {result.scans} scans with {result.nodules} inserted nodules: {config.out}",
         f"Each nodule: {config.out / 'nodules.csv'}; whose scan each is: {config.out / 'scans.csv'}",
     ]
+    if result.found is not None:
+        lines.append(
+            f"lung_seg_bundle finds {result.found} of the {result.nodules}, and {result.new_findings} spots beside "
+            "them that it did not find before. Labels do not depend on it."
+        )
     return Report(lines, counted([problem.message for problem in result.problems], "could not be used"))
 
 

@@ -14,7 +14,7 @@ it found on the lung. A window moves probabilities a little, so it decides only 
 probability comes nearer than `doubt` to what the check minds, the whole slices are looked at.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
@@ -34,6 +34,7 @@ __all__ = [
     "LABEL_CHECK_TOLERANCE",
     "MAX_ROUNDS",
     "SHARE_STEPS",
+    "FindingChanges",
     "LabelCheck",
     "LabelComparison",
     "LooksAgain",
@@ -111,6 +112,24 @@ class LungLook(NamedTuple):
 
     before: SliceLook
     after: SliceLook
+
+
+class FindingChanges(NamedTuple):
+    """What became of the findings in an image that was changed.
+
+    Args:
+        found: bool (nodules,), which of them were found before.
+        gone: likewise, which of those are not found after.
+        fallen: likewise, those and nodules that became less probable within the margin.
+        n_new: candidates found after, on no nodule and not found before.
+        risen: those, and candidates that became more probable within the margin.
+    """
+
+    found: np.ndarray
+    gone: np.ndarray
+    fallen: np.ndarray
+    n_new: int
+    risen: Candidates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,28 +236,52 @@ class LabelCheck:
             spacing_mm: (row, column).
             doubt: so much less than the tolerance, in so much wider a margin, counts as worse.
         """
+        changes = self.changes(
+            before,
+            after,
+            on_nodules=lambda candidates: self._on_nodules(candidates, sample, spacing_mm),
+            apart_mm=lambda candidates, others: _distances_mm(candidates, others[:, 1:3], spacing_mm),
+            doubt=doubt,
+        )
+        pixel_mm = min(spacing_mm)
+        return LabelComparison(
+            n_found=int(changes.found.sum()),
+            n_lost=int(changes.gone.sum()),
+            n_invented=changes.n_new,
+            lost=tuple(_spot(sample.boxes[index]) for index in np.flatnonzero(changes.fallen)),
+            invented=tuple(Spot(float(c[1]), float(c[2]), float(c[3]) / 2 / pixel_mm) for c in changes.risen),
+        )
+
+    def changes(
+        self,
+        before: Candidates,
+        after: Candidates,
+        *,
+        on_nodules: Callable[[Candidates], np.ndarray],
+        apart_mm: Callable[[Candidates, Candidates], np.ndarray],
+        doubt: float = 0.0,
+    ) -> FindingChanges:
+        """What became of findings, in two or three dimensions.
+
+        Args:
+            before: candidates of the image as it was.
+            after: of the image as it is.
+            on_nodules: which candidate is on which nodule, (candidates, nodules).
+            apart_mm: from each candidate to each other one, (candidates, others).
+            doubt: so much less than the tolerance, in so much wider a margin, counts as worse.
+        """
         point, tolerance = _log_odds(self.operating_point), self.tolerance - doubt
         low, high = point - self.margin - doubt, point + self.margin + doubt
-        was, still = (
-            _log_odds(_highest(candidates, self._on_nodules(candidates, sample, spacing_mm)))
-            for candidates in (before, after)
-        )
+        was, still = (_log_odds(_highest(candidates, on_nodules(candidates))) for candidates in (before, after))
         gone = (was >= point) & (still < point)
         fallen = gone | (was >= low) & (still < np.minimum(was - tolerance, high))
-        lost = tuple(_spot(sample.boxes[index]) for index in np.flatnonzero(fallen))
-        elsewhere = after[~self._on_nodules(after, sample, spacing_mm).any(axis=1)]
-        near = _distances_mm(before, elsewhere[:, 1:3], spacing_mm) <= self.same_mm
+        elsewhere = after[~on_nodules(after).any(axis=1)]
+        near = apart_mm(before, elsewhere) <= self.same_mm
         old, present = _log_odds(_highest(before, near)), _log_odds(elsewhere[:, 4])
         new = (present >= point) & (old < point)
         risen = new | (present >= low) & (old < high) & (present > old + tolerance)
-        pixel_mm = min(spacing_mm)
-        invented = tuple(Spot(float(c[1]), float(c[2]), float(c[3]) / 2 / pixel_mm) for c in elsewhere[risen])
-        return LabelComparison(
-            n_found=int((was >= point).sum()),
-            n_lost=int(gone.sum()),
-            n_invented=int(new.sum()),
-            lost=lost,
-            invented=invented,
+        return FindingChanges(
+            found=was >= point, gone=gone, fallen=fallen, n_new=int(new.sum()), risen=elsewhere[risen]
         )
 
     def _on_nodules(self, candidates: Candidates, sample: "Rendered", spacing_mm: tuple[float, float]) -> np.ndarray:

@@ -15,7 +15,7 @@ from lungsynth.cohort.files import read_arrays
 from lungsynth.cohort.patches import NoduleCube, cube_diameter_mm
 from lungsynth.cohort.reader import Cohort
 from lungsynth.cohort.schema import CubeEntry
-from lungsynth.errors import InputError
+from lungsynth.errors import InputError, NoSamplesError
 from lungsynth.scans.request import WantedNodule
 from lungsynth.types import Origin
 
@@ -215,7 +215,7 @@ def _near(
     """One of the nodules of a texture whose size is nearest to what is wanted.
 
     Raises:
-        InputError: when all would have to be scaled too much.
+        NoSamplesError: when all would have to be scaled too much.
     """
     low, high = nodule.diameter_mm / _SCALES[1], nodule.diameter_mm / _SCALES[0]
     sizes = np.array([diameter_of(item) for item in alike])
@@ -223,7 +223,7 @@ def _near(
     fitting = [int(k) for k in np.argsort(apart, kind="stable")[:_NEAREST] if low <= sizes[k] <= high]
     if not fitting:
         has = f"{len(sizes)} of {sizes.min():.1f} to {sizes.max():.1f} mm" if len(sizes) else "none of this texture"
-        raise InputError(
+        raise NoSamplesError(
             f"{name}: no {nodule.texture} nodule of {low:.1f} to {high:.1f} mm is known in three dimensions, from "
             f"which one of {nodule.diameter_mm:g} mm could be made; it has {has}."
         )

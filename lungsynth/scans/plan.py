@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lungsynth.config import PlacementConfig, Policy
+from lungsynth.config import PlacementConfig, Policy, default_bundles
 from lungsynth.ct.discover import SortSettings
 from lungsynth.ct.series import SeriesFiles
 from lungsynth.errors import InputError
@@ -39,6 +39,9 @@ class InsertConfig:
         rules: where they may lie; those of the policy when None.
         pairs: write each scan without its nodules, too.
         growth: days on which each sample is written, its nodules grown; their sizes are those of day 0.
+        enhance: send the nodules through the CycleGAN, slice by slice, as far as the label check allows.
+        check: look which nodules `lung_seg_bundle` finds, and what else it finds that it did not find before.
+        bundles: folder of the bundles that enhance and check; those of this installation when None.
         files: what a user says of the source's files.
 
     Raises:
@@ -56,6 +59,9 @@ class InsertConfig:
     rules: PlacementRules | None = None
     pairs: bool = False
     growth: Growth | None = None
+    enhance: bool = False
+    check: bool = False
+    bundles: Path | None = None
     files: SortSettings = field(default_factory=SortSettings)
 
     def __post_init__(self) -> None:
@@ -73,6 +79,11 @@ class InsertConfig:
     def placement_rules(self) -> PlacementRules:
         """The rules given, else those of the policy."""
         return PlacementConfig(policy=self.policy, rules=self.rules).placement_rules
+
+    @property
+    def bundles_dir(self) -> Path:
+        """Folder of the bundles."""
+        return self.bundles or default_bundles()
 
     @property
     def largest_factor(self) -> float:
@@ -97,7 +108,16 @@ class InsertConfig:
             "rules": self.placement_rules.to_json(),
             "pairs": self.pairs,
             "growth": [list(self.growth.days), self.growth.doubling_days] if self.growth else None,
+            **self._after(),
         }
+
+    def _after(self) -> dict[str, Any]:
+        """What decides over what comes after the nodules; the CycleGAN is opened only for runs that need it."""
+        if not (self.enhance or self.check):
+            return {}
+        from lungsynth.scans.enhance import scan_enhancement_identity
+
+        return scan_enhancement_identity(self.bundles_dir, enhance=self.enhance, check=self.check)
 
 
 def _fingerprint(files: SeriesFiles) -> list[Any]:

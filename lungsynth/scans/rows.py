@@ -10,6 +10,7 @@ from lungsynth.cohort.patches import sphere_diameter_mm, texture_class
 from lungsynth.cohort.series import LabelledScan
 from lungsynth.ct.volume import Volume
 from lungsynth.geometry import voxel_to_lps
+from lungsynth.scans.enhance import NoduleFinding
 from lungsynth.scans.insert import InsertedScan
 from lungsynth.scans.plan import ScanPlan
 
@@ -17,16 +18,32 @@ __all__ = ["FROM_SCAN", "inserted_rows", "own_rows"]
 
 FROM_SCAN = "scan"  # source of a nodule that was there before
 _DIGITS = 3
-_ONLY_INSERTED = ("number", "asked_diameter_mm", "distance_mm", "type", "vessel_share", "asset", "origin", "patient")
+_ONLY_INSERTED = (
+    *("number", "asked_diameter_mm", "distance_mm", "type", "vessel_share", "asset", "origin", "patient"),
+    *("enhanced", "found", "found_probability"),
+)
 
 
-def inserted_rows(plan: ScanPlan, inserted: InsertedScan) -> Iterator[dict[str, Any]]:
-    """Rows of the nodules of a plan, measured in the scan, as JSON."""
-    for number, (wanted, cube, place, seen) in enumerate(
-        zip(plan.wanted, plan.cubes, plan.places, inserted.nodules, strict=True), start=1
+def inserted_rows(
+    plan: ScanPlan,
+    inserted: InsertedScan,
+    *,
+    enhanced: Sequence[bool] | None = None,
+    findings: Sequence[NoduleFinding] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Rows of the nodules of a plan, measured in the scan, as JSON.
+
+    Args:
+        plan: of the sample.
+        inserted: the sample.
+        enhanced: of each nodule, whether it went through the CycleGAN; None where none did.
+        findings: of the segmentation bundle; None where it did not look.
+    """
+    for index, (wanted, cube, place, seen) in enumerate(
+        zip(plan.wanted, plan.cubes, plan.places, inserted.nodules, strict=True)
     ):
         yield {
-            "number": number,
+            "number": index + 1,
             "texture": wanted.texture,
             "source": cube.source,
             "diameter_mm": round(seen.diameter_mm, _DIGITS),
@@ -41,6 +58,9 @@ def inserted_rows(plan: ScanPlan, inserted: InsertedScan) -> Iterator[dict[str, 
             "asset": cube.hash,
             "origin": cube.origin,
             "patient": cube.patient or "",
+            "enhanced": "" if enhanced is None else enhanced[index],
+            "found": "" if findings is None else findings[index].found,
+            "found_probability": "" if findings is None else round(findings[index].probability, _DIGITS),
         }
 
 

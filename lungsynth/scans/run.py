@@ -15,6 +15,7 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -30,17 +31,20 @@ from lungsynth.io.names import readable
 from lungsynth.io.stored import anything, mappings, read_json
 from lungsynth.io.tables import csv_text
 from lungsynth.run_folder import RunFolder
+from lungsynth.scans.enhance import ScanCheck, ScanEnhancement, open_scan_check, open_scan_enhancement
 from lungsynth.scans.insert import insert_nodules
 from lungsynth.scans.plan import InsertConfig, ScanPlan, plan_scan
 from lungsynth.scans.rows import FROM_SCAN, inserted_rows, own_rows
 from lungsynth.scans.shape import ScanShape
 from lungsynth.scans.write import WrittenScan, write_lists, write_scan
 from lungsynth.seeds import HashDomain, hash_words
+from lungsynth.tracking import open_tracker
 
 __all__ = ["InsertResult", "insert_into_scans"]
 
 _logger = logging.getLogger(__name__)
 _PARTS = ".parts"
+_TAGS = {"command": "insert"}
 _REMEDY = "Delete it, and run the same command again."
 _MAX_THICKNESS_MM = 20.0  # of a slice; what is more is no thickness
 
@@ -53,45 +57,67 @@ class InsertResult:
         scans: with nodules.
         samples: that were written, those of earlier runs included.
         nodules: inserted.
+        found: of those, by `lung_seg_bundle`; None where it did not look.
+        new_findings: what it found beside them and not before; likewise.
         problems: scans that were left out, and why.
     """
 
     scans: int
     samples: int
     nodules: int
+    found: int | None
+    new_findings: int | None
     problems: tuple[Problem, ...]
 
+    def metrics(self) -> dict[str, float]:
+        """The numbers."""
+        names = ("scans", "samples", "nodules", "found", "new_findings")
+        return {name: float(value) for name in names if (value := getattr(self, name)) is not None}
 
-def insert_into_scans(config: InsertConfig) -> InsertResult:
+
+def insert_into_scans(config: InsertConfig, *, tracking_uri: str | None = None) -> InsertResult:
     """Inserts nodules into all scans of the sources, or goes on with it.
+
+    Args:
+        config: of the run.
+        tracking_uri: MLflow store; None tracks nothing.
 
     Raises:
         InputError: when there is no scan, none could be used, or the folder belongs to another run.
     """
+    tracker = open_tracker(tracking_uri)
     with find_series(list(config.sources), config.files) as found:
         folder, is_new = RunFolder(path=config.out, identity=config.identity(found.series)), not config.out.exists()
         try:
-            with folder.held():
-                used, samples, problems = _all_scans(config, found)
+            with folder.held(), tracker.resumable_run(config.out, f"insert {config.out.name}", tags=_TAGS) as run:
+                run.log_params(_params(config))
+                result = _all_scans(config, found)
+                run.log_metrics(result.metrics())
+                run.log_file(config.out / "nodules.csv")
         except InputError:
             if is_new:
                 shutil.rmtree(config.out, ignore_errors=True)
             raise
-    inserted = sum(nodule["source"] != FROM_SCAN for sample in samples for nodule in sample["nodules"])
-    return InsertResult(scans=len(used), samples=len(samples), nodules=inserted, problems=tuple(problems))
+    return result
 
 
-def _all_scans(
-    config: InsertConfig, found: Discovery
-) -> tuple[list[dict[str, Any]], list[Mapping[str, Any]], list[Problem]]:
-    """Rows of the scans with nodules, facts of their samples, and what was left out; writes the lists.
+def _params(config: InsertConfig) -> dict[str, Any]:
+    """Settings of a run that name no file."""
+    named = ("variants", "seed", "format", "policy", "pairs", "enhance", "check")
+    requests = ", ".join(str(request) for request in config.nodules)
+    return {"nodules": requests, **config.cubes.identity(), **{name: getattr(config, name) for name in named}}
+
+
+def _all_scans(config: InsertConfig, found: Discovery) -> InsertResult:
+    """Makes the samples, and writes the lists.
 
     Raises:
         InputError: when no scan could be used.
     """
     problems, samples, used = list(found.problems), list[Mapping[str, Any]](), list[dict[str, Any]]()
+    after = _After(config=config)
     for number, files in enumerate(tqdm(found.series, desc="scans", unit="scan"), start=1):
-        job = _ScanJob(config=config, files=files, subject=f"scan{number:04d}")
+        job = _ScanJob(config=config, files=files, subject=f"scan{number:04d}", after=after)
         try:
             samples += job.run()
             used.append(job.row)
@@ -101,11 +127,36 @@ def _all_scans(
         raise InputError(problems[0].message if len(problems) == 1 else _none_of(problems))
     write_lists(samples, config.out)
     write_text(config.out / "scans.csv", csv_text(pd.DataFrame(used)))
-    return used, samples, problems
+    inserted = [nodule for sample in samples for nodule in sample["nodules"] if nodule["source"] != FROM_SCAN]
+    return InsertResult(
+        scans=len(used),
+        samples=len(samples),
+        nodules=len(inserted),
+        found=sum(nodule["found"] for nodule in inserted) if config.check else None,
+        new_findings=sum(sample["new_findings"] for sample in samples) if config.check else None,
+        problems=tuple(problems),
+    )
 
 
 def _none_of(problems: Sequence[Problem]) -> str:
     return f"No scan could be used: {len(problems)} problems, the first one: {problems[0].message}"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _After:
+    """What comes after the nodules, opened when the first sample needs it."""
+
+    config: InsertConfig
+
+    @cached_property
+    def enhancement(self) -> ScanEnhancement | None:
+        """None where nodules stay as they are."""
+        return open_scan_enhancement(self.config.bundles_dir) if self.config.enhance else None
+
+    @cached_property
+    def check(self) -> ScanCheck | None:
+        """None where nobody asks what is found."""
+        return open_scan_check(self.config.bundles_dir) if self.config.check else None
 
 
 @dataclass(eq=False, kw_only=True)
@@ -115,6 +166,7 @@ class _ScanJob:
     config: InsertConfig
     files: SeriesFiles
     subject: str
+    after: "_After"
 
     def run(self) -> list[Mapping[str, Any]]:
         """The facts of its samples, which are made unless they are there."""
@@ -180,6 +232,11 @@ class _ScanJob:
         inserted = insert_nodules(
             scan.volume, scan.labels, plan.placed, seed=plan.seed, thickness_mm=_thickness_mm(scan.volume)
         )
+        enhanced, findings, new_findings = None, None, None
+        if self.after.enhancement:
+            inserted, enhanced = self.after.enhancement(scan.volume.hu, inserted)
+        if self.after.check:
+            findings, new_findings = self.after.check.findings(scan.volume.hu, inserted)
         written = WrittenScan(
             name=name,
             subject=self.subject,
@@ -194,7 +251,8 @@ class _ScanJob:
             "subject": self.subject,
             "day": day,
             "files": write_scan(written, self.config.out, format=self.config.format),
-            "nodules": [*inserted_rows(plan, inserted), *own_rows(scan)],
+            "nodules": [*inserted_rows(plan, inserted, enhanced=enhanced, findings=findings), *own_rows(scan)],
+            "new_findings": new_findings,
         }
         write_json(self.config.out / _PARTS / f"{name}.json", facts)
         return facts
