@@ -26,7 +26,7 @@ from evaluation.methods import Method, digest_of, relation_to, train_minutes
 from evaluation.metrics.bootstrap import Estimate, Estimates, estimate_ratio
 from evaluation.runner import EvaluationResult, Report, Runner
 from evaluation.tables import Column, TableRow, json_rows, paper_table, relation_notes
-from lungsynth.bundles import nodule_rule, read_weights
+from lungsynth.bundles import WeightsInfo, nodule_rule, read_weights
 from lungsynth.errors import InputError, NoSamplesError
 from lungsynth.scans.generated_cubes import CUBE_WEIGHTS, generate_cubes
 from lungsynth.similarity.copies import copy_threshold, find_copies
@@ -128,14 +128,7 @@ def _evaluate(config: CubesConfig, subset: Subset) -> Report:
     }
     rows = {name: _figures(cubes, held_out, reference) for name, cubes in sets.items()}
     rows[_REAL] = _shape_figures(held_out, seed=config.seed)
-    method = Method(
-        name=_GENERATED,
-        title="generated",
-        open=lambda: None,
-        identity=digest_of([weights.sha256]),
-        train_minutes=train_minutes(weights.sidecar),
-        relation=relation_to(subset, weights.sidecar),
-    )
+    method = _method(weights, subset)
     facts = {
         **subset.facts(),
         "n": len(held_out),
@@ -152,6 +145,17 @@ def _evaluate(config: CubesConfig, subset: Subset) -> Report:
     facts["n_hosts"] = n_hosts
     by_category = {name: _density(cubes, seed=config.seed) for name, cubes in {**sets, _REAL: held_out}.items()}
     return _report(facts, rows, by_category, in_place, method)
+
+
+def _method(weights: WeightsInfo, subset: Subset) -> Method:
+    return Method(
+        name=_GENERATED,
+        title="generated",
+        open=lambda: None,
+        identity=digest_of([weights.sha256]),
+        train_minutes=train_minutes(weights.sidecar),
+        relation=relation_to(subset, weights.sidecar),
+    )
 
 
 def _in_place(config: CubesConfig, subset: Subset) -> tuple[Mapping[str, Estimates], int]:

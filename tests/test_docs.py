@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lungsynth.cli import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[1]
 _SPEC = importlib.util.spec_from_file_location("generate_reference", ROOT / "docs/tools/generate_reference.py")
 reference = importlib.util.module_from_spec(_SPEC)
@@ -72,6 +74,12 @@ def test_generated_tables_are_up_to_date(page) -> None:
     assert reference.generated(ROOT / page) == (ROOT / page).read_text(encoding="utf-8"), (
         "run docs/tools/generate_reference.py"
     )
+
+
+def test_every_command_stands_in_the_reference() -> None:
+    page = (ROOT / "docs/reference/command_line.md").read_text(encoding="utf-8")
+    named = {block["name"].removeprefix("command ").strip() for block in reference._BLOCK.finditer(page)}
+    assert set(COMMANDS) <= named
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
