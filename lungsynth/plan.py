@@ -22,6 +22,7 @@ from lungsynth.generate_assets import make_assets, open_samplers
 from lungsynth.io.atomic import remove_temporary, write_json
 from lungsynth.io.running import FolderLock, check_place
 from lungsynth.io.stored import anything, mappings, read_json
+from lungsynth.io.tables import duration
 from lungsynth.placement.assets import AssetLibrary
 from lungsynth.placement.catalogue import Catalogue, read_catalogue
 from lungsynth.placement.plan_catalogue import PlanRecord, plan_catalogue
@@ -141,14 +142,12 @@ class Estimate:
     def lines(self) -> list[str]:
         """For a user."""
         nodules, lungs = self.generated
-        minutes = self.seconds / 60
         return [
             f"Samples    {self.samples:,}",
             f"Nodules    {self.nodules:,}; {nodules:,} are generated to have them",
             f"Lungs      {self.lungs:,}; {lungs:,} are generated to have them",
             f"Groups     {self.groups:,} of nodules tried on the lungs, more where too few fit",
-            f"Time       about {f'{minutes:.0f} min' if minutes >= 2 else f'{self.seconds:.0f} s'} of one core, "
-            "start included",
+            f"Time       about {duration(self.seconds)} of one core, start included",
             f"Disk       about {self.megabytes:,.0f} MB",
             "Nothing was written.",
         ]

@@ -99,7 +99,7 @@ def test_a_look_at_sources_counts_and_writes_nothing(sources, tmp_path):
     write_slices(tmp_path / "crops", votes_of(6, 6))
     before = contents(tmp_path)
     lines, problems = look_at_sources([*sources, tmp_path / "crops"], PrepareSettings().files)
-    assert lines[:2] == ["Scans      6 of 6 patients, about 6 slices", "Nodules    1 without their scans in crops"]
+    assert lines[:2] == ["Scans      6 of 6 patients, about 96 slices", "Nodules    1 without their scans in crops"]
     assert lines[2].startswith("Time       about ")
     assert "Nothing was written." in lines
     assert not problems

@@ -540,7 +540,9 @@ def test_wrong_options_are_one_sentence(source, tmp_path, capsys, arguments, sai
 def test_a_dry_run_says_what_would_be_made(source, tmp_path, capsys):
     command = ["insert", str(source), "--out", str(tmp_path / "out"), "--nodules", "any 5mm x2", "--dry-run"]
     assert main(command) == 0
-    assert "2 scans, 2 samples with 2 nodules each, as nifti" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "2 scans, 2 samples with 2 nodules each, as nifti" in told
+    assert "of one core and 23 MB" in told  # 2 x 44 slices
     assert not (tmp_path / "out").exists()
 
 

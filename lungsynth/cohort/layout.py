@@ -32,9 +32,10 @@ from lungsynth.cohort.series import SeriesTask
 from lungsynth.cohort.series_rows import SeriesRows
 from lungsynth.ct.discover import Discovery, SortSettings, sort_files
 from lungsynth.ct.file_kinds import FileReport
+from lungsynth.ct.read import count_slices
 from lungsynth.ct.series import Problem, SeriesFiles
 from lungsynth.ct.source_files import SourceFiles, list_files
-from lungsynth.io.tables import markdown_table
+from lungsynth.io.tables import duration, markdown_table
 
 __all__ = [
     "CohortLayout",
@@ -51,7 +52,6 @@ __all__ = [
 # Of `lungsynth prepare` on 397 slices and 2,097 nodules: CPU time on one core, and what it wrote.
 _START_S, _SLICE_S, _NODULE_S = 10.0, 0.08, 0.1
 _SLICE_MB, _NODULE_MB = 0.24, 0.12
-_ZIPPED_A_MB, _PLAIN_A_MB = 5.5, 1.9  # slices of 512 x 512 pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,27 +125,19 @@ def find_layout(sources: Sequence[Path], settings: SortSettings | None = None) -
 
 def outlook(layout: CohortLayout) -> list[str]:
     """What a cohort of these files would hold, take and need, for a user; times and sizes are estimates."""
-    slices = sum(_slices(task.files) for task in layout.series)
+    slices = sum(count_slices(task.files) for task in layout.series)
     nodules = {task.path.name: nodules_listed(task) for task in layout.folders}
     patients = {task.files.patient_id for task in layout.series}
     seconds = _START_S + slices * _SLICE_S + sum(nodules.values()) * _NODULE_S
     megabytes = slices * _SLICE_MB + sum(nodules.values()) * _NODULE_MB
     return [
-        f"Scans      {len(layout.series):,} of {len(patients):,} patients, about {slices:,.0f} slices",
+        f"Scans      {len(layout.series):,} of {len(patients):,} patients, about {slices:,} slices",
         *(f"Nodules    {count:,} without their scans in {name}" for name, count in nodules.items()),
-        f"Time       about {f'{seconds / 60:.0f} min' if seconds >= 120 else f'{seconds:.0f} s'} of one core",
+        f"Time       about {duration(seconds)} of one core",
         f"Disk       about {megabytes:,.0f} MB",
         "Nothing was written.",
         "",
     ]
-
-
-def _slices(files: SeriesFiles) -> float:
-    """Told by the number of files (DICOM) or their size: no pixel is read for it."""
-    if files.kind == "dicom":
-        return len(files.files)
-    megabytes = sum(path.stat().st_size for path in files.files) / 1e6
-    return max(1.0, megabytes * (_ZIPPED_A_MB if files.files[0].suffix == ".gz" else _PLAIN_A_MB))
 
 
 def origins(layout: CohortLayout) -> list[str]:

@@ -3,7 +3,9 @@
 from collections.abc import Collection
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
+import SimpleITK as sitk  # noqa: N813
 
 from lungsynth.ct.dicom import read_dicom
 from lungsynth.ct.metaimage import read_metaimage
@@ -15,7 +17,7 @@ from lungsynth.errors import InputError, naming_file
 from lungsynth.hounsfield import CT_RANGE_HU, check_hu, to_int16
 from lungsynth.types import LabelVolume
 
-__all__ = ["read_mask", "read_volume"]
+__all__ = ["count_slices", "read_mask", "read_volume"]
 
 
 def read_volume(files: SeriesFiles) -> Volume:
@@ -45,6 +47,30 @@ def read_volume(files: SeriesFiles) -> Volume:
         modality_info=info,
         notes=notes,
     )
+
+
+def count_slices(files: SeriesFiles) -> int:
+    """Axial slices of a series, as its files' number (DICOM) or header says; 1 where that cannot be read."""
+    if files.kind == "dicom":
+        return len(files.files)
+    path = files.files[0]
+    try:
+        shape, affine = _nifti_grid(path) if is_nifti(path) else _metaimage_grid(path)
+        return max(1, int(shape[int(np.abs(affine[2, :3]).argmax())]))
+    except Exception:  # whatever it is, reading the file will say so
+        return 1
+
+
+def _nifti_grid(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
+    image = nib.Nifti1Image.from_filename(path)
+    return image.shape, np.asarray(image.affine)
+
+
+def _metaimage_grid(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return reader.GetSize(), np.array(reader.GetDirection()).reshape(3, 3)
 
 
 def read_mask(path: Path, like: Volume, *, values: Collection[int] | None = None) -> LabelVolume:

@@ -1,4 +1,4 @@
-"""Tables as text: CSV and Markdown."""
+"""Tables and durations as text."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-__all__ = ["csv_text", "markdown_table"]
+__all__ = ["csv_text", "duration", "markdown_table"]
 
 
 def csv_text(table: pd.DataFrame) -> str:
@@ -23,3 +23,8 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[s
     """Lines of a Markdown table."""
     cells = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(str(cell) for cell in line) + " |" for line in cells]
+
+
+def duration(seconds: float) -> str:
+    """For a report: seconds, or minutes from two on."""
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
