@@ -16,7 +16,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 .PHONY: demo test check fuzz kill tour tables bundles docs vendor clean
 
 demo: $(INSTALLED)
-	$(PY) scripts/synthesize.py --out demo --count 64 --seed 0 --lung-px 512
+	$(PY) scripts/synthesize.py --out demo --count 64 --seed 0
 
 # Two processes of one thread each: `import monai` costs each of them 10 s, and small tensors gain nothing from threads.
 test: $(INSTALLED_TEST)

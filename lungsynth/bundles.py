@@ -90,7 +90,7 @@ class LungGenerator(NamedTuple):
     weights: str
 
 
-_LUNG_GENERATORS = {  # by the pixels of their lungs' side; the first is used unless another is asked for
+_LUNG_GENERATORS = {  # by the pixels of their lungs' side
     256: LungGenerator(("inference.json", "inference_lung.json"), "model_lung.pt"),
     512: LungGenerator(("inference.json", "inference_lung.json", "inference_cascade.json"), "model_cascade.pt"),
 }
@@ -111,7 +111,7 @@ def bundle_root(bundles_dir: Path, name: str) -> Path:
     return root
 
 
-def lung_generator(lung_px: int = LUNG_PX[0]) -> LungGenerator:
+def lung_generator(lung_px: int) -> LungGenerator:
     """The generator of lungs with sides of so many pixels.
 
     Raises:

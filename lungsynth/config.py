@@ -324,7 +324,7 @@ class GenerateConfig:
         batch_size: samples that are written, and noted as done, together; no byte of them depends on it.
         workers: processes that render; no byte depends on it, either.
         catalogue: name of the catalogue in `out`.
-        lung_px: pixels of the generated lungs' sides, 256 (1.4 mm) or 512 (0.7 mm).
+        lung_px: pixels of the generated lungs' sides, 512 (0.7 mm) or 256 (1.4 mm).
         selection: of generated nodules and lungs.
         placement: of nodules on lungs.
         enhancement: of composites.
@@ -343,7 +343,7 @@ class GenerateConfig:
     batch_size: int = 16
     workers: int = 1
     catalogue: str = "catalogue.parquet"
-    lung_px: int = 256
+    lung_px: int = 512
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     enhancement: EnhancementConfig = field(default_factory=EnhancementConfig)

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lungsynth.bundles import LUNG_PX, lung_generator, nodule_rule, read_weights
+from lungsynth.bundles import lung_generator, nodule_rule, read_weights
 from lungsynth.categories import AS_LISTED, TEXTURES, CategoryRule
 from lungsynth.cohort.reader import Cohort, CohortSplit
 from lungsynth.config import GenerateConfig
@@ -52,7 +52,7 @@ _START_S = 25.0  # PyTorch, MONAI, the networks, and the look at some slices at 
 _NODULE_S, _LUNG_S, _PAIR_S = 1 / 268, 0.1, 2.3e-6
 _WRITE_S, _ENHANCE_S = 1 / 26, 0.09
 _CHECK_S = 0.25  # at 0.7 mm whatever the lung's pixels are
-_FINE_LUNG_S = 1.0
+_FINE_LUNG_S, _COARSE_PX = 1.0, 256
 _NODULE_MB, _LUNG_MB, _SAMPLE_MB, _ROW_MB = 0.0165, 0.262, 0.08, 24e-6
 
 
@@ -171,7 +171,7 @@ def estimate(config: GenerateConfig, *, rendered: bool) -> Estimate:
     tries = 0 if config.library else config.chosen.candidates
     generated = (sizes.nodules - real[0]) * tries, (sizes.lungs - real[1]) * tries
     samples = config.count * times
-    area = (config.lung_px / LUNG_PX[0]) ** 2
+    area = (config.lung_px / _COARSE_PX) ** 2
     lung_s = _LUNG_S if area == 1 else _FINE_LUNG_S
     seconds = _START_S + generated[0] * _NODULE_S + generated[1] * lung_s + sizes.groups * sizes.lungs * _PAIR_S
     megabytes = 0.0 if config.library else sizes.nodules * _NODULE_MB + sizes.lungs * _LUNG_MB * area

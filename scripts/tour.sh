@@ -48,7 +48,7 @@ python scripts/package_bundles.py --out "$tour/bundles" \
 
 # Of generated lungs and nodules alone: the few patients of the phantom are all needed as reals.
 step "synthesise composites, not enhanced"
-python scripts/synthesize.py --bundles "$tour/bundles" --out "$tour/composites" --count 12 --seed 1 --no-enhance
+python scripts/synthesize.py --bundles "$tour/bundles" --out "$tour/composites" --lung-px 256 --count 12 --seed 1 --no-enhance
 
 step "train cyclegan_bundle on them"
 cyclegan_settings=(--composite_dir "$tour/composites" --epoch_length 6 --batch_size 2 --crop_px 64)
@@ -63,7 +63,8 @@ python scripts/package_bundles.py --out "$tour/bundles" --overwrite --weights lu
     --weights wcapsgan="$tour/nodules" --weights wcapsgan="$tour/lungs" --weights cyclegan="$tour/cyclegan"
 
 step "synthesise through all stages"
-python scripts/synthesize.py --cohort "$tour/cohort" --bundles "$tour/bundles" --out "$tour/synthetic" --count 12 --seed 2
+python scripts/synthesize.py --cohort "$tour/cohort" --bundles "$tour/bundles" --out "$tour/synthetic" --lung-px 256 \
+    --count 12 --seed 2
 
 step "the notebook of the whole way, docs/tutorial.ipynb"
 if python -c "import ipykernel, nbclient" 2> /dev/null; then

@@ -173,8 +173,9 @@ def write_fake_bundles(bundles: Path, prefix: str) -> Path:
                     "weights": at.format("model_lung.pt"),
                 },
             },
+            "inference_cascade.json": {"sampler#weights": at.format("model_cascade.pt")},
         },
-        {"model.pt": linear_state(3), "model_lung.pt": linear_state(4)},
+        {"model.pt": linear_state(3), "model_lung.pt": linear_state(4), "model_cascade.pt": linear_state(4)},
     )
     write_bundle(
         bundles,

@@ -476,9 +476,9 @@ def test_the_script_says_where_everything_is(finished, store, capsys):
 
 def test_the_script_ends_with_2_and_one_sentence_on_weights_of_another_network(tmp_path, capsys):
     bundles = write_fake_bundles(tmp_path / "bundles", "strange")
-    write_weights(bundles / "wcapsgan_bundle" / "models" / "model_lung.pt", linear_state(9))
+    write_weights(bundles / "wcapsgan_bundle" / "models" / "model_cascade.pt", linear_state(9))
     out = tmp_path / "out"
     assert script().main(["--out", str(out), "--count", "4", "--seed", "1", "--bundles", str(bundles)]) == 2
     told = capsys.readouterr().err
-    assert "model_lung.pt: weights for another network" in told
+    assert "model_cascade.pt: weights for another network" in told
     assert not out.exists()
