@@ -1,8 +1,9 @@
 """Does the segmentation bundle find the nodules of a run's samples? A check of the images, not of the labels.
 
-The labels are known from how samples are made. What the bundle misses may be a faint nodule, a poor composite or a weak
-detector, so nothing is refused: the figures are logged beside the run. A nodule counts as found when the bundle gives
-one of its pixels a probability of at least one half; what it marks apart from all nodules counts as another finding.
+The labels are known from how samples are made. What the bundle misses may be a faint nodule, a poor composite or a
+weak detector, so nothing is refused: the figures are logged beside the run. Connected pixels of a probability of at
+least one half are a mark, if one of them reaches the bundle's operating point. A nodule that a mark touches counts as
+found; marks apart from all nodules count as other findings.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +16,11 @@ from tqdm import tqdm
 
 from lungsynth.ct.write import read_plane
 from lungsynth.hounsfield import Label
-from lungsynth.types import HuPlane, LabelPlane, MaskPlane
+from lungsynth.types import HuPlane, LabelPlane, MaskPlane, Plane
 
-__all__ = ["Segmenter", "check_detectability", "compare_with_label", "describe_detectability"]
+__all__ = ["Segmenter", "check_detectability", "compare_with_label", "describe_detectability", "marks_of"]
 
+_MARKED = 0.5  # probability from which on a pixel belongs to a mark
 _CHECKED_SAMPLES = 16  # half a second of the detector each
 _NEIGHBOURHOOD_PX = 3  # a mask that is a little wider than the label is no other finding
 
@@ -26,13 +28,16 @@ Segmenter = Callable[[HuPlane, tuple[float, float]], dict[str, np.ndarray]]
 """HU (H, W) and spacing (row, column) in mm -> probabilities `lung` and `nodule` (H, W)."""
 
 
-def check_detectability(samples: Sequence[Mapping[str, Any]], out: Path, segmenter: Segmenter) -> dict[str, float]:
+def check_detectability(
+    samples: Sequence[Mapping[str, Any]], out: Path, segmenter: Segmenter, *, operating_point: float
+) -> dict[str, float]:
     """Segments some of the samples, evenly spread over the catalogue.
 
     Args:
         samples: all of the run, at least one; their `image` and `label` name NIfTI files.
         out: folder of these files.
         segmenter: of `lung_seg_bundle`.
+        operating_point: its own, a probability.
 
     Returns:
         `checked_samples`, `checked_nodules`, `nodules_found` (share), `other_findings_per_slice`, `lung_dice`.
@@ -45,7 +50,7 @@ def check_detectability(samples: Sequence[Mapping[str, Any]], out: Path, segment
         label, _ = read_plane(out / samples[place]["label"])
         column_mm, row_mm = np.abs(np.diag(affine)[:2])
         maps = segmenter(hu, (float(row_mm), float(column_mm)))
-        slice_hits, slice_others = compare_with_label(maps["nodule"] >= 0.5, label)
+        slice_hits, slice_others = compare_with_label(marks_of(maps["nodule"], operating_point), label)
         hits += slice_hits
         others.append(slice_others)
         dice.append(_dice(maps["lung"] >= 0.5, np.isin(label, (Label.LUNG, Label.NODULE))))
@@ -68,6 +73,13 @@ def describe_detectability(figures: Mapping[str, float]) -> str:
         "nodules are hard for it in real CT, too. Labels do not depend on it: they are exact, because each nodule was "
         "put there"
     )
+
+
+def marks_of(probability: Plane, operating_point: float) -> MaskPlane:
+    """Pixels of one half or more whose connected ones reach the operating point."""
+    pieces, count = ndimage.label(probability >= _MARKED, structure=np.ones((3, 3)))
+    highest = np.concatenate([[0], ndimage.maximum(probability, pieces, np.arange(1, count + 1))])
+    return np.asarray((highest >= operating_point)[pieces] & (pieces > 0))
 
 
 def compare_with_label(marked: MaskPlane, label: LabelPlane) -> tuple[list[bool], int]:

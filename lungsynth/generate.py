@@ -336,7 +336,8 @@ class Pipeline:
 
     def check(self, run: Run) -> Figures:
         """lung_seg_bundle looks for the nodules of some samples: says how detectable they are, and changes nothing."""
-        return check_detectability(self.exported.samples, self.config.out, self.segmenter)
+        point = float(self.weights["lung_seg"].sidecar.get("operating_point", 0.5))
+        return check_detectability(self.exported.samples, self.config.out, self.segmenter, operating_point=point)
 
     def _write_report(self, run: Run, figures: Mapping[str, Figures]) -> None:
         """`report.html` and the data set card `README.md`; the parent run gets the report and the contact sheet."""

@@ -46,13 +46,13 @@ __all__ = [
 
 _ASSET_SETTINGS = ("own_grids", "per_category", "real_share", "real_voxels", "categories", "diameters_mm")
 _ASSETS_FILE = "assets.json"  # what the library beside a plan was made with
-# Seconds of one core (AVX2, float32) and megabytes at 256 pixels: what an estimate is made of. From runs of 8 and 40
-# samples with and without enhancement and check; lungs of 512 pixels have four times the pixels and ten times the work.
-_START_S = 25.0  # PyTorch, MONAI, the networks, and the look at some slices at the end
+# Seconds of one core (AVX2, float32) and megabytes at 256 pixels: what an estimate is made of. From runs of 8 to 64
+# samples at both sizes; lungs of 512 pixels have four times the pixels and seven times the work.
+_START_S = 12.0  # PyTorch, MONAI, the networks, and the look at some slices at the end
 _NODULE_S, _LUNG_S, _PAIR_S = 1 / 268, 0.1, 2.3e-6
-_WRITE_S, _ENHANCE_S = 1 / 26, 0.09
-_CHECK_S = 0.25  # at 0.7 mm whatever the lung's pixels are
-_FINE_LUNG_S, _COARSE_PX = 1.0, 256
+_WRITE_S, _ENHANCE_S = 0.01, 0.0075
+_CHECK_S = 0.2  # at 0.7 mm whatever the lung's pixels are
+_FINE_LUNG_S, _COARSE_PX = 0.7, 256
 _NODULE_MB, _LUNG_MB, _SAMPLE_MB, _ROW_MB = 0.0165, 0.262, 0.08, 24e-6
 
 

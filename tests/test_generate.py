@@ -22,7 +22,7 @@ from lungsynth.bundles import open_bundle
 from lungsynth.cohort.reader import Cohort
 from lungsynth.config import EnhancementConfig, GenerateConfig, PlacementConfig
 from lungsynth.ct.write import read_plane
-from lungsynth.detectability import compare_with_label
+from lungsynth.detectability import compare_with_label, marks_of
 from lungsynth.errors import InputError
 from lungsynth.export import formats
 from lungsynth.export.split import PARTS
@@ -290,6 +290,11 @@ def test_a_mark_finds_its_nodule_or_is_another_finding():
     marked[8:10, 8:10] = True  # on the first nodule's corner
     marked[33:35, 33:35] = True
     assert compare_with_label(marked, label) == ([True, False], 1)
+    probability = np.where(marked, np.float32(0.6), np.float32(0.1))
+    probability[33, 33] = 0.95
+    assert marks_of(probability, 0.9).sum() == 4
+    assert compare_with_label(marks_of(probability, 0.9), label) == ([False, False], 1)
+    assert not marks_of(np.zeros((4, 4), np.float32), 0.9).any()
 
 
 @pytest.mark.parametrize(
