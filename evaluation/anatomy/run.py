@@ -1,6 +1,6 @@
 """`lungsynth-eval anatomy`: the product's generator of lungs, and any images, judged by anatomy and by patches of lung.
 
-Files of the folder: `anatomy.md`, `anatomy.json`.
+Files of the folder: `anatomy.md`, `anatomy.json`, and `mixed.png` with `mixed_key.md`: real and generated slices.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from einops import repeat
+from PIL import Image
 from scipy import ndimage
 
 from evaluation.anatomy.compare import AnatomyJudgement
@@ -17,18 +19,24 @@ from evaluation.anatomy.outline import PIXEL_MM
 from evaluation.anatomy.reference import JUDGED_SLICES, AnatomyReference, read_anatomy_reference
 from evaluation.anatomy.table import anatomy_json, anatomy_markdown
 from evaluation.cohort_subsets import EvaluationSplit, Subset, open_subset
-from evaluation.generation.methods import OWN, SampleRequests, find_generators
+from evaluation.mixed import write_mixed
 from evaluation.runner import EvaluationResult, Report, Runner
+from lungsynth.bundles import lung_generator, open_bundle
+from lungsynth.cohort.montage import Tile
 from lungsynth.errors import InputError
-from lungsynth.hounsfield import to_int16
+from lungsynth.geometry import LUNG_FIELD_MM
+from lungsynth.hounsfield import DISPLAY_WINDOW, to_int16
 from lungsynth.similarity.samples import Samples
 from lungsynth.tracking import DEFAULT_URI
+from lungsynth.types import HuPlane
 
 __all__ = ["AnatomyConfig", "evaluate_anatomy"]
 
 Judges = Literal["held_out", "test", "validation"]
 
 _FIRST_SEED = 2_000_000  # of generated lungs; those of Table II begin elsewhere
+_SHOWN_PX, _COARSE_PX = 512, 256  # sides of the generator's lungs; the default first
+_MIXED, _TILE_PX = 16, 256  # slices of each side in the picture, and the sides of their tiles
 _BLUR_MM = 0.7
 _NOISE_HU = 20.0  # of white noise, about as much as there is
 
@@ -90,7 +98,7 @@ def evaluate_anatomy(config: AnatomyConfig, *, tracking_uri: str = DEFAULT_URI) 
 
 def _evaluate(config: AnatomyConfig, subset: Subset) -> Report:
     reference = read_anatomy_reference(config.cohort, config.splits, seed=config.seed)
-    rows = [(title, reference.judge(samples)) for title, samples in _sides(config, subset)]
+    rows = [(title, reference.judge(samples)) for title, samples in _sides(config)]
     table = {
         **subset.facts(),
         "split": config.split,
@@ -110,10 +118,13 @@ def _evaluate(config: AnatomyConfig, subset: Subset) -> Report:
     )
 
 
-def _sides(config: AnatomyConfig, subset: Subset) -> Iterator[tuple[str, Samples]]:
+def _sides(config: AnatomyConfig) -> Iterator[tuple[str, Samples]]:
     """What is judged, with its title."""
     if config.generator:
-        yield _generated(config, subset)
+        shown = _generated(config, _SHOWN_PX)
+        _write_mixed(config, shown)
+        yield f"**W-CapsuleGAN**, {_SHOWN_PX} x {_SHOWN_PX} pixels", shown
+        yield f"W-CapsuleGAN, {_COARSE_PX} x {_COARSE_PX} pixels", _generated(config, _COARSE_PX)
     for path in config.images:
         yield path.name, read_images(path, count=config.count)
     if config.controls:
@@ -122,15 +133,37 @@ def _sides(config: AnatomyConfig, subset: Subset) -> Iterator[tuple[str, Samples
         yield "training patients, noise added", _changed(real, noise_hu=_NOISE_HU, seed=config.seed)
 
 
-def _generated(config: AnatomyConfig, subset: Subset) -> tuple[str, Samples]:
-    (method,), _ = find_generators("lungs", subset, config.bundles, config.bundles, requested=[OWN])
+def _generated(config: AnatomyConfig, lung_px: int) -> Samples:
+    """Lungs of the product's generator with sides of so many pixels."""
+    sampler = open_bundle(config.bundles, "wcapsgan", **lung_generator(lung_px)._asdict())
     first = _FIRST_SEED * (config.seed + 1)
-    requests = SampleRequests(
-        seeds=tuple(range(first, first + config.count)),
+    seeds = range(first, first + config.count)
+    made = sampler(list(seeds), ["normal"] * config.count, [None] * config.count)
+    names = tuple(f"seed {seed}" for seed in seeds)
+    return Samples(
+        hu=made["hu"],
+        mask=made["mask"].astype(np.float16),
         categories=("normal",) * config.count,
-        diameters_mm=(None,) * config.count,
+        owners=names,
+        names=names,
+        spacing_mm=LUNG_FIELD_MM / lung_px,
     )
-    return method.title, method.open()(requests).samples
+
+
+def _write_mixed(config: AnatomyConfig, generated: Samples) -> None:
+    """`mixed.png`: real slices, each of another patient as far as there are any, and as many generated ones."""
+    rng, real = np.random.default_rng(config.seed), read_native_lungs(config.cohort, config.splits)
+    rank = {owner: iter(range(len(real))) for owner in real.owners}
+    turns = [next(rank[owner]) for owner in real.owners]
+    order = np.lexsort((rng.permutation(len(real)), np.array(turns)))[:_MIXED]
+    tiles = [(_tile(real.hu[i]), "real") for i in order]
+    tiles += [(_tile(generated.hu[i]), "generated") for i in rng.permutation(len(generated))[: len(order)]]
+    write_mixed(tiles, config.out, what="held-out slices and generated lungs", rng=rng)
+
+
+def _tile(hu: HuPlane) -> Tile:
+    picture = Image.fromarray(DISPLAY_WINDOW.to_grey(hu)).resize((_TILE_PX, _TILE_PX), Image.Resampling.BICUBIC)
+    return repeat(np.asarray(picture), "h w -> h w c", c=3)
 
 
 def _changed(samples: Samples, *, blur_px: float = 0.0, noise_hu: float = 0.0, seed: int = 0) -> Samples:

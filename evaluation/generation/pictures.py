@@ -13,11 +13,11 @@ from evaluation.generation.figures import GenerationFigures
 from evaluation.generation.methods import GeneratedSamples
 from evaluation.generation.reference import GenerationReference
 from evaluation.methods import Method
+from evaluation.mixed import write_mixed
 from evaluation.plots import plot_file
-from evaluation.tables import markdown_table
 from lungsynth.cohort.montage import Tile, spread, tile_block
 from lungsynth.hounsfield import DISPLAY_WINDOW
-from lungsynth.io.atomic import write_picture, write_text
+from lungsynth.io.atomic import write_picture
 from lungsynth.similarity.copies import find_copies
 from lungsynth.similarity.samples import SampleKind, Samples, as_shown
 
@@ -26,7 +26,6 @@ __all__ = ["MeasuredGenerator", "write_pictures"]
 _NODULE_PX, _LUNG_PX = 112, 192  # side of a tile
 _MARGIN_PX = 12  # cut off each side of a nodule's patch in close-ups: the middle 28 mm are left
 _COLUMNS: Mapping[SampleKind, int] = {"nodules": 16, "lungs": 8, "slices": 8}
-_MIXED_COLUMNS = 8
 _MIXED = 32  # samples of each side
 _NEAREST = 8  # samples
 _CHECK_COLUMNS = 4
@@ -95,17 +94,7 @@ def _write_mixed(row: MeasuredGenerator, reference: GenerationReference, folder:
         for side, samples, categories, places in sides
         for i in places
     ]
-    mixed = [tiles[i] for i in rng.permutation(len(tiles))]
-    caption = f"{half} real, {half} generated: which?  Rows from the top, columns from the left"
-    picture = tile_block(caption, [tile for tile, _ in mixed], columns=_MIXED_COLUMNS)
-    write_picture(folder / "mixed.png", Image.fromarray(picture))
-    lines = []
-    for number, start in enumerate(range(0, len(mixed), _MIXED_COLUMNS), start=1):
-        names = [name for _, name in mixed[start : start + _MIXED_COLUMNS]]
-        lines.append([str(number), *names, *[""] * (_MIXED_COLUMNS - len(names))])
-    title = f"# Key of mixed.png: held-out {reference.kind} and {row.method.title}\n\n"
-    head = ["row", *map(str, range(1, _MIXED_COLUMNS + 1))]
-    write_text(folder / "mixed_key.md", title + markdown_table(head, lines))
+    write_mixed(tiles, folder, what=f"held-out {reference.kind} and {row.method.title}", rng=rng)
 
 
 def _nearest_montage(row: MeasuredGenerator, reference: GenerationReference) -> Image.Image:
