@@ -15,7 +15,6 @@ from torch.nn import functional
 from .common.weights import load_state, read_state
 from .detail import DetailGenerator, NoiseShape, enlarged
 from .latents import seeded_generator
-from .modules import Smooth, gaussian_taps
 from .network import Generator
 
 __all__ = ["Cascade", "load_layout", "lungs_in", "noise_of", "quiet_air"]
@@ -37,15 +36,12 @@ class Cascade(nn.Module):
         detail: restores `coarse_size` pixels to `coarse_size * detail.factor`.
         coarse_size: pixels of the layout's side.
         size: pixels of a sample's side: those of the detail, or half or a quarter of them, averaged.
-        soften_px: standard deviation of a last filter, in pixels of the detail; 0 for none.
 
     Raises:
         ValueError: when a size is no multiple of the other.
     """
 
-    def __init__(
-        self, *, layout: Generator, detail: DetailGenerator, coarse_size: int, size: int, soften_px: float = 0.0
-    ) -> None:
+    def __init__(self, *, layout: Generator, detail: DetailGenerator, coarse_size: int, size: int) -> None:
         super().__init__()
         full = coarse_size * detail.factor
         if full % size or layout.size % coarse_size:
@@ -55,7 +51,6 @@ class Cascade(nn.Module):
             )
         self.layout, self.detail = layout, detail
         self.coarse_size, self.size = coarse_size, size
-        self.soften = Smooth(1, taps=gaussian_taps(soften_px))
         self.spatial_dims, self.n_categories = layout.spatial_dims, layout.n_categories
         self.latent_dim = layout.latent_dim + detail.style_dim
 
@@ -71,7 +66,7 @@ class Cascade(nn.Module):
         seen = functional.pad(coarse[:, :1], [_MARGIN] * 4, mode="replicate")
         shapes = self.detail.noise_shapes(seen.shape[-2], seen.shape[-1], margin=_MARGIN)
         noise = [field.to(seen) for field in noise_of(latent, shapes)]
-        image = self.soften(self.detail(seen, latent[:, self.layout.latent_dim :], noise, _MARGIN))
+        image = self.detail(seen, latent[:, self.layout.latent_dim :], noise, _MARGIN)
         image = quiet_air(image, coarse)
         mask = lungs_in(image, enlarged(coarse[:, 1:], self.detail.factor))
         return functional.avg_pool2d(torch.cat([image, mask], dim=1), image.shape[-1] // self.size)
