@@ -1,6 +1,6 @@
 """What the threshold of scripts/separate.py costs: nodules missed against normal slices thrown away.
 
-python benchmarks/separation.py --cohort COHORT [--bundles DIR] [--json FILE]
+python benchmarks/separation.py --cohort COHORT [--bundles DIR] [--json FILE] [--montage PNG]
 
 Patients of the validation and test parts only. A slice is taken out of the normal set at a threshold when a candidate
 of at least that probability reaches it or comes as near as the gap; so each slice has one number, the highest
@@ -10,6 +10,9 @@ probability that takes it out, and all thresholds follow from it. The rule is th
   laid on held-out normal slices) and on the slices of experts' masks.
 - discarded: normal slices that would be thrown away, of all normal ones. Of series that an expert has looked at, and of
   series that nobody has looked at, where some may be no error.
+
+The montage shows both at the operating point: normal slices that would be thrown away, and slices with a nodule
+(outlined) that would count as normal.
 """
 
 import argparse
@@ -25,15 +28,17 @@ from separation_composites import CompositeSettings, HeldOutNodules, insert_nodu
 from tqdm import tqdm
 
 from lungsynth.bundles import read_weights
+from lungsynth.cohort.montage import Tile, outlined, spread, stack_blocks, tile_block
 from lungsynth.cohort.reader import Cohort
 from lungsynth.cohort.schema import SeriesRow, SliceRow
 from lungsynth.cohort.series_rows import SeriesRows
 from lungsynth.cohort.slices import SliceStack, read_stacks
 from lungsynth.errors import InputError
-from lungsynth.io.atomic import write_json
+from lungsynth.hounsfield import Label
+from lungsynth.io.atomic import write_json, write_picture
 from lungsynth.pseudo_labels.candidates import find_candidates, open_detector, operating_point
 from lungsynth.pseudo_labels.series import still_normal
-from lungsynth.types import CandidateDetector
+from lungsynth.types import CandidateDetector, HuPlane, MaskPlane
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 HELD_OUT = ("validation", "test")
@@ -47,17 +52,20 @@ GROUPS = {
 }
 BOOTSTRAPS = 2000
 FEWEST_PATIENTS = 5  # with fewer, an interval over patients says nothing
+TILE_PX, TILES, COLUMNS = 224, 24, 8  # of a block of the montage
+INSERTED_HU = 60  # a composite differs by more from its slice where its nodule is
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A slice: its group, whose it is, which nodule (composites), its diameter, and what takes it out."""
+    """A slice: its group, whose it is, which nodule (composites), its diameter, what takes it out, and its picture."""
 
     group: str
     patient: str
     nodule: str
     diameter_mm: float
     taken_out_at: float
+    tile: Tile
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -65,9 +73,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cohort", type=Path, required=True, help="folder written by scripts/prepare.py")
     parser.add_argument("--bundles", type=Path, default=BUNDLES)
     parser.add_argument("--min-diameter-mm", type=float, default=3.0, metavar="MM")
+    parser.add_argument("--gap-mm", type=float, metavar="MM", help="around a candidate (default: the cohort's)")
     parser.add_argument("--rounds", type=int, default=6, help="times that nodules are laid on the lungs (default: 6)")
     parser.add_argument("--seed", type=int, default=0, help="of the composites and of the intervals")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument("--montage", type=Path, metavar="PNG", help="also draw what was lost and what was kept")
     return parser.parse_args(argv)
 
 
@@ -106,10 +116,11 @@ def look_at_scans(source: Cohort, look: Any) -> Iterator[Seen]:
     for rows, series in tqdm(list(held_out(source)), desc="scans", unit="series"):
         looked = "expert" if series.nodule_mask == "data" else "unseen"
         for stack, slices in stacks_of(source, series, rows):
-            for row, at in zip(slices, look(stack, slices), strict=True):
+            for place, (row, at) in enumerate(zip(slices, look(stack, slices), strict=True)):
                 group = _group(row, looked)
                 if group is not None:
-                    yield Seen(group, series.patient_id, "", np.nan, at)
+                    tile = _tile(stack.volume.plane(place), stack.labels[place] == Label.NODULE)
+                    yield Seen(group, series.patient_id, "", np.nan, at, tile)
 
 
 def _group(row: SliceRow, looked: str) -> str | None:
@@ -131,7 +142,30 @@ def look_at_composites(source: Cohort, look: Any, settings: CompositeSettings) -
             if inserted:
                 at = look(composite, slices)
                 for k, nodule in inserted.items():
-                    yield Seen("impurity_composites", nodule.patient_id, nodule.nodule_id, nodule.diameter_mm, at[k])
+                    hu = composite.volume.plane(k)
+                    tile = _tile(hu, np.abs(hu - stack.volume.plane(k)) > INSERTED_HU)
+                    name = "impurity_composites"
+                    yield Seen(name, nodule.patient_id, nodule.nodule_id, nodule.diameter_mm, at[k], tile)
+
+
+def _tile(hu: HuPlane, nodule: MaskPlane) -> Tile:
+    """The middle square of a slice, a nodule outlined."""
+    side = min(hu.shape)
+    top, left = ((size - side) // 2 for size in hu.shape)
+    middle = (slice(top, top + side), slice(left, left + side))
+    return outlined(hu[middle], nodule[middle], TILE_PX)
+
+
+def write_montage(path: Path, seen: Sequence[Seen], threshold: float) -> None:
+    """Draws some of the normal slices that are lost at a threshold, and of the nodule slices that are kept."""
+    lost = [s for s in seen if s.group.startswith("discarded") and s.taken_out_at >= threshold]
+    kept = [s for s in seen if s.group.startswith("impurity") and s.taken_out_at < threshold]
+    blocks = [
+        tile_block(f"{name}: {min(len(of), TILES)} of {len(of)}", [s.tile for s in spread(of, TILES)], columns=COLUMNS)
+        for name, of in (("normal slices lost", lost), ("nodule slices kept as normal", kept))
+        if of
+    ]
+    write_picture(path, stack_blocks(blocks))
 
 
 def share(hits: np.ndarray, patients: Sequence[str], rng: np.random.Generator) -> dict[str, float | None]:
@@ -199,19 +233,20 @@ def print_table(result: dict[str, Any]) -> None:
     print(", ".join(f"{size}: {_text(figure)}" for size, figure in chosen["impurity_by_mm"].items()))
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Seen]]:
     source = Cohort.open(args.cohort)
     weights = read_weights(args.bundles, "lung_seg")
-    gap_mm = float(source.settings["nodule_gap_mm"])
+    own_gap_mm = float(source.settings["nodule_gap_mm"])
+    gap_mm = own_gap_mm if args.gap_mm is None else args.gap_mm
     detector = open_detector(args.bundles)
     point = operating_point(detector)
 
     def look(stack: SliceStack, slices: Sequence[SliceRow]) -> np.ndarray:
         return taken_out_at(detector, stack, slices, min_diameter_mm=args.min_diameter_mm, gap_mm=gap_mm)
 
-    settings = CompositeSettings(rounds=args.rounds, seed=args.seed, apart_mm=gap_mm + 5)
+    settings = CompositeSettings(rounds=args.rounds, seed=args.seed, apart_mm=own_gap_mm + 5)
     seen = [*look_at_scans(source, look), *look_at_composites(source, look, settings)]
-    return {
+    figures = {
         "weights": weights.sha256,
         "same_split": weights.sidecar.get("split_hash") == source.split_hash,
         "min_diameter_mm": args.min_diameter_mm,
@@ -222,12 +257,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "operating_point": point,
         "thresholds": [figures_at(seen, threshold, args.seed) for threshold in sorted({*THRESHOLDS, point})],
     }
+    return figures, seen
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
-        result = measure(args)
+        result, seen = measure(args)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
@@ -236,6 +272,8 @@ def main(argv: list[str] | None = None) -> int:
     print_table(result)
     if args.json:
         write_json(args.json, result)
+    if args.montage:
+        write_montage(args.montage, seen, result["operating_point"])
     return 0
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from separation_toys import draw, paint, write_rigged_bundles, write_unlabelled
 
 from lungsynth.cohort.phantom.files import write_msd
@@ -86,3 +87,15 @@ def test_the_interval_of_a_share_holds_it_and_is_wider_when_patients_differ(benc
     even, uneven = (benchmark.share(hits, patients, np.random.default_rng(0)) for hits in (mixed, sorted_by_patient))
     assert even["low"] < even["value"] < even["high"]
     assert uneven["high"] - uneven["low"] > 2 * (even["high"] - even["low"])
+
+
+@pytest.mark.parametrize(("threshold", "blocks"), [(0.5, 2), (0.05, 1)])
+def test_the_montage_shows_normal_slices_lost_and_nodule_slices_kept(benchmark, tmp_path, threshold, blocks):
+    tile = np.full((benchmark.TILE_PX, benchmark.TILE_PX, 3), 90, np.uint8)
+    taken_out = {"discarded_unseen": (0.9, 0.0), "impurity_expert": (0.2, 0.99)}
+    seen = [benchmark.Seen(group, "p", "", np.nan, at, tile) for group, pair in taken_out.items() for at in pair]
+    benchmark.write_montage(tmp_path / "montage.png", seen, threshold)
+    picture = np.asarray(Image.open(tmp_path / "montage.png"))
+    tiles = (picture == 90).all(axis=-1).sum() / benchmark.TILE_PX**2
+    assert tiles == blocks
+    assert picture.shape[1] == benchmark.COLUMNS * benchmark.TILE_PX

@@ -95,8 +95,8 @@ def lung_of(hu: HuPlane) -> MaskPlane:
     air = np.pad(hu < _DENSER_THAN_LUNG_HU, _CLOSING_PX, mode="edge")
     closed = ndimage.binary_closing(air, iterations=_CLOSING_PX)[(slice(_CLOSING_PX, -_CLOSING_PX),) * 2]
     pieces, count = ndimage.label(closed)
-    levels = ndimage.mean(hu, pieces, np.arange(count + 1))
-    return np.asarray(closed & (levels >= _OUTSIDE_HU)[pieces])
+    numbers = np.arange(1, count + 1)
+    return np.isin(pieces, numbers[ndimage.mean(hu, pieces, numbers) >= _OUTSIDE_HU])
 
 
 def cut_windows(lungs: Sequence[tuple[HuPlane, MaskPlane]], count: int, *, seed: int) -> TrainingWindows:
