@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from scipy.stats import wasserstein_distance
 
+from evaluation.generation.methods import TABLE_LUNG_PX
 from evaluation.metrics.bootstrap import Estimate, estimate, estimate_ratio, patient_index
 from evaluation.metrics.c2st import balanced_accuracy, c2st_cnn, c2st_logistic
 from evaluation.metrics.fid_kid import frechet_distance, kernel_distance, kernel_matrices
@@ -43,7 +44,6 @@ from lungsynth.similarity.samples import Samples, as_shown, join, owner_folds, r
 from lungsynth.similarity.selection import CandidateSource, SimilarityScores, preference
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
-LUNG_PX = 256  # of the lungs that are ranked, the grid of Table II
 KEPT_PER_REAL = 3
 CANDIDATES = (1, 2, 3, 4)
 RESAMPLES, PAIRS = 200, 600
@@ -196,7 +196,7 @@ def make_candidates(
     real: ReferenceSet, held_out: Samples, args: argparse.Namespace, seconds: dict[str, float]
 ) -> dict[str, Candidates]:
     """Of each category as many as the largest number of candidates needs; notes the time of making and ranking."""
-    layer: dict[str, Any] = lung_generator(LUNG_PX)._asdict() if args.kind == "lungs" else {}
+    layer: dict[str, Any] = lung_generator(TABLE_LUNG_PX)._asdict() if args.kind == "lungs" else {}
     sampler = open_bundle(args.bundles, "wcapsgan", **layer)
     selection = Selection(strategy="coverage", candidates=max(CANDIDATES), cohort=args.cohort)
     source = CandidateSource(sampler=sampler, kind=args.kind, selection=selection, real=real)
@@ -243,7 +243,7 @@ def as_json(rows: list[dict[str, Any]], seconds: dict[str, float], args: argpars
     plain = [{k: asdict(v) if isinstance(v, Estimate) else v for k, v in row.items()} for row in rows]
     split_hash = Cohort.open(args.cohort).split_hash
     weights = read_weights(
-        args.bundles, "wcapsgan", **({"file": lung_generator(LUNG_PX).weights} if args.kind == "lungs" else {})
+        args.bundles, "wcapsgan", **({"file": lung_generator(TABLE_LUNG_PX).weights} if args.kind == "lungs" else {})
     )
     facts = {name: getattr(args, name) for name in ("kind", "part", "features", "seed")}
     return {**facts, "split_hash": split_hash, "weights": weights.sha256, "seconds": seconds, "rows": plain}

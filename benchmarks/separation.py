@@ -1,6 +1,6 @@
-"""What the threshold of scripts/separate.py costs: nodules missed against normal slices thrown away.
+"""What the threshold of `lungsynth pseudo-label` costs: nodules missed against normal slices thrown away.
 
-python benchmarks/separation.py --cohort COHORT [--bundles DIR] [--json FILE] [--montage PNG]
+python benchmarks/separation.py --cohort COHORT [--bundles DIR] [--gap-mm MM] [--json FILE] [--montage PNG]
 
 Patients of the validation and test parts only. A slice is taken out of the normal set at a threshold when a candidate
 of at least that probability reaches it or comes as near as the gap; so each slice has one number, the highest
@@ -144,8 +144,8 @@ def look_at_composites(source: Cohort, look: Any, settings: CompositeSettings) -
                 for k, nodule in inserted.items():
                     hu = composite.volume.plane(k)
                     tile = _tile(hu, np.abs(hu - stack.volume.plane(k)) > INSERTED_HU)
-                    name = "impurity_composites"
-                    yield Seen(name, nodule.patient_id, nodule.nodule_id, nodule.diameter_mm, at[k], tile)
+                    about = ("impurity_composites", nodule.patient_id, nodule.nodule_id, nodule.diameter_mm)
+                    yield Seen(*about, at[k], tile)
 
 
 def _tile(hu: HuPlane, nodule: MaskPlane) -> Tile:

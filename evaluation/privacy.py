@@ -25,6 +25,7 @@ from jaxtyping import Float
 
 from evaluation.cohort_subsets import open_subset
 from evaluation.enhancement import share_with_interval
+from evaluation.generation.methods import TABLE_LUNG_PX
 from evaluation.methods import Relation, relation_to
 from evaluation.metrics.bootstrap import Estimate, PatientCounts, estimate, patient_index
 from evaluation.runner import FORMAT, EvaluationResult
@@ -42,7 +43,6 @@ from lungsynth.similarity.selection import CandidateSource
 __all__ = ["FALSE_POSITIVES", "PrivacyCard", "PrivacyConfig", "evaluate_privacy", "measure_privacy", "true_positives"]
 
 FALSE_POSITIVES = 0.01
-_LUNG_PX = 256  # of the lungs that are compared, the grid of Table II
 _KINDS: tuple[SampleKind, ...] = ("nodules", "lungs")
 _HELD_OUT = ("validation", "test")
 _DRAWS = 20  # of as many training patients as are held out, over which the first figure is averaged
@@ -116,7 +116,7 @@ def evaluate_privacy(config: PrivacyConfig) -> EvaluationResult:
     """
     subset = open_subset(config.cohort, "test")
     weights = {"nodules": read_weights(config.bundles, "wcapsgan")}
-    weights["lungs"] = read_weights(config.bundles, "wcapsgan", file=lung_generator(_LUNG_PX).weights)
+    weights["lungs"] = read_weights(config.bundles, "wcapsgan", file=lung_generator(TABLE_LUNG_PX).weights)
     identity = {"cohort": subset.cohort.identity, "count": config.count, "seed": config.seed}
     identity |= {kind: info.sha256 for kind, info in weights.items()}
     rule = nodule_rule(config.bundles)
@@ -266,7 +266,7 @@ def _generate(config: PrivacyConfig, kind: SampleKind, like: Samples) -> Samples
     if kind == "nodules":
         sampler = open_bundle(config.bundles, "wcapsgan")
     else:
-        sampler = open_bundle(config.bundles, "wcapsgan", **lung_generator(_LUNG_PX)._asdict())
+        sampler = open_bundle(config.bundles, "wcapsgan", **lung_generator(TABLE_LUNG_PX)._asdict())
     source = CandidateSource(sampler=sampler, kind=kind, selection=SelectionConfig().resolve(None))
     stream = SeedStream.GENERATED_NODULES if kind == "nodules" else SeedStream.GENERATED_LUNGS
     parts = [

@@ -25,7 +25,7 @@ from evaluation.methods import (
     usable_methods,
 )
 from evaluation.paper import GENERATOR_NAMES
-from lungsynth.bundles import open_bundle, read_weights, read_weights_file, resolved_config
+from lungsynth.bundles import lung_generator, open_bundle, read_weights, read_weights_file, resolved_config
 from lungsynth.errors import InputError
 from lungsynth.similarity.samples import SampleKind, Samples
 
@@ -33,6 +33,7 @@ __all__ = [
     "AVERAGE",
     "MEMORISER",
     "OWN",
+    "TABLE_LUNG_PX",
     "GeneratedSamples",
     "SampleGenerator",
     "SampleRequests",
@@ -43,16 +44,17 @@ __all__ = [
 ]
 
 OWN = "w_capsulegan"
+TABLE_LUNG_PX = 256  # of the lungs that tables compare, 1.4 mm; docs/results/anatomy.md has those of 512
 MEMORISER, AVERAGE = "memoriser", "average"
 _MEAN_OF = 8  # training samples that the average baseline blends: enough to lose all detail
 _BUNDLE = "wcapsgan"
 _CONFIGS: Mapping[SampleKind, tuple[str, ...]] = {
     "nodules": ("inference.json",),
-    "lungs": ("inference.json", "inference_lung.json"),
+    "lungs": lung_generator(TABLE_LUNG_PX).configs,
     "slices": ("inference.json", "inference_lung.json", "inference_slice.json"),
 }
 _KIND_OVERLAYS = {"cascade", "cube", "lung", "slice"}  # say what is generated, not by which method
-_OWN_WEIGHTS: Mapping[SampleKind, str] = {"nodules": "model.pt", "lungs": "model_lung.pt"}
+_OWN_WEIGHTS: Mapping[SampleKind, str] = {"nodules": "model.pt", "lungs": lung_generator(TABLE_LUNG_PX).weights}
 _NOT_IN_TABLE: Mapping[SampleKind, set[str]] = {  # no row there, so that nobody misses them
     "nodules": set(),
     "lungs": set(),

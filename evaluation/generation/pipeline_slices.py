@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from evaluation.cohort_subsets import Subset
-from evaluation.generation.methods import GeneratedSamples, SampleRequests
+from evaluation.generation.methods import TABLE_LUNG_PX, GeneratedSamples, SampleRequests
 from evaluation.methods import (
     Method,
     Relation,
@@ -53,7 +53,6 @@ PIPELINE_ROWS: Mapping[str, str] = {
     "two_stage": "Two stages (this method): composed and enhanced",
 }
 _ENHANCED_ROW = "two_stage"
-_LUNG_PX = 256  # of the lungs that Tables II and III compare, 1.4 mm; docs/results/anatomy.md has those of 512
 _BEST_TO_WORST: tuple[Relation, ...] = ("held_out", "other_collections", "may_have_trained")
 
 
@@ -112,7 +111,7 @@ def _pipeline_method(name: str, subset: Subset, bundles: Path, folder: Path, *, 
             "classes."
         )
     nodules = read_weights(bundles, "wcapsgan")
-    lungs = read_weights(bundles, "wcapsgan", file=lung_generator(_LUNG_PX).weights)
+    lungs = read_weights(bundles, "wcapsgan", file=lung_generator(TABLE_LUNG_PX).weights)
     enhanced = name == _ENHANCED_ROW
     last = {key: read_weights(bundles, key) for key in ("cyclegan", "lung_seg")} if enhanced else {}
     selection = selection_identity(SelectionConfig().resolve(subset.folder))
@@ -159,14 +158,14 @@ def _make_catalogue(run: _PipelineRun) -> tuple[AssetLibrary, Catalogue]:
         bundles=run.bundles,
         cohort=run.subset.folder,
         placement=PlacementConfig(real_share=0.0),
-        lung_px=_LUNG_PX,
+        lung_px=TABLE_LUNG_PX,
     )
     if not (run.folder / "assets.parquet").exists():
         samplers = open_samplers(
             run.bundles,
             nodule_weights=run.nodule_weights,
             lung_weights=run.lung_weights,
-            lungs=lung_generator(_LUNG_PX),
+            lungs=lung_generator(TABLE_LUNG_PX),
             rule=nodule_rule(run.bundles),
         )
         make_assets(AssetLibrary(run.folder), samplers, config)
