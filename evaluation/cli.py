@@ -370,7 +370,7 @@ def _add_trials(parser: argparse.ArgumentParser) -> None:
 
 
 def _trials(options: argparse.Namespace) -> Report:
-    from evaluation.trials import TrialEvaluationConfig, evaluate_trials
+    from evaluation.trials.run import TrialEvaluationConfig, evaluate_trials
 
     return _report(evaluate_trials(_settings(options, TrialEvaluationConfig), tracking_uri=tracking_uri(options)))
 
