@@ -7,8 +7,9 @@ from scipy import ndimage
 
 from evaluation.segmentation.windows import SIDE_PX, NoduleView
 from evaluation.trials.agreement import Agreement
-from evaluation.trials.arms import ARMS, _lung, _Spot
+from evaluation.trials.arms import ARMS, _Spot
 from evaluation.trials.removal import without_nodule
+from evaluation.utility.windows import lung_of
 from lungsynth.cohort.schema import NoduleRow
 from lungsynth.compositing.render import render
 from lungsynth.hounsfield import Label
@@ -35,14 +36,14 @@ def window(patient="p", name="n", texture="solid", radius=4):
 def test_air_outside_the_body_is_no_lung():
     hu = window().hu[0].copy()
     hu[:, 80:] = -1000
-    lung = _lung(hu)
+    lung = lung_of(hu)
     assert lung[:, :60].mean() > 0.9
     assert not lung[:, 70:].any()
 
 
 def test_a_nodule_is_painted_over_with_lung_and_nothing_else_changes():
     view = window()
-    lung = _lung(view.hu[0]) | view.mask
+    lung = lung_of(view.hu[0]) | view.mask
     cleared = without_nodule(view.hu[0], view.mask, lung, rng=np.random.default_rng(0))
     assert cleared[view.mask].max() < -780, "lung is -850 HU with noise of 15"
     assert 10 < cleared[view.mask].std() < 20, "its noise as well"

@@ -27,12 +27,13 @@ from evaluation.cohort_subsets import Subset
 from evaluation.methods import digest_of
 from evaluation.segmentation.windows import NoduleView
 from evaluation.trials.removal import without_nodule
+from evaluation.utility.windows import lung_of
 from lungsynth.bundles import open_bundle, read_weights
 from lungsynth.cohort.files import read_arrays
 from lungsynth.compositing.render import Renderer
 from lungsynth.errors import InputError, naming_file
 from lungsynth.geometry import PATCH_SPACING_MM, axial_affine, disc_diameter
-from lungsynth.hounsfield import DENSE_HU, Label
+from lungsynth.hounsfield import Label
 from lungsynth.io.atomic import write_arrays
 from lungsynth.placement.assets import Asset, AssetLibrary
 from lungsynth.placement.catalogue import make_recipe
@@ -51,9 +52,7 @@ ARMS = ("own", "donor", "generated", "elsewhere")  # those that were put in
 Arms = dict[str, list[NoduleView]]  # by arm, and REAL: the same nodules in each, in the same order
 
 _STEP = 1.08  # ratio of the diameters that nodules are generated for
-_OUTER_AIR_HU = -950  # a piece of air that is emptier on average lies outside the body
 _SMALLEST_LUNG_PX = 400  # 2 cm2
-_CLOSED_PX = 4
 _CLASSES_MM = (1.0, 5.0)  # of the distance from a nodule's edge to the pleura
 
 _Placed = tuple[NoduleGroup, tuple[NodulePlacement, ...]]
@@ -205,7 +204,7 @@ class _Spot:
     def of(cls, view: NoduleView, library: AssetLibrary, *, rng: np.random.Generator) -> "_Spot | None":
         """Of a view; None where there is too little lung."""
         hu = view.hu[view.index]
-        lung = _closed(_lung(hu) | view.mask)
+        lung = lung_of(hu) | view.mask
         cleared = without_nodule(hu, view.votes > 0, lung, rng=rng) if lung.sum() >= _SMALLEST_LUNG_PX else None
         if cleared is None:
             return None
@@ -251,18 +250,3 @@ class _Spot:
         anywhere: Mapping[str, Level] = {"diameter_mm": self.diameter_mm}
         cells = {**anywhere, "distance_mm": self.distance_mm}, anywhere
         return next((p for cell in cells if (p := place_nodule(self.host, nodule, cell, seed=seed))), None)
-
-
-def _lung(hu: np.ndarray) -> np.ndarray:
-    """What is lung in a window: air that is not outside the body, in pieces of some size."""
-    pieces, count = ndimage.label(hu < DENSE_HU)
-    index = np.arange(1, count + 1)
-    sizes, levels = np.bincount(pieces.ravel())[1:], ndimage.mean(hu, pieces, index)
-    lungs = index[(sizes >= _SMALLEST_LUNG_PX) & (np.asarray(levels) > _OUTER_AIR_HU)]
-    return np.isin(pieces, lungs)
-
-
-def _closed(lung: np.ndarray) -> np.ndarray:
-    """With the vessels and the small bays of its edge."""
-    padded = ndimage.binary_closing(np.pad(lung, _CLOSED_PX, mode="edge"), iterations=_CLOSED_PX)
-    return padded[_CLOSED_PX:-_CLOSED_PX, _CLOSED_PX:-_CLOSED_PX]
